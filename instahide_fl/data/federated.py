@@ -1,0 +1,95 @@
+"""What a simulated federation trains on: data set, partition and pool together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from instahide_fl.config import Config
+from instahide_fl.data.augment import Augmentation
+from instahide_fl.data.datasets import ImageDataset, augmentation_for, load_dataset
+from instahide_fl.data.partition import Partition, cached_partition
+from instahide_fl.data.pool import MixingPool
+from instahide_fl.errors import ConfigError
+from instahide_fl.types import PrivateSplit
+
+
+@dataclass(frozen=True)
+class FederatedData:
+    """The data of a federation.
+
+    Attributes:
+        dataset: training images (of all clients) and clean test images.
+        partition: which client holds which training image.
+        pool: public images; None where no encoding uses any.
+        augmentation: of private images; None for none.
+    """
+
+    dataset: ImageDataset
+    partition: Partition
+    pool: MixingPool | None
+    augmentation: Augmentation | None
+
+    def split(self, client: int) -> PrivateSplit:
+        """Return the images of client 0..num_clients-1."""
+        train = self.dataset.train
+        rows = self.partition[client]
+        return PrivateSplit(
+            train.images[rows], train.targets[rows], train.num_classes, train.statistics
+        )
+
+
+def load_pool(config: Config, image_shape: tuple[int, int, int]) -> MixingPool | None:
+    """Open the pool that the settings name, or None if no encoding uses one.
+
+    Args:
+        config: `pool.source` and `[instahide]`.
+        image_shape: C, H, W of the private images.
+
+    Raises:
+        PoolError: the pool is missing, damaged, or does not fit the images.
+    """
+    if not config.instahide.uses_pool:
+        return None
+    channels, height, _ = image_shape
+    if config.pool.source == "photos":
+        pool = MixingPool.photos(height, channels)
+    else:
+        pool = MixingPool.open(Path(config.pool.source).expanduser())
+    pool.check_fits(image_shape, config.instahide.public_count)
+    return pool
+
+
+def load_federated_data(config: Config) -> FederatedData:
+    """Load everything a simulation needs and check that it fits together.
+
+    Raises:
+        ConfigError: the settings contradict the data.
+        DataError: the data set is missing or unreadable.
+        PoolError: the pool is missing, damaged, or does not fit.
+        OutputError: the cache folder cannot be written.
+    """
+    dataset = load_dataset(config.data, config.seed)
+    partition = cached_partition(
+        dataset.train.targets, dataset.digest, config.partition, config.seed
+    )
+    if config.instahide.method != "none":
+        check_split_size(min(map(len, partition)), config.instahide.private_count)
+    pool = load_pool(config, dataset.image_shape)
+    return FederatedData(
+        dataset, partition, pool, augmentation_for(config.data, dataset)
+    )
+
+
+def check_split_size(images: int, private_count: int) -> None:
+    """Refuse a client with fewer images than one encoding mixes.
+
+    Raises:
+        ConfigError: the smallest client cannot fill an encoding with distinct images.
+    """
+    if images < private_count:
+        raise ConfigError(
+            f"instahide.num-private: an encoding mixes {private_count} distinct "
+            f"private images, but a client has only {images}: mix fewer, or use fewer "
+            f"clients (partition.num-clients)"
+        )

@@ -1,0 +1,210 @@
+"""The mixing pool: public images that every client mixes its own with.
+
+A pool is a folder: `images.npy` (u8[M,C,H,W], mapped into memory, so that all clients
+of a machine share one copy) and `manifest.json` (count, shape, source, statistics,
+sha256). It is never sent: clients and server agree on it by digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from instahide_fl.errors import PoolError
+from instahide_fl.files import atomic_folder
+from instahide_fl.types import ChannelStatistics
+
+MANIFEST = "manifest.json"
+IMAGES = "images.npy"
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class MixingPool:
+    """Public images, u8[M,C,H,W], and what identifies them.
+
+    Attributes:
+        images: u8[M,C,H,W], usually mapped from disk.
+        sha256: hex digest of shape and pixels.
+        statistics: constants that public images are normalised with.
+        source: where the images came from, in words.
+        folder: where the pool lies; None for one made in memory.
+    """
+
+    images: Tensor
+    sha256: str
+    statistics: ChannelStatistics
+    source: str
+    folder: Path | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """C, H, W."""
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
+
+    @classmethod
+    def from_images(cls, images: Tensor, source: str = "memory") -> MixingPool:
+        """Make a pool of images in memory.
+
+        Args:
+            images: u8[M,C,H,W].
+            source: where they came from, in words.
+
+        Raises:
+            PoolError: there are no images, or they are not uint8 of that shape.
+        """
+        if images.ndim != 4 or images.dtype != torch.uint8 or not len(images):
+            raise PoolError(
+                f"a pool needs images u8[M,C,H,W] with M >= 1, got {images.dtype} of "
+                f"shape {tuple(images.shape)}"
+            )
+        digest = _digest(images.numpy())
+        return cls(images, digest, ChannelStatistics.of(images), source)
+
+    @classmethod
+    def photos(cls, image_size: int = 32, channels: int = 3) -> MixingPool:
+        """Open the embedded pool, building it on first use (a few seconds).
+
+        Args:
+            image_size: side in pixels.
+            channels: 1 (grey) or 3 (colour).
+
+        Raises:
+            OutputError: the cache folder cannot be written.
+        """
+        # Imported here: only this source needs OpenCV and scikit-image.
+        from instahide_fl.data.photos import open_photos
+
+        return open_photos(image_size, channels)
+
+    @classmethod
+    def open(cls, folder: Path | str) -> MixingPool:
+        """Map a pool from disk.
+
+        Raises:
+            PoolError: the folder holds no pool, or files are missing or damaged.
+        """
+        folder = Path(folder)
+        manifest = read_manifest(folder)
+        try:
+            images = np.load(folder / IMAGES, mmap_mode="c")
+        except (OSError, ValueError) as error:
+            raise PoolError(
+                f"the pool {folder} is damaged: cannot read {IMAGES} ({error}): copy "
+                f"or build it again"
+            ) from None
+        if list(images.shape) != manifest["shape"] or images.dtype != np.uint8:
+            raise PoolError(
+                f"the pool {folder} is damaged: {IMAGES} is {images.dtype} of shape "
+                f"{images.shape}, its manifest says uint8 of {manifest['shape']}: copy "
+                f"or build it again"
+            )
+        statistics = ChannelStatistics(tuple(manifest["mean"]), tuple(manifest["std"]))
+        return cls(
+            torch.from_numpy(images),
+            manifest["sha256"],
+            statistics,
+            manifest["source"],
+            folder,
+        )
+
+    def save(self, folder: Path) -> MixingPool:
+        """Write the pool into a new folder, atomically, and return it from there.
+
+        Raises:
+            OutputError: the folder cannot be written.
+        """
+        manifest = {
+            "schema": SCHEMA,
+            "count": len(self),
+            "shape": list(self.images.shape),
+            "dtype": "uint8",
+            "source": self.source,
+            "mean": list(self.statistics.mean),
+            "std": list(self.statistics.std),
+            "sha256": self.sha256,
+        }
+        with atomic_folder(folder) as temporary:
+            np.save(temporary / IMAGES, self.images.numpy())
+            text = json.dumps(manifest, indent=2) + "\n"
+            (temporary / MANIFEST).write_text(text, encoding="utf-8")
+        return MixingPool.open(folder)
+
+    def verify(self) -> None:
+        """Read every pixel and compare with the digest.
+
+        Raises:
+            PoolError: the images are not those that the manifest describes.
+        """
+        found = _digest(self.images.numpy())
+        if found != self.sha256:
+            raise PoolError(
+                f"the pool {self.folder or self.source} has sha256 {found[:12]}, its "
+                f"manifest says {self.sha256[:12]}: copy or build it again"
+            )
+
+    def check_fits(self, image_shape: tuple[int, int, int], needed: int) -> None:
+        """Refuse a pool that cannot be mixed with images of this shape.
+
+        Args:
+            image_shape: C, H, W of the private images.
+            needed: distinct public images in one encoding.
+
+        Raises:
+            PoolError: channels, size or count do not fit.
+        """
+        if self.image_shape != image_shape:
+            raise PoolError(
+                f"pool.source: the pool's images are "
+                f"{'x'.join(map(str, self.image_shape))} (channels x height x width), "
+                f"the private ones {'x'.join(map(str, image_shape))}: choose a pool of "
+                f"that shape or set data.image-size"
+            )
+        if needed > len(self):
+            raise PoolError(
+                f"instahide.num-mixed: an encoding needs {needed} distinct public "
+                f"images, the pool {self.folder or self.source} has {len(self)}"
+            )
+
+
+def read_manifest(folder: Path) -> Mapping[str, Any]:
+    """Read a pool's manifest.
+
+    Raises:
+        PoolError: the folder holds no pool, or the manifest is damaged.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        missing = {"shape", "source", "mean", "std", "sha256"} - manifest.keys()
+    except FileNotFoundError:
+        raise PoolError(
+            f"pool.source: no pool at {folder} (a folder with {MANIFEST} and "
+            f'{IMAGES}): give the folder of a built pool, or "photos"'
+        ) from None
+    except (OSError, ValueError, AttributeError) as error:
+        raise PoolError(f"the manifest of pool {folder} is damaged: {error}") from None
+    if missing:
+        raise PoolError(f"the manifest of pool {folder} lacks {sorted(missing)}")
+    result: Mapping[str, Any] = manifest
+    return result
+
+
+def _digest(images: np.ndarray[Any, Any]) -> str:
+    """Hash shape and pixels, a block at a time so that huge pools stay on disk."""
+    hasher = hashlib.sha256(repr(("u8", images.shape)).encode())
+    block = max(1, 2**24 // max(1, images[0].size))
+    for start in range(0, len(images), block):
+        hasher.update(np.ascontiguousarray(images[start : start + block]).data)
+    return hasher.hexdigest()

@@ -1,0 +1,258 @@
+"""Encoders: from rows of a private split to encoded batches and their one-time keys.
+
+    encoder = InstaHideEncoder(EncoderConfig(num_mixed=4), MixingPool.photos())
+    batch, key = encoder.encode(index, split, rng)
+
+In deployment `rng` is `operating_system_stream()`; a seeded one is for simulation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from instahide_fl.config import EncoderConfig
+from instahide_fl.data.augment import Augmentation
+from instahide_fl.data.pool import MixingPool
+from instahide_fl.encoding.mixing import (
+    check_acceptance,
+    draw_coefficients,
+    draw_distinct,
+    draw_signs,
+    mix_and_flip,
+    mix_targets,
+)
+from instahide_fl.errors import ConfigError
+from instahide_fl.types import EncodedBatch, EncodingKey, PrivateSplit
+
+
+class Encoder(Protocol):
+    """Turns private images into what the client trains on."""
+
+    def encode(
+        self, index: Tensor, split: PrivateSplit, rng: np.random.Generator
+    ) -> tuple[EncodedBatch, EncodingKey]:
+        """Encode the images of these rows.
+
+        Args:
+            index: i64[B], rows of the split; each becomes the first of its k images.
+            split: the client's own images, from which partners are drawn as well.
+            rng: draws the keys.
+
+        Returns:
+            The batch, and the key with which anyone can repeat it.
+        """
+
+
+@dataclass(frozen=True)
+class MixingEncoder:
+    """InstaHide and Mixup: draw a key, then apply it.
+
+    Attributes:
+        config: k, p, c1, c2 and the coefficient law.
+        pool: public images; needed where k > p.
+        augmentation: of private images before mixing; None for none.
+        flip_signs: whether a random sign mask is applied.
+    """
+
+    config: EncoderConfig
+    pool: MixingPool | None = None
+    augmentation: Augmentation | None = None
+    flip_signs: bool = True
+
+    def __post_init__(self) -> None:
+        if self.config.public_count and self.pool is None:
+            raise ConfigError(
+                f"{self.config.public_count} of num-mixed = {self.config.num_mixed} "
+                f"images are public, so a pool is needed: give one, or set scope = "
+                f'"inside"'
+            )
+        if self.config.num_mixed > 1:
+            check_acceptance(self.config)
+
+    def encode(
+        self, index: Tensor, split: PrivateSplit, rng: np.random.Generator
+    ) -> tuple[EncodedBatch, EncodingKey]:
+        """Encode the images of these rows under fresh keys.
+
+        Args:
+            index: i64[B], rows of the split.
+            split: the client's own images, at least p of them.
+            rng: draws coefficients, partners, public images, crops and signs.
+
+        Raises:
+            ConfigError: the split has fewer than p images.
+            PoolError: the pool does not fit the images.
+        """
+        key = self.draw_key(index, split, rng)
+        return self.apply_key(key, split), key
+
+    def draw_key(
+        self, index: Tensor, split: PrivateSplit, rng: np.random.Generator
+    ) -> EncodingKey:
+        """Draw one-time keys for these rows.
+
+        Args:
+            index: i64[B], rows of the split.
+            split: the client's own images.
+            rng: source of randomness.
+
+        Raises:
+            ConfigError: the split has fewer than p images.
+            PoolError: the pool does not fit the images.
+        """
+        count, shape = len(index), tuple(split.images.shape[1:])
+        private, public = self.config.private_count, self.config.public_count
+        if len(split) < private:
+            raise ConfigError(
+                f"instahide.num-private: an encoding mixes {private} distinct private "
+                f"images, the client has only {len(split)}"
+            )
+        public_index = torch.empty(count, 0, dtype=torch.int64)
+        coefficients = draw_coefficients(count, self.config, rng)
+        partners = draw_distinct(count, private - 1, len(split), rng, exclude=index)
+        if self.pool is not None and public:
+            self.pool.check_fits((shape[0], shape[1], shape[2]), public)
+            public_index = draw_distinct(count, public, len(self.pool), rng)
+        augmentation = self.augmentation
+        drawn = augmentation.draw(count * private, rng) if augmentation else None
+        signs = (
+            draw_signs((count, *shape), rng)
+            if self.flip_signs
+            else torch.ones((count, *shape), dtype=torch.int8)
+        )
+        own = index.to("cpu", torch.int64)[:, None]
+        return EncodingKey(
+            coefficients, torch.cat([own, partners], 1), public_index, signs, drawn
+        )
+
+    def apply_key(self, key: EncodingKey, split: PrivateSplit) -> EncodedBatch:
+        """Mix and flip as the key says.
+
+        Args:
+            key: of B encodings.
+            split: the images that the key's private rows refer to.
+
+        Returns:
+            images f32[B,C,H,W] and soft targets f32[B,K], on the device of the split.
+        """
+        device = split.images.device
+        images = mix_and_flip(
+            self._sources(key, split),
+            key.coefficients,
+            key.signs if self.flip_signs else None,
+        )
+        rows = key.private_index.to(device)
+        private = key.coefficients[:, : rows.shape[1]]
+        return EncodedBatch(
+            images, mix_targets(private, split.targets[rows], split.num_classes)
+        )
+
+    def _sources(self, key: EncodingKey, split: PrivateSplit) -> Iterator[Tensor]:
+        """Yield the k normalised images of each encoding, one column at a time."""
+        device, rows = split.images.device, key.private_index
+        for column in range(rows.shape[1]):
+            images = split.images[rows[:, column].to(device)]
+            if self.augmentation is not None and key.augmentation is not None:
+                source = torch.arange(len(key)) * rows.shape[1] + column
+                drawn = type(key.augmentation)(
+                    key.augmentation.offset[source], key.augmentation.flip[source]
+                )
+                images = self.augmentation.apply(images, drawn)
+            yield split.statistics.normalise(images)
+        if self.pool is not None:
+            for column in key.public_index.T:
+                public = self.pool.images[column].to(device)
+                yield self.pool.statistics.normalise(public)
+
+
+class InstaHideEncoder(MixingEncoder):
+    """Mix k images and flip the sign of every pixel at random (InstaHide)."""
+
+    def __init__(
+        self,
+        config: EncoderConfig,
+        pool: MixingPool | None = None,
+        augmentation: Augmentation | None = None,
+    ) -> None:
+        super().__init__(config, pool, augmentation, flip_signs=True)
+
+
+class MixupEncoder(MixingEncoder):
+    """Mix k images and leave their signs alone (Mixup)."""
+
+    def __init__(
+        self,
+        config: EncoderConfig,
+        pool: MixingPool | None = None,
+        augmentation: Augmentation | None = None,
+    ) -> None:
+        super().__init__(config, pool, augmentation, flip_signs=False)
+
+
+class IdentityEncoder(MixingEncoder):
+    """Only augment and normalise: training without any hiding."""
+
+    def __init__(self, augmentation: Augmentation | None = None) -> None:
+        alone = EncoderConfig(method="none", scope="inside", num_mixed=1)
+        super().__init__(alone, None, augmentation, flip_signs=False)
+
+
+@dataclass(frozen=True)
+class FixedEncodings:
+    """Reuses T fixed encodings of every image instead of drawing fresh keys.
+
+    Each call of `encode` takes one of the T at random for the whole batch. Their keys
+    are drawn anew from the same streams whenever they are needed, so nothing is stored.
+
+    Attributes:
+        encoder: draws and applies the keys.
+        count: T.
+        stream_of: returns, for t in 0..T-1, always the same stream.
+    """
+
+    encoder: MixingEncoder
+    count: int
+    stream_of: Callable[[int], np.random.Generator]
+
+    def encode(
+        self, index: Tensor, split: PrivateSplit, rng: np.random.Generator
+    ) -> tuple[EncodedBatch, EncodingKey]:
+        """Encode the images of these rows by one of their T keys.
+
+        Args:
+            index: i64[B], rows of the split.
+            split: the client's own images.
+            rng: chooses which of the T.
+        """
+        fixed = self.stream_of(int(rng.integers(self.count)))
+        everything = torch.arange(len(split))
+        key = self.encoder.draw_key(everything, split, fixed).rows(index.cpu())
+        return self.encoder.apply_key(key, split), key
+
+
+def build_encoder(
+    config: EncoderConfig,
+    pool: MixingPool | None = None,
+    augmentation: Augmentation | None = None,
+) -> MixingEncoder:
+    """Return the encoder that `instahide.method` names.
+
+    Args:
+        config: the `[instahide]` table.
+        pool: public images; needed for cross.
+        augmentation: of private images before mixing.
+
+    Raises:
+        ConfigError: a pool is needed and missing, or the coefficient bounds are all but
+            impossible to meet.
+    """
+    if config.method == "none":
+        return IdentityEncoder(augmentation)
+    kinds = {"mixup": MixupEncoder, "instahide": InstaHideEncoder}
+    return kinds[config.method](config, pool, augmentation)

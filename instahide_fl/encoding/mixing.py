@@ -1,0 +1,222 @@
+"""The mathematics of instance hiding, as pure batched functions.
+
+Source: Huang et al., "InstaHide", ICML 2020 (arXiv:2010.02772) and its authors' code.
+Two departures, both reported as weaknesses of that code: the images of an encoding are
+distinct (there, an image could be mixed with itself), and public images come from the
+whole pool (there, from a fixed part of it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from instahide_fl.config import EncoderConfig
+from instahide_fl.errors import ConfigError, ShapeError
+
+MIN_ACCEPTANCE = 1e-3  # below this share of accepted draws, rejection takes for ever
+
+
+def draw_coefficients(
+    count: int, config: EncoderConfig, rng: np.random.Generator
+) -> Tensor:
+    """Draw the mixing coefficients of `count` encodings.
+
+    Rows are drawn from the law and redrawn, as a whole, until every coefficient is at
+    most c1 and (cross) the private ones sum to at least c2. Both bounds hold jointly.
+
+    Args:
+        count: B.
+        config: k, p, c1, c2 and the law.
+        rng: source of randomness.
+
+    Returns:
+        f32[B,k], private coefficients first; rows are non-negative and sum to 1.
+
+    Raises:
+        ConfigError: fewer than one draw in a thousand is acceptable.
+    """
+    mixed, private = config.num_mixed, config.private_count
+    if mixed == 1:
+        return torch.ones(count, 1)
+    check_acceptance(config)
+    accepted = np.empty((count, mixed), np.float32)
+    pending = np.arange(count)
+    while pending.size:
+        drawn = _draw_law(pending.size, config, rng)
+        good = _acceptable(drawn, private, config)
+        accepted[pending[good]] = drawn[good]
+        pending = pending[~good]
+    return torch.from_numpy(accepted)
+
+
+def check_acceptance(config: EncoderConfig) -> float:
+    """Estimate the share of draws that satisfy c1 and c2.
+
+    Raises:
+        ConfigError: it is below `MIN_ACCEPTANCE`: the bounds are possible in principle,
+            but drawing would hardly ever end.
+    """
+    if config not in _acceptance:
+        drawn = _draw_law(20_000, config, np.random.default_rng(0))
+        _acceptance[config] = float(
+            _acceptable(drawn, config.private_count, config).mean()
+        )
+    share = _acceptance[config]
+    if share < MIN_ACCEPTANCE:
+        raise ConfigError(
+            f"instahide.max-coefficient = {config.max_coefficient} and "
+            f"instahide.min-private-weight = {config.min_private_weight} accept only "
+            f"{share:.4%} of random coefficients for num-mixed = {config.num_mixed}: "
+            f"raise the first or lower the second"
+        )
+    return share
+
+
+_acceptance: dict[EncoderConfig, float] = {}
+
+
+def _draw_law(
+    count: int, config: EncoderConfig, rng: np.random.Generator
+) -> NDArray[np.float32]:
+    mixed = config.num_mixed
+    if config.coefficient_law == "abs-normal":
+        weights = np.abs(rng.standard_normal((count, mixed)))
+    else:
+        shape = np.ones(mixed)
+        shape[0] = 3
+        weights = rng.standard_gamma(shape, (count, mixed))
+    normalised = weights / weights.sum(axis=1, keepdims=True)
+    return np.asarray(normalised, dtype=np.float32)
+
+
+def _acceptable(
+    drawn: NDArray[np.float32], private: int, config: EncoderConfig
+) -> NDArray[np.bool_]:
+    good = drawn.max(axis=1) <= config.max_coefficient
+    if private < drawn.shape[1]:
+        good &= drawn[:, :private].sum(axis=1) >= config.min_private_weight
+    return np.asarray(good)
+
+
+def draw_distinct(
+    count: int,
+    columns: int,
+    population: int,
+    rng: np.random.Generator,
+    exclude: Tensor | None = None,
+) -> Tensor:
+    """Draw `columns` distinct numbers below `population`, for each of `count` rows.
+
+    Every ordered choice is equally likely. Without rejection: the j-th draw counts only
+    the numbers that are left, then steps over those already taken.
+
+    Args:
+        count: B.
+        columns: m, numbers in a row.
+        population: n; a row uses m of them, plus one if `exclude` is given.
+        rng: source of randomness.
+        exclude: i64[B], one number per row that must not be drawn.
+
+    Returns:
+        i64[B,m].
+
+    Raises:
+        ShapeError: the population is too small.
+    """
+    taken = np.empty((count, 0), np.int64)
+    if exclude is not None:
+        taken = exclude.cpu().numpy().astype(np.int64)[:, None]
+    first = taken.shape[1]
+    if columns + first > population:
+        raise ShapeError(
+            f"cannot draw {columns} distinct numbers from {population - first}"
+        )
+    for _ in range(columns):
+        left = population - taken.shape[1]
+        drawn = rng.integers(0, left, size=count)
+        for smaller in np.sort(taken, axis=1).T:
+            drawn += drawn >= smaller
+        taken = np.concatenate([taken, drawn[:, None]], axis=1)
+    return torch.from_numpy(taken[:, first:])
+
+
+def draw_signs(shape: tuple[int, ...], rng: np.random.Generator) -> Tensor:
+    """Draw independent fair signs, one random bit each.
+
+    Args:
+        shape: usually (B, C, H, W).
+        rng: source of randomness.
+
+    Returns:
+        i8 of that shape, each -1 or +1.
+    """
+    count = int(np.prod(shape))
+    packed = np.frombuffer(rng.bytes((count + 7) // 8), np.uint8)
+    bits = np.unpackbits(packed, count=count).view(np.int8)
+    return torch.from_numpy(2 * bits - 1).view(shape)
+
+
+def mix_and_flip(
+    sources: Iterable[Tensor], coefficients: Tensor, signs: Tensor | None = None
+) -> Tensor:
+    """Encode a batch: signs * sum_j coefficients[:, j] * sources[j].
+
+    Args:
+        sources: k tensors f32[B,C,H,W], normalised images, private ones first. They are
+            consumed one by one, so a generator never holds all k in memory.
+        coefficients: f32[B,k], rows sum to 1.
+        signs: i8[B,C,H,W] of -1 and +1; None leaves signs alone (Mixup).
+
+    Returns:
+        f32[B,C,H,W], on the device of the sources.
+
+    Raises:
+        ShapeError: the shapes disagree.
+    """
+    mixed: Tensor | None = None
+    used = 0
+    for source in sources:
+        if len(source) != len(coefficients) or used >= coefficients.shape[1]:
+            raise ShapeError(
+                f"coefficients {tuple(coefficients.shape)} need that many sources of "
+                f"that many images, source {used} is {tuple(source.shape)}"
+            )
+        weight = coefficients[:, used, None, None, None].to(source.device)
+        # Not in place: the caller may still need its source.
+        mixed = source * weight if mixed is None else mixed.addcmul_(source, weight)
+        used += 1
+    if mixed is None or used != coefficients.shape[1]:
+        raise ShapeError(
+            f"coefficients {tuple(coefficients.shape)} need {coefficients.shape[1]} "
+            f"sources, got {used}"
+        )
+    if signs is None:
+        return mixed
+    if signs.shape != mixed.shape:
+        raise ShapeError(
+            f"signs must have the shape of the images {tuple(mixed.shape)}, got "
+            f"{tuple(signs.shape)}"
+        )
+    return mixed.mul_(signs.to(mixed.device))
+
+
+def mix_targets(coefficients: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """Return the soft targets: each private label with its own coefficient.
+
+    As in the authors' code they are not renormalised: a row sums to the private weight.
+
+    Args:
+        coefficients: f32[B,p] of the private images.
+        labels: i64[B,p].
+        num_classes: K.
+
+    Returns:
+        f32[B,K].
+    """
+    targets = torch.zeros(len(labels), num_classes, device=labels.device)
+    return targets.scatter_add_(1, labels, coefficients.to(labels.device))

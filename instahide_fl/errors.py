@@ -1,0 +1,74 @@
+"""Every error that instahide-fl raises on purpose.
+
+The text of each says the rule, the value it got and the remedy. The command line
+prints it and ends with `exit_code`: 2 for a user's mistake, 1 for a run that failed.
+"""
+
+from __future__ import annotations
+
+
+class InstaHideError(Exception):
+    """Base of all errors of this package."""
+
+    exit_code = 1
+
+
+class ConfigError(InstaHideError, ValueError):
+    """A setting is unknown, out of range, or contradicts another."""
+
+    exit_code = 2
+
+
+class DataError(InstaHideError, ValueError):
+    """A data set is missing, unreadable, or does not fit the settings."""
+
+    exit_code = 2
+
+
+class PoolError(InstaHideError, ValueError):
+    """A mixing pool is missing, corrupt, or does not fit the data."""
+
+    exit_code = 2
+
+
+class ShapeError(InstaHideError, ValueError):
+    """Tensors disagree in shape or dtype."""
+
+
+class OutputError(InstaHideError, OSError):
+    """A result cannot be written, or would overwrite another."""
+
+    exit_code = 2
+
+
+class RoundError(InstaHideError, RuntimeError):
+    """A round of training failed: too few valid updates came back."""
+
+
+class ProtocolError(InstaHideError, RuntimeError):
+    """Server and client disagree on code, pool or message schema."""
+
+
+class EngineError(InstaHideError, RuntimeError):
+    """The runtime that carries the apps failed (Flower, Ray, a child process)."""
+
+
+def error_named(name: str, message: str) -> InstaHideError:
+    """Rebuild an error from its class name, as read back from a run folder.
+
+    Args:
+        name: class name, for instance "RoundError"; unknown names become EngineError.
+        message: the error's text.
+    """
+    for kind in (
+        ConfigError,
+        DataError,
+        PoolError,
+        ShapeError,
+        OutputError,
+        RoundError,
+        ProtocolError,
+    ):
+        if kind.__name__ == name:
+            return kind(message)
+    return EngineError(message)

@@ -1,0 +1,36 @@
+"""Central evaluation on clean test images."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from instahide_fl.types import PrivateSplit
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, images: PrivateSplit, batch_size: int = 512
+) -> tuple[float, float]:
+    """Classify clean (not encoded) images, as the authors' code evaluates.
+
+    Args:
+        model: from f32[B,C,H,W] to logits f32[B,K].
+        images: the test images; normalised with their own statistics.
+        batch_size: images at a time.
+
+    Returns:
+        Accuracy in [0, 1], and the mean cross-entropy in nats.
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    correct, loss = 0, 0.0
+    for start in range(0, len(images), batch_size):
+        rows = slice(start, start + batch_size)
+        inputs = images.statistics.normalise(images.images[rows].to(device))
+        targets = images.targets[rows].to(device)
+        logits = model(inputs)
+        correct += int((logits.argmax(dim=1) == targets).sum())
+        loss += F.cross_entropy(logits, targets, reduction="sum").item()
+    return correct / len(images), loss / len(images)

@@ -1,0 +1,225 @@
+"""The values that pass between the parts of the library.
+
+Shapes: B batch, k images mixed, p of them private, C,H,W image, K classes, N images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from instahide_fl.errors import DataError
+
+UpdateKind: TypeAlias = Literal["gradient", "delta"]
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelStatistics:
+    """Mean and standard deviation of each channel, for images scaled to [0, 1]."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @classmethod
+    def of(cls, images: Tensor, chunk: int = 4096) -> ChannelStatistics:
+        """Measure them.
+
+        Args:
+            images: u8[N,C,H,W].
+            chunk: images converted at a time, to bound memory.
+        """
+        total = torch.zeros(images.shape[1], dtype=torch.float64)
+        squares = torch.zeros_like(total)
+        for part in torch.split(images, chunk):
+            scaled = part.to(torch.float64) / 255
+            total += scaled.sum(dim=(0, 2, 3)).cpu()
+            squares += scaled.square().sum(dim=(0, 2, 3)).cpu()
+        count = images.shape[0] * images.shape[2] * images.shape[3]
+        mean = total / count
+        # A constant channel has no spread to divide by: leave its scale alone.
+        std = (squares / count - mean.square()).clamp_min(0).sqrt()
+        std[std < 1e-6] = 1.0
+        return cls(tuple(mean.tolist()), tuple(std.tolist()))
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Return (images / 255 - mean) / std.
+
+        Args:
+            images: u8[N,C,H,W].
+
+        Returns:
+            f32[N,C,H,W] on the same device.
+        """
+        mean = torch.tensor(self.mean, device=images.device).view(-1, 1, 1)
+        std = torch.tensor(self.std, device=images.device).view(-1, 1, 1)
+        return images.to(torch.float32).sub_(mean * 255).div_(std * 255)
+
+    def restore(self, images: Tensor) -> Tensor:
+        """Undo `normalise`, without clipping.
+
+        Args:
+            images: f32[N,C,H,W], normalised.
+
+        Returns:
+            f32[N,C,H,W]; a plain image lies in [0, 1], an encoding need not.
+        """
+        mean = torch.tensor(self.mean, device=images.device).view(-1, 1, 1)
+        std = torch.tensor(self.std, device=images.device).view(-1, 1, 1)
+        return images * std + mean
+
+
+@dataclass(frozen=True)
+class PrivateSplit:
+    """The images that one client holds.
+
+    Attributes:
+        images: u8[N,C,H,W].
+        targets: i64[N], classes 0..num_classes-1.
+        num_classes: K.
+        given_statistics: constants to normalise with; measured on `images` if None.
+    """
+
+    images: Tensor
+    targets: Tensor
+    num_classes: int
+    given_statistics: ChannelStatistics | None = None
+
+    def __post_init__(self) -> None:
+        if self.images.ndim != 4 or self.images.dtype != torch.uint8:
+            raise DataError(
+                f"private images must be u8[N,C,H,W], got {self.images.dtype} of "
+                f"shape {tuple(self.images.shape)}"
+            )
+        if self.targets.shape != self.images.shape[:1]:
+            raise DataError(
+                f"{len(self.images)} images need as many targets, got shape "
+                f"{tuple(self.targets.shape)}"
+            )
+        if len(self.targets) and not (
+            int(self.targets.min()) >= 0 and int(self.targets.max()) < self.num_classes
+        ):
+            raise DataError(
+                f"targets must lie in 0..{self.num_classes - 1} (num_classes), got "
+                f"{int(self.targets.min())}..{int(self.targets.max())}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @cached_property
+    def statistics(self) -> ChannelStatistics:
+        """The constants that private images are normalised with."""
+        return self.given_statistics or ChannelStatistics.of(self.images)
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedBatch:
+    """What a client trains on.
+
+    Attributes:
+        images: f32[B,C,H,W], normalised, mixed and (InstaHide) sign-flipped.
+        soft_targets: f32[B,K]; a row sums to the weight of its private images, which
+            is less than 1 where public images were mixed in.
+    """
+
+    images: Tensor
+    soft_targets: Tensor
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+@dataclass(frozen=True, slots=True)
+class AppliedAugmentation:
+    """Which crop and flip each private source image went through.
+
+    Attributes:
+        offset: i64[M,2], top and left corner of the crop in the padded image.
+        flip: bool[M], mirrored left to right.
+    """
+
+    offset: Tensor
+    flip: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class EncodingKey:
+    """The one-time key of a batch of encodings. It never leaves the client.
+
+    Attributes:
+        coefficients: f32[B,k], private images first; rows sum to 1.
+        private_index: i64[B,p] into the client's split; column 0 is the image itself.
+        public_index: i64[B,k-p] into the pool.
+        signs: i8[B,C,H,W], each -1 or +1; all +1 without a mask.
+        augmentation: of the B*p private sources in row order; None if none was drawn.
+    """
+
+    coefficients: Tensor
+    private_index: Tensor
+    public_index: Tensor
+    signs: Tensor
+    augmentation: AppliedAugmentation | None = None
+
+    def __len__(self) -> int:
+        return len(self.coefficients)
+
+    def rows(self, index: Tensor) -> EncodingKey:
+        """Return the key of some of the encodings.
+
+        Args:
+            index: i64[b], rows to take.
+        """
+        augmentation = self.augmentation
+        if augmentation is not None:
+            private = self.private_index.shape[1]
+            source = (index[:, None] * private + torch.arange(private)).flatten()
+            augmentation = AppliedAugmentation(
+                augmentation.offset[source], augmentation.flip[source]
+            )
+        return EncodingKey(
+            self.coefficients[index],
+            self.private_index[index],
+            self.public_index[index],
+            self.signs[index],
+            augmentation,
+        )
+
+    @classmethod
+    def concatenate(cls, keys: Sequence[EncodingKey]) -> EncodingKey:
+        """Join the keys of consecutive batches, which all have the same k and p."""
+        drawn = [key.augmentation for key in keys if key.augmentation is not None]
+        return cls(
+            torch.cat([key.coefficients for key in keys]),
+            torch.cat([key.private_index for key in keys]),
+            torch.cat([key.public_index for key in keys]),
+            torch.cat([key.signs for key in keys]),
+            AppliedAugmentation(
+                torch.cat([one.offset for one in drawn]),
+                torch.cat([one.flip for one in drawn]),
+            )
+            if drawn
+            else None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ClientUpdate:
+    """What one client contributes to a round.
+
+    Attributes:
+        arrays: by parameter name; gradients of the mean loss, or local minus global
+            parameters.
+        num_examples: images the update was computed on; its weight in the aggregate.
+        kind: which of the two the arrays are.
+        metrics: numbers for the log: "train_loss", "seconds".
+    """
+
+    arrays: dict[str, Tensor]
+    num_examples: int
+    kind: UpdateKind
+    metrics: dict[str, float]
