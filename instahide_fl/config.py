@@ -138,8 +138,8 @@ class EncoderConfig(Table):
         if self.scope == "inside" and self.private_count != self.num_mixed:
             raise ValueError(
                 f"scope inside mixes private images only, so num-private must equal "
-                f"num-mixed ({self.num_mixed}), got {self.num_private}: set num-private "
-                f'= "auto" or scope = "cross"'
+                f"num-mixed ({self.num_mixed}), got {self.num_private}: set "
+                f'num-private = "auto" or scope = "cross"'
             )
         if self.method != "none":
             _check_feasible(

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 DESCRIPTION = "description.json"
+CACHE_LAYOUT = 1  # raise it when the cached files change
 TEST_SHARE = 0.2  # of a data set that comes without a test part
 
 
@@ -87,7 +88,7 @@ def load_dataset(config: DataConfig, seed: int = 0) -> ImageDataset:
     """
     source = _source(config)
     digest = hashlib.sha256(
-        repr((source.identity, config.image_size)).encode()
+        repr((CACHE_LAYOUT, source.identity, config.image_size)).encode()
     ).hexdigest()
     folder = cache_folder("datasets", f"{_slug(config.dataset)}-{digest[:16]}")
     if not folder.is_dir():
@@ -96,7 +97,7 @@ def load_dataset(config: DataConfig, seed: int = 0) -> ImageDataset:
             for name, part in parts.items():
                 np.save(temporary / f"{name}-images.npy", part.images)
                 np.save(temporary / f"{name}-targets.npy", part.targets)
-            described = {"classes": class_names}
+            described: dict[str, Any] = {"classes": class_names}
             if "train" in parts:
                 # Once and for all: on 50,000 images it takes seconds.
                 measured = ChannelStatistics.of(torch.from_numpy(parts["train"].images))
@@ -117,7 +118,10 @@ def augmentation_for(config: DataConfig, dataset: ImageDataset) -> Augmentation 
 
 
 def _open(name: str, folder: Path, digest: str, seed: int) -> ImageDataset:
-    described = json.loads((folder / DESCRIPTION).read_text())
+    try:
+        described = json.loads((folder / DESCRIPTION).read_text())
+    except (OSError, ValueError) as error:
+        raise _damaged(folder, error) from None
     class_names = tuple(described["classes"])
     if (folder / "all-images.npy").exists():
         images, targets = _mapped(folder, "all")
@@ -150,10 +154,14 @@ def _mapped(folder: Path, part: str) -> tuple[Tensor, Tensor]:
         images = np.load(folder / f"{part}-images.npy", mmap_mode="c")
         targets = np.load(folder / f"{part}-targets.npy")
     except (OSError, ValueError) as error:
-        raise DataError(
-            f"the cached data set {folder} is damaged ({error}): delete that folder"
-        ) from None
+        raise _damaged(folder, error) from None
     return torch.from_numpy(images), torch.from_numpy(targets)
+
+
+def _damaged(folder: Path, error: Exception) -> DataError:
+    return DataError(
+        f"the cached data set {folder} is damaged ({error}): delete that folder"
+    )
 
 
 def _source(config: DataConfig) -> _Source:

@@ -1,0 +1,58 @@
+"""The Flower ClientApp: encode private images, train on the encodings, reply."""
+
+from __future__ import annotations
+
+import torch
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from clients.node import on_device_of, open_node, shared_model
+from clients.records import read_round, reply_description, reply_update
+from instahide_fl.errors import ProtocolError
+from instahide_fl.provenance import code_hash
+from instahide_fl.training.local import local_update
+from instahide_fl.wire import ClientDescription
+
+app = ClientApp()
+
+
+@app.query()
+def describe(message: Message, context: Context) -> Message:
+    """Tell the server which client this is, and what code and pool it uses."""
+    node = open_node(context)
+    description = ClientDescription(
+        client=node.client,
+        num_examples=len(node.split),
+        code_hash=code_hash(),
+        pool_sha256=node.pool.sha256 if node.pool else "",
+    )
+    return reply_description(message, description)
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Compute one round's update."""
+    # One thread: sums in another order would give other bits on another machine load,
+    # and simulated clients run side by side anyway.
+    torch.set_num_threads(1)
+    node = open_node(context)
+    instruction, parameters = read_round(message)
+    held = node.pool.sha256 if node.pool else ""
+    if held != instruction.pool_sha256:
+        raise ProtocolError(
+            f"client {node.client} holds the pool {held[:12] or 'none'}, this run "
+            f"agreed on {instruction.pool_sha256[:12] or 'none'}: copy the run's pool "
+            f"to this client and set its path"
+        )
+    split = node.normalised_with(instruction.statistics)
+    shape = split.images.shape
+    model = shared_model(node.config, (shape[1], shape[2], shape[3]), split.num_classes)
+    update = local_update(
+        model,
+        parameters,
+        on_device_of(model, split),
+        node.encoder(context),
+        node.config.train,
+        node.rng(instruction.round),
+    )
+    return reply_update(message, node.client, update)

@@ -1,0 +1,178 @@
+"""What this node is: which client, its images, its pool, its source of randomness.
+
+Flower's node config tells. In a simulation it holds `partition-id`; a real client sets
+`client-name`, and may set `dataset` and `pool`, the places of its own data.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+import torch
+from flwr.app import ConfigRecord, Context
+from torch import nn
+
+from instahide_fl.config import Config
+from instahide_fl.data.augment import Augmentation
+from instahide_fl.data.datasets import augmentation_for, load_dataset
+from instahide_fl.data.federated import (
+    FederatedData,
+    check_split_size,
+    load_federated_data,
+    load_pool,
+)
+from instahide_fl.data.pool import MixingPool
+from instahide_fl.encoding.encoder import Encoder, FixedEncodings, build_encoder
+from instahide_fl.errors import ConfigError
+from instahide_fl.models.registry import build_model
+from instahide_fl.rng import keyed_stream, new_secret, operating_system_stream, stream
+from instahide_fl.types import ChannelStatistics, PrivateSplit
+
+PARTITION = "partition-id"
+NUM_PARTITIONS = "num-partitions"
+NAME = "client-name"
+_SECRETS = "encoding-secret"  # a record in Context.state, which stays on the node
+
+
+@dataclass(frozen=True)
+class ClientNode:
+    """One client, ready to train.
+
+    Attributes:
+        client: stable key, see `wire.ClientDescription`.
+        config: the run's settings.
+        split: the client's private images.
+        pool: the mixing pool, if encodings use one.
+        augmentation: of private images before mixing.
+        simulated: whether its randomness repeats with the run's seed.
+    """
+
+    client: str
+    config: Config
+    split: PrivateSplit
+    pool: MixingPool | None
+    augmentation: Augmentation | None
+    simulated: bool
+
+    def rng(self, round_number: int) -> np.random.Generator:
+        """Return the source of this round's batches and keys."""
+        if self.simulated:
+            return stream(self.config.seed, "client", self.client, round_number)
+        return operating_system_stream()
+
+    def encoder(self, context: Context) -> Encoder:
+        """Return the encoder that the settings name."""
+        encoding = self.config.instahide
+        encoder = build_encoder(encoding, self.pool, self.augmentation)
+        if encoding.refresh == "epoch":
+            return encoder
+        return FixedEncodings(encoder, encoding.refresh, self._fixed_streams(context))
+
+    def normalised_with(self, statistics: ChannelStatistics) -> PrivateSplit:
+        """Return the split with the constants that the run agreed on."""
+        return replace(self.split, given_statistics=statistics)
+
+    def _fixed_streams(self, context: Context) -> Callable[[int], np.random.Generator]:
+        if self.simulated:
+            seed, client = self.config.seed, self.client
+            return lambda which: stream(seed, "fixed-encodings", client, which)
+        if _SECRETS not in context.state.config_records:
+            context.state[_SECRETS] = ConfigRecord({"secret": new_secret()})
+        secret = context.state.config_records[_SECRETS]["secret"]
+        if not isinstance(secret, bytes):
+            raise ConfigError(f"the node's state holds no valid {_SECRETS}")
+        return lambda which: keyed_stream(secret, which)
+
+
+def open_node(context: Context) -> ClientNode:
+    """Find out which client this is and open its data.
+
+    Raises:
+        ConfigError: the node config names no client, or contradicts the settings.
+        DataError: the client's data set cannot be read.
+        PoolError: the pool is missing, damaged, or does not fit.
+    """
+    config = _read_config(json.dumps(dict(context.run_config), sort_keys=True))
+    if PARTITION in context.node_config:
+        return _simulated_client(context, config)
+    return _real_client(context, config)
+
+
+@lru_cache(maxsize=1)
+def shared_model(
+    config: Config, image_shape: tuple[int, int, int], num_classes: int
+) -> nn.Module:
+    """Return this process's network; whoever uses it overwrites its parameters."""
+    device = "cuda" if config.resources.gpus_per_client > 0 else "cpu"
+    return build_model(config.model, image_shape, num_classes, config.seed).to(device)
+
+
+def on_device_of(model: nn.Module, split: PrivateSplit) -> PrivateSplit:
+    """Return the split on the model's device."""
+    device = next(model.parameters()).device
+    return replace(
+        split, images=split.images.to(device), targets=split.targets.to(device)
+    )
+
+
+def _simulated_client(context: Context, config: Config) -> ClientNode:
+    config = _with_federation_size(config, int(context.node_config[NUM_PARTITIONS]))
+    data = _shared_data(config)
+    client = int(context.node_config[PARTITION])
+    return ClientNode(
+        str(client), config, data.split(client), data.pool, data.augmentation, True
+    )
+
+
+def _real_client(context: Context, config: Config) -> ClientNode:
+    name = str(context.node_config.get(NAME, ""))
+    if not name:
+        raise ConfigError(
+            f"the node config must set {NAME} (a real client) or {PARTITION} and "
+            f"{NUM_PARTITIONS} (a simulated one)"
+        )
+    changes = {
+        setting: str(context.node_config[key])
+        for key, setting in (("dataset", "data.dataset"), ("pool", "pool.source"))
+        if key in context.node_config
+    }
+    config = config.with_values(changes)
+    dataset = load_dataset(config.data)
+    check_split_size(len(dataset.train), config.instahide.private_count)
+    pool = load_pool(config, dataset.image_shape)
+    augmentation = augmentation_for(config.data, dataset)
+    return ClientNode(name, config, dataset.train, pool, augmentation, False)
+
+
+def _with_federation_size(config: Config, nodes: int) -> Config:
+    """Take the number of SuperNodes where the settings leave it open."""
+    wanted = config.partition.num_clients
+    if wanted not in (0, nodes):
+        raise ConfigError(
+            f"partition.num-clients is {wanted}, but the federation has {nodes} "
+            f"SuperNodes: add --federation-config 'num-supernodes={wanted}', or set "
+            f"partition.num-clients = 0"
+        )
+    return config if wanted else config.with_values({"partition.num-clients": nodes})
+
+
+# Simulated clients share a process: the data set and the pool are mapped once, and
+# parsing the settings again for each message would cost more than a small batch.
+@lru_cache(maxsize=2)
+def _shared_data(config: Config) -> FederatedData:
+    return load_federated_data(config)
+
+
+@lru_cache(maxsize=8)
+def _read_config(run_config: str) -> Config:
+    config = Config.from_run_config(json.loads(run_config))
+    if config.resources.gpus_per_client > 0 and not torch.cuda.is_available():
+        raise ConfigError(
+            f"resources.gpus-per-client is {config.resources.gpus_per_client}, but "
+            f"this machine has no usable GPU: set it to 0"
+        )
+    return config

@@ -1,0 +1,117 @@
+"""The one place that touches Flower's internals: a Grid inside this process.
+
+Flower's public API has the abstract `Grid` but no implementation that runs without a
+SuperLink. What is private here, and checked by tests/library/test_engine_grid.py:
+
+- `TaskIdentity` must be set before a `Message` can be made;
+- a message's id is set in its metadata's `__dict__` (Flower's own grids do the same).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from uuid import uuid4
+
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.clientapp.client_app import ClientAppException
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+RUN_ID = 1
+SERVER_NODE_ID = 1
+FIRST_CLIENT_NODE_ID = 1000
+CLIENT_APP_RAISED = 2  # flwr.common.constant.ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+
+RunConfig = Mapping[str, bool | int | float | str]
+NodeConfig = Mapping[str, bool | int | float | str]
+
+
+def server_context(run_config: RunConfig) -> Context:
+    """Return the context that a ServerApp is called with."""
+    return Context(RUN_ID, SERVER_NODE_ID, {}, RecordDict(), dict(run_config))
+
+
+class InProcessGrid(Grid):
+    """Runs each message's ClientApp at once, in this process, one after another.
+
+    Args:
+        client_app: what every node runs.
+        nodes: a node config for each node.
+        run_config: the run's settings, handed to every client.
+    """
+
+    def __init__(
+        self,
+        client_app: ClientApp,
+        nodes: Iterable[NodeConfig],
+        run_config: RunConfig,
+    ) -> None:
+        TaskIdentity.task_id = TaskIdentity.run_id = RUN_ID
+        TaskIdentity.node_id = SERVER_NODE_ID
+        self._client_app = client_app
+        self._replies: dict[str, Message] = {}
+        self._contexts: dict[int, Context] = {}
+        for number, node in enumerate(nodes):
+            node_id = FIRST_CLIENT_NODE_ID + number
+            self._contexts[node_id] = Context(
+                RUN_ID, node_id, dict(node), RecordDict(), dict(run_config)
+            )
+
+    def set_run(self, run: Run) -> None:
+        """Do nothing: there is only one run."""
+
+    @property
+    def run(self) -> Run:
+        """Not available: there is no SuperLink that knows runs."""
+        raise NotImplementedError("an in-process grid has no run on a SuperLink")
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """Make a message (Flower prefers the constructor)."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return all nodes."""
+        return list(self._contexts)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Run the messages and keep the replies; an exception becomes an error reply."""
+        ids = []
+        for message in messages:
+            message.metadata.__dict__["_message_id"] = str(uuid4())
+            reply = self._run(message)
+            reply.metadata.__dict__["_message_id"] = str(uuid4())
+            self._replies[message.metadata.message_id] = reply
+            ids.append(message.metadata.message_id)
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Return the replies that are there."""
+        return [self._replies.pop(i) for i in message_ids if i in self._replies]
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Push, then pull."""
+        return self.pull_messages(self.push_messages(messages))
+
+    def _run(self, message: Message) -> Message:
+        context = self._contexts[message.metadata.dst_node_id]
+        # A client must not be able to change the server's records; array bytes are
+        # immutable, so the copy costs no memory.
+        received = copy.deepcopy(message)
+        try:
+            return self._client_app(message=received, context=context)
+        except Exception as error:
+            wrapped = ClientAppException(str(error))
+            reason = f"{type(wrapped)}:<'{wrapped}'>"
+            return Message(Error(CLIENT_APP_RAISED, reason), reply_to=message)

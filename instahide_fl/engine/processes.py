@@ -1,0 +1,66 @@
+"""Child processes that leave nothing behind, whatever happens."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import signal
+import time
+from collections.abc import Iterator
+
+import psutil
+
+MARK = "INSTAHIDE_FL_LAUNCH"
+
+
+@contextlib.contextmanager
+def marked_environment() -> Iterator[dict[str, str]]:
+    """Give an environment for child processes and end all of them afterwards.
+
+    Flower and Ray start daemons that leave their parent's process tree. All inherit a
+    random mark, by which they are found again.
+
+    Yields:
+        A copy of the environment with the mark.
+    """
+    mark = secrets.token_hex(16)
+    try:
+        yield {**os.environ, MARK: mark}
+    finally:
+        end_marked(mark)
+
+
+def end_marked(mark: str, patience: float = 10.0) -> None:
+    """End all processes that carry the mark: politely first, then by force.
+
+    Args:
+        mark: value of the environment variable `MARK`.
+        patience: seconds between the two.
+    """
+    for number, wait in ((signal.SIGTERM, patience), (signal.SIGKILL, 5.0)):
+        deadline = time.monotonic() + wait
+        _send(_marked(mark), number)
+        while (left := _marked(mark)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+            if number == signal.SIGKILL:
+                _send(left, number)
+        if not left:
+            return
+
+
+def _send(processes: list[psutil.Process], number: signal.Signals) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            process.send_signal(number)
+
+
+def _marked(mark: str) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.pid == os.getpid() or process.status() == psutil.STATUS_ZOMBIE:
+                continue
+            if process.environ().get(MARK) == mark:
+                found.append(process)
+    return found

@@ -1,0 +1,50 @@
+"""Start a run on any engine: check first, then make the folder, then train."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from instahide_fl.config import Config
+from instahide_fl.data.federated import load_federated_data
+from instahide_fl.encoding.encoder import build_encoder
+from instahide_fl.engine.flower import run_flower
+from instahide_fl.engine.inline import run_inline
+from instahide_fl.errors import ConfigError
+from instahide_fl.models.registry import build_model
+from instahide_fl.run_folder import RunFolder
+
+ENGINES: dict[str, Callable[[Config, RunFolder], None]] = {
+    "inline": run_inline,
+    "flower": run_flower,
+}
+DEFAULT_ENGINE = "flower"
+
+
+def check_run(config: Config) -> None:
+    """Find a user's mistakes before anything is started or written.
+
+    It also fills the cache, so that clients find data and pool ready.
+
+    Raises:
+        ConfigError: settings contradict each other, the data, or the machine.
+        DataError: the data set is missing or unreadable.
+        PoolError: the pool is missing, corrupt, or does not fit.
+    """
+    if config.partition.num_clients == 0:
+        raise ConfigError(
+            "partition.num-clients must be at least 1 here: 0 is for `flwr run`, which "
+            "knows the number of SuperNodes"
+        )
+    if config.resources.gpus_per_client > 0 and not torch.cuda.is_available():
+        raise ConfigError(
+            f"resources.gpus-per-client is {config.resources.gpus_per_client}, but this "
+            f"machine has no usable GPU: set it to 0"
+        )
+    data = load_federated_data(config)
+    if data.pool is not None:
+        data.pool.verify()
+    build_encoder(config.instahide, data.pool, data.augmentation)
+    classes = data.dataset.train.num_classes
+    build_model(config.model, data.dataset.image_shape, classes, config.seed)

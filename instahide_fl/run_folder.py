@@ -1,0 +1,221 @@
+"""A run's folder: what it holds, and how it is written so that it can be trusted.
+
+    config.toml         every setting
+    provenance.json     versions, git revision, code hash, pool, seed, command
+    partition.json      which client held which training image
+    metrics.jsonl       one object a round
+    checkpoint/         newest complete state
+    model.safetensors   final global parameters
+    summary.json        written last: a folder without it is not finished
+    failure.json        why a run ended early
+    logs/               what Flower, Ray and the apps said
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from instahide_fl.config import Config
+from instahide_fl.errors import InstaHideError, OutputError, error_named
+from instahide_fl.files import atomic_file, explained, write_text
+
+CONFIG = "config.toml"
+PROVENANCE = "provenance.json"
+PARTITION = "partition.json"
+METRICS = "metrics.jsonl"
+CHECKPOINT = "checkpoint/state.safetensors"
+MODEL = "model.safetensors"
+SUMMARY = "summary.json"
+FAILURE = "failure.json"
+LOGS = "logs"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Reads and writes one run's folder.
+
+    Attributes:
+        path: the folder.
+    """
+
+    path: Path
+
+    @classmethod
+    def create(cls, path: Path, config: Config) -> RunFolder:
+        """Start a folder for a new run.
+
+        Raises:
+            OutputError: the folder holds something already, or cannot be written.
+        """
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise OutputError(
+                f"{path} exists already: choose another --out, or continue an "
+                f"interrupted run with --resume {path}"
+            )
+        with explained(path):
+            (path / LOGS).mkdir(parents=True, exist_ok=True)
+        folder = cls(path)
+        write_text(path / CONFIG, config.to_toml())
+        return folder
+
+    @classmethod
+    def open_interrupted(cls, path: Path) -> RunFolder:
+        """Open the folder of a run that did not finish, to continue it.
+
+        Raises:
+            OutputError: there is no run, it is finished, or it has no checkpoint yet.
+        """
+        folder = cls(path)
+        if not (path / CONFIG).is_file():
+            raise OutputError(f"--resume: {path} is not a run folder (no {CONFIG})")
+        if folder.finished:
+            raise OutputError(
+                f"--resume: the run in {path} is finished; its result is in {SUMMARY}"
+            )
+        if not (path / CHECKPOINT).is_file():
+            raise OutputError(
+                f"--resume: the run in {path} was interrupted before its first "
+                f"checkpoint: start it anew with another --out"
+            )
+        return folder
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to its end."""
+        return (self.path / SUMMARY).is_file()
+
+    def config(self) -> Config:
+        """Read the settings.
+
+        Raises:
+            ConfigError: they are missing or not valid.
+        """
+        return Config.from_toml(self.path / CONFIG)
+
+    def write_json(self, name: str, value: Mapping[str, Any]) -> None:
+        """Write one of the JSON files.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        write_text(self.path / name, json.dumps(value, indent=2) + "\n")
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """Read one of the JSON files; an absent one is empty."""
+        try:
+            text = (self.path / name).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return {}
+        return dict(json.loads(text))
+
+    def append_metrics(self, row: Mapping[str, Any]) -> None:
+        """Add a round's line to metrics.jsonl.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        path = self.path / METRICS
+        with explained(path), path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Read the complete lines of metrics.jsonl, oldest first."""
+        try:
+            text = (self.path / METRICS).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return []
+        complete = text[: text.rfind("\n") + 1]
+        return [json.loads(line) for line in complete.splitlines()]
+
+    def save_checkpoint(self, round_number: int, tensors: Mapping[str, Tensor]) -> None:
+        """Replace the checkpoint, in one step.
+
+        Args:
+            round_number: last completed round.
+            tensors: of `ServerOptimizer.state`.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        metadata = {"round": str(round_number)}
+        self._save_tensors(self.path / CHECKPOINT, tensors, metadata)
+
+    def load_checkpoint(self) -> tuple[int, dict[str, Tensor]]:
+        """Return the last completed round and the tensors of the checkpoint.
+
+        Lines of metrics.jsonl from rounds after it are dropped: they will come again.
+
+        Raises:
+            OutputError: the checkpoint cannot be read.
+        """
+        path = self.path / CHECKPOINT
+        try:
+            with safetensors.safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+                done = int(file.metadata()["round"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (OSError, safetensors.SafetensorError) as error:
+            raise OutputError(f"cannot read the checkpoint {path}: {error}") from None
+        kept = [row for row in self.metrics() if row["round"] <= done]
+        write_text(
+            self.path / METRICS, "".join(json.dumps(row) + "\n" for row in kept)
+        )
+        (self.path / FAILURE).unlink(missing_ok=True)
+        return done, tensors
+
+    def save_model(self, parameters: Mapping[str, Tensor]) -> None:
+        """Write the final global parameters.
+
+        Raises:
+            OutputError: they cannot be written.
+        """
+        self._save_tensors(self.path / MODEL, parameters, {"format": "pt"})
+
+    def record_failure(self, error: BaseException) -> None:
+        """Note why the run ended early, for whoever started it.
+
+        Never raises: the error itself is on its way and says more.
+        """
+        name = type(error).__name__
+        text = str(error) if isinstance(error, InstaHideError) else f"{name}: {error}"
+        try:
+            self.write_json(FAILURE, {"error": name, "message": text})
+        except OutputError:
+            return
+
+    def failure(self) -> InstaHideError | None:
+        """Return the recorded failure, or None."""
+        try:
+            row = json.loads((self.path / FAILURE).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return error_named(row["error"], row["message"])
+
+    @staticmethod
+    def _save_tensors(
+        path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]
+    ) -> None:
+        contiguous = {name: value.contiguous() for name, value in tensors.items()}
+        with atomic_file(path) as temporary:
+            data = safetensors.torch.save(contiguous, metadata)
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+
+
+def free_run_folder(parent: Path, name: str) -> Path:
+    """Return parent/name, or parent/name-2, -3, ... if that is taken."""
+    path, number = parent / name, 1
+    while path.exists():
+        number += 1
+        path = parent / f"{name}-{number}"
+    return path

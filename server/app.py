@@ -1,0 +1,168 @@
+"""The Flower ServerApp: find the clients, train, evaluate, checkpoint, write the run."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+from torch import nn
+
+from instahide_fl.aggregation.server_optimizer import ServerOptimizer
+from instahide_fl.config import Config
+from instahide_fl.data.datasets import ImageDataset, load_dataset
+from instahide_fl.data.partition import cached_partition, partition_to_json
+from instahide_fl.files import write_text
+from instahide_fl.models.registry import build_model
+from instahide_fl.provenance import code_hash, describe_environment
+from instahide_fl.run_folder import (
+    CONFIG,
+    PARTITION,
+    PROVENANCE,
+    SUMMARY,
+    RunFolder,
+    free_run_folder,
+)
+from instahide_fl.training.evaluation import evaluate
+from instahide_fl.training.local import get_parameters, load_parameters
+from server.cohort import Clients, find_clients
+from server.strategy import RoundOutcome, Strategy
+
+log = logging.getLogger("instahide_fl.server")
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run one experiment from its settings to its finished run folder."""
+    torch.set_num_threads(1)
+    config = Config.from_run_config(context.run_config)
+    folder = _open_folder(config)
+    try:
+        _run(grid, config, folder)
+    except Exception as error:
+        folder.record_failure(error)
+        raise
+
+
+def _run(grid: Grid, config: Config, folder: RunFolder) -> None:
+    dataset = load_dataset(config.data, config.seed)
+    clients = find_clients(grid, config.partition.num_clients, config.train.timeout)
+    config = config.with_values({"partition.num-clients": len(clients.nodes)})
+    model = build_model(
+        config.model, dataset.image_shape, dataset.train.num_classes, config.seed
+    )
+    optimizer = ServerOptimizer(get_parameters(model), config)
+    done = 0
+    if config.output.resume:
+        done, tensors = folder.load_checkpoint()
+        optimizer.load_state(tensors)
+    else:
+        _describe_run(folder, config, dataset, clients)
+    strategy = Strategy(config, optimizer, clients, dataset.train.statistics)
+    for number in range(done + 1, config.train.rounds + 1):
+        outcome = strategy.run_round(grid, number)
+        _finish_round(folder, config, number, outcome, optimizer, model, dataset)
+    _finish_run(folder, optimizer)
+
+
+def _open_folder(config: Config) -> RunFolder:
+    """Open the folder that `instahide-fl run` made, or make one under `flwr run`."""
+    if config.output.folder:
+        folder = RunFolder(Path(config.output.folder))
+        if (folder.path / CONFIG).exists():
+            return folder
+        return RunFolder.create(folder.path, config)
+    name = f"{Path(config.data.dataset).name}-{config.instahide.method}"
+    folder = RunFolder.create(free_run_folder(Path.cwd() / "runs", name), config)
+    log.warning("the run's folder is %s", folder.path)
+    return folder
+
+
+def _describe_run(
+    folder: RunFolder, config: Config, dataset: ImageDataset, clients: Clients
+) -> None:
+    """Write settings, partition and provenance: all that is known before training."""
+    write_text(folder.path / CONFIG, config.resolved().to_toml())
+    if all(client.isdecimal() for client in clients.nodes):
+        targets, partition = dataset.train.targets, config.partition
+        parts = cached_partition(targets, dataset.digest, partition, config.seed)
+        text = partition_to_json(parts, partition, config.seed)
+        write_text(folder.path / PARTITION, text)
+    started = folder.read_json(PROVENANCE)
+    folder.write_json(
+        PROVENANCE,
+        {
+            **started,
+            **describe_environment(),
+            "code_hash": code_hash(),
+            "pool_sha256": clients.pool_sha256,
+            "dataset_digest": dataset.digest,
+            "seed": config.seed,
+            "device": "cuda" if config.resources.gpus_per_client > 0 else "cpu",
+            "clients": dict(clients.num_examples),
+        },
+    )
+
+
+def _finish_round(
+    folder: RunFolder,
+    config: Config,
+    number: int,
+    outcome: RoundOutcome,
+    optimizer: ServerOptimizer,
+    model: nn.Module,
+    dataset: ImageDataset,
+) -> None:
+    """Evaluate, log and checkpoint, each when it is due."""
+    last = number == config.train.rounds
+    accuracy: float | None = None
+    loss: float | None = None
+    start = time.perf_counter()
+    if last or number % config.train.evaluate_every == 0:
+        load_parameters(model, optimizer.parameters)
+        accuracy, loss = evaluate(model, dataset.test)
+    for client, reason in outcome.failures.items():
+        log.warning("round %d: client %s failed: %s", number, client, reason)
+    row: dict[str, Any] = {
+        "round": number,
+        "test_accuracy": accuracy,
+        "test_loss": loss,
+        "train_loss": outcome.train_loss,
+        "seconds": outcome.seconds + time.perf_counter() - start,
+        "bytes_up": outcome.bytes_up,
+        "bytes_down": outcome.bytes_down,
+        "clients": len(outcome.updates),
+        "failures": len(outcome.failures),
+    }
+    folder.append_metrics(row)
+    # After the log: resuming drops lines beyond the checkpoint, so none goes missing.
+    if last or number % config.train.checkpoint_every == 0:
+        folder.save_checkpoint(number, optimizer.state())
+
+
+def _finish_run(folder: RunFolder, optimizer: ServerOptimizer) -> None:
+    """Write the model and, last of all, the summary that marks the run as finished."""
+    folder.save_model(optimizer.parameters)
+    rows = folder.metrics()
+    evaluated = [row for row in rows if row["test_accuracy"] is not None]
+    best = max(evaluated, key=lambda row: float(row["test_accuracy"]))
+    folder.write_json(
+        SUMMARY,
+        {
+            "rounds": len(rows),
+            "final_accuracy": evaluated[-1]["test_accuracy"],
+            "final_loss": evaluated[-1]["test_loss"],
+            "best_accuracy": best["test_accuracy"],
+            "best_round": best["round"],
+            "seconds": sum(row["seconds"] for row in rows),
+            "bytes_up": sum(row["bytes_up"] for row in rows),
+            "bytes_down": sum(row["bytes_down"] for row in rows),
+            "failures": sum(row["failures"] for row in rows),
+        },
+    )

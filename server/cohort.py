@@ -1,0 +1,144 @@
+"""Who takes part: finding the clients, and sampling a round's cohort."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+from instahide_fl.errors import ProtocolError, RoundError
+from instahide_fl.provenance import code_hash
+from instahide_fl.rng import stream
+from instahide_fl.wire import ClientDescription
+from server.records import failure_reason, question, read_description
+
+
+@dataclass(frozen=True)
+class Clients:
+    """The clients of a federation.
+
+    Flower's node ids are random, so everything is ordered and sampled by client key.
+
+    Attributes:
+        nodes: Flower's node id by client key, in the order of keys.
+        num_examples: images by client key.
+        pool_sha256: of the pool that all of them hold; empty for none.
+    """
+
+    nodes: Mapping[str, int]
+    num_examples: Mapping[str, int]
+    pool_sha256: str
+
+    def sample(self, seed: int, round_number: int, size: int) -> list[str]:
+        """Choose a round's cohort, without replacement.
+
+        Args:
+            seed: of the run.
+            round_number: 1, 2, ...
+            size: clients to choose; 0 takes all.
+
+        Returns:
+            Client keys in order.
+        """
+        keys = list(self.nodes)
+        if not 0 < size < len(keys):
+            return keys
+        rng = stream(seed, "cohort", round_number)
+        chosen = rng.choice(len(keys), size=size, replace=False)
+        return [keys[i] for i in sorted(chosen)]
+
+
+def find_clients(grid: Grid, expected: int, timeout: float) -> Clients:
+    """Wait for the clients and ask each who it is.
+
+    Args:
+        grid: Flower's.
+        expected: number of clients; 0 takes those that are there.
+        timeout: seconds to wait for nodes, and again for their answers.
+
+    Raises:
+        RoundError: too few came, one failed to answer, or two have the same key.
+        ProtocolError: they run other code than the server, or hold different pools.
+    """
+    nodes = _wait_for_nodes(grid, expected, timeout)
+    asked = list(collect(grid, [question(node) for node in nodes], timeout))
+    for reply in asked:
+        if reply.has_error():
+            raise RoundError(f"a client is not ready: {failure_reason(reply)}")
+    if len(asked) < len(nodes):
+        raise RoundError(
+            f"{len(asked)} of {len(nodes)} clients answered within {timeout:g} s "
+            f"(train.timeout)"
+        )
+    found = [(read_description(one), one.metadata.src_node_id) for one in asked]
+    found.sort(key=lambda pair: client_order(pair[0].client))
+    _check_agreement([description for description, _ in found])
+    return Clients(
+        {description.client: node for description, node in found},
+        {description.client: description.num_examples for description, _ in found},
+        found[0][0].pool_sha256,
+    )
+
+
+def collect(
+    grid: Grid, messages: Sequence[Message], timeout: float
+) -> Iterator[Message]:
+    """Send messages and yield replies as they come, until all are there or time is up.
+
+    Flower's own `send_and_receive` polls every 0.1 s (3 s when deployed); here the
+    pause grows with the time already waited, so that short rounds stay short.
+    """
+    start = time.monotonic()
+    waiting = set(grid.push_messages(messages))
+    while waiting:
+        for reply in grid.pull_messages(list(waiting)):
+            waiting.discard(reply.metadata.reply_to_message_id)
+            yield reply
+        elapsed = time.monotonic() - start
+        if not waiting or elapsed > timeout:
+            return
+        time.sleep(min(1.0, max(0.01, elapsed / 20)))
+
+
+def client_order(key: str) -> tuple[int, int, str]:
+    """Sort numbered clients by number and named ones after them by name."""
+    return (0, int(key), "") if key.isdecimal() else (1, 0, key)
+
+
+def _wait_for_nodes(grid: Grid, expected: int, timeout: float) -> list[int]:
+    """Return the ids of the expected nodes, or of all once no more arrive."""
+    deadline = time.monotonic() + timeout
+    nodes: list[int] = []
+    while time.monotonic() < deadline:
+        before, nodes = len(nodes), sorted(grid.get_node_ids())
+        if expected and len(nodes) >= expected:
+            return nodes
+        if not expected and nodes and len(nodes) == before:
+            return nodes
+        time.sleep(0.05 if expected else 1.0)
+    raise RoundError(
+        f"{len(nodes)} of {expected or 'any number of'} clients "
+        f"(partition.num-clients) came within {timeout:g} s (train.timeout)"
+    )
+
+
+def _check_agreement(found: Sequence[ClientDescription]) -> None:
+    keys = [description.client for description in found]
+    if len(set(keys)) < len(keys):
+        twice = sorted({key for key in keys if keys.count(key) > 1})
+        raise RoundError(f"several clients have the same name: {', '.join(twice)}")
+    for description in found:
+        if description.code_hash != code_hash():
+            raise ProtocolError(
+                f"client {description.client} runs other code "
+                f"({description.code_hash[:12]}) than the server "
+                f"({code_hash()[:12]}): start both from the same checkout or version"
+            )
+        if description.pool_sha256 != found[0].pool_sha256:
+            raise ProtocolError(
+                f"clients {found[0].client} and {description.client} hold different "
+                f"pools ({found[0].pool_sha256[:12]}, {description.pool_sha256[:12]})"
+            )
