@@ -231,7 +231,7 @@ class TrainConfig(Table):
     every client of the cohort must answer."""
     timeout: Annotated[float, Field(gt=0)] = 600.0
     """Seconds the server waits for a round's updates."""
-    evaluate_every: Count = 1
+    evaluate_every: Count = 5
     """Rounds between two evaluations; the last round is always evaluated."""
     checkpoint_every: Count = 10
     """Rounds between two checkpoints."""

@@ -240,7 +240,10 @@ def _command(name: str) -> str:
 
 
 def _last_line(done: subprocess.CompletedProcess[str]) -> str:
-    lines = (done.stderr + "\n" + done.stdout).strip().splitlines()
+    printed = done.stderr + "\n" + done.stdout
+    with contextlib.suppress(ValueError, KeyError):
+        printed = str(json.loads(done.stdout)["error-message"])
+    lines = printed.strip().splitlines()
     return lines[-1] if lines else f"exit code {done.returncode}"
 
 

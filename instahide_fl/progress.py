@@ -1,0 +1,100 @@
+"""Shows a run while it goes: follows the lines that the server adds to metrics.jsonl.
+
+The same for every engine, because the run folder is all it looks at.
+"""
+
+from __future__ import annotations
+
+import threading
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from instahide_fl.run_folder import RunFolder
+
+POLL_SECONDS = 0.25
+LINES = 10  # printed over a run where there is no terminal to draw a bar on
+
+
+class RunProgress:
+    """Shows a run's progress for as long as the context lasts.
+
+    Args:
+        folder: the run to follow.
+        rounds: how many it will have.
+        console: where to draw.
+    """
+
+    def __init__(self, folder: RunFolder, rounds: int, console: Console) -> None:
+        self._folder, self._rounds, self._console = folder, rounds, console
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[accuracy]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task(
+            "starting clients", total=rounds, accuracy="", start=True
+        )
+        self._shown = 0
+
+    def __enter__(self) -> RunProgress:
+        self._bar.start()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._show()
+        self._bar.stop()
+
+    def _follow(self) -> None:
+        while not self._stop.wait(POLL_SECONDS):
+            self._show()
+
+    def _show(self) -> None:
+        rows = self._folder.metrics()
+        if len(rows) <= self._shown:
+            return
+        accuracy = _latest_accuracy(rows)
+        done = int(rows[-1]["round"])
+        self._bar.update(
+            self._task,
+            description=f"round {done}/{self._rounds}",
+            completed=done,
+            accuracy=accuracy,
+        )
+        step = max(1, self._rounds // LINES)
+        if not self._console.is_terminal and done // step > self._shown // step:
+            pace = rows[-1]["seconds"]
+            self._console.print(
+                f"round {done}/{self._rounds}  {accuracy}  {pace:.2f} s a round"
+            )
+        self._shown = len(rows)
+
+
+def _latest_accuracy(rows: list[dict[str, Any]]) -> str:
+    known = [row["test_accuracy"] for row in rows if row["test_accuracy"] is not None]
+    return f"accuracy {known[-1]:.1%}" if known else ""
