@@ -136,7 +136,9 @@ def data_info(
         ("channel std", spread),
     )
     table = Table("class", "name", "training images")
-    for number, (name, count) in enumerate(zip(loaded.class_names, counts, strict=True)):
+    for number, (name, count) in enumerate(
+        zip(loaded.class_names, counts, strict=True)
+    ):
         table.add_row(str(number), name, f"{count:,}")
     console.print(table)
 

@@ -1,14 +1,14 @@
 """A run's folder: what it holds, and how it is written so that it can be trusted.
 
-    config.toml         every setting
-    provenance.json     versions, git revision, code hash, pool, seed, command
-    partition.json      which client held which training image
-    metrics.jsonl       one object a round
-    checkpoint/         newest complete state
-    model.safetensors   final global parameters
-    summary.json        written last: a folder without it is not finished
-    failure.json        why a run ended early
-    logs/               what Flower, Ray and the apps said
+config.toml         every setting
+provenance.json     versions, git revision, code hash, pool, seed, command
+partition.json      which client held which training image
+metrics.jsonl       one object a round
+checkpoint/         newest complete state
+model.safetensors   final global parameters
+summary.json        written last: a folder without it is not finished
+failure.json        why a run ended early
+logs/               what Flower, Ray and the apps said
 """
 
 from __future__ import annotations
@@ -165,9 +165,7 @@ class RunFolder:
         except (OSError, safetensors.SafetensorError) as error:
             raise OutputError(f"cannot read the checkpoint {path}: {error}") from None
         kept = [row for row in self.metrics() if row["round"] <= done]
-        write_text(
-            self.path / METRICS, "".join(json.dumps(row) + "\n" for row in kept)
-        )
+        write_text(self.path / METRICS, "".join(json.dumps(row) + "\n" for row in kept))
         (self.path / FAILURE).unlink(missing_ok=True)
         return done, tensors
 

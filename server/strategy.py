@@ -84,7 +84,9 @@ class Strategy:
         self.optimizer.step(aggregate, kind)
         sent = sum(value.nbytes for value in self.optimizer.parameters.values())
         received = sum(
-            array.nbytes for update in updates.values() for array in update.arrays.values()
+            array.nbytes
+            for update in updates.values()
+            for array in update.arrays.values()
         )
         seconds = time.perf_counter() - start
         return RoundOutcome(updates, failures, seconds, sent * len(cohort), received)
@@ -102,7 +104,7 @@ class Strategy:
         messages = [round_message(content, node, round_number) for node in client_of]
         timeout = self.config.train.timeout
         updates: dict[str, ClientUpdate] = {}
-        failures = {c: f"no answer within {timeout:g} s (train.timeout)" for c in cohort}
+        failures = dict.fromkeys(cohort, f"no answer within {timeout:g} s (train.timeout)")
         for reply in collect(grid, messages, timeout):
             client = client_of[reply.metadata.src_node_id]
             try:

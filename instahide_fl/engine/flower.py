@@ -35,7 +35,9 @@ from instahide_fl.run_folder import LOGS, RunFolder
 CONNECTION = "private"
 START_SECONDS = 60.0  # for the SuperLink to answer
 STATUS_SECONDS = 10.0  # between two looks at the run's status: each costs a process
-END_SECONDS = 60.0  # for a run's status to turn terminal once its folder says it is over
+END_SECONDS = (
+    60.0  # for a run's status to turn terminal once its folder says it is over
+)
 
 
 def run_flower(config: Config, folder: RunFolder) -> None:

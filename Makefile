@@ -1,0 +1,55 @@
+# Two commands on a fresh machine: `make run` and `make test`. Both set up .venv first.
+.DEFAULT_GOAL := help
+SHELL := /bin/sh
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help install run test test-fast check format build picture clean
+
+help: ## Show this list.
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
+
+run: $(READY) ## Simulate the default federation: 10 clients, InstaHide, MNIST digits.
+	$(BIN)/instahide-fl run $(ARGS)
+
+test: $(READY) ## Run all tests.
+	$(BIN)/pytest -n 2 --dist loadgroup $(ARGS)
+
+test-fast: $(READY) ## Run the tests that start no Flower or Ray processes.
+	$(BIN)/pytest -n 2 -m "not slow" $(ARGS)
+
+check: $(READY) ## Lint, check formatting and types.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY) ## Format the code and mend what the linter can.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+build: $(READY) ## Build wheel and sdist into dist/.
+	$(BIN)/python -m build
+
+picture: $(READY) ## Draw the README's picture of encodings again.
+	rm -f docs/encodings.png
+	$(BIN)/instahide-fl encode mnist-5k --seed 0 --images 10 --picture docs/encodings.png --out "$$(mktemp -d)/encodings.npz"
+
+install: $(READY) ## Create .venv with everything in it.
+
+clean: ## Remove .venv, caches and builds; runs/ stays.
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+# The stamp is written last, so an interrupted set-up is simply done again. A torch that
+# is there already (a CPU-only build, another CUDA) is kept if it satisfies the range.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "instahide-fl needs Python 3.11 or newer: make PYTHON=/path/to/python3.11"; exit 2; }
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	@if $(BIN)/python -c 'import torch' 2>/dev/null; then \
+	  grep -vE '^(torch|torchvision|triton|nvidia-|cuda-)' constraints.txt > $(VENV)/constraints.txt; \
+	else cp constraints.txt $(VENV)/constraints.txt; fi
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  --constraint $(VENV)/constraints.txt --editable '.[dev]'
+	@touch $@

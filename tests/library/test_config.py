@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from instahide_fl.config import Config, EncoderConfig, parse_assignment
+from instahide_fl.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_pyproject_lists_every_setting_with_its_default():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    listed = Config(**project["tool"]["flwr"]["app"]["config"])
+    listed_keys = listed.to_run_config()
+    expected = {**Config().to_run_config(), "partition.num-clients": 0}
+    assert listed_keys == expected
+    tables = project["tool"]["flwr"]["app"]["config"]
+    flat = {
+        f"{table}.{key}" if isinstance(row, dict) else table
+        for table, row in tables.items()
+        for key in (row if isinstance(row, dict) else [table])
+    }
+    assert flat == expected.keys()
+
+
+def test_settings_survive_toml_and_flower(tmp_path):
+    config = Config().with_values({"instahide.refresh": 7, "train.mode": "update"})
+    assert Config.from_run_config(config.to_run_config()) == config
+    (tmp_path / "c.toml").write_text(config.to_toml())
+    assert Config.from_toml(tmp_path / "c.toml") == config
+
+
+def test_automatic_values_follow_the_mode():
+    gradient, update = Config(), Config().with_values({"train.mode": "update"})
+    assert (gradient.server_learning_rate, gradient.server_momentum) == (0.1, 0.9)
+    assert (update.server_learning_rate, update.server_momentum) == (1.0, 0.0)
+    assert EncoderConfig(scope="inside", num_mixed=5).private_count == 5
+    assert update.resolved().server.learning_rate == 1.0
+
+
+@pytest.mark.parametrize(
+    ("assignment", "expected"),
+    [
+        ("instahide.num-mixd=3", "did you mean instahide.num-mixed"),
+        ("instahide.num-mixed=0", "instahide.num-mixed must be .* 1, got 0"),
+        ("instahide.num-mixed=four", "valid integer, got 'four'"),
+        ("instahide.max-coefficient=0.25", "exceed 1/num-mixed = 0.25, got 0.25"),
+        ("instahide.min-private-weight=0.99", None),
+        ("instahide.num-private=5", r"num-private must be in 1..4 .* got 5"),
+        ("instahide.refresh=0", "'epoch' or .* got 0"),
+        ("train.rounds=true", "valid integer, got True"),
+        ("train.clients-per-round=11", r"at most 10 \(partition.num-clients\), got 11"),
+        ("train.min-updates=11", "at most 10"),
+        ("server.learning-rate=-1", "greater than 0 or 'auto', got -1"),
+        ("seed.x=1", "seed is set twice|seed.x is set twice"),
+        ("train=1", "train must be a table, got 1"),
+        ("nonsense=1", "unknown setting nonsense"),
+    ],
+)
+def test_a_bad_setting_is_named_with_its_value(assignment, expected):
+    changes = dict([parse_assignment(assignment)])
+    if expected is None:
+        assert Config().with_values(changes).instahide.min_private_weight == 0.99
+        return
+    with pytest.raises(ConfigError, match=expected):
+        Config().with_values(changes)
+
+
+def test_unreachable_private_weight_is_refused():
+    with pytest.raises(
+        ConfigError, match=r"min-private-weight \(c2\) must be below 0.6"
+    ):
+        EncoderConfig(max_coefficient=0.3, min_private_weight=0.6)
+
+
+def test_a_bare_word_is_a_string_and_a_list_is_refused():
+    assert parse_assignment("data.dataset=hf:a/b") == ("data.dataset", "hf:a/b")
+    assert parse_assignment("train.rounds=5") == ("train.rounds", 5)
+    for bad in ("train.rounds", "x=[1]", "=3"):
+        with pytest.raises(ConfigError):
+            parse_assignment(bad)
+
+
+def test_a_settings_file_that_is_missing_or_broken(tmp_path):
+    with pytest.raises(ConfigError, match="No such file"):
+        Config.from_toml(tmp_path / "none.toml")
+    (tmp_path / "bad.toml").write_text("seed = ")
+    with pytest.raises(ConfigError, match="not valid TOML"):
+        Config.from_toml(tmp_path / "bad.toml")
