@@ -235,7 +235,7 @@ def _choose(name: str, choices: dict[str, Any]) -> Any:
 
 def _note_start(folder: RunFolder, engine: str, *, resumed: bool) -> None:
     """Begin provenance.json with what only the command line knows."""
-    started = {
+    started: dict[str, Any] = {
         "command": shlex.join(["instahide-fl", *sys.argv[1:]]),
         "engine": engine,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -104,7 +104,7 @@ class EncoderConfig(Table):
     section = "instahide"
 
     method: Literal["none", "mixup", "instahide"] = "instahide"
-    """`instahide` mixes and flips signs, `mixup` only mixes, `none` leaves images be."""
+    """`instahide` mixes and flips signs, `mixup` only mixes, `none` does neither."""
     scope: Literal["inside", "cross"] = "cross"
     """`inside` mixes private images only; `cross` adds images of the public pool."""
     num_mixed: Count = 4
@@ -266,7 +266,7 @@ class ResourcesConfig(Table):
 
 
 class OutputConfig(Table):
-    """Where the server writes; set by `instahide-fl run`, not part of an experiment."""
+    """Where the server writes; set by `instahide-fl run`, no part of an experiment."""
 
     section = "output"
 

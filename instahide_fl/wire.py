@@ -1,6 +1,6 @@
 """What server and clients say to each other: the one module both agree on.
 
-Nothing here can hold an `EncodingKey`, an original image, a hard label or a coefficient.
+Nothing here can hold an `EncodingKey`, an original image, a label or a coefficient.
 The classes are plain values; `clients/records.py` and `server/records.py` put them into
 Flower records.
 """

@@ -1,4 +1,4 @@
-"""The Flower ServerApp: find the clients, train, evaluate, checkpoint, write the run."""
+"""The Flower ServerApp: find the clients, train, evaluate, write the run folder."""
 
 from __future__ import annotations
 

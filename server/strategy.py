@@ -104,7 +104,8 @@ class Strategy:
         messages = [round_message(content, node, round_number) for node in client_of]
         timeout = self.config.train.timeout
         updates: dict[str, ClientUpdate] = {}
-        failures = dict.fromkeys(cohort, f"no answer within {timeout:g} s (train.timeout)")
+        silent = f"no answer within {timeout:g} s (train.timeout)"
+        failures = dict.fromkeys(cohort, silent)
         for reply in collect(grid, messages, timeout):
             client = client_of[reply.metadata.src_node_id]
             try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -46,7 +47,10 @@ def partition_images(targets: Tensor, config: PartitionConfig, seed: int) -> Par
     partitioner = _partitioner(config, seed)
     partitioner.dataset = table
     try:
-        parts = [partitioner.load_partition(i)["row"][:] for i in range(count)]
+        with warnings.catch_warnings():
+            # Each redraw for the minimum size is announced; only giving up matters.
+            warnings.filterwarnings("ignore", "The specified min_partition_size")
+            parts = [partitioner.load_partition(i)["row"][:] for i in range(count)]
     except ValueError as error:
         reason = " ".join(str(error).split())
         raise ConfigError(

@@ -1,9 +1,10 @@
 """Engine `flower`: stock Flower simulation on Ray, started so that it can be trusted.
 
-`flwr run` alone has three traps (flwr 1.41): it exits 0 when a run failed; it reuses any
-SuperLink on its default port, whose Ray actors import client code from the folder that
-SuperLink was started in; and that SuperLink stays behind. So every run here gets its own
-SuperLink: private home, neutral working directory, free port, ended with the run.
+`flwr run` alone has three traps (flwr 1.41): it exits 0 when a run failed; it reuses
+any SuperLink on its default port, whose Ray actors import client code from the folder
+that SuperLink was started in; and that SuperLink stays behind. So every run here gets
+a SuperLink of its own: private home, neutral working directory, free port, ended with
+the run.
 """
 
 from __future__ import annotations

@@ -84,7 +84,7 @@ class InProcessGrid(Grid):
         return list(self._contexts)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Run the messages and keep the replies; an exception becomes an error reply."""
+        """Run the messages and keep the replies; an exception is an error reply."""
         ids = []
         for message in messages:
             message.metadata.__dict__["_message_id"] = str(uuid4())

@@ -39,8 +39,8 @@ def check_run(config: Config) -> None:
         )
     if config.resources.gpus_per_client > 0 and not torch.cuda.is_available():
         raise ConfigError(
-            f"resources.gpus-per-client is {config.resources.gpus_per_client}, but this "
-            f"machine has no usable GPU: set it to 0"
+            f"resources.gpus-per-client is {config.resources.gpus_per_client}, but "
+            f"this machine has no usable GPU: set it to 0"
         )
     data = load_federated_data(config)
     if data.pool is not None:

@@ -174,7 +174,7 @@ def test_damaged_and_missing_pools_are_named(tmp_path, pool):
     with pytest.raises(PoolError, match=r"lacks \['sha256'\]"):
         MixingPool.open(folder)
     (folder / "manifest.json").write_text("{")
-    with pytest.raises(PoolError, match="manifest .* is damaged"):
+    with pytest.raises(PoolError, match=r"manifest .* is damaged"):
         MixingPool.open(folder)
 
 

@@ -98,6 +98,7 @@ def test_encoders_refuse_what_cannot_be_mixed(split, pool, rng):
     inside = build_encoder(EncoderConfig(scope="inside", num_mixed=21))
     with pytest.raises(ConfigError, match="has only 20"):
         inside.encode(torch.tensor([0]), split, rng)
-    cross = build_encoder(EncoderConfig(num_mixed=33), pool)
+    config = EncoderConfig(num_mixed=33, min_private_weight=0)
+    cross = build_encoder(config, pool)
     with pytest.raises(PoolError, match="31 distinct public images"):
         cross.encode(torch.tensor([0]), split, rng)

@@ -1,0 +1,182 @@
+"""The command line as a user types it: exit codes, one line of reason, no traceback."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from instahide_fl import cli
+from instahide_fl.data.pool import MixingPool
+
+QUICK = ["--engine", "inline", "--set", "train.rounds=2", "--set", "model.width=4"]
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["instahide-fl", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        printed = capsys.readouterr()
+        return ended.value.code or 0, printed.out, printed.err
+
+    return call
+
+
+def test_run_then_the_folder_cannot_be_overwritten(command):
+    code, out, _ = command("run", *QUICK, "--out", "first")
+    assert code == 0
+    assert "accuracy" in out
+    assert "run folder: first" in out
+    code, _, err = command("run", *QUICK, "--out", "first")
+    assert code == 2
+    assert "first exists already" in err
+    code, _, err = command("run", "--resume", "first")
+    assert (code, "is finished" in err) == (2, True)
+
+
+def test_default_folders_are_numbered_and_a_settings_file_works(command):
+    Path("my.toml").write_text("seed = 4\n[train]\nrounds = 1\nbatch-size = 4\n")
+    for expected in ("mnist-5k-instahide", "mnist-5k-instahide-2"):
+        code, out, _ = command("run", "my.toml", "--engine", "inline")
+        assert code == 0
+        assert f"runs/{expected}" in out.replace("\n", "")
+    assert "seed = 4" in Path("runs/mnist-5k-instahide/config.toml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--set", "train.round=5"], "did you mean train.rounds"),
+        (["--set", "train.rounds=many"], "train.rounds must be a valid integer"),
+        (["--set", "train.rounds=0"], "greater than or equal to 1, got 0"),
+        (["--set", "instahide.max-coefficient=0.2"], "must exceed 1/num-mixed"),
+        (["--set", "instahide.num-mixed=11000"], "accept only 0.0000%"),
+        (
+            ["--set", "instahide.scope=inside", "--set", "instahide.num-mixed=401"],
+            "a client has only 400",
+        ),
+        (["--set", "partition.num-clients=4001"], "must be in 1..4000"),
+        (["--set", "partition.num-clients=0"], "at least 1 here"),
+        (["--set", "pool.source=nowhere"], "no pool at nowhere"),
+        (["--set", "pool.source=small"], "needs 2 distinct public images"),
+        (["--set", "pool.source=colour"], "3x28x28"),
+        (["--set", "pool.source=corrupt"], "copy or build it again"),
+        (["--set", "data.dataset=cifar11"], "must be mnist-5k or hf:"),
+        (["--set", "data.dataset=hf:/nowhere/at-all"], "cannot load hf:"),
+        (["--set", "data.image-size=2"], "at least 4x4"),
+        (["--set", "resources.gpus-per-client=1.0"], "no usable GPU"),
+        (["--engine", "warp"], "must be one of inline, flower"),
+        (["missing.toml"], "cannot read the settings file"),
+        (["--resume", "nothing"], "not a run folder"),
+        (["--out", "file/below"], "cannot write file/below"),
+    ],
+)
+def test_a_users_mistake_ends_with_2_and_one_reason(command, arguments, expected):
+    if "gpus" in arguments[-1] and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    images = torch.zeros(40, 1, 28, 28, dtype=torch.uint8)
+    images[0, 0, 0] = 7
+    MixingPool.from_images(images[:1]).save(Path("small"))
+    MixingPool.from_images(images).save(Path("corrupt"))
+    MixingPool.from_images(images.expand(-1, 3, -1, -1).contiguous()).save(
+        Path("colour")
+    )
+    data = bytearray(Path("corrupt/images.npy").read_bytes())
+    data[-1] ^= 1
+    Path("corrupt/images.npy").write_bytes(data)
+    Path("file").write_text("")
+    code, _, err = command("run", *arguments)
+    assert code == 2
+    assert expected in err
+    assert "Traceback" not in err
+    assert len(err.strip().splitlines()) <= 2
+    assert not Path("runs").exists(), "a half-written run folder was left behind"
+
+
+def test_data_and_pool_commands(command, pool):
+    code, out, _ = command("data", "info", "mnist-5k")
+    assert code == 0
+    assert "4,000" in out
+    pool.save(Path("pool"))
+    code, out, _ = command("pool", "info", "pool")
+    assert code == 0
+    assert pool.sha256 in out
+    assert command("pool", "verify", "pool")[0] == 0
+    assert command("pool", "verify", "elsewhere")[0] == 2
+
+
+def test_encode_writes_encodings_and_only_on_request_the_key(command):
+    arguments = ["encode", "mnist-5k", "--images", 30, "--picture", "p.png"]
+    code, out, _ = command(*arguments, "--out", "e.npz")
+    assert code == 0
+    assert sorted(p.name for p in Path().iterdir()) == ["e.npz", "p.png"]
+    with np.load("e.npz") as first:
+        assert set(first.files) == {"encodings", "soft_targets"}
+        assert first["encodings"].shape == (30, 1, 28, 28)
+        assert first["soft_targets"].sum(axis=1).max() < 1
+        without_seed = first["encodings"]
+    command("encode", "mnist-5k", "--images", 30, "--out", "f.npz")
+    with np.load("f.npz") as second:
+        assert not np.array_equal(second["encodings"], without_seed)
+    seeded = ["encode", "mnist-5k", "--images", 30, "--seed", 5]
+    command(*seeded, "--out", "g.npz", "--key", "k.npz")
+    command(*seeded, "--out", "h.npz")
+    with np.load("g.npz") as g, np.load("h.npz") as h, np.load("k.npz") as key:
+        np.testing.assert_array_equal(g["encodings"], h["encodings"])
+        assert key["private_index"][:, 0].tolist() == list(range(30))
+    code, _, err = command(*arguments, "--out", "e.npz")
+    assert (code, "exists already" in err) == (2, True)
+
+
+def start_process(*arguments, **options):
+    return subprocess.Popen(
+        [sys.executable, "-c", "from instahide_fl.cli import main; main()", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def test_a_full_disk_ends_the_run_with_a_reason(tmp_path):
+    process = start_process(
+        *("run", *QUICK, "--out", "run"),
+        cwd=tmp_path,
+        # No file may grow beyond 20 kB: the checkpoint of this model has more.
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, -1)),
+    )
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 2, err
+    assert "cannot write" in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "run" / "summary.json").exists()
+    assert not list((tmp_path / "run").rglob(".*"))
+
+
+def test_ctrl_c_says_how_to_continue(tmp_path):
+    process = start_process(
+        *("run", "--engine", "inline", "--set", "train.checkpoint-every=1"),
+        *("--out", "run"),
+        cwd=tmp_path,
+    )
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "run" / "checkpoint" / "state.safetensors").exists():
+        assert time.monotonic() < deadline, process.kill()
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "continue with instahide-fl run --resume run" in err
+    assert "Traceback" not in err
