@@ -15,7 +15,7 @@ run: $(READY) ## Simulate the default federation: 10 clients, InstaHide, MNIST d
 	$(BIN)/instahide-fl run $(ARGS)
 
 test: $(READY) ## Run all tests.
-	$(BIN)/pytest -n 2 --dist loadgroup $(ARGS)
+	$(BIN)/pytest -n 2 --dist loadfile $(ARGS)
 
 test-fast: $(READY) ## Run the tests that start no Flower or Ray processes.
 	$(BIN)/pytest -n 2 -m "not slow" $(ARGS)

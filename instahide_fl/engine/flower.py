@@ -151,12 +151,17 @@ def _private_superlink(logs: Path) -> Iterator[_SuperLink]:
     logs.mkdir(parents=True, exist_ok=True)
     # A short path: Ray puts Unix sockets below it, which may have 107 characters.
     home = Path(tempfile.mkdtemp(prefix="ihfl-"))
+    process: subprocess.Popen[bytes] | None = None
     try:
         with marked_environment() as environment:
             environment.update(_flower_environment(home))
-            superlink = _start(home, environment, logs)
-            yield superlink
+            port = _free_port()
+            process = _start(home, port, environment, logs)
+            _await_answer(process, port, logs)
+            yield _SuperLink(process, home, environment, logs)
     finally:
+        if process is not None:
+            process.wait()
         _keep_ray_errors(home, logs)
         shutil.rmtree(home, ignore_errors=True)
 
@@ -176,13 +181,14 @@ def _flower_environment(home: Path) -> dict[str, str]:
     }
 
 
-def _start(home: Path, environment: dict[str, str], logs: Path) -> _SuperLink:
-    port = _free_port()
+def _start(
+    home: Path, port: int, environment: dict[str, str], logs: Path
+) -> subprocess.Popen[bytes]:
     connection = {"address": f"127.0.0.1:{port}", "insecure": True}
     settings = {"superlink": {"default": CONNECTION, CONNECTION: connection}}
     (home / "config.toml").write_text(tomli_w.dumps(settings))
     with (logs / "superlink.log").open("ab") as log:
-        process = subprocess.Popen(
+        return subprocess.Popen(
             [
                 _command("flower-superlink"),
                 *("--insecure", "--simulation", "--host", "127.0.0.1"),
@@ -196,8 +202,6 @@ def _start(home: Path, environment: dict[str, str], logs: Path) -> _SuperLink:
             # Ctrl-C goes to us alone; we end the rest in order.
             start_new_session=True,
         )
-    _await_answer(process, port, logs)
-    return _SuperLink(process, home, environment, logs)
 
 
 def _await_answer(process: subprocess.Popen[bytes], port: int, logs: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
@@ -71,7 +72,7 @@ def test_a_run_repeats_byte_for_byte_and_leaves_a_full_folder(tmp_path, changes)
     size = sum(value.nbytes for value in parameters.values())
     assert rows[0]["bytes_up"] == rows[0]["bytes_down"] == 4 * size
     partition = json.loads((first.path / "partition.json").read_text())
-    assert sorted(sum(partition["clients"], [])) == list(range(4000))
+    assert sorted(itertools.chain(*partition["clients"])) == list(range(4000))
 
 
 def test_a_resumed_run_ends_as_if_never_interrupted(tmp_path, monkeypatch):
@@ -171,7 +172,7 @@ def test_an_update_that_is_not_finite_is_refused(tmp_path):
             )
         return reply
 
-    with pytest.raises(RoundError, match="client 1: .* not finite"):
+    with pytest.raises(RoundError, match=r"client 1: .* not finite"):
         run_tampered(tmp_path, settings(), poison)
 
 

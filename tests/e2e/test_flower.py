@@ -1,4 +1,4 @@
-"""Real Flower and real Ray: the same bytes as inline, and an end that can be trusted."""
+"""Real Flower and real Ray: the bytes of inline, and an end that can be trusted."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ from instahide_fl.engine.processes import MARK, end_marked, marked_environment
 from instahide_fl.errors import RoundError
 from instahide_fl.run_folder import RunFolder
 
-# One after another: two federations at once would fight for two cores.
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("flower")]
+pytestmark = pytest.mark.slow
 
 SMALL = {
     "train.rounds": 3,
