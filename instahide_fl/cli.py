@@ -29,10 +29,7 @@ from instahide_fl.run_folder import (
     free_run_folder,
 )
 
-BROKEN = (
-    "InstaHide is broken as an encryption scheme (Carlini et al., IEEE S&P 2021): this "
-    "accuracy says nothing about privacy."
-)
+BROKEN = "InstaHide is broken as an encryption scheme (Carlini et al., IEEE S&P 2021)"
 
 app = typer.Typer(
     help="Federated learning with InstaHide, and the measurement of what it hides.",
@@ -103,6 +100,7 @@ def run(
         check_run(settings)
     if resume is not None:
         folder = RunFolder.open_interrupted(resume)
+        folder.clear_failure()
     else:
         name = f"{Path(settings.data.dataset).name}-{settings.instahide.method}"
         path = out or free_run_folder(Path("runs"), name)
@@ -213,7 +211,7 @@ def encode(
     save_encodings(out, encoded.batch)
     console.print(f"{len(encoded.batch):,} encodings in {out}")
     if settings.instahide.method == "instahide":
-        console.print(BROKEN.replace("accuracy", "file"), style="yellow")
+        console.print(f"{BROKEN}: treat the file as the images.", style="yellow")
 
 
 def _settings(
@@ -263,9 +261,12 @@ def _train(
         with RunProgress(folder, settings.train.rounds, console):
             start(full, folder)
     except KeyboardInterrupt:
-        errors.print(
-            f"interrupted: continue with instahide-fl run --resume {folder.path}"
+        remedy = (
+            f"continue with instahide-fl run --resume {folder.path}"
+            if folder.resumable
+            else "there was no checkpoint yet: start it anew"
         )
+        errors.print(f"interrupted: {remedy}")
         # A second Ctrl-C must not stop the exit half way.
         os._exit(1)
     summary = folder.read_json(SUMMARY)
@@ -274,7 +275,9 @@ def _train(
         f"{summary['rounds']} rounds ({summary['seconds']:.0f} s)"
     )
     if settings.instahide.method != "none":
-        console.print(BROKEN, style="yellow")
+        console.print(
+            f"{BROKEN}: this accuracy says nothing about privacy.", style="yellow"
+        )
     console.print(f"run folder: {folder.path}")
 
 

@@ -81,7 +81,7 @@ class RunFolder:
             raise OutputError(
                 f"--resume: the run in {path} is finished; its result is in {SUMMARY}"
             )
-        if not (path / CHECKPOINT).is_file():
+        if not folder.resumable:
             raise OutputError(
                 f"--resume: the run in {path} was interrupted before its first "
                 f"checkpoint: start it anew with another --out"
@@ -92,6 +92,11 @@ class RunFolder:
     def finished(self) -> bool:
         """Whether the run came to its end."""
         return (self.path / SUMMARY).is_file()
+
+    @property
+    def resumable(self) -> bool:
+        """Whether there is a checkpoint to continue from."""
+        return (self.path / CHECKPOINT).is_file()
 
     def config(self) -> Config:
         """Read the settings.
@@ -166,7 +171,6 @@ class RunFolder:
             raise OutputError(f"cannot read the checkpoint {path}: {error}") from None
         kept = [row for row in self.metrics() if row["round"] <= done]
         write_text(self.path / METRICS, "".join(json.dumps(row) + "\n" for row in kept))
-        (self.path / FAILURE).unlink(missing_ok=True)
         return done, tensors
 
     def save_model(self, parameters: Mapping[str, Tensor]) -> None:
@@ -188,6 +192,15 @@ class RunFolder:
             self.write_json(FAILURE, {"error": name, "message": text})
         except OutputError:
             return
+
+    def clear_failure(self) -> None:
+        """Forget why an earlier attempt ended, before a new one starts.
+
+        Raises:
+            OutputError: the folder cannot be written.
+        """
+        with explained(self.path / FAILURE):
+            (self.path / FAILURE).unlink(missing_ok=True)
 
     def failure(self) -> InstaHideError | None:
         """Return the recorded failure, or None."""

@@ -61,7 +61,7 @@ def run_flower(config: Config, folder: RunFolder) -> None:
         raise failure
     if status != "finished:completed" or not folder.finished:
         raise EngineError(
-            f"Flower ended the run as {status!r} without saying why: see {logs}"
+            f"Flower ended the run as {' '.join(status.split())!r}: see {logs}"
         )
 
 
@@ -127,7 +127,9 @@ class _SuperLink:
     def _status(self, run_id: str) -> str:
         done = self._flwr("list", CONNECTION, "--run-id", run_id, "--format", "json")
         try:
-            return str(json.loads(done.stdout)["runs"][0]["status"])
+            run = json.loads(done.stdout)["runs"][0]
+            details = str(run.get("status-details", ""))
+            return str(run["status"]) + (f": {details}" if details != "N/A" else "")
         except (ValueError, KeyError, IndexError):
             return f"unknown ({_last_line(done)})"
 

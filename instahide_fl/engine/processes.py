@@ -6,6 +6,7 @@ import contextlib
 import os
 import secrets
 import signal
+import threading
 import time
 from collections.abc import Iterator
 
@@ -28,7 +29,8 @@ def marked_environment() -> Iterator[dict[str, str]]:
     try:
         yield {**os.environ, MARK: mark}
     finally:
-        end_marked(mark)
+        with _deaf_to_interrupts():
+            end_marked(mark)
 
 
 def end_marked(mark: str, patience: float = 10.0) -> None:
@@ -47,6 +49,19 @@ def end_marked(mark: str, patience: float = 10.0) -> None:
                 _send(left, number)
         if not left:
             return
+
+
+@contextlib.contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """Ignore Ctrl-C meanwhile: a second one must not stop the clean-up half way."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _send(processes: list[psutil.Process], number: signal.Signals) -> None:
