@@ -50,6 +50,7 @@ $(READY): pyproject.toml constraints.txt
 	@if $(BIN)/python -c 'import torch' 2>/dev/null; then \
 	  grep -vE '^(torch|torchvision|triton|nvidia-|cuda-)' constraints.txt > $(VENV)/constraints.txt; \
 	else cp constraints.txt $(VENV)/constraints.txt; fi
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	@echo "installing into $(VENV): PyTorch, Flower and Ray are several GB, allow some minutes"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	  --constraint $(VENV)/constraints.txt --editable '.[dev]'
 	@touch $@
