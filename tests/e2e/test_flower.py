@@ -69,9 +69,12 @@ def test_flower_on_ray_gives_the_bytes_of_inline(tmp_path, mode, workers):
 
 
 def test_a_failed_run_fails_with_the_clients_reason(tmp_path):
-    # Steps this large overflow within a round: the updates are not finite.
-    changes = {"train.mode": "update", "train.learning-rate": 1e30}
-    with pytest.raises(RoundError, match=r"round 1: .* not finite"):
+    # The command line would have found this before; here the clients raise it.
+    changes = {"pool.source": str(tmp_path / "nowhere")}
+    expected = (
+        r"^a client is not ready: pool\.source: no pool at .*nowhere .*\"photos\"$"
+    )
+    with pytest.raises(RoundError, match=expected):
         start(run_flower, tmp_path / "run", **changes)
     assert not RunFolder(tmp_path / "run").finished
     assert marked_processes() == []
