@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
-import torch
 from flwr.app import ConfigRecord, Context
 from torch import nn
 
@@ -30,6 +29,7 @@ from instahide_fl.encoding.encoder import Encoder, FixedEncodings, build_encoder
 from instahide_fl.errors import ConfigError
 from instahide_fl.models.registry import build_model
 from instahide_fl.rng import keyed_stream, new_secret, operating_system_stream, stream
+from instahide_fl.training.device import training_device
 from instahide_fl.types import ChannelStatistics, PrivateSplit
 
 PARTITION = "partition-id"
@@ -106,8 +106,12 @@ def open_node(context: Context) -> ClientNode:
 def shared_model(
     config: Config, image_shape: tuple[int, int, int], num_classes: int
 ) -> nn.Module:
-    """Return this process's network; whoever uses it overwrites its parameters."""
-    device = "cuda" if config.resources.gpus_per_client > 0 else "cpu"
+    """Return this process's network; whoever uses it overwrites its parameters.
+
+    Raises:
+        ConfigError: the settings ask for a GPU and there is none.
+    """
+    device = training_device(config.resources)
     return build_model(config.model, image_shape, num_classes, config.seed).to(device)
 
 
@@ -169,10 +173,4 @@ def _shared_data(config: Config) -> FederatedData:
 
 @lru_cache(maxsize=8)
 def _read_config(run_config: str) -> Config:
-    config = Config.from_run_config(json.loads(run_config))
-    if config.resources.gpus_per_client > 0 and not torch.cuda.is_available():
-        raise ConfigError(
-            f"resources.gpus-per-client is {config.resources.gpus_per_client}, but "
-            f"this machine has no usable GPU: set it to 0"
-        )
-    return config
+    return Config.from_run_config(json.loads(run_config))

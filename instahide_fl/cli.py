@@ -102,8 +102,7 @@ def run(
         folder = RunFolder.open_interrupted(resume)
         folder.clear_failure()
     else:
-        name = f"{Path(settings.data.dataset).name}-{settings.instahide.method}"
-        path = out or free_run_folder(Path("runs"), name)
+        path = out or free_run_folder(Path("runs"), settings)
         folder = RunFolder.create(path, settings.resolved())
     _note_start(folder, engine or DEFAULT_ENGINE, resumed=resume is not None)
     _train(settings, folder, start, resume is not None)
@@ -218,11 +217,10 @@ def _settings(
     path: Path | None, assignments: Sequence[str] | None, seed: int | None
 ) -> Config:
     """Merge the settings file, `--set` and `--seed`, in this order."""
-    settings = Config.from_toml(path) if path else Config()
     changes: dict[str, Scalar] = dict(map(parse_assignment, assignments or []))
     if seed is not None:
         changes["seed"] = seed
-    return settings.with_values(changes)
+    return Config.from_toml(path, changes) if path else Config().with_values(changes)
 
 
 def _choose(name: str, choices: dict[str, Any]) -> Any:

@@ -236,6 +236,11 @@ class TrainConfig(Table):
     checkpoint_every: Count = 10
     """Rounds between two checkpoints."""
 
+    @property
+    def update_kind(self) -> Literal["gradient", "delta"]:
+        """What a client sends in this mode."""
+        return "gradient" if self.mode == "gradient" else "delta"
+
 
 class ServerConfig(Table):
     """What the server does with a round's updates."""
@@ -371,15 +376,23 @@ class Config(Table):
         return cls(**nested)
 
     @classmethod
-    def from_toml(cls, path: Path) -> Config:
+    def from_toml(
+        cls, path: Path, changes: Mapping[str, Scalar] | None = None
+    ) -> Config:
         """Read a TOML file.
+
+        Args:
+            path: of the file.
+            changes: values that replace the file's, by dotted name. Only the two
+                together are checked.
 
         Raises:
             ConfigError: the file is missing, is not TOML, or holds a bad setting.
         """
         try:
             with path.open("rb") as file:
-                return cls(**tomllib.load(file))
+                given = dict(_flatten(tomllib.load(file)))
+            return cls.from_run_config({**given, **(changes or {})})
         except OSError as error:
             raise ConfigError(
                 f"cannot read the settings file {path}: {error.strerror}"

@@ -223,8 +223,9 @@ class RunFolder:
                 os.fsync(file.fileno())
 
 
-def free_run_folder(parent: Path, name: str) -> Path:
-    """Return parent/name, or parent/name-2, -3, ... if that is taken."""
+def free_run_folder(parent: Path, config: Config) -> Path:
+    """Return parent/DATASET-METHOD, or with -2, -3, ... behind it if that is taken."""
+    name = f"{Path(config.data.dataset).name}-{config.instahide.method}"
     path, number = parent / name, 1
     while path.exists():
         number += 1

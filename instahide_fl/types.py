@@ -146,6 +146,14 @@ class AppliedAugmentation:
     offset: Tensor
     flip: Tensor
 
+    def rows(self, index: Tensor) -> AppliedAugmentation:
+        """Return it for some of the images.
+
+        Args:
+            index: i64[m], rows to take.
+        """
+        return AppliedAugmentation(self.offset[index], self.flip[index])
+
 
 @dataclass(frozen=True, slots=True)
 class EncodingKey:
@@ -178,9 +186,7 @@ class EncodingKey:
         if augmentation is not None:
             private = self.private_index.shape[1]
             source = (index[:, None] * private + torch.arange(private)).flatten()
-            augmentation = AppliedAugmentation(
-                augmentation.offset[source], augmentation.flip[source]
-            )
+            augmentation = augmentation.rows(source)
         return EncodingKey(
             self.coefficients[index],
             self.private_index[index],

@@ -27,6 +27,7 @@ from instahide_fl.run_folder import (
     RunFolder,
     free_run_folder,
 )
+from instahide_fl.training.device import training_device
 from instahide_fl.training.evaluation import evaluate
 from instahide_fl.training.local import get_parameters, load_parameters
 from server.cohort import Clients, find_clients
@@ -78,8 +79,8 @@ def _open_folder(config: Config) -> RunFolder:
         if (folder.path / CONFIG).exists():
             return folder
         return RunFolder.create(folder.path, config)
-    name = f"{Path(config.data.dataset).name}-{config.instahide.method}"
-    folder = RunFolder.create(free_run_folder(Path.cwd() / "runs", name), config)
+    path = free_run_folder(Path.cwd() / "runs", config)
+    folder = RunFolder.create(path, config)
     log.warning("the run's folder is %s", folder.path)
     return folder
 
@@ -104,7 +105,7 @@ def _describe_run(
             "pool_sha256": clients.pool_sha256,
             "dataset_digest": dataset.digest,
             "seed": config.seed,
-            "device": "cuda" if config.resources.gpus_per_client > 0 else "cpu",
+            "device": training_device(config.resources),
             "clients": dict(clients.num_examples),
         },
     )

@@ -17,7 +17,7 @@ from flwr.app import (
 from torch import Tensor
 
 from instahide_fl.errors import ProtocolError
-from instahide_fl.types import ClientUpdate
+from instahide_fl.types import ClientUpdate, UpdateKind
 from instahide_fl.wire import (
     ABOUT,
     ARRAYS,
@@ -66,22 +66,28 @@ def round_message(content: RecordDict, node_id: int, round_number: int) -> Messa
 
 
 def read_update(
-    message: Message, parameters: Mapping[str, Tensor]
-) -> tuple[str, ClientUpdate]:
+    message: Message, parameters: Mapping[str, Tensor], kind: UpdateKind
+) -> ClientUpdate:
     """Read a client's update and check that it can be added to the others.
 
     Args:
         message: the reply, without an error.
         parameters: the global ones, for names and shapes.
-
-    Returns:
-        The client's key and its update.
+        kind: what this run's updates are.
 
     Raises:
-        ProtocolError: the client speaks another version, or its arrays are not finite
-            numbers in the shapes of the parameters.
+        ProtocolError: the client speaks another version, records are missing, or its
+            arrays are not finite numbers in the shapes of the parameters.
     """
-    content = message.content
+    try:
+        return _checked_update(message.content, parameters, kind)
+    except KeyError as error:
+        raise ProtocolError(f"a client's reply lacks the record {error}") from None
+
+
+def _checked_update(
+    content: RecordDict, parameters: Mapping[str, Tensor], kind: UpdateKind
+) -> ClientUpdate:
     header = UpdateHeader.from_values(content.config_records[ABOUT])
     record = content.array_records[ARRAYS]
     arrays = to_tensors({name: array.numpy() for name, array in record.items()})
@@ -95,8 +101,11 @@ def read_update(
             f"the update of client {header.client} has values that are not finite: "
             f"lower the learning rate"
         )
-    if header.kind not in ("gradient", "delta"):
-        raise ProtocolError(f"unknown kind of update: {header.kind!r}")
+    if header.kind != kind:
+        raise ProtocolError(
+            f"the update of client {header.client} is a {header.kind}, this run needs "
+            f"a {kind}"
+        )
     numbers = {
         name: float(value)
         for name, value in content.metric_records[METRICS].items()
@@ -107,13 +116,9 @@ def read_update(
         raise ProtocolError(
             f"the update of client {header.client} was computed on no image"
         )
-    update = ClientUpdate(
-        arrays,
-        examples,
-        header.kind,  # type: ignore[arg-type]
-        numbers,
-    )
-    return header.client, update
+    if "train_loss" not in numbers:
+        raise KeyError(f"{METRICS}/train_loss")
+    return ClientUpdate(arrays, examples, kind, numbers)
 
 
 def failure_reason(message: Message) -> str:

@@ -80,8 +80,7 @@ class Strategy:
         updates, failures = self._collect(grid, round_number, cohort)
         _check_enough(updates, failures, train.min_updates or len(cohort), round_number)
         aggregate = AGGREGATORS[self.config.server.aggregation](list(updates.values()))
-        kind = next(iter(updates.values())).kind
-        self.optimizer.step(aggregate, kind)
+        self.optimizer.step(aggregate, train.update_kind)
         sent = sum(value.nbytes for value in self.optimizer.parameters.values())
         received = sum(
             array.nbytes
@@ -112,7 +111,9 @@ class Strategy:
                 if reply.has_error():
                     failures[client] = failure_reason(reply)
                     continue
-                _, updates[client] = read_update(reply, parameters)
+                updates[client] = read_update(
+                    reply, parameters, self.config.train.update_kind
+                )
                 del failures[client]
             except InstaHideError as error:
                 failures[client] = str(error)

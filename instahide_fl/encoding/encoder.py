@@ -18,6 +18,7 @@ from torch import Tensor
 
 from instahide_fl.config import EncoderConfig
 from instahide_fl.data.augment import Augmentation
+from instahide_fl.data.federated import check_split_size
 from instahide_fl.data.pool import MixingPool
 from instahide_fl.encoding.mixing import (
     check_acceptance,
@@ -108,11 +109,7 @@ class MixingEncoder:
         """
         count, shape = len(index), tuple(split.images.shape[1:])
         private, public = self.config.private_count, self.config.public_count
-        if len(split) < private:
-            raise ConfigError(
-                f"instahide.num-private: an encoding mixes {private} distinct private "
-                f"images, the client has only {len(split)}"
-            )
+        check_split_size(len(split), private)
         public_index = torch.empty(count, 0, dtype=torch.int64)
         coefficients = draw_coefficients(count, self.config, rng)
         partners = draw_distinct(count, private - 1, len(split), rng, exclude=index)
@@ -160,9 +157,7 @@ class MixingEncoder:
             images = split.images[rows[:, column].to(device)]
             if self.augmentation is not None and key.augmentation is not None:
                 source = torch.arange(len(key)) * rows.shape[1] + column
-                drawn = type(key.augmentation)(
-                    key.augmentation.offset[source], key.augmentation.flip[source]
-                )
+                drawn = key.augmentation.rows(source)
                 images = self.augmentation.apply(images, drawn)
             yield split.statistics.normalise(images)
         if self.pool is not None:

@@ -129,7 +129,9 @@ class _SuperLink:
         try:
             run = json.loads(done.stdout)["runs"][0]
             details = str(run.get("status-details", ""))
-            return str(run["status"]) + (f": {details}" if details != "N/A" else "")
+            return str(run["status"]) + (
+                "" if details in ("", "N/A") else f": {details}"
+            )
         except (ValueError, KeyError, IndexError):
             return f"unknown ({_last_line(done)})"
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
-
 from instahide_fl.config import Config
 from instahide_fl.data.federated import load_federated_data
 from instahide_fl.encoding.encoder import build_encoder
@@ -14,6 +12,7 @@ from instahide_fl.engine.inline import run_inline
 from instahide_fl.errors import ConfigError
 from instahide_fl.models.registry import build_model
 from instahide_fl.run_folder import RunFolder
+from instahide_fl.training.device import training_device
 
 ENGINES: dict[str, Callable[[Config, RunFolder], None]] = {
     "inline": run_inline,
@@ -37,11 +36,7 @@ def check_run(config: Config) -> None:
             "partition.num-clients must be at least 1 here: 0 is for `flwr run`, which "
             "knows the number of SuperNodes"
         )
-    if config.resources.gpus_per_client > 0 and not torch.cuda.is_available():
-        raise ConfigError(
-            f"resources.gpus-per-client is {config.resources.gpus_per_client}, but "
-            f"this machine has no usable GPU: set it to 0"
-        )
+    training_device(config.resources)
     data = load_federated_data(config)
     if data.pool is not None:
         data.pool.verify()

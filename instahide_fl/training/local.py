@@ -45,8 +45,7 @@ def local_update(
     else:
         arrays, examples, loss = _delta(model, parameters, split, encoder, config, rng)
     metrics = {"train_loss": loss, "seconds": time.perf_counter() - start}
-    kind = "gradient" if config.mode == "gradient" else "delta"
-    return ClientUpdate(arrays, examples, kind, metrics)  # type: ignore[arg-type]
+    return ClientUpdate(arrays, examples, config.update_kind, metrics)
 
 
 def load_parameters(model: nn.Module, parameters: Mapping[str, Tensor]) -> None:

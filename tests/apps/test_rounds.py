@@ -176,6 +176,24 @@ def test_an_update_that_is_not_finite_is_refused(tmp_path):
         run_tampered(tmp_path, settings(), poison)
 
 
+def test_an_update_of_the_wrong_kind_or_without_its_records_is_refused(tmp_path):
+    def tampered(change):
+        def tamper(node, reply, message):
+            if node == 1 and message.metadata.message_type == "train":
+                change(reply.content)
+            return reply
+
+        return tamper
+
+    def relabel(content):
+        content["about"]["kind"] = "delta"
+
+    with pytest.raises(RoundError, match="client 1 is a delta, this run needs a grad"):
+        run_tampered(tmp_path / "a", settings(), tampered(relabel))
+    with pytest.raises(RoundError, match="lacks the record 'metrics'"):
+        run_tampered(tmp_path / "b", settings(), tampered(lambda c: c.pop("metrics")))
+
+
 def test_other_code_on_a_client_is_refused(tmp_path):
     def stale(node, reply, message):
         if message.metadata.message_type == "query" and node == 3:

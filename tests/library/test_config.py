@@ -84,6 +84,15 @@ def test_a_bare_word_is_a_string_and_a_list_is_refused():
             parse_assignment(bad)
 
 
+def test_a_file_and_its_overrides_are_checked_together(tmp_path):
+    path = tmp_path / "cohort.toml"
+    path.write_text("[train]\nclients-per-round = 20\n")
+    with pytest.raises(ConfigError, match="at most 10"):
+        Config.from_toml(path)
+    config = Config.from_toml(path, {"partition.num-clients": 50})
+    assert config.train.clients_per_round == 20
+
+
 def test_a_settings_file_that_is_missing_or_broken(tmp_path):
     with pytest.raises(ConfigError, match="No such file"):
         Config.from_toml(tmp_path / "none.toml")
