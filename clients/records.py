@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from flwr.app import (
-    Array,
-    ArrayRecord,
-    ConfigRecord,
-    Message,
-    MetricRecord,
-    RecordDict,
-)
+from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from torch import Tensor
 
+from instahide_fl.engine.arrays import from_record, to_record
 from instahide_fl.types import ClientUpdate
 from instahide_fl.wire import (
     ABOUT,
@@ -21,21 +15,17 @@ from instahide_fl.wire import (
     ClientDescription,
     RoundInstruction,
     UpdateHeader,
-    to_arrays,
-    to_tensors,
 )
 
 
 def read_round(message: Message) -> tuple[RoundInstruction, dict[str, Tensor]]:
-    """Return a round's instruction and the global parameters.
+    """Return a round's instruction and the global parameters, not to be written to.
 
     Raises:
         ProtocolError: the server speaks another version.
     """
     instruction = RoundInstruction.from_values(message.content.config_records[ABOUT])
-    record = message.content.array_records[ARRAYS]
-    arrays = {name: array.numpy() for name, array in record.items()}
-    return instruction, to_tensors(arrays)
+    return instruction, from_record(message.content.array_records[ARRAYS])
 
 
 def reply_description(message: Message, description: ClientDescription) -> Message:
@@ -47,10 +37,9 @@ def reply_description(message: Message, description: ClientDescription) -> Messa
 def reply_update(message: Message, client: str, update: ClientUpdate) -> Message:
     """Send an update: arrays, who and what kind, and numbers. Nothing else."""
     header = UpdateHeader(client, update.kind)
-    arrays = to_arrays(update.arrays)
     content = RecordDict(
         {
-            ARRAYS: ArrayRecord({name: Array(value) for name, value in arrays.items()}),
+            ARRAYS: to_record(update.arrays),
             ABOUT: ConfigRecord(header.to_values()),  # type: ignore[arg-type]
             METRICS: MetricRecord(
                 {NUM_EXAMPLES: update.num_examples, **update.metrics}

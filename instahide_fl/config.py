@@ -8,6 +8,7 @@ command line (`--set instahide.num-mixed=4`) and Flower's flat run config
 from __future__ import annotations
 
 import difflib
+import os
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -217,8 +218,9 @@ class TrainConfig(Table):
     """Images in one local batch."""
     local_batches: Count = 1
     """Batches that a gradient is averaged over (mode gradient)."""
-    local_epochs: Count = 1
-    """Passes over the client's images in a round (mode update)."""
+    local_epochs: CountOrZero = 1
+    """Passes over the client's images in a round (mode update). 0 trains nothing, to
+    measure an engine without its clients' work."""
     learning_rate: Annotated[float, Field(gt=0)] = 0.05
     """Of the client's SGD (mode update)."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -230,7 +232,8 @@ class TrainConfig(Table):
     """Fewest valid updates for a round to count; fewer end the run with an error. 0:
     every client of the cohort must answer."""
     timeout: Annotated[float, Field(gt=0)] = 600.0
-    """Seconds the server waits for a round's updates."""
+    """Seconds the server waits for a round's updates. Engine ray, whose clients take
+    turns: seconds that one client may take."""
     evaluate_every: Count = 5
     """Rounds between two evaluations; the last round is always evaluated."""
     checkpoint_every: Count = 10
@@ -258,16 +261,34 @@ class ServerConfig(Table):
 
 
 class ResourcesConfig(Table):
-    """What a simulation may use of the machine."""
+    """What a simulation may use of the machine, or of a Ray cluster."""
 
     section = "resources"
 
     workers: CountOrZero = 0
     """Processes that run clients side by side; 0 takes as many as fit."""
     cpus_per_client: Count = 1
-    """CPUs reserved for a running client."""
+    """CPUs reserved for a running client, that is for a worker."""
     gpus_per_client: Annotated[float, Field(ge=0)] = 0.0
     """GPU share reserved for a running client; 0 trains on the CPU."""
+    ray_address: str = ""
+    """HOST:PORT of a Ray cluster to use (engine ray), or `auto` for the one that runs
+    on this machine; empty starts a private one."""
+
+    @field_validator("ray_address")
+    @classmethod
+    def _no_ray_client(cls, value: str) -> str:
+        if "://" in value:
+            raise ValueError(
+                "must be HOST:PORT of a node of the cluster this machine belongs to, "
+                "or auto; an address with :// is for Ray's remote client"
+            )
+        return value
+
+    @property
+    def local_workers(self) -> int:
+        """Workers on this machine's CPUs alone."""
+        return self.workers or max(1, (os.cpu_count() or 1) // self.cpus_per_client)
 
 
 class OutputConfig(Table):

@@ -11,11 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self, TypeAlias
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
-
 from instahide_fl.errors import ProtocolError
 from instahide_fl.types import ChannelStatistics
 
@@ -131,19 +126,6 @@ class UpdateHeader:
         """
         _check_schema(values)
         return cls(str(values["client"]), str(values["kind"]))
-
-
-def to_arrays(tensors: Mapping[str, Tensor]) -> dict[str, NDArray[Any]]:
-    """Return tensors as contiguous arrays, in the order of their names."""
-    return {
-        name: np.ascontiguousarray(tensors[name].detach().cpu().numpy())
-        for name in sorted(tensors)
-    }
-
-
-def to_tensors(arrays: Mapping[str, NDArray[Any]]) -> dict[str, Tensor]:
-    """Return arrays as tensors that may be written to."""
-    return {name: torch.from_numpy(np.array(arrays[name])) for name in sorted(arrays)}
 
 
 def _check_schema(values: Mapping[str, Any]) -> None:

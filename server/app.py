@@ -128,6 +128,7 @@ def _finish_round(
     if last or number % config.train.evaluate_every == 0:
         load_parameters(model, optimizer.parameters)
         accuracy, loss = evaluate(model, dataset.test)
+    evaluation = time.perf_counter() - start
     for client, reason in outcome.failures.items():
         log.warning("round %d: client %s failed: %s", number, client, reason)
     row: dict[str, Any] = {
@@ -135,10 +136,14 @@ def _finish_round(
         "test_accuracy": accuracy,
         "test_loss": loss,
         "train_loss": outcome.train_loss,
-        "seconds": outcome.seconds + time.perf_counter() - start,
+        "seconds": outcome.seconds + evaluation,
+        "compute_seconds": outcome.compute_seconds,
+        "transfer_seconds": outcome.transfer_seconds,
+        "aggregation_seconds": outcome.aggregation_seconds,
+        "evaluation_seconds": evaluation,
         "bytes_up": outcome.bytes_up,
         "bytes_down": outcome.bytes_down,
-        "clients": len(outcome.updates),
+        "clients": len(outcome.contributions),
         "failures": len(outcome.failures),
     }
     folder.append_metrics(row)

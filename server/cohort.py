@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from flwr.app import Message
 from flwr.serverapp import Grid
 
 from instahide_fl.errors import ProtocolError, RoundError
 from instahide_fl.provenance import code_hash
 from instahide_fl.rng import stream
 from instahide_fl.wire import ClientDescription
+from server.collection import collect
 from server.records import failure_reason, question, read_description
 
 
@@ -81,26 +81,6 @@ def find_clients(grid: Grid, expected: int, timeout: float) -> Clients:
         {description.client: description.num_examples for description, _ in found},
         found[0][0].pool_sha256,
     )
-
-
-def collect(
-    grid: Grid, messages: Sequence[Message], timeout: float
-) -> Iterator[Message]:
-    """Send messages and yield replies as they come, until all are there or time is up.
-
-    Flower's own `send_and_receive` polls every 0.1 s (3 s when deployed); here the
-    pause grows with the time already waited, so that short rounds stay short.
-    """
-    start = time.monotonic()
-    waiting = set(grid.push_messages(messages))
-    while waiting:
-        for reply in grid.pull_messages(list(waiting)):
-            waiting.discard(reply.metadata.reply_to_message_id)
-            yield reply
-        elapsed = time.monotonic() - start
-        if not waiting or elapsed > timeout:
-            return
-        time.sleep(min(1.0, max(0.01, elapsed / 20)))
 
 
 def client_order(key: str) -> tuple[int, int, str]:

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
-from flwr.app import (
-    Array,
-    ArrayRecord,
-    ConfigRecord,
-    Message,
-    MessageType,
-    RecordDict,
-)
+from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from torch import Tensor
 
-from instahide_fl.errors import ProtocolError
+from instahide_fl.aggregation.mean import WEIGHTS
+from instahide_fl.engine.arrays import from_record, to_record
+from instahide_fl.errors import ProtocolError, RoundError
 from instahide_fl.types import ClientUpdate, UpdateKind
 from instahide_fl.wire import (
     ABOUT,
@@ -27,8 +23,6 @@ from instahide_fl.wire import (
     ClientDescription,
     RoundInstruction,
     UpdateHeader,
-    to_arrays,
-    to_tensors,
 )
 
 
@@ -51,74 +45,77 @@ def round_content(
     instruction: RoundInstruction, parameters: Mapping[str, Tensor]
 ) -> RecordDict:
     """Return what every client of a round's cohort receives."""
-    arrays = to_arrays(parameters)
-    return RecordDict(
-        {
-            ARRAYS: ArrayRecord({name: Array(value) for name, value in arrays.items()}),
-            ABOUT: ConfigRecord(instruction.to_values()),  # type: ignore[arg-type]
-        }
-    )
+    # A copy: the server moves its parameters while a late message may still be read.
+    sent = {name: value.clone() for name, value in parameters.items()}
+    about = ConfigRecord(instruction.to_values())  # type: ignore[arg-type]
+    return RecordDict({ARRAYS: to_record(sent), ABOUT: about})
 
 
-def round_message(content: RecordDict, node_id: int, round_number: int) -> Message:
+def round_message(content: RecordDict, node_id: int, group_id: str) -> Message:
     """Address a round's content to one node."""
-    return Message(content, node_id, MessageType.TRAIN, group_id=str(round_number))
+    return Message(content, node_id, MessageType.TRAIN, group_id=group_id)
 
 
-def read_update(
-    message: Message, parameters: Mapping[str, Tensor], kind: UpdateKind
-) -> ClientUpdate:
-    """Read a client's update and check that it can be added to the others.
+@dataclass(frozen=True)
+class UpdateReader:
+    """Checks that a client's reply can be added to the others'.
 
-    Args:
-        message: the reply, without an error.
-        parameters: the global ones, for names and shapes.
+    It may run beside the clients, where updates are added up before they travel.
+
+    Attributes:
+        shapes: of the global parameters, by name.
         kind: what this run's updates are.
-
-    Raises:
-        ProtocolError: the client speaks another version, records are missing, or its
-            arrays are not finite numbers in the shapes of the parameters.
+        aggregation: the rule, `server.aggregation`.
     """
-    try:
-        return _checked_update(message.content, parameters, kind)
-    except KeyError as error:
-        raise ProtocolError(f"a client's reply lacks the record {error}") from None
 
+    shapes: Mapping[str, tuple[int, ...]]
+    kind: UpdateKind
+    aggregation: str
 
-def _checked_update(
-    content: RecordDict, parameters: Mapping[str, Tensor], kind: UpdateKind
-) -> ClientUpdate:
-    header = UpdateHeader.from_values(content.config_records[ABOUT])
-    record = content.array_records[ARRAYS]
-    arrays = to_tensors({name: array.numpy() for name, array in record.items()})
-    expected = {name: tuple(value.shape) for name, value in parameters.items()}
-    if {name: tuple(value.shape) for name, value in arrays.items()} != expected:
-        raise ProtocolError(
-            f"the update of client {header.client} does not have the model's parameters"
-        )
-    if not all(torch.isfinite(value).all() for value in arrays.values()):
-        raise ProtocolError(
-            f"the update of client {header.client} has values that are not finite: "
-            f"lower the learning rate"
-        )
-    if header.kind != kind:
-        raise ProtocolError(
-            f"the update of client {header.client} is a {header.kind}, this run needs "
-            f"a {kind}"
-        )
-    numbers = {
-        name: float(value)
-        for name, value in content.metric_records[METRICS].items()
-        if isinstance(value, int | float)
-    }
-    examples = int(numbers.pop(NUM_EXAMPLES, 0))
-    if examples < 1:
-        raise ProtocolError(
-            f"the update of client {header.client} was computed on no image"
-        )
-    if "train_loss" not in numbers:
-        raise KeyError(f"{METRICS}/train_loss")
-    return ClientUpdate(arrays, examples, kind, numbers)
+    def read(self, reply: Message) -> ClientUpdate:
+        """Return the update in a reply.
+
+        Raises:
+            RoundError: the client failed; with its own reason.
+            ProtocolError: the client speaks another version, records are missing, or
+                its arrays are not finite numbers in the shapes of the parameters.
+        """
+        if reply.has_error():
+            raise RoundError(failure_reason(reply))
+        try:
+            return self._read(reply.content)
+        except KeyError as error:
+            raise ProtocolError(f"a client's reply lacks the record {error}") from None
+
+    def weight(self, update: ClientUpdate) -> float:
+        """Return how much an update counts in the aggregate."""
+        return WEIGHTS[self.aggregation](update)
+
+    def _read(self, content: RecordDict) -> ClientUpdate:
+        header = UpdateHeader.from_values(content.config_records[ABOUT])
+        arrays = from_record(content.array_records[ARRAYS])
+        whose = f"the update of client {header.client}"
+        if {name: tuple(array.shape) for name, array in arrays.items()} != self.shapes:
+            raise ProtocolError(f"{whose} does not have the model's parameters")
+        if not all(_is_finite(array) for array in arrays.values()):
+            raise ProtocolError(
+                f"{whose} has values that are not finite: lower the learning rate"
+            )
+        if header.kind != self.kind:
+            raise ProtocolError(
+                f"{whose} is a {header.kind}, this run needs a {self.kind}"
+            )
+        numbers = {
+            name: float(value)
+            for name, value in content.metric_records[METRICS].items()
+            if isinstance(value, int | float)
+        }
+        examples = int(numbers.pop(NUM_EXAMPLES, 0))
+        if examples < 1:
+            raise ProtocolError(f"{whose} was computed on no image")
+        if "train_loss" not in numbers:
+            raise KeyError(f"{METRICS}/train_loss")
+        return ClientUpdate(arrays, examples, self.kind, numbers)
 
 
 def failure_reason(message: Message) -> str:
@@ -127,3 +124,10 @@ def failure_reason(message: Message) -> str:
     wrapped = re.findall(r"ClientAppException occurred\. Message: ([^\n]*)", reason)
     line = wrapped[-1] if wrapped else reason.strip().splitlines()[-1]
     return str(line).removesuffix("'>").strip()
+
+
+def _is_finite(array: Tensor) -> bool:
+    # Minimum and maximum hand on NaN and infinity, in one pass and without a mask.
+    return array.numel() == 0 or all(
+        torch.isfinite(end) for end in torch.aminmax(array)
+    )

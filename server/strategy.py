@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from flwr.serverapp import Grid
 
-from instahide_fl.aggregation.mean import AGGREGATORS
+from instahide_fl.aggregation.reduction import Contribution, Reduced
 from instahide_fl.aggregation.server_optimizer import ServerOptimizer
 from instahide_fl.config import Config
-from instahide_fl.errors import InstaHideError, RoundError
-from instahide_fl.types import ChannelStatistics, ClientUpdate
+from instahide_fl.errors import RoundError
+from instahide_fl.types import ChannelStatistics
 from instahide_fl.wire import RoundInstruction
-from server.cohort import Clients, client_order, collect
-from server.records import failure_reason, read_update, round_content, round_message
+from server.cohort import Clients
+from server.collection import reduce_updates
+from server.records import UpdateReader, round_content
 
 
 @dataclass(frozen=True)
@@ -23,27 +24,40 @@ class RoundOutcome:
     """What happened in a round.
 
     Attributes:
-        updates: by client key, in order.
-        failures: reason by client key, of those that did not send a valid update.
-        seconds: from sending the parameters to the optimizer's step.
+        contributions: by client key, in order, of those that sent a valid update.
+        failures: reason by client key, of the others.
         bytes_down: of the parameters sent, over all clients.
-        bytes_up: of the updates received, over all clients.
+        compute_seconds: in which the round waited for clients that were computing.
+        transfer_seconds: the rest of the time between sending and having all updates.
+        aggregation_seconds: for adding up, mean and optimizer step.
     """
 
-    updates: dict[str, ClientUpdate]
-    failures: dict[str, str]
-    seconds: float
+    contributions: Mapping[str, Contribution]
+    failures: Mapping[str, str]
     bytes_down: int
-    bytes_up: int
+    compute_seconds: float
+    transfer_seconds: float
+    aggregation_seconds: float
+
+    @property
+    def seconds(self) -> float:
+        """From sending the parameters to the optimizer's step."""
+        return self.compute_seconds + self.transfer_seconds + self.aggregation_seconds
+
+    @property
+    def bytes_up(self) -> int:
+        """Size of the updates, over all clients."""
+        return sum(one.nbytes for one in self.contributions.values())
 
     @property
     def train_loss(self) -> float:
         """Mean over the clients' images of the loss on encodings."""
-        total = sum(update.num_examples for update in self.updates.values())
-        return (
-            sum(u.metrics["train_loss"] * u.num_examples for u in self.updates.values())
-            / total
-        )
+        losses = [
+            (one.metrics["train_loss"], one.num_examples)
+            for one in self.contributions.values()
+        ]
+        total = sum(images for _, images in losses)
+        return sum(loss * images for loss, images in losses) / total
 
 
 @dataclass(frozen=True)
@@ -72,67 +86,74 @@ class Strategy:
         Raises:
             RoundError: fewer valid updates came than `train.min-updates`.
         """
-        start = time.perf_counter()
         train = self.config.train
         cohort = self.clients.sample(
             self.config.seed, round_number, train.clients_per_round
         )
-        updates, failures = self._collect(grid, round_number, cohort)
-        _check_enough(updates, failures, train.min_updates or len(cohort), round_number)
-        aggregate = AGGREGATORS[self.config.server.aggregation](list(updates.values()))
-        self.optimizer.step(aggregate, train.update_kind)
+        start = time.perf_counter()
+        reduced = self._collect(grid, round_number, cohort)
+        collected = time.perf_counter()
+        nodes = {client: self.clients.nodes[client] for client in cohort}
+        failures = {
+            client: reduced.failures[node]
+            for client, node in nodes.items()
+            if node in reduced.failures
+        }
+        needed = train.min_updates or len(cohort)
+        _check_enough(len(cohort), failures, needed, round_number)
+        assert reduced.total is not None
+        self.optimizer.step(reduced.total.mean(), train.update_kind)
         sent = sum(value.nbytes for value in self.optimizer.parameters.values())
-        received = sum(
-            array.nbytes
-            for update in updates.values()
-            for array in update.arrays.values()
+        finished = time.perf_counter()
+        waited = collected - start - reduced.adding_seconds
+        return RoundOutcome(
+            contributions={
+                client: reduced.contributions[node]
+                for client, node in nodes.items()
+                if node in reduced.contributions
+            },
+            failures=failures,
+            bytes_down=sent * len(cohort),
+            compute_seconds=min(reduced.compute_seconds, waited),
+            transfer_seconds=max(0.0, waited - reduced.compute_seconds),
+            aggregation_seconds=finished - collected + reduced.adding_seconds,
         )
-        seconds = time.perf_counter() - start
-        return RoundOutcome(updates, failures, seconds, sent * len(cohort), received)
 
-    def _collect(
-        self, grid: Grid, round_number: int, cohort: Sequence[str]
-    ) -> tuple[dict[str, ClientUpdate], dict[str, str]]:
-        """Return the valid updates and the failures, both in client order."""
-        parameters = self.optimizer.parameters
+    def _collect(self, grid: Grid, round_number: int, cohort: Sequence[str]) -> Reduced:
+        """Return the sum of the valid updates and the failures, by node."""
+        parameters, train = self.optimizer.parameters, self.config.train
         instruction = RoundInstruction(
             round_number, self.clients.pool_sha256, self.statistics
         )
-        content = round_content(instruction, parameters)
-        client_of = {self.clients.nodes[client]: client for client in cohort}
-        messages = [round_message(content, node, round_number) for node in client_of]
-        timeout = self.config.train.timeout
-        updates: dict[str, ClientUpdate] = {}
-        silent = f"no answer within {timeout:g} s (train.timeout)"
-        failures = dict.fromkeys(cohort, silent)
-        for reply in collect(grid, messages, timeout):
-            client = client_of[reply.metadata.src_node_id]
-            try:
-                if reply.has_error():
-                    failures[client] = failure_reason(reply)
-                    continue
-                updates[client] = read_update(
-                    reply, parameters, self.config.train.update_kind
-                )
-                del failures[client]
-            except InstaHideError as error:
-                failures[client] = str(error)
-        # Floats are summed in this order, whatever order the replies came in.
-        ordered = sorted(updates, key=client_order)
-        return {client: updates[client] for client in ordered}, failures
+        shapes = {name: tuple(value.shape) for name, value in parameters.items()}
+        return reduce_updates(
+            grid,
+            round_content(instruction, parameters),
+            # The cohort is in client order: floats are summed in it.
+            [self.clients.nodes[client] for client in cohort],
+            str(round_number),
+            UpdateReader(shapes, train.update_kind, self.config.server.aggregation),
+            [self.clients.num_examples[client] for client in cohort],
+            train.timeout,
+            self._side_by_side(grid, len(cohort)),
+        )
+
+    def _side_by_side(self, grid: Grid, cohort: int) -> int:
+        """Return how many clients compute at once: all real ones, few simulated."""
+        if isinstance(known := getattr(grid, "side_by_side", None), int):
+            return known
+        simulated = all(client.isdecimal() for client in self.clients.nodes)
+        return min(cohort, self.config.resources.local_workers if simulated else cohort)
 
 
 def _check_enough(
-    updates: dict[str, ClientUpdate],
-    failures: dict[str, str],
-    needed: int,
-    round_number: int,
+    cohort: int, failures: Mapping[str, str], needed: int, round_number: int
 ) -> None:
-    if len(updates) >= needed:
+    came = cohort - len(failures)
+    if came >= max(1, needed):
         return
     client, reason = next(iter(failures.items()))
     raise RoundError(
-        f"round {round_number}: {len(updates)} of {len(updates) + len(failures)} "
-        f"clients sent a valid update, {needed} are needed (train.min-updates); "
-        f"client {client}: {reason}"
+        f"round {round_number}: {came} of {cohort} clients sent a valid update, "
+        f"{needed} are needed (train.min-updates); client {client}: {reason}"
     )

@@ -29,7 +29,7 @@ import tomli_w
 
 from instahide_fl.config import Config
 from instahide_fl.engine.bundle import stage_app
-from instahide_fl.engine.processes import marked_environment
+from instahide_fl.engine.processes import keep_ray_errors, marked_environment
 from instahide_fl.errors import EngineError
 from instahide_fl.run_folder import LOGS, RunFolder
 
@@ -166,7 +166,7 @@ def _private_superlink(logs: Path) -> Iterator[_SuperLink]:
     finally:
         if process is not None:
             process.wait()
-        _keep_ray_errors(home, logs)
+        keep_ray_errors(home, logs)
         shutil.rmtree(home, ignore_errors=True)
 
 
@@ -256,11 +256,3 @@ def _last_line(done: subprocess.CompletedProcess[str]) -> str:
         printed = str(json.loads(done.stdout)["error-message"])
     lines = printed.strip().splitlines()
     return lines[-1] if lines else f"exit code {done.returncode}"
-
-
-def _keep_ray_errors(home: Path, logs: Path) -> None:
-    """Save what Ray's workers wrote to stderr, before their folder goes."""
-    for path in sorted(home.glob("ray/session_*/logs/worker-*.err")):
-        with contextlib.suppress(OSError):
-            if path.stat().st_size and not path.parent.is_symlink():
-                shutil.copy(path, logs)

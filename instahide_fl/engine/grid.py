@@ -4,7 +4,10 @@ Flower's public API has the abstract `Grid` but no implementation that runs with
 SuperLink. What is private here, and checked by tests/library/test_engine_grid.py:
 
 - `TaskIdentity` must be set before a `Message` can be made;
-- a message's id is set in its metadata's `__dict__` (Flower's own grids do the same).
+- a message's id is set in its metadata's `__dict__` (Flower's own grids do the same);
+- a message is copied by its argument `metadata`.
+
+(`engine/arrays.py` relies on `Array` besides, which is public.)
 """
 
 from __future__ import annotations
@@ -34,6 +37,56 @@ def server_context(run_config: RunConfig) -> Context:
     return Context(RUN_ID, SERVER_NODE_ID, {}, RecordDict(), dict(run_config))
 
 
+def client_context(
+    node_id: int, node: NodeConfig, state: RecordDict, run_config: RunConfig
+) -> Context:
+    """Return the context that a ClientApp is called with."""
+    return Context(RUN_ID, node_id, dict(node), state, dict(run_config))
+
+
+def simulated_nodes(count: int) -> list[NodeConfig]:
+    """Return the node configs that Flower's simulation gives `count` nodes."""
+    return [{"partition-id": i, "num-partitions": count} for i in range(count)]
+
+
+def become_server() -> None:
+    """Let this process make messages, in the server's name."""
+    TaskIdentity.task_id = TaskIdentity.run_id = RUN_ID
+    TaskIdentity.node_id = SERVER_NODE_ID
+
+
+def name_message(message: Message, message_id: str = "") -> str:
+    """Give a message an id, which a SuperLink would do, and return it."""
+    message.metadata.__dict__["_message_id"] = message_id or str(uuid4())
+    return message.metadata.message_id
+
+
+def run_client(client_app: ClientApp, message: Message, context: Context) -> Message:
+    """Run a message's ClientApp, as Flower's backends do: an exception is a reply.
+
+    The client cannot change the message's records. Its state is as before if it fails.
+
+    Args:
+        client_app: what the node runs.
+        message: with an id.
+        context: of the node; its state is replaced.
+    """
+    records = {name: record.copy() for name, record in message.content.items()}
+    received = Message(  # type: ignore[call-overload]
+        content=RecordDict(records), metadata=message.metadata
+    )
+    state = copy.deepcopy(context.state) if len(context.state) else RecordDict()
+    try:
+        reply = client_app(message=received, context=context)
+    except (Exception, SystemExit) as error:
+        context.state = state
+        wrapped = ClientAppException(_said(error))
+        reason = f"{type(wrapped)}:<'{wrapped}'>"
+        reply = Message(Error(CLIENT_APP_RAISED, reason), reply_to=message)
+    name_message(reply)
+    return reply
+
+
 class InProcessGrid(Grid):
     """Runs each message's ClientApp at once, in this process, one after another.
 
@@ -43,22 +96,24 @@ class InProcessGrid(Grid):
         run_config: the run's settings, handed to every client.
     """
 
+    side_by_side = 1
+    """Clients that compute at the same time."""
+
     def __init__(
         self,
         client_app: ClientApp,
         nodes: Iterable[NodeConfig],
         run_config: RunConfig,
     ) -> None:
-        TaskIdentity.task_id = TaskIdentity.run_id = RUN_ID
-        TaskIdentity.node_id = SERVER_NODE_ID
+        become_server()
         self._client_app = client_app
         self._replies: dict[str, Message] = {}
-        self._contexts: dict[int, Context] = {}
-        for number, node in enumerate(nodes):
-            node_id = FIRST_CLIENT_NODE_ID + number
-            self._contexts[node_id] = Context(
-                RUN_ID, node_id, dict(node), RecordDict(), dict(run_config)
+        self._contexts = {
+            FIRST_CLIENT_NODE_ID + i: client_context(
+                FIRST_CLIENT_NODE_ID + i, node, RecordDict(), run_config
             )
+            for i, node in enumerate(nodes)
+        }
 
     def set_run(self, run: Run) -> None:
         """Do nothing: there is only one run."""
@@ -87,11 +142,8 @@ class InProcessGrid(Grid):
         """Run the messages and keep the replies; an exception is an error reply."""
         ids = []
         for message in messages:
-            message.metadata.__dict__["_message_id"] = str(uuid4())
-            reply = self._run(message)
-            reply.metadata.__dict__["_message_id"] = str(uuid4())
-            self._replies[message.metadata.message_id] = reply
-            ids.append(message.metadata.message_id)
+            ids.append(name_message(message))
+            self._replies[ids[-1]] = self._run(message)
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
@@ -106,12 +158,9 @@ class InProcessGrid(Grid):
 
     def _run(self, message: Message) -> Message:
         context = self._contexts[message.metadata.dst_node_id]
-        # A client must not be able to change the server's records; array bytes are
-        # immutable, so the copy costs no memory.
-        received = copy.deepcopy(message)
-        try:
-            return self._client_app(message=received, context=context)
-        except Exception as error:
-            wrapped = ClientAppException(str(error))
-            reason = f"{type(wrapped)}:<'{wrapped}'>"
-            return Message(Error(CLIENT_APP_RAISED, reason), reply_to=message)
+        return run_client(self._client_app, message, context)
+
+
+def _said(error: BaseException) -> str:
+    """Return an exception's text, or its kind where it has none (MemoryError)."""
+    return str(error) or type(error).__name__

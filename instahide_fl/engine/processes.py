@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shutil
 import signal
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 
@@ -49,6 +51,14 @@ def end_marked(mark: str, patience: float = 10.0) -> None:
                 _send(left, number)
         if not left:
             return
+
+
+def keep_ray_errors(home: Path, logs: Path) -> None:
+    """Save what Ray's workers wrote to stderr, before their folder goes."""
+    for path in sorted(home.glob("ray/session_*/logs/worker-*.err")):
+        with contextlib.suppress(OSError):
+            if path.stat().st_size and not path.parent.is_symlink():
+                shutil.copy(path, logs)
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from instahide_fl.data.federated import load_federated_data
 from instahide_fl.encoding.encoder import build_encoder
 from instahide_fl.engine.flower import run_flower
 from instahide_fl.engine.inline import run_inline
+from instahide_fl.engine.ray import run_ray
 from instahide_fl.errors import ConfigError
 from instahide_fl.models.registry import build_model
 from instahide_fl.run_folder import RunFolder
@@ -16,9 +17,10 @@ from instahide_fl.training.device import training_device
 
 ENGINES: dict[str, Callable[[Config, RunFolder], None]] = {
     "inline": run_inline,
+    "ray": run_ray,
     "flower": run_flower,
 }
-DEFAULT_ENGINE = "flower"
+DEFAULT_ENGINE = "ray"
 
 
 def check_run(config: Config) -> None:

@@ -123,7 +123,7 @@ def _delta(
         name: _portable(parameter.detach().cpu() - parameters[name])
         for name, parameter in model.named_parameters()
     }
-    return delta, len(split), total / seen
+    return delta, len(split), total / max(1, seen)
 
 
 def _epochs(

@@ -1,0 +1,225 @@
+"""Sums of updates in a fixed tree, so that who adds what does not change a bit.
+
+Floating-point sums depend on their order. Here the order is a binary tree over the
+positions 0, 1, 2, ... of a round's cohort: the node (level, index) is the sum of the
+positions index * 2**level up to (index + 1) * 2**level - 1, its two children added, a
+missing child left out. Whoever holds a whole subtree may add it up: one process after
+another, or any number of workers side by side, end at the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from instahide_fl.errors import RoundError
+from instahide_fl.types import ClientUpdate
+
+
+@dataclass
+class UpdateSum:
+    """A weighted sum of updates.
+
+    Attributes:
+        arrays: by parameter name, the sum of weight * array; float32 or wider.
+        weight: the sum of weights.
+        owned: whether the arrays may be written to.
+    """
+
+    arrays: dict[str, Tensor]
+    weight: float
+    owned: bool = True
+
+    @classmethod
+    def of(cls, update: ClientUpdate, weight: float, reuse: bool = False) -> UpdateSum:
+        """Start a sum with one update.
+
+        Args:
+            update: any client's.
+            weight: its weight; positive.
+            reuse: let the sum have the update's memory, which is lost then.
+        """
+        arrays = {}
+        for name, array in update.arrays.items():
+            wide = array.to(torch.promote_types(array.dtype, torch.float32))
+            arrays[name] = wide.mul_(weight) if reuse else wide * weight
+        return cls(arrays, weight)
+
+    def plus(self, other: UpdateSum) -> UpdateSum:
+        """Add the sum of later positions; this one's memory is reused if it may be.
+
+        Raises:
+            RoundError: the two do not have the same arrays.
+        """
+        shapes, others = _shapes(self.arrays), _shapes(other.arrays)
+        if shapes != others:
+            name = min(name for name, _ in shapes.items() ^ others.items())
+            raise RoundError(
+                f"the updates of a round disagree on {name}: {shapes.get(name)} and "
+                f"{others.get(name)}"
+            )
+        if not self.owned:
+            added = {name: a + other.arrays[name] for name, a in self.arrays.items()}
+            return UpdateSum(added, self.weight + other.weight)
+        for name, array in self.arrays.items():
+            array.add_(other.arrays[name])
+        self.weight += other.weight
+        return self
+
+    def mean(self) -> dict[str, Tensor]:
+        """Return the weighted mean by parameter name."""
+        return {name: array / self.weight for name, array in self.arrays.items()}
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class Node:
+    """A subtree's place in the tree."""
+
+    level: int
+    index: int
+
+
+@dataclass
+class TreeSum:
+    """Adds up positions in the tree's order, in whatever order they come.
+
+    It holds as many sums as there are complete subtrees that wait for a neighbour: few
+    if positions come roughly in order.
+    """
+
+    nodes: dict[Node, UpdateSum] = field(default_factory=dict)
+
+    def put(self, node: Node, value: UpdateSum) -> None:
+        """Add a subtree's sum; `Node(0, i)` is position i alone."""
+        while (beside := Node(node.level, node.index ^ 1)) in self.nodes:
+            neighbour = self.nodes.pop(beside)
+            first = node.index % 2 == 0
+            value = value.plus(neighbour) if first else neighbour.plus(value)
+            node = Node(node.level + 1, node.index // 2)
+        self.nodes[node] = value
+
+    def total(self) -> UpdateSum | None:
+        """Return the sum of all positions that came, or None if none did.
+
+        Positions that have not come by now are taken as missing for good.
+        """
+        while len(self.nodes) > 1:
+            lowest = min(self.nodes)
+            value = self.nodes.pop(lowest)
+            self.put(Node(lowest.level + 1, lowest.index // 2), value)
+        return next(iter(self.nodes.values()), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Contribution:
+    """What is known of a client's update once it is part of a sum.
+
+    Attributes:
+        num_examples: images it was computed on.
+        nbytes: size of its arrays.
+        metrics: numbers for the log: "train_loss", "seconds".
+    """
+
+    num_examples: int
+    nbytes: int
+    metrics: Mapping[str, float]
+
+    @classmethod
+    def of(cls, update: ClientUpdate) -> Contribution:
+        """Describe an update."""
+        nbytes = sum(array.nbytes for array in update.arrays.values())
+        return cls(update.num_examples, nbytes, update.metrics)
+
+
+@dataclass
+class Reduced:
+    """A round's updates, added up.
+
+    Attributes:
+        total: the weighted sum; None if no update was valid.
+        contributions: by node id, of the valid updates.
+        failures: reason by node id, of the others.
+        compute_seconds: in which the round waited for clients that were computing.
+        adding_seconds: in which the server added updates up.
+    """
+
+    total: UpdateSum | None
+    contributions: dict[int, Contribution]
+    failures: dict[int, str]
+    compute_seconds: float
+    adding_seconds: float
+
+
+class ReadsUpdates(Protocol):
+    """Turns a client's reply into an update and its weight; can be pickled."""
+
+    def read(self, reply: Any) -> ClientUpdate:
+        """Check a reply (a Flower `Message`).
+
+        Raises:
+            InstaHideError: the client failed, or its update is not valid.
+        """
+
+    def weight(self, update: ClientUpdate) -> float:
+        """Return the update's weight in the sum."""
+
+
+@runtime_checkable
+class ReducingGrid(Protocol):
+    """A Flower `Grid` that can add up updates where they are computed.
+
+    A grid without it hands every single update to the server, who adds them up in the
+    same tree.
+    """
+
+    def send_and_reduce(
+        self,
+        content: Any,
+        node_ids: Sequence[int],
+        group_id: str,
+        reader: ReadsUpdates,
+        sizes: Sequence[int],
+        timeout: float,
+    ) -> Reduced:
+        """Train one round.
+
+        Args:
+            content: what every client receives (a Flower `RecordDict`).
+            node_ids: the cohort, in the order of the tree's positions.
+            group_id: of the messages: the round.
+            reader: checks a reply, beside the client.
+            sizes: images of each client, for dividing the work.
+            timeout: seconds that a client may take.
+        """
+
+
+def tree_mean(
+    updates: Sequence[ClientUpdate], weigh: Callable[[ClientUpdate], float]
+) -> dict[str, Tensor]:
+    """Average updates whose positions are their places in the sequence.
+
+    Args:
+        updates: at least one; all with the same names and shapes.
+        weigh: returns an update's weight.
+
+    Returns:
+        By parameter name.
+
+    Raises:
+        RoundError: there is no update, or one does not have the others' arrays.
+    """
+    tree = TreeSum()
+    for position, update in enumerate(updates):
+        tree.put(Node(0, position), UpdateSum.of(update, weigh(update)))
+    total = tree.total()
+    if total is None:
+        raise RoundError("cannot average the updates of no client")
+    return total.mean()
+
+
+def _shapes(arrays: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(array.shape) for name, array in arrays.items()}

@@ -1,0 +1,281 @@
+"""The Ray engine's worker: a process that runs clients, one after another.
+
+It lives as long as the run. The ClientApp, the data set, the pool and the network are
+loaded once and shared by all clients it runs; what is a client's own comes with each
+call and goes back with its result.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from numpy.typing import NDArray
+from torch import Tensor
+
+from instahide_fl.aggregation.reduction import (
+    Contribution,
+    Node,
+    ReadsUpdates,
+    TreeSum,
+    UpdateSum,
+)
+from instahide_fl.config import Config
+from instahide_fl.data.federated import FederatedData, load_federated_data
+from instahide_fl.engine.arrays import TensorArray, from_record
+from instahide_fl.engine.bundle import importable_app
+from instahide_fl.engine.grid import (
+    FIRST_CLIENT_NODE_ID,
+    RunConfig,
+    become_server,
+    client_context,
+    name_message,
+    run_client,
+    simulated_nodes,
+)
+from instahide_fl.errors import InstaHideError
+from instahide_fl.provenance import code_hash
+from instahide_fl.training.device import training_device
+
+Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class PackedContent:
+    """A message's records, with arrays that Ray maps into memory instead of copying.
+
+    Attributes:
+        arrays: array records by name.
+        others: config and metric records by name.
+    """
+
+    arrays: dict[str, Arrays]
+    others: dict[str, ConfigRecord | MetricRecord]
+
+    @classmethod
+    def of(cls, content: RecordDict) -> PackedContent:
+        """Take records apart."""
+        arrays = {
+            name: _to_numpy(from_record(record))
+            for name, record in content.array_records.items()
+        }
+        others = {n: r for n, r in content.items() if not isinstance(r, ArrayRecord)}
+        return cls(arrays, others)
+
+    def unpack(self, device: str = "cpu") -> RecordDict:
+        """Put records together again, with memory of their own, on a device."""
+        records: dict[str, Any] = dict(self.others)
+        for name, arrays in self.arrays.items():
+            records[name] = ArrayRecord(
+                {
+                    key: TensorArray(torch.from_numpy(np.array(value)).to(device))
+                    for key, value in arrays.items()
+                }
+            )
+        return RecordDict(records)
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """What all messages of one call have in common.
+
+    Attributes:
+        message_type: Flower's.
+        group_id: the round.
+        reader: checks the updates, which are then added up; None sends replies back.
+    """
+
+    message_type: str
+    group_id: str
+    reader: ReadsUpdates | None
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """One client's turn.
+
+    Attributes:
+        node_id: the client.
+        position: in the cohort.
+        message_id: of the message it receives.
+        state: what the client kept (`Context.state`); None for nothing.
+        attempt: 1, or 2 after a worker died.
+    """
+
+    node_id: int
+    position: int
+    message_id: str
+    state: RecordDict | None = None
+    attempt: int = 1
+
+
+@dataclass
+class Result:
+    """What comes back from a call.
+
+    Attributes:
+        seconds: the call took on the worker.
+        sums: of the valid updates: subtree, arrays and weight.
+        contributions: by node id, of the valid updates.
+        failures: reason by node id.
+        replies: by node id, where no reader was given: content, or an error's code and
+            reason.
+        states: by node id, of clients that keep something.
+    """
+
+    seconds: float = 0.0
+    sums: list[tuple[Node, Arrays, float]] = field(default_factory=list)
+    contributions: dict[int, Contribution] = field(default_factory=dict)
+    failures: dict[int, str] = field(default_factory=dict)
+    replies: dict[int, PackedContent | tuple[int, str]] = field(default_factory=dict)
+    states: dict[int, RecordDict] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Equipment:
+    """What a worker works with; must be the same everywhere.
+
+    Attributes:
+        host: the machine's name.
+        process: id of the worker's process there.
+        code: hash of the code.
+        dataset: digest of the data set.
+        pool: sha256 of the pool; empty for none.
+    """
+
+    host: str
+    process: int
+    code: str
+    dataset: str
+    pool: str
+
+    @classmethod
+    def here(cls, data: FederatedData) -> Equipment:
+        """Describe this process."""
+        pool = data.pool.sha256 if data.pool else ""
+        host = socket.gethostname()
+        return cls(host, os.getpid(), code_hash(), data.dataset.digest, pool)
+
+
+class ClientWorker:
+    """Runs clients; a Ray actor.
+
+    Args:
+        run_config: the run's settings.
+    """
+
+    def __init__(self, run_config: RunConfig) -> None:
+        self._run_config = run_config
+        self._config = Config.from_run_config(run_config)
+        self._nodes = simulated_nodes(self._config.partition.num_clients)
+        # For good: the process belongs to the run. Messages that are unpickled here
+        # name classes of the apps.
+        clients, _ = contextlib.ExitStack().enter_context(importable_app())
+        self._client_app = clients.app
+        self._device = training_device(self._config.resources)
+        self._turn: tuple[int, float] | None = None
+        become_server()
+
+    def equip(self) -> Equipment | str:
+        """Load what all clients need; a string says why that is not possible."""
+        torch.set_num_threads(1)
+        try:
+            return Equipment.here(load_federated_data(self._config))
+        except InstaHideError as error:
+            return f"{socket.gethostname()}: {error}"
+
+    def run(
+        self,
+        content: PackedContent,
+        instruction: Instruction,
+        assignments: Sequence[Assignment],
+    ) -> Result:
+        """Run clients in order and add up their updates, or collect their replies."""
+        start = time.perf_counter()
+        received = content.unpack(self._device)
+        result, tree = Result(), TreeSum()
+        for assignment in assignments:
+            self._turn = (assignment.node_id, time.monotonic())
+            reply = self._run_client(received, instruction, assignment, result.states)
+            if instruction.reader is None:
+                result.replies[assignment.node_id] = _pack_reply(reply)
+                continue
+            try:
+                update = instruction.reader.read(reply)
+                leaf = UpdateSum.of(update, instruction.reader.weight(update))
+                tree.put(Node(0, assignment.position), leaf)
+                result.contributions[assignment.node_id] = Contribution.of(update)
+            except InstaHideError as error:
+                result.failures[assignment.node_id] = str(error)
+        self._turn = None
+        result.sums = [
+            (node, _to_numpy(part.arrays), part.weight)
+            for node, part in tree.nodes.items()
+        ]
+        result.seconds = time.perf_counter() - start
+        return result
+
+    @ray.method(concurrency_group="watch")
+    def turn(self) -> tuple[int, float] | None:
+        """Return whose turn it is, and for how many seconds; None between calls."""
+        if (turn := self._turn) is None:
+            return None
+        return turn[0], time.monotonic() - turn[1]
+
+    def _run_client(
+        self,
+        content: RecordDict,
+        instruction: Instruction,
+        assignment: Assignment,
+        states: dict[int, RecordDict],
+    ) -> Message:
+        node_id = assignment.node_id
+        message = Message(
+            content,
+            node_id,
+            instruction.message_type,
+            group_id=instruction.group_id,
+        )
+        name_message(message, assignment.message_id)
+        node = self._nodes[node_id - FIRST_CLIENT_NODE_ID]
+        state = assignment.state or RecordDict()
+        context = client_context(node_id, node, state, self._run_config)
+        reply = run_client(self._client_app, message, context)
+        if len(context.state):
+            states[node_id] = context.state
+        return reply
+
+
+def _pack_reply(reply: Message) -> PackedContent | tuple[int, str]:
+    if reply.has_error():
+        return reply.error.code, reply.error.reason or ""
+    return PackedContent.of(reply.content)
+
+
+def read_sum(arrays: Mapping[str, NDArray[Any]], weight: float) -> UpdateSum:
+    """Return a worker's partial sum without copying it out of Ray's memory."""
+    return UpdateSum(
+        {name: _readable(array) for name, array in arrays.items()}, weight, owned=False
+    )
+
+
+def _readable(array: NDArray[Any]) -> Tensor:
+    with warnings.catch_warnings():
+        # torch warns of memory that must not be written to; sums marked as not owned
+        # never are.
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.from_numpy(array)
+
+
+def _to_numpy(tensors: Mapping[str, Tensor]) -> Arrays:
+    return {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
