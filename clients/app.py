@@ -6,11 +6,10 @@ import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from clients.node import on_device_of, open_node, shared_model
+from clients.node import on_device_of, open_node, shared_trainer
 from clients.records import read_round, reply_description, reply_update
 from instahide_fl.errors import ProtocolError
 from instahide_fl.provenance import code_hash
-from instahide_fl.training.local import local_update
 from instahide_fl.wire import ClientDescription
 
 app = ClientApp()
@@ -46,13 +45,13 @@ def train(message: Message, context: Context) -> Message:
         )
     split = node.normalised_with(instruction.statistics)
     shape = split.images.shape
-    model = shared_model(node.config, (shape[1], shape[2], shape[3]), split.num_classes)
-    update = local_update(
-        model,
+    trainer = shared_trainer(
+        node.config, (shape[1], shape[2], shape[3]), split.num_classes
+    )
+    update = trainer.update(
         parameters,
-        on_device_of(model, split),
+        on_device_of(trainer, split),
         node.encoder(context),
-        node.config.train,
         node.rng(instruction.round),
     )
     return reply_update(message, node.client, update)

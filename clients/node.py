@@ -6,14 +6,13 @@ Flower's node config tells. In a simulation it holds `partition-id`; a real clie
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import TypeAlias
 
 import numpy as np
 from flwr.app import ConfigRecord, Context
-from torch import nn
 
 from instahide_fl.config import Config
 from instahide_fl.data.augment import Augmentation
@@ -30,11 +29,13 @@ from instahide_fl.errors import ConfigError
 from instahide_fl.models.registry import build_model
 from instahide_fl.rng import keyed_stream, new_secret, operating_system_stream, stream
 from instahide_fl.training.device import training_device
+from instahide_fl.training.local import LocalTrainer
 from instahide_fl.types import ChannelStatistics, PrivateSplit
 
 PARTITION = "partition-id"
 NUM_PARTITIONS = "num-partitions"
 NAME = "client-name"
+Settings: TypeAlias = tuple[tuple[str, bool | int | float | str], ...]
 _SECRETS = "encoding-secret"  # a record in Context.state, which stays on the node
 
 
@@ -96,37 +97,44 @@ def open_node(context: Context) -> ClientNode:
         DataError: the client's data set cannot be read.
         PoolError: the pool is missing, damaged, or does not fit.
     """
-    config = _read_config(json.dumps(dict(context.run_config), sort_keys=True))
+    settings = tuple(context.run_config.items())
     if PARTITION in context.node_config:
-        return _simulated_client(context, config)
-    return _real_client(context, config)
+        partition = int(context.node_config[PARTITION])
+        return _simulated_client(
+            settings, partition, int(context.node_config[NUM_PARTITIONS])
+        )
+    return _real_client(context, _read_config(settings))
 
 
 @lru_cache(maxsize=1)
-def shared_model(
+def shared_trainer(
     config: Config, image_shape: tuple[int, int, int], num_classes: int
-) -> nn.Module:
+) -> LocalTrainer:
     """Return this process's network; whoever uses it overwrites its parameters.
 
     Raises:
         ConfigError: the settings ask for a GPU and there is none.
     """
     device = training_device(config.resources)
-    return build_model(config.model, image_shape, num_classes, config.seed).to(device)
+    model = build_model(config.model, image_shape, num_classes, config.seed)
+    return LocalTrainer(model.to(device), config.train)
 
 
-def on_device_of(model: nn.Module, split: PrivateSplit) -> PrivateSplit:
+def on_device_of(trainer: LocalTrainer, split: PrivateSplit) -> PrivateSplit:
     """Return the split on the model's device."""
-    device = next(model.parameters()).device
+    device = trainer.device
+    if split.images.device == device:
+        return split
     return replace(
         split, images=split.images.to(device), targets=split.targets.to(device)
     )
 
 
-def _simulated_client(context: Context, config: Config) -> ClientNode:
-    config = _with_federation_size(config, int(context.node_config[NUM_PARTITIONS]))
+# Opening a client anew for each message would cost more than a small batch.
+@lru_cache(maxsize=100_000)
+def _simulated_client(settings: Settings, client: int, nodes: int) -> ClientNode:
+    config = _with_federation_size(_read_config(settings), nodes)
     data = _shared_data(config)
-    client = int(context.node_config[PARTITION])
     return ClientNode(
         str(client), config, data.split(client), data.pool, data.augmentation, True
     )
@@ -172,5 +180,5 @@ def _shared_data(config: Config) -> FederatedData:
 
 
 @lru_cache(maxsize=8)
-def _read_config(run_config: str) -> Config:
-    return Config.from_run_config(json.loads(run_config))
+def _read_config(settings: Settings) -> Config:
+    return Config.from_run_config(dict(settings))

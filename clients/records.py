@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from torch import Tensor
 
 from instahide_fl.engine.arrays import from_record, to_record
+from instahide_fl.errors import ProtocolError
 from instahide_fl.types import ClientUpdate
 from instahide_fl.wire import (
     ABOUT,
@@ -24,8 +25,10 @@ def read_round(message: Message) -> tuple[RoundInstruction, dict[str, Tensor]]:
     Raises:
         ProtocolError: the server speaks another version.
     """
-    instruction = RoundInstruction.from_values(message.content.config_records[ABOUT])
-    return instruction, from_record(message.content.array_records[ARRAYS])
+    about, arrays = message.content[ABOUT], message.content[ARRAYS]
+    if not isinstance(about, ConfigRecord) or not isinstance(arrays, ArrayRecord):
+        raise ProtocolError(f"a round's {ABOUT} or {ARRAYS} record is of another type")
+    return RoundInstruction.from_values(about), from_record(arrays)
 
 
 def reply_description(message: Message, description: ClientDescription) -> Message:

@@ -37,7 +37,7 @@ def stream(seed: int, *names: StreamName) -> np.random.Generator:
         seed: the experiment's seed.
         names: what the stream is for, for instance `("client", "3", 17)`.
     """
-    entropy = int.from_bytes(_digest(seed, *names), "little")
+    entropy = np.frombuffer(_digest(seed, *names), np.uint32)
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(entropy)))
 
 

@@ -6,11 +6,18 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
-from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+from flwr.app import (
+    ArrayRecord,
+    ConfigRecord,
+    Message,
+    MessageType,
+    MetricRecord,
+    RecordDict,
+)
 from torch import Tensor
 
 from instahide_fl.aggregation.mean import WEIGHTS
+from instahide_fl.aggregation.reduction import is_finite
 from instahide_fl.engine.arrays import from_record, to_record
 from instahide_fl.errors import ProtocolError, RoundError
 from instahide_fl.types import ClientUpdate, UpdateKind
@@ -72,8 +79,12 @@ class UpdateReader:
     kind: UpdateKind
     aggregation: str
 
-    def read(self, reply: Message) -> ClientUpdate:
+    def read(self, reply: Message, check_finite: bool = True) -> ClientUpdate:
         """Return the update in a reply.
+
+        Args:
+            reply: of a client.
+            check_finite: refuse values that are not finite numbers.
 
         Raises:
             RoundError: the client failed; with its own reason.
@@ -83,7 +94,7 @@ class UpdateReader:
         if reply.has_error():
             raise RoundError(failure_reason(reply))
         try:
-            return self._read(reply.content)
+            return self._read(reply.content, check_finite)
         except KeyError as error:
             raise ProtocolError(f"a client's reply lacks the record {error}") from None
 
@@ -91,13 +102,19 @@ class UpdateReader:
         """Return how much an update counts in the aggregate."""
         return WEIGHTS[self.aggregation](update)
 
-    def _read(self, content: RecordDict) -> ClientUpdate:
-        header = UpdateHeader.from_values(content.config_records[ABOUT])
-        arrays = from_record(content.array_records[ARRAYS])
+    def _read(self, content: RecordDict, check_finite: bool) -> ClientUpdate:
+        about, record, metrics = content[ABOUT], content[ARRAYS], content[METRICS]
+        if not (
+            isinstance(about, ConfigRecord)
+            and isinstance(record, ArrayRecord)
+            and isinstance(metrics, MetricRecord)
+        ):
+            raise ProtocolError("a client's reply has a record of another type")
+        header, arrays = UpdateHeader.from_values(about), from_record(record)
         whose = f"the update of client {header.client}"
-        if {name: tuple(array.shape) for name, array in arrays.items()} != self.shapes:
+        if {name: array.shape for name, array in arrays.items()} != self.shapes:
             raise ProtocolError(f"{whose} does not have the model's parameters")
-        if not all(_is_finite(array) for array in arrays.values()):
+        if check_finite and not all(map(is_finite, arrays.values())):
             raise ProtocolError(
                 f"{whose} has values that are not finite: lower the learning rate"
             )
@@ -107,7 +124,7 @@ class UpdateReader:
             )
         numbers = {
             name: float(value)
-            for name, value in content.metric_records[METRICS].items()
+            for name, value in metrics.items()
             if isinstance(value, int | float)
         }
         examples = int(numbers.pop(NUM_EXAMPLES, 0))
@@ -124,10 +141,3 @@ def failure_reason(message: Message) -> str:
     wrapped = re.findall(r"ClientAppException occurred\. Message: ([^\n]*)", reason)
     line = wrapped[-1] if wrapped else reason.strip().splitlines()[-1]
     return str(line).removesuffix("'>").strip()
-
-
-def _is_finite(array: Tensor) -> bool:
-    # Minimum and maximum hand on NaN and infinity, in one pass and without a mask.
-    return array.numel() == 0 or all(
-        torch.isfinite(end) for end in torch.aminmax(array)
-    )

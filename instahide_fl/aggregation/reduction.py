@@ -9,6 +9,7 @@ another, or any number of workers side by side, end at the same bits.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -22,57 +23,71 @@ from instahide_fl.types import ClientUpdate
 
 @dataclass
 class UpdateSum:
-    """A weighted sum of updates.
+    """A weighted sum of updates: scale * arrays.
+
+    Updates of the same weight are added as they are, and multiplied once in the end:
+    the common case, clients of the same size, then costs one addition each.
 
     Attributes:
-        arrays: by parameter name, the sum of weight * array; float32 or wider.
-        weight: the sum of weights.
+        arrays: by parameter name; float32 or wider.
+        scale: what they are still to be multiplied with.
+        weight: the sum of the updates' weights.
         owned: whether the arrays may be written to.
     """
 
     arrays: dict[str, Tensor]
+    scale: float
     weight: float
-    owned: bool = True
+    owned: bool = False
 
     @classmethod
-    def of(cls, update: ClientUpdate, weight: float, reuse: bool = False) -> UpdateSum:
+    def of(cls, update: ClientUpdate, weight: float, owned: bool = False) -> UpdateSum:
         """Start a sum with one update.
 
         Args:
             update: any client's.
             weight: its weight; positive.
-            reuse: let the sum have the update's memory, which is lost then.
+            owned: let the sum write to the update's memory, which is lost then.
         """
-        arrays = {}
-        for name, array in update.arrays.items():
-            wide = array.to(torch.promote_types(array.dtype, torch.float32))
-            arrays[name] = wide.mul_(weight) if reuse else wide * weight
-        return cls(arrays, weight)
+        arrays = {name: _wide(array) for name, array in update.arrays.items()}
+        return cls(arrays, weight, weight, owned)
 
     def plus(self, other: UpdateSum) -> UpdateSum:
-        """Add the sum of later positions; this one's memory is reused if it may be.
+        """Add the sum of later positions; memory that may be written to is reused.
 
         Raises:
             RoundError: the two do not have the same arrays.
         """
-        shapes, others = _shapes(self.arrays), _shapes(other.arrays)
-        if shapes != others:
-            name = min(name for name, _ in shapes.items() ^ others.items())
-            raise RoundError(
-                f"the updates of a round disagree on {name}: {shapes.get(name)} and "
-                f"{others.get(name)}"
-            )
-        if not self.owned:
-            added = {name: a + other.arrays[name] for name, a in self.arrays.items()}
-            return UpdateSum(added, self.weight + other.weight)
-        for name, array in self.arrays.items():
-            array.add_(other.arrays[name])
-        self.weight += other.weight
-        return self
+        _check_alike(self.arrays, other.arrays)
+        left, right = self, other
+        if left.scale != right.scale:
+            left, right = left._multiplied(), right._multiplied()
+        if not left.owned and right.owned:
+            left, right = right, left  # the same bits: a + b is b + a
+        for name, array in left.arrays.items():
+            if left.owned:
+                array.add_(right.arrays[name])
+            else:
+                left.arrays[name] = array + right.arrays[name]
+        return UpdateSum(left.arrays, left.scale, left.weight + right.weight, True)
+
+    def is_finite(self) -> bool:
+        """Tell whether all values are; a sum is only if all that was added is."""
+        return all(is_finite(array) for array in self.arrays.values())
 
     def mean(self) -> dict[str, Tensor]:
         """Return the weighted mean by parameter name."""
-        return {name: array / self.weight for name, array in self.arrays.items()}
+        arrays = self._multiplied().arrays
+        return {name: array / self.weight for name, array in arrays.items()}
+
+    def _multiplied(self) -> UpdateSum:
+        if self.scale == 1:
+            return self
+        arrays = {
+            name: array.mul_(self.scale) if self.owned else array * self.scale
+            for name, array in self.arrays.items()
+        }
+        return UpdateSum(arrays, 1, self.weight, True)
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -157,8 +172,13 @@ class Reduced:
 class ReadsUpdates(Protocol):
     """Turns a client's reply into an update and its weight; can be pickled."""
 
-    def read(self, reply: Any) -> ClientUpdate:
+    def read(self, reply: Any, check_finite: bool = True) -> ClientUpdate:
         """Check a reply (a Flower `Message`).
+
+        Args:
+            reply: of a client.
+            check_finite: refuse values that are not finite. Whoever leaves it out
+                must look at the sum, which is finite only if all its parts are.
 
         Raises:
             InstaHideError: the client failed, or its update is not valid.
@@ -221,5 +241,29 @@ def tree_mean(
     return total.mean()
 
 
-def _shapes(arrays: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(array.shape) for name, array in arrays.items()}
+def _wide(array: Tensor) -> Tensor:
+    if array.dtype == torch.float32:
+        return array
+    return array.to(torch.promote_types(array.dtype, torch.float32))
+
+
+def _check_alike(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> None:
+    names = left.keys() | right.keys()
+    if len(names) == len(left) == len(right) and all(
+        array.shape == right[name].shape for name, array in left.items()
+    ):
+        return
+    shapes = [{n: tuple(a.shape) for n, a in side.items()} for side in (left, right)]
+    name = min(name for name, _ in shapes[0].items() ^ shapes[1].items())
+    raise RoundError(
+        f"the updates of a round disagree on {name}: {shapes[0].get(name)} and "
+        f"{shapes[1].get(name)}"
+    )
+
+
+def is_finite(array: Tensor) -> bool:
+    """Tell whether all values are finite."""
+    # Minimum and maximum hand on NaN and infinity, in one pass and without a mask.
+    return array.numel() == 0 or all(
+        math.isfinite(end.item()) for end in torch.aminmax(array)
+    )

@@ -4,6 +4,9 @@ Flower's `Array` holds serialised bytes. Inside one process, where a message is 
 handed from the server to a client or back, making and reading those bytes costs more
 than a small client's whole round. A `TensorArray` is an `Array` that keeps the tensor;
 whoever sends it somewhere (Flower's transport, pickle) gets the same bytes as ever.
+
+What is private in Flower here, and checked by tests/library/test_engine_arrays.py: an
+`Array` keeps its fields, and a record its items, in `__dict__`.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord
+from flwr.app import Array, ArrayRecord, RecordDict
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -27,20 +30,27 @@ class TensorArray(Array):
             not change as long as the array is in use.
     """
 
-    tensor: Tensor
+    stype = "numpy.ndarray"
 
     def __init__(self, tensor: Tensor) -> None:
         # Past Array's own __init__ and __setattr__, which want the bytes.
-        self.__dict__.update(
-            tensor=tensor.detach(),
-            dtype=str(tensor.dtype).removeprefix("torch."),
-            shape=tuple(tensor.shape),
-            stype="numpy.ndarray",
-        )
+        self.__dict__["tensor"] = tensor
+
+    tensor: Tensor
+
+    @property
+    def dtype(self) -> str:  # type: ignore[override]
+        """Name of the dtype, for instance "float32"."""
+        return str(self.tensor.dtype).removeprefix("torch.")
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        """Of the tensor."""
+        return tuple(self.tensor.shape)
 
     @cached_property
     def _serialised(self) -> Array:
-        return Array(np.ascontiguousarray(self.tensor.cpu().numpy()))
+        return Array(np.ascontiguousarray(self.tensor.detach().cpu().numpy()))
 
     @property
     def data(self) -> bytes:  # type: ignore[override]
@@ -49,7 +59,7 @@ class TensorArray(Array):
 
     def numpy(self) -> NDArray[Any]:
         """Return a read-only view (a copy if the tensor is not on the CPU)."""
-        array: NDArray[Any] = self.tensor.cpu().numpy().view()
+        array: NDArray[Any] = self.tensor.detach().cpu().numpy().view()
         array.flags.writeable = False
         return array
 
@@ -67,7 +77,11 @@ class TensorArray(Array):
 
 def to_record(tensors: Mapping[str, Tensor]) -> ArrayRecord:
     """Return a record of tensors, in the order of their names, without copying."""
-    return ArrayRecord({name: TensorArray(tensors[name]) for name in sorted(tensors)})
+    # Past the record's own methods: its constructor would copy every array's bytes, and
+    # setting items one by one would check types for longer than a small sum takes.
+    record = ArrayRecord()
+    record.__dict__["_data"] = {n: TensorArray(tensors[n]) for n in sorted(tensors)}
+    return record
 
 
 def from_record(record: ArrayRecord) -> dict[str, Tensor]:
@@ -80,6 +94,16 @@ def from_record(record: ArrayRecord) -> dict[str, Tensor]:
         By name. Tensors of `TensorArray`s are shared with it: do not write to them.
     """
     return {name: _tensor(record[name]) for name in sorted(record)}
+
+
+def array_records(content: RecordDict) -> dict[str, ArrayRecord]:
+    """Return a message's array records by name.
+
+    Unlike `RecordDict.array_records`, which leaves a circle of references behind: the
+    arrays would stay in memory until Python's garbage collector comes by, long after
+    the next ones came.
+    """
+    return {n: r for n, r in content.items() if isinstance(r, ArrayRecord)}
 
 
 def _tensor(array: Array) -> Tensor:

@@ -5,9 +5,9 @@ SuperLink. What is private here, and checked by tests/library/test_engine_grid.p
 
 - `TaskIdentity` must be set before a `Message` can be made;
 - a message's id is set in its metadata's `__dict__` (Flower's own grids do the same);
-- a message is copied by its argument `metadata`.
+- a message is copied by its argument `metadata`, and its records by way of `_data`.
 
-(`engine/arrays.py` relies on `Array` besides, which is public.)
+(`engine/arrays.py`, on which both apps rely, is about Flower's arrays alone.)
 """
 
 from __future__ import annotations
@@ -71,9 +71,11 @@ def run_client(client_app: ClientApp, message: Message, context: Context) -> Mes
         message: with an id.
         context: of the node; its state is replaced.
     """
-    records = {name: record.copy() for name, record in message.content.items()}
+    content = message.content.copy()
+    for name, record in message.content.items():
+        content.__dict__["_data"][name] = record.copy()
     received = Message(  # type: ignore[call-overload]
-        content=RecordDict(records), metadata=message.metadata
+        content=content, metadata=message.metadata
     )
     state = copy.deepcopy(context.state) if len(context.state) else RecordDict()
     try:

@@ -8,6 +8,8 @@ call and goes back with its result.
 from __future__ import annotations
 
 import contextlib
+import copy
+import gc
 import os
 import socket
 import time
@@ -32,7 +34,7 @@ from instahide_fl.aggregation.reduction import (
 )
 from instahide_fl.config import Config
 from instahide_fl.data.federated import FederatedData, load_federated_data
-from instahide_fl.engine.arrays import TensorArray, from_record
+from instahide_fl.engine.arrays import array_records, from_record, to_record
 from instahide_fl.engine.bundle import importable_app
 from instahide_fl.engine.grid import (
     FIRST_CLIENT_NODE_ID,
@@ -67,7 +69,7 @@ class PackedContent:
         """Take records apart."""
         arrays = {
             name: _to_numpy(from_record(record))
-            for name, record in content.array_records.items()
+            for name, record in array_records(content).items()
         }
         others = {n: r for n, r in content.items() if not isinstance(r, ArrayRecord)}
         return cls(arrays, others)
@@ -76,12 +78,8 @@ class PackedContent:
         """Put records together again, with memory of their own, on a device."""
         records: dict[str, Any] = dict(self.others)
         for name, arrays in self.arrays.items():
-            records[name] = ArrayRecord(
-                {
-                    key: TensorArray(torch.from_numpy(np.array(value)).to(device))
-                    for key, value in arrays.items()
-                }
-            )
+            own = {key: torch.from_numpy(np.array(a)) for key, a in arrays.items()}
+            records[name] = to_record({key: a.to(device) for key, a in own.items()})
         return RecordDict(records)
 
 
@@ -125,7 +123,7 @@ class Result:
 
     Attributes:
         seconds: the call took on the worker.
-        sums: of the valid updates: subtree, arrays and weight.
+        sums: of the valid updates: subtree, arrays, scale and weight.
         contributions: by node id, of the valid updates.
         failures: reason by node id.
         replies: by node id, where no reader was given: content, or an error's code and
@@ -134,7 +132,7 @@ class Result:
     """
 
     seconds: float = 0.0
-    sums: list[tuple[Node, Arrays, float]] = field(default_factory=list)
+    sums: list[tuple[Node, Arrays, float, float]] = field(default_factory=list)
     contributions: dict[int, Contribution] = field(default_factory=dict)
     failures: dict[int, str] = field(default_factory=dict)
     replies: dict[int, PackedContent | tuple[int, str]] = field(default_factory=dict)
@@ -190,7 +188,10 @@ class ClientWorker:
         """Load what all clients need; a string says why that is not possible."""
         torch.set_num_threads(1)
         try:
-            return Equipment.here(load_federated_data(self._config))
+            equipment = Equipment.here(load_federated_data(self._config))
+            # All that is loaded by now stays: the garbage collector may pass it over.
+            gc.freeze()
+            return equipment
         except InstaHideError as error:
             return f"{socket.gethostname()}: {error}"
 
@@ -203,23 +204,14 @@ class ClientWorker:
         """Run clients in order and add up their updates, or collect their replies."""
         start = time.perf_counter()
         received = content.unpack(self._device)
-        result, tree = Result(), TreeSum()
-        for assignment in assignments:
-            self._turn = (assignment.node_id, time.monotonic())
-            reply = self._run_client(received, instruction, assignment, result.states)
-            if instruction.reader is None:
-                result.replies[assignment.node_id] = _pack_reply(reply)
-                continue
-            try:
-                update = instruction.reader.read(reply)
-                leaf = UpdateSum.of(update, instruction.reader.weight(update))
-                tree.put(Node(0, assignment.position), leaf)
-                result.contributions[assignment.node_id] = Contribution.of(update)
-            except InstaHideError as error:
-                result.failures[assignment.node_id] = str(error)
+        result, tree = self._run_all(received, instruction, assignments, False)
+        if not all(part.is_finite() for part in tree.nodes.values()):
+            # Rare, so looking at every single update is left for this case.
+            del result, tree
+            result, tree = self._run_all(received, instruction, assignments, True)
         self._turn = None
         result.sums = [
-            (node, _to_numpy(part.arrays), part.weight)
+            (node, _to_numpy(part.arrays), part.scale, part.weight)
             for node, part in tree.nodes.items()
         ]
         result.seconds = time.perf_counter() - start
@@ -231,6 +223,49 @@ class ClientWorker:
         if (turn := self._turn) is None:
             return None
         return turn[0], time.monotonic() - turn[1]
+
+    def _run_all(
+        self,
+        received: RecordDict,
+        instruction: Instruction,
+        assignments: Sequence[Assignment],
+        check_each: bool,
+    ) -> tuple[Result, TreeSum]:
+        result, tree = Result(), TreeSum()
+        sent = _memory(received)
+        for assignment in assignments:
+            self._turn = (assignment.node_id, time.monotonic())
+            # In a call of its own, so that its memory is free for the next client.
+            leaf = self._run_one(
+                received, sent, instruction, assignment, result, check_each
+            )
+            if leaf is not None:
+                tree.put(Node(0, assignment.position), leaf)
+        return result, tree
+
+    def _run_one(
+        self,
+        received: RecordDict,
+        sent: set[int],
+        instruction: Instruction,
+        assignment: Assignment,
+        result: Result,
+        check_finite: bool,
+    ) -> UpdateSum | None:
+        reply = self._run_client(received, instruction, assignment, result.states)
+        node_id, reader = assignment.node_id, instruction.reader
+        if reader is None:
+            result.replies[node_id] = _pack_reply(reply)
+            return None
+        try:
+            update = reader.read(reply, check_finite)
+        except InstaHideError as error:
+            result.failures[node_id] = str(error)
+            return None
+        result.contributions[node_id] = Contribution.of(update)
+        # A client that keeps nothing has given its arrays away for good.
+        kept = node_id in result.states or bool(sent & _memory(reply.content))
+        return UpdateSum.of(update, reader.weight(update), owned=not kept)
 
     def _run_client(
         self,
@@ -248,7 +283,7 @@ class ClientWorker:
         )
         name_message(message, assignment.message_id)
         node = self._nodes[node_id - FIRST_CLIENT_NODE_ID]
-        state = assignment.state or RecordDict()
+        state = copy.deepcopy(assignment.state) or RecordDict()
         context = client_context(node_id, node, state, self._run_config)
         reply = run_client(self._client_app, message, context)
         if len(context.state):
@@ -262,11 +297,10 @@ def _pack_reply(reply: Message) -> PackedContent | tuple[int, str]:
     return PackedContent.of(reply.content)
 
 
-def read_sum(arrays: Mapping[str, NDArray[Any]], weight: float) -> UpdateSum:
+def read_sum(arrays: Arrays, scale: float, weight: float) -> UpdateSum:
     """Return a worker's partial sum without copying it out of Ray's memory."""
-    return UpdateSum(
-        {name: _readable(array) for name, array in arrays.items()}, weight, owned=False
-    )
+    tensors = {name: _readable(array) for name, array in arrays.items()}
+    return UpdateSum(tensors, scale, weight)
 
 
 def _readable(array: NDArray[Any]) -> Tensor:
@@ -279,3 +313,12 @@ def _readable(array: NDArray[Any]) -> Tensor:
 
 def _to_numpy(tensors: Mapping[str, Tensor]) -> Arrays:
     return {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
+
+
+def _memory(content: RecordDict) -> set[int]:
+    """Return where the tensors of a message lie."""
+    return {
+        tensor.untyped_storage().data_ptr()
+        for record in array_records(content).values()
+        for tensor in from_record(record).values()
+    }

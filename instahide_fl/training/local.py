@@ -15,6 +15,127 @@ from instahide_fl.training.losses import soft_cross_entropy
 from instahide_fl.types import ClientUpdate, PrivateSplit
 
 
+class LocalTrainer:
+    """A network with its optimizer, which clients of a process use one after another.
+
+    Nothing of a client stays in it: parameters are overwritten, gradients dropped and
+    the optimizer's state is cleared before each use.
+
+    Args:
+        model: a network of the right shape.
+        config: the `[train]` table.
+    """
+
+    def __init__(self, model: nn.Module, config: TrainConfig) -> None:
+        self.model = model
+        self.config = config
+        self.device = next(model.parameters()).device
+        self._parameters = dict(model.named_parameters())
+        self._optimizer = torch.optim.SGD(
+            model.parameters(),
+            lr=config.learning_rate,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+        )
+        self._given: dict[str, Tensor] = {}
+        self._moved = True
+
+    def update(
+        self,
+        parameters: Mapping[str, Tensor],
+        split: PrivateSplit,
+        encoder: Encoder,
+        rng: np.random.Generator,
+    ) -> ClientUpdate:
+        """Compute a client's contribution to a round, on encodings only.
+
+        Args:
+            parameters: the global ones, by name; not written to, and not to be written
+                to by the caller as long as it hands on the same tensors.
+            split: the client's private images, on the model's device.
+            encoder: turns images into what is trained on.
+            rng: chooses batches and draws keys.
+
+        Returns:
+            A gradient of the mean loss (mode gradient) or local minus global parameters
+            (mode update), on the model's device, in memory of its own.
+        """
+        start = time.perf_counter()
+        self._load(parameters)
+        if not self.model.training:
+            self.model.train()
+        if self.config.mode == "gradient":
+            arrays, examples, loss = self._gradient(split, encoder, rng)
+        else:
+            arrays, examples, loss = self._delta(parameters, split, encoder, rng)
+        metrics = {"train_loss": loss, "seconds": time.perf_counter() - start}
+        return ClientUpdate(arrays, examples, self.config.update_kind, metrics)
+
+    def _load(self, parameters: Mapping[str, Tensor]) -> None:
+        """Copy the global parameters into the network, unless they are there already.
+
+        In mode gradient nobody moves them, so a round's clients share one copy.
+        """
+        if not self._moved and all(
+            parameters[name] is given for name, given in self._given.items()
+        ):
+            return
+        with torch.no_grad():
+            for name, parameter in self._parameters.items():
+                parameter.copy_(parameters[name])
+        self._given, self._moved = dict(parameters), False
+
+    def _gradient(
+        self, split: PrivateSplit, encoder: Encoder, rng: np.random.Generator
+    ) -> tuple[dict[str, Tensor], int, float]:
+        """Average the gradient over a round's batches; no parameter moves."""
+        self._optimizer.zero_grad()
+        batch_size = self.config.batch_size
+        wanted = min(len(split), batch_size * self.config.local_batches)
+        # Without replacement: an image is encoded at most once in a round.
+        rows = torch.from_numpy(rng.choice(len(split), size=wanted, replace=False))
+        total = 0.0
+        for index in torch.split(rows, batch_size):
+            batch, _ = encoder.encode(index, split, rng)
+            logits = self.model(batch.images)
+            share = len(index) / wanted
+            loss = soft_cross_entropy(logits, batch.soft_targets) * share
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.item()
+        gradient = {
+            name: parameter.grad.contiguous()
+            for name, parameter in self._parameters.items()
+            if parameter.grad is not None
+        }
+        return gradient, wanted, total
+
+    def _delta(
+        self,
+        parameters: Mapping[str, Tensor],
+        split: PrivateSplit,
+        encoder: Encoder,
+        rng: np.random.Generator,
+    ) -> tuple[dict[str, Tensor], int, float]:
+        """Train for some epochs and return how far the parameters moved."""
+        self._optimizer.state.clear()
+        total, seen = 0.0, 0
+        for index in _epochs(len(split), self.config, rng):
+            batch, _ = encoder.encode(index, split, rng)
+            self._optimizer.zero_grad()
+            loss = soft_cross_entropy(self.model(batch.images), batch.soft_targets)
+            loss.backward()  # type: ignore[no-untyped-call]
+            self._optimizer.step()
+            self._moved = True
+            total += loss.item() * len(index)
+            seen += len(index)
+        with torch.no_grad():
+            delta = {
+                name: (parameter - parameters[name].to(self.device)).contiguous()
+                for name, parameter in self._parameters.items()
+            }
+        return delta, len(split), total / max(1, seen)
+
+
 def local_update(
     model: nn.Module,
     parameters: Mapping[str, Tensor],
@@ -23,29 +144,8 @@ def local_update(
     config: TrainConfig,
     rng: np.random.Generator,
 ) -> ClientUpdate:
-    """Compute a client's contribution to a round, on encodings only.
-
-    Args:
-        model: a network of the right shape; its parameters are overwritten.
-        parameters: the global ones, by name.
-        split: the client's private images, on the model's device.
-        encoder: turns images into what is trained on.
-        config: the `[train]` table; `mode` decides what is returned.
-        rng: chooses batches and draws keys.
-
-    Returns:
-        A gradient of the mean loss (mode gradient) or local minus global parameters
-        (mode update), on the CPU.
-    """
-    start = time.perf_counter()
-    load_parameters(model, parameters)
-    model.train()
-    if config.mode == "gradient":
-        arrays, examples, loss = _gradient(model, split, encoder, config, rng)
-    else:
-        arrays, examples, loss = _delta(model, parameters, split, encoder, config, rng)
-    metrics = {"train_loss": loss, "seconds": time.perf_counter() - start}
-    return ClientUpdate(arrays, examples, config.update_kind, metrics)
+    """Compute one client's contribution to a round; see `LocalTrainer.update`."""
+    return LocalTrainer(model, config).update(parameters, split, encoder, rng)
 
 
 def load_parameters(model: nn.Module, parameters: Mapping[str, Tensor]) -> None:
@@ -68,64 +168,6 @@ def get_parameters(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def _gradient(
-    model: nn.Module,
-    split: PrivateSplit,
-    encoder: Encoder,
-    config: TrainConfig,
-    rng: np.random.Generator,
-) -> tuple[dict[str, Tensor], int, float]:
-    """Average the gradient over a round's batches; no parameter moves."""
-    model.zero_grad(set_to_none=True)
-    wanted = min(len(split), config.batch_size * config.local_batches)
-    # Without replacement: an image is encoded at most once in a round.
-    rows = torch.from_numpy(rng.choice(len(split), size=wanted, replace=False))
-    total = 0.0
-    for index in torch.split(rows, config.batch_size):
-        batch, _ = encoder.encode(index, split, rng)
-        share = len(index) / wanted
-        loss = soft_cross_entropy(model(batch.images), batch.soft_targets) * share
-        loss.backward()  # type: ignore[no-untyped-call]
-        total += loss.item()
-    gradient = {
-        name: _portable(parameter.grad)
-        for name, parameter in model.named_parameters()
-        if parameter.grad is not None
-    }
-    return gradient, wanted, total
-
-
-def _delta(
-    model: nn.Module,
-    parameters: Mapping[str, Tensor],
-    split: PrivateSplit,
-    encoder: Encoder,
-    config: TrainConfig,
-    rng: np.random.Generator,
-) -> tuple[dict[str, Tensor], int, float]:
-    """Train for some epochs and return how far the parameters moved."""
-    optimizer = torch.optim.SGD(
-        model.parameters(),
-        lr=config.learning_rate,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-    )
-    total, seen = 0.0, 0
-    for index in _epochs(len(split), config, rng):
-        batch, _ = encoder.encode(index, split, rng)
-        optimizer.zero_grad()
-        loss = soft_cross_entropy(model(batch.images), batch.soft_targets)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        total += loss.item() * len(index)
-        seen += len(index)
-    delta = {
-        name: _portable(parameter.detach().cpu() - parameters[name])
-        for name, parameter in model.named_parameters()
-    }
-    return delta, len(split), total / max(1, seen)
-
-
 def _epochs(
     count: int, config: TrainConfig, rng: np.random.Generator
 ) -> Iterator[Tensor]:
@@ -133,7 +175,3 @@ def _epochs(
     for _ in range(config.local_epochs):
         order = torch.from_numpy(rng.permutation(count))
         yield from torch.split(order, config.batch_size)
-
-
-def _portable(tensor: Tensor) -> Tensor:
-    return tensor.detach().cpu().contiguous()
