@@ -12,6 +12,7 @@ import contextlib
 import logging
 import os
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -74,8 +75,8 @@ def run_ray(config: Config, folder: RunFolder) -> None:
         importable_app() as (_, server),
         logging_to(logs / "run.log"),
         ray_cluster(config.resources, logs),
+        RayGrid(config) as grid,
     ):
-        grid = RayGrid(config)
         server.app(grid, server_context(run_config))
 
 
@@ -137,6 +138,12 @@ class RayGrid(Grid):
         self._states: dict[int, RecordDict] = {}
         self._sent: dict[str, Message] = {}
         self._replies: dict[str, Message] = {}
+
+    def __enter__(self) -> RayGrid:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.close()
 
     def set_run(self, run: Run) -> None:
         """Do nothing: there is only one run."""
@@ -284,6 +291,7 @@ class RayGrid(Grid):
 
 def _connect(resources: ResourcesConfig, home: Path) -> None:
     if resources.ray_address:
+        _check_answers(resources.ray_address)
         try:
             ray.init(
                 address=resources.ray_address,
@@ -306,6 +314,20 @@ def _connect(resources: ResourcesConfig, home: Path) -> None:
         logging_level=logging.ERROR,
         _temp_dir=str(home),
     )
+
+
+def _check_answers(address: str) -> None:
+    """Refuse a cluster that is not there: Ray would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        return  # auto, or a form that Ray itself judges
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise EngineError(
+            f"resources.ray-address: no Ray cluster at {address} ({error}): start one "
+            f"with ray start --head --port={port}, or leave the setting empty"
+        ) from None
 
 
 @contextlib.contextmanager

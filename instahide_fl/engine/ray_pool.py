@@ -147,6 +147,12 @@ class WorkerPool:
         self._dispatch()
         return done
 
+    def close(self) -> None:
+        """End the workers."""
+        busy = [call.worker for call in self._running.values()]
+        for worker in [*self._idle, *busy, *self._starting.values()]:
+            ray.kill(worker.actor)
+
     def _dispatch(self) -> None:
         while self._queue and self._idle:
             job, assignments = self._queue.popleft()

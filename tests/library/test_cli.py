@@ -77,7 +77,7 @@ def test_default_folders_are_numbered_and_a_settings_file_works(command):
         (["--set", "data.dataset=hf:/nowhere/at-all"], "cannot load hf:"),
         (["--set", "data.image-size=2"], "at least 4x4"),
         (["--set", "resources.gpus-per-client=1.0"], "no usable GPU"),
-        (["--engine", "warp"], "must be one of inline, flower"),
+        (["--engine", "warp"], "must be one of inline, ray, flower"),
         (["missing.toml"], "cannot read the settings file"),
         (["--resume", "nothing"], "not a run folder"),
         (["--out", "file/below"], "cannot write file/below"),

@@ -1,0 +1,128 @@
+"""What the end-to-end tests share: starting runs, and seeing what they left behind."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+
+from instahide_fl.config import Config
+from instahide_fl.engine.bundle import stage_app
+from instahide_fl.engine.processes import MARK
+from instahide_fl.run_folder import RunFolder
+
+STARTED = time.time()  # what others left on this machine before is not ours
+COMMAND = (sys.executable, "-c", "from instahide_fl.cli import main; main()")
+
+SMALL = {
+    "train.rounds": 3,
+    "train.batch-size": 16,
+    "partition.num-clients": 5,
+    "train.clients-per-round": 3,
+    "model.width": 4,
+}
+
+# A client that misbehaves as the variable FAULTS says: "ROUND CLIENT ACTION; ...".
+FAULTY = """
+
+import os, signal, time
+from pathlib import Path
+
+_train = app._registered_funcs["train.default"]
+
+
+def _act(action):
+    if action == "raise":
+        raise ValueError("on purpose")
+    if action == "memory":
+        raise MemoryError
+    if action == "exit":
+        raise SystemExit(3)
+    if action == "hang":
+        time.sleep(3600)
+    if action == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if action == "die-once":
+        flag = Path(os.environ["FAULT_FLAG"])
+        if not flag.exists():
+            flag.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _faulty(message, context):
+    for fault in os.environ.get("FAULTS", "").split(";"):
+        if not fault.strip():
+            continue
+        number, client, action = fault.split()
+        if message.metadata.group_id == number:
+            if str(context.node_config["partition-id"]) == client:
+                _act(action)
+    return _train(message, context)
+
+
+app._registered_funcs["train.default"] = _faulty
+"""
+
+
+def private_homes():
+    found = Path(tempfile.gettempdir()).glob("ihfl-*")
+    return [path for path in found if path.stat().st_mtime > STARTED]
+
+
+def marked_processes():
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.pid == os.getpid() or process.create_time() < STARTED:
+                continue
+            if MARK in process.environ():
+                found.append(process.cmdline())
+        except psutil.Error:
+            continue
+    return found
+
+
+def start(engine, path, **changes):
+    """Run in this process."""
+    config = Config().with_values({**SMALL, **changes})
+    folder = RunFolder.create(path, config)
+    engine(config.with_values({"output.folder": str(path)}), folder)
+    return folder
+
+
+def faulty_app(target):
+    """Copy the app with clients that misbehave on demand."""
+    stage_app(target)
+    with (target / "clients" / "app.py").open("a") as file:
+        file.write(FAULTY)
+    return target
+
+
+def command_line(path, engine, app=None, faults="", **changes):
+    """Run `instahide-fl run` as users do, in its own process and of any app."""
+    settings = {**SMALL, **changes}
+    assignments = [f"--set={key}={value}" for key, value in settings.items()]
+    environment = {
+        **os.environ,
+        "FAULTS": faults,
+        "FAULT_FLAG": str(path.with_suffix(".flag")),
+        **({"PYTHONPATH": str(app)} if app else {}),
+    }
+    done = subprocess.run(
+        [*COMMAND, "run", "--engine", engine, "--out", str(path), *assignments],
+        env=environment,
+        cwd=path.parent,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    return done, RunFolder(path)
+
+
+def model_bytes(folder):
+    return (folder.path / "model.safetensors").read_bytes()

@@ -1,0 +1,59 @@
+"""All engines end at the same bytes, and none leaves anything behind."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+
+import pytest
+
+from tests.e2e.support import (
+    COMMAND,
+    command_line,
+    faulty_app,
+    marked_processes,
+    model_bytes,
+    private_homes,
+)
+
+pytestmark = pytest.mark.slow
+
+
+def test_a_failing_client_changes_nothing_between_engines(tmp_path):
+    app = faulty_app(tmp_path / "app")
+    changes = {"train.clients-per-round": 0, "train.min-updates": 4}
+    models = set()
+    for engine in ("inline", "ray", "flower"):
+        done, folder = command_line(
+            tmp_path / engine, engine, app, "2 3 raise", **changes
+        )
+        assert done.returncode == 0, done.stderr
+        assert [row["failures"] for row in folder.metrics()] == [0, 1, 0]
+        models.add(model_bytes(folder))
+    assert len(models) == 1
+
+
+@pytest.mark.parametrize("engine", ["ray", "flower"])
+def test_ctrl_c_leaves_no_process_behind(tmp_path, engine):
+    process = subprocess.Popen(
+        [
+            *(*COMMAND, "run", "--engine", engine, "--out", "run"),
+            *("--set", "train.checkpoint-every=1", "--set", "train.rounds=100000"),
+        ],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run" / "checkpoint" / "state.safetensors").exists():
+        assert time.monotonic() < deadline, process.kill()
+        time.sleep(0.1)
+    assert marked_processes()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "--resume run" in err
+    assert marked_processes() == []
+    assert private_homes() == []

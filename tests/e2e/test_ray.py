@@ -1,0 +1,192 @@
+"""The Ray engine: the bytes of inline, whatever happens to its workers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from instahide_fl.config import Config, ResourcesConfig
+from instahide_fl.engine.bundle import importable_app
+from instahide_fl.engine.grid import server_context
+from instahide_fl.engine.inline import run_inline
+from instahide_fl.engine.logs import logging_to
+from instahide_fl.engine.ray import RayGrid, ray_cluster, run_ray
+from instahide_fl.errors import ConfigError, EngineError
+from instahide_fl.run_folder import RunFolder
+from tests.e2e.support import (
+    SMALL,
+    command_line,
+    faulty_app,
+    marked_processes,
+    model_bytes,
+    start,
+)
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    with ray_cluster(ResourcesConfig(workers=3), tmp_path_factory.mktemp("logs")):
+        yield
+    assert marked_processes() == []
+
+
+def run_on_cluster(path, plain=False, **changes):
+    """Run on the module's cluster; `plain` makes single updates travel."""
+    config = Config().with_values({**SMALL, **changes, "output.folder": str(path)})
+    folder = RunFolder.create(path, config)
+    log = path / "logs" / "run.log"
+    with importable_app() as (_, server), logging_to(log), RayGrid(config) as grid:
+        shown = _WithoutReducing(grid) if plain else grid
+        server.app(shown, server_context(config.to_run_config()))
+    return folder
+
+
+class _WithoutReducing:
+    """The same grid, but it hands every single reply to the server."""
+
+    def __init__(self, grid):
+        self._grid = grid
+
+    def __getattr__(self, name):
+        if name == "send_and_reduce":
+            raise AttributeError(name)
+        return getattr(self._grid, name)
+
+
+@pytest.mark.parametrize("mode", ["gradient", "update"])
+def test_any_number_of_workers_gives_the_bytes_of_inline(tmp_path, cluster, mode):
+    changes = {"train.mode": mode, "partition.scheme": "dirichlet"}
+    expected = start(run_inline, tmp_path / "inline", **changes)
+    keep = ("round", "test_accuracy", "train_loss", "clients", "bytes_up")
+    for workers in (1, 2, 3):
+        folder = run_on_cluster(
+            tmp_path / str(workers), **changes, **{"resources.workers": workers}
+        )
+        assert model_bytes(folder) == model_bytes(expected)
+        rows = [
+            [{key: row[key] for key in keep} for row in one.metrics()]
+            for one in (expected, folder)
+        ]
+        assert rows[0] == rows[1]
+    single = run_on_cluster(tmp_path / "plain", plain=True, **changes)
+    assert model_bytes(single) == model_bytes(expected)
+
+
+def test_a_round_goes_on_without_clients_that_fail_and_workers_are_replaced(tmp_path):
+    """One run in which, round by round, everything happens that can."""
+    app = faulty_app(tmp_path / "app")
+    faults = "1 0 raise; 2 1 die-once; 3 2 die; 4 3 hang; 5 4 memory; 6 4 exit"
+    before = marked_processes()
+    changes = {
+        "train.rounds": 7,
+        "train.clients-per-round": 0,
+        "train.min-updates": 4,
+        "train.timeout": 3.0,
+    }
+    done, folder = command_line(tmp_path / "run", "ray", app, faults, **changes)
+    assert done.returncode == 0, done.stderr
+    assert [row["failures"] for row in folder.metrics()] == [1, 0, 1, 1, 1, 1, 0]
+    log = (folder.path / "logs" / "run.log").read_text()
+    for expected in (
+        "client 0 failed: on purpose",
+        "client 2 failed: its worker process died",
+        "client 3 failed: no answer within 3 s (train.timeout)",
+        "client 4 failed: MemoryError",
+        "client 4 failed: 3",
+    ):
+        assert expected in log
+    assert marked_processes() == before
+
+
+def test_too_few_updates_end_the_run_with_the_reason(tmp_path):
+    app = faulty_app(tmp_path / "app")
+    before = marked_processes()
+    changes = {"train.clients-per-round": 0}
+    done, folder = command_line(tmp_path / "run", "ray", app, "2 1 die", **changes)
+    assert done.returncode != 0
+    assert "4 of 5 clients" in done.stderr
+    assert "client 1: its worker process died" in " ".join(done.stderr.split())
+    assert not folder.finished
+    assert marked_processes() == before
+
+
+def test_a_worker_killed_from_outside_changes_nothing(tmp_path, cluster):
+    changes = {"train.rounds": 30, "resources.workers": 2}
+    expected = start(run_inline, tmp_path / "inline", **changes)
+    config = Config().with_values(
+        {**SMALL, **changes, "output.folder": str(tmp_path / "run")}
+    )
+    folder = RunFolder.create(tmp_path / "run", config)
+    log = tmp_path / "log"
+    with importable_app() as (_, server), logging_to(log), RayGrid(config) as grid:
+        victim = next(
+            process
+            for process in psutil.process_iter()
+            if "ray::ClientWorker" in " ".join(process.cmdline())
+        )
+        os.kill(victim.pid, signal.SIGKILL)
+        server.app(grid, server_context(config.to_run_config()))
+    assert model_bytes(folder) == model_bytes(expected)
+    assert sum(row["failures"] for row in folder.metrics()) == 0
+
+
+def test_more_workers_than_fit_and_a_second_ray_are_refused(tmp_path, cluster):
+    with pytest.raises(ConfigError, match=r"resources\.workers = 4 .*room for 3"):
+        run_on_cluster(tmp_path / "a", **{"resources.workers": 4})
+    with pytest.raises(EngineError, match=r"connected to Ray already"):
+        start(run_ray, tmp_path / "b")
+
+
+def test_a_cluster_that_runs_already_is_joined_and_left_alone(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    home = tempfile.mkdtemp(prefix="ray-")
+    head = subprocess.Popen(
+        [
+            *(Path(sys.executable).parent / "ray", "start", "--head", "--block"),
+            *(f"--port={port}", "--num-cpus=2", "--include-dashboard=false"),
+            *("--node-ip-address=127.0.0.1", f"--temp-dir={home}"),
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0"},
+    )
+    try:
+        _await_port(port)
+        address = {"resources.ray-address": f"127.0.0.1:{port}"}
+        expected = start(run_inline, tmp_path / "inline")
+        done, folder = command_line(tmp_path / "run", "ray", **address)
+        assert done.returncode == 0, done.stderr
+        assert model_bytes(folder) == model_bytes(expected)
+        assert head.poll() is None
+    finally:
+        children = psutil.Process(head.pid).children(recursive=True)
+        os.killpg(head.pid, signal.SIGTERM)
+        head.wait(30)
+        psutil.wait_procs(children, timeout=10)
+    done, _ = command_line(tmp_path / "gone", "ray", **address)
+    assert done.returncode != 0
+    assert "no Ray cluster at 127.0.0.1" in " ".join(done.stderr.split())
+
+
+def _await_port(port):
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.2)
+    raise AssertionError("the cluster did not start")
