@@ -6,7 +6,7 @@ import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from clients.node import on_device_of, open_node, shared_trainer
+from clients.node import open_node, shared_trainer
 from clients.records import read_round, reply_description, reply_update
 from instahide_fl.errors import ProtocolError
 from instahide_fl.provenance import code_hash
@@ -50,7 +50,7 @@ def train(message: Message, context: Context) -> Message:
     )
     update = trainer.update(
         parameters,
-        on_device_of(trainer, split),
+        split.on(trainer.device),
         node.encoder(context),
         node.rng(instruction.round),
     )

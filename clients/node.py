@@ -7,7 +7,7 @@ Flower's node config tells. In a simulation it holds `partition-id`; a real clie
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TypeAlias
 
@@ -75,7 +75,7 @@ class ClientNode:
 
     def normalised_with(self, statistics: ChannelStatistics) -> PrivateSplit:
         """Return the split with the constants that the run agreed on."""
-        return replace(self.split, given_statistics=statistics)
+        return self.split.normalised_with(statistics)
 
     def _fixed_streams(self, context: Context) -> Callable[[int], np.random.Generator]:
         if self.simulated:
@@ -118,16 +118,6 @@ def shared_trainer(
     device = training_device(config.resources)
     model = build_model(config.model, image_shape, num_classes, config.seed)
     return LocalTrainer(model.to(device), config.train)
-
-
-def on_device_of(trainer: LocalTrainer, split: PrivateSplit) -> PrivateSplit:
-    """Return the split on the model's device."""
-    device = trainer.device
-    if split.images.device == device:
-        return split
-    return replace(
-        split, images=split.images.to(device), targets=split.targets.to(device)
-    )
 
 
 # Opening a client anew for each message would cost more than a small batch.

@@ -5,6 +5,7 @@ Shapes: B batch, k images mixed, p of them private, C,H,W image, K classes, N im
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -82,12 +83,15 @@ class PrivateSplit:
         targets: i64[N], classes 0..num_classes-1.
         num_classes: K.
         given_statistics: constants to normalise with; measured on `images` if None.
+        rows: i64[n] of the images that are the client's, where it is one of many that
+            share `images` and `targets`; None if all are.
     """
 
     images: Tensor
     targets: Tensor
     num_classes: int
     given_statistics: ChannelStatistics | None = None
+    rows: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.images.ndim != 4 or self.images.dtype != torch.uint8:
@@ -109,12 +113,45 @@ class PrivateSplit:
             )
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.images) if self.rows is None else len(self.rows)
 
     @cached_property
     def statistics(self) -> ChannelStatistics:
         """The constants that private images are normalised with."""
-        return self.given_statistics or ChannelStatistics.of(self.images)
+        if self.given_statistics is not None:
+            return self.given_statistics
+        own = self.images if self.rows is None else self.images[self.rows]
+        return ChannelStatistics.of(own)
+
+    def located(self, index: Tensor) -> Tensor:
+        """Return where the client's images `index` (i64, any shape) are in `images`."""
+        return index if self.rows is None else self.rows[index]
+
+    def share(self, rows: Tensor) -> PrivateSplit:
+        """Return the split of a client that holds only some images, without a copy.
+
+        Args:
+            rows: i64[n] into this split's images.
+        """
+        return self._changed(rows=self.located(rows))
+
+    def normalised_with(self, statistics: ChannelStatistics) -> PrivateSplit:
+        """Return the same images with other constants to normalise with."""
+        return self._changed(given_statistics=statistics)
+
+    def on(self, device: str | torch.device) -> PrivateSplit:
+        """Return the same split with images and targets on a device."""
+        return self._changed(
+            images=self.images.to(device), targets=self.targets.to(device)
+        )
+
+    def _changed(self, **fields: object) -> PrivateSplit:
+        """Return a copy, without looking at all targets again for each client."""
+        copied = object.__new__(PrivateSplit)
+        known = {**self.__dict__, **fields}
+        known.pop("statistics", None)
+        copied.__dict__.update(known)
+        return copied
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,15 +200,26 @@ class EncodingKey:
         coefficients: f32[B,k], private images first; rows sum to 1.
         private_index: i64[B,p] into the client's split; column 0 is the image itself.
         public_index: i64[B,k-p] into the pool.
-        signs: i8[B,C,H,W], each -1 or +1; all +1 without a mask.
+        image_shape: C, H, W.
+        sign_bits: u8[B,ceil(C*H*W/8)], the mask packed, most significant bit first, 1
+            for +1; None without a mask.
         augmentation: of the B*p private sources in row order; None if none was drawn.
     """
 
     coefficients: Tensor
     private_index: Tensor
     public_index: Tensor
-    signs: Tensor
+    image_shape: tuple[int, int, int]
+    sign_bits: Tensor | None = None
     augmentation: AppliedAugmentation | None = None
+
+    @property
+    def signs(self) -> Tensor:
+        """The mask: i8[B,C,H,W], each -1 or +1; all +1 without a mask."""
+        shape = (len(self), *self.image_shape)
+        if self.sign_bits is None:
+            return torch.ones(shape, dtype=torch.int8)
+        return unpack_signs(self.sign_bits, shape)
 
     def __len__(self) -> int:
         return len(self.coefficients)
@@ -191,7 +239,8 @@ class EncodingKey:
             self.coefficients[index],
             self.private_index[index],
             self.public_index[index],
-            self.signs[index],
+            self.image_shape,
+            None if self.sign_bits is None else self.sign_bits[index],
             augmentation,
         )
 
@@ -199,11 +248,13 @@ class EncodingKey:
     def concatenate(cls, keys: Sequence[EncodingKey]) -> EncodingKey:
         """Join the keys of consecutive batches, which all have the same k and p."""
         drawn = [key.augmentation for key in keys if key.augmentation is not None]
+        bits = [key.sign_bits for key in keys if key.sign_bits is not None]
         return cls(
             torch.cat([key.coefficients for key in keys]),
             torch.cat([key.private_index for key in keys]),
             torch.cat([key.public_index for key in keys]),
-            torch.cat([key.signs for key in keys]),
+            keys[0].image_shape,
+            torch.cat(bits) if bits else None,
             AppliedAugmentation(
                 torch.cat([one.offset for one in drawn]),
                 torch.cat([one.flip for one in drawn]),
@@ -211,6 +262,22 @@ class EncodingKey:
             if drawn
             else None,
         )
+
+
+def unpack_signs(bits: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Return packed signs as numbers.
+
+    Args:
+        bits: u8[B,ceil(P/8)], most significant bit first, 1 for +1.
+        shape: (B, ...) with P values a row.
+
+    Returns:
+        i8 of that shape, each -1 or +1, on the device of the bits.
+    """
+    place = torch.arange(7, -1, -1, dtype=torch.uint8, device=bits.device)
+    single = (bits[:, :, None] >> place).bitwise_and_(1).flatten(1)
+    values = single[:, : math.prod(shape[1:])].to(torch.int8)
+    return values.mul_(2).sub_(1).view(shape)
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,11 +32,7 @@ class FederatedData:
 
     def split(self, client: int) -> PrivateSplit:
         """Return the images of client 0..num_clients-1."""
-        train = self.dataset.train
-        rows = self.partition[client]
-        return PrivateSplit(
-            train.images[rows], train.targets[rows], train.num_classes, train.statistics
-        )
+        return self.dataset.train.share(self.partition[client])
 
 
 def load_pool(config: Config, image_shape: tuple[int, int, int]) -> MixingPool | None:

@@ -8,6 +8,7 @@ In deployment `rng` is `operating_system_stream()`; a seeded one is for simulati
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -20,16 +21,22 @@ from instahide_fl.config import EncoderConfig
 from instahide_fl.data.augment import Augmentation
 from instahide_fl.data.federated import check_split_size
 from instahide_fl.data.pool import MixingPool
+from instahide_fl.encoding.fused import fused_mix
 from instahide_fl.encoding.mixing import (
     check_acceptance,
     draw_coefficients,
     draw_distinct,
-    draw_signs,
+    draw_sign_bits,
     mix_and_flip,
     mix_targets,
 )
 from instahide_fl.errors import ConfigError
-from instahide_fl.types import EncodedBatch, EncodingKey, PrivateSplit
+from instahide_fl.types import (
+    EncodedBatch,
+    EncodingKey,
+    PrivateSplit,
+    unpack_signs,
+)
 
 
 class Encoder(Protocol):
@@ -118,14 +125,16 @@ class MixingEncoder:
             public_index = draw_distinct(count, public, len(self.pool), rng)
         augmentation = self.augmentation
         drawn = augmentation.draw(count * private, rng) if augmentation else None
-        signs = (
-            draw_signs((count, *shape), rng)
-            if self.flip_signs
-            else torch.ones((count, *shape), dtype=torch.int8)
-        )
+        pixels = math.prod(shape)
+        bits = draw_sign_bits(count, pixels, rng) if self.flip_signs else None
         own = index.to("cpu", torch.int64)[:, None]
         return EncodingKey(
-            coefficients, torch.cat([own, partners], 1), public_index, signs, drawn
+            coefficients,
+            torch.cat([own, partners], 1),
+            public_index,
+            (shape[0], shape[1], shape[2]),
+            bits,
+            drawn,
         )
 
     def apply_key(self, key: EncodingKey, split: PrivateSplit) -> EncodedBatch:
@@ -139,20 +148,49 @@ class MixingEncoder:
             images f32[B,C,H,W] and soft targets f32[B,K], on the device of the split.
         """
         device = split.images.device
-        images = mix_and_flip(
-            self._sources(key, split),
-            key.coefficients,
-            key.signs if self.flip_signs else None,
-        )
-        rows = key.private_index.to(device)
+        on_cpu = device.type == "cpu"
+        images = self._mix_bytes(key, split) if on_cpu else self._mix(key, split)
+        rows = split.located(key.private_index).to(device)
         private = key.coefficients[:, : rows.shape[1]]
         return EncodedBatch(
             images, mix_targets(private, split.targets[rows], split.num_classes)
         )
 
+    def _mix_bytes(self, key: EncodingKey, split: PrivateSplit) -> Tensor:
+        """Mix and flip on the CPU, in one pass."""
+        pool = self.pool.images if self.pool else split.images[:0]
+        crop = None
+        if self.augmentation is not None and key.augmentation is not None:
+            drawn = key.augmentation
+            crop = drawn.offset.numpy(), drawn.flip.numpy(), self.augmentation.padding
+        mixed = fused_mix(
+            split.images.contiguous().numpy(),
+            split.located(key.private_index).numpy(),
+            split.statistics,
+            pool.contiguous().numpy(),
+            key.public_index.numpy(),
+            self.pool.statistics if self.pool else split.statistics,
+            key.coefficients.numpy(),
+            None if key.sign_bits is None else key.sign_bits.numpy(),
+            crop,
+        )
+        return torch.from_numpy(mixed)
+
+    def _mix(self, key: EncodingKey, split: PrivateSplit) -> Tensor:
+        """Mix and flip by tensor operations, on the device of the split."""
+        device, bits = split.images.device, key.sign_bits
+        return mix_and_flip(
+            self._sources(key, split),
+            key.coefficients,
+            # Packed, the mask of an image is 384 bytes on its way to the device.
+            None
+            if bits is None
+            else unpack_signs(bits.to(device), (len(key), *key.image_shape)),
+        )
+
     def _sources(self, key: EncodingKey, split: PrivateSplit) -> Iterator[Tensor]:
         """Yield the k normalised images of each encoding, one column at a time."""
-        device, rows = split.images.device, key.private_index
+        device, rows = split.images.device, split.located(key.private_index)
         for column in range(rows.shape[1]):
             images = split.images[rows[:, column].to(device)]
             if self.augmentation is not None and key.augmentation is not None:
@@ -162,7 +200,7 @@ class MixingEncoder:
             yield split.statistics.normalise(images)
         if self.pool is not None:
             for column in key.public_index.T:
-                public = self.pool.images[column].to(device)
+                public = self.pool.images[column.to(self.pool.images.device)].to(device)
                 yield self.pool.statistics.normalise(public)
 
 

@@ -145,20 +145,22 @@ def draw_distinct(
     return torch.from_numpy(taken[:, first:])
 
 
-def draw_signs(shape: tuple[int, ...], rng: np.random.Generator) -> Tensor:
-    """Draw independent fair signs, one random bit each.
+def draw_sign_bits(count: int, pixels: int, rng: np.random.Generator) -> Tensor:
+    """Draw independent fair signs, one random bit each, packed.
 
     Args:
-        shape: usually (B, C, H, W).
+        count: B.
+        pixels: signs of one image, C*H*W.
         rng: source of randomness.
 
     Returns:
-        i8 of that shape, each -1 or +1.
+        u8[B,ceil(pixels/8)], see `types.unpack_signs`; bits beyond `pixels` mean
+        nothing.
     """
-    count = int(np.prod(shape))
-    packed = np.frombuffer(rng.bytes((count + 7) // 8), np.uint8)
-    bits = np.unpackbits(packed, count=count).view(np.int8)
-    return torch.from_numpy(2 * bits - 1).view(shape)
+    width = (pixels + 7) // 8
+    # As 64-bit words, as the generator makes them.
+    words = rng.integers(0, 2**64, size=(count * width + 7) // 8, dtype=np.uint64)
+    return torch.from_numpy(words.view(np.uint8)[: count * width]).view(count, width)
 
 
 def mix_and_flip(

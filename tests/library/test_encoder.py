@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from instahide_fl.config import EncoderConfig
 from instahide_fl.data.augment import Augmentation
+from instahide_fl.data.pool import MixingPool
 from instahide_fl.encoding.encoder import FixedEncodings, build_encoder
 from instahide_fl.errors import ConfigError, PoolError
 from instahide_fl.rng import stream
+from instahide_fl.types import PrivateSplit
 
 
 def reference(key, split, pool, encoder):
@@ -59,6 +64,57 @@ def test_an_encoding_is_what_its_key_says(
     assert (key.signs == 1).all() == (method != "instahide")
     weight = key.coefficients[:, : key.private_index.shape[1]].sum(dim=1)
     torch.testing.assert_close(batch.soft_targets.sum(dim=1), weight)
+
+
+@given(
+    shape=st.tuples(st.sampled_from([1, 3]), st.integers(3, 9), st.integers(3, 9)),
+    mixed=st.integers(2, 6),
+    scope=st.sampled_from(["inside", "cross"]),
+    padding=st.sampled_from([None, 0, 1, 2]),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=25, deadline=None)
+def test_the_compiled_loop_and_tensor_operations_agree(
+    shape, mixed, scope, padding, seed
+):
+    rng = np.random.default_rng(seed)
+    draw = lambda *size: torch.from_numpy(rng.integers(0, 256, size, dtype=np.uint8))  # noqa: E731
+    everyone = PrivateSplit(draw(30, *shape), torch.arange(30) % 4, 4)
+    split = everyone.share(torch.from_numpy(rng.permutation(30)[:9]))
+    pool = MixingPool.from_images(draw(11, *shape))
+    augmentation = None if padding is None else Augmentation(padding, flip=True)
+    config = EncoderConfig(num_mixed=mixed, scope=scope)
+    encoder = build_encoder(config, pool, augmentation)
+    batch, key = encoder.encode(torch.tensor([8, 0, 0, 5]), split, rng)
+    torch.testing.assert_close(batch.images, encoder._mix(key, split))
+    own = PrivateSplit(everyone.images[split.rows], everyone.targets[split.rows], 4)
+    alone = encoder.apply_key(key, own.normalised_with(split.statistics))
+    assert torch.equal(alone.images, batch.images)
+    assert torch.equal(alone.soft_targets, batch.soft_targets)
+
+
+def test_threads_do_not_change_a_bit(split, pool, rng):
+    encoder = build_encoder(EncoderConfig(), pool)
+    key = encoder.draw_key(torch.arange(20).repeat(40), split, rng)
+    threads = torch.get_num_threads()
+    try:
+        results = []
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            results.append(encoder.apply_key(key, split).images)
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(*results)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_encodes_as_the_cpu_does(split, pool, rng):
+    encoder = build_encoder(EncoderConfig(), pool, Augmentation(1, flip=True))
+    key = encoder.draw_key(torch.arange(20), split, rng)
+    there = encoder.apply_key(key, split.on("cuda"))
+    here = encoder.apply_key(key, split)
+    torch.testing.assert_close(there.images.cpu(), here.images)
+    torch.testing.assert_close(there.soft_targets.cpu(), here.soft_targets)
 
 
 def test_images_of_an_encoding_are_distinct_and_the_whole_pool_is_used(

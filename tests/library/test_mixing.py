@@ -13,11 +13,12 @@ from instahide_fl.encoding.mixing import (
     check_acceptance,
     draw_coefficients,
     draw_distinct,
-    draw_signs,
+    draw_sign_bits,
     mix_and_flip,
     mix_targets,
 )
 from instahide_fl.errors import ConfigError, ShapeError
+from instahide_fl.types import unpack_signs
 
 
 @given(
@@ -92,12 +93,12 @@ def test_distinct_draws_need_a_large_enough_population(rng):
 
 
 def test_signs_are_fair_and_independent(rng):
-    signs = draw_signs((4000, 3, 4, 4), rng)
+    signs = unpack_signs(draw_sign_bits(4000, 45, rng), (4000, 3, 3, 5))
     assert signs.dtype == torch.int8
     assert set(signs.unique().tolist()) == {-1, 1}
     flat = signs.view(4000, -1).double()
     assert flat.mean(dim=0).abs().max() < 0.08
-    correlation = flat.T @ flat / 4000 - torch.eye(48)
+    correlation = flat.T @ flat / 4000 - torch.eye(45)
     assert correlation.abs().max() < 0.1
 
 
@@ -105,7 +106,7 @@ def test_signs_are_fair_and_independent(rng):
 def test_mix_and_flip_matches_the_loop_in_the_paper(mixed, rng):
     sources = torch.from_numpy(rng.standard_normal((mixed, 3, 2, 5, 5))).float()
     lam = torch.from_numpy(rng.dirichlet(np.ones(mixed), 3)).float()
-    signs = draw_signs((3, 2, 5, 5), rng)
+    signs = unpack_signs(draw_sign_bits(3, 50, rng), (3, 2, 5, 5))
     expected = torch.zeros(3, 2, 5, 5)
     for b in range(3):
         for j in range(mixed):
