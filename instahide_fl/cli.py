@@ -73,7 +73,8 @@ def run(
     config: Settings = None,
     assignments: Assignments = None,
     engine: Annotated[
-        str | None, typer.Option(help="inline (one process) or flower (on Ray).")
+        str | None,
+        typer.Option(help="ray (default), flower or inline."),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the simulation.")] = None,
     out: Annotated[

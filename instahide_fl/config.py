@@ -63,8 +63,9 @@ class DataConfig(Table):
     section = "data"
 
     dataset: str = "mnist-5k"
-    """`mnist-5k` (ships with a dependency, no network) or `hf:PATH-OR-NAME` (a Hugging
-    Face image data set: a local folder, or a name on the hub)."""
+    """`mnist-5k` (ships with a dependency, no network), `hf:PATH-OR-NAME` (a Hugging
+    Face image data set: a local folder, or a name on the hub), or `noise:NxCxHxW` (N
+    random training images of 10 classes, to measure speed)."""
     image_size: CountOrZero = 0
     """Side in pixels that images are resized to on load; 0 keeps their own size."""
     augment: Literal["auto", "none", "crop", "crop-flip"] = "auto"
@@ -194,10 +195,12 @@ class ModelConfig(Table):
 
     section = "model"
 
-    name: Literal["small-cnn"] = "small-cnn"
-    """`small-cnn`: two 3x3 convolutions with pooling, two linear layers."""
+    name: Literal["small-cnn", "cnn-dropout", "resnet-18"] = "small-cnn"
+    """`small-cnn`: two 3x3 convolutions with pooling, two linear layers.
+    `cnn-dropout`: the network of federated benchmarks, 1.6 million parameters on
+    CIFAR-10. `resnet-18`: for small images, 11.2 million."""
     width: Count = 16
-    """Channels of the first convolution; the second has twice as many."""
+    """Channels of the first convolution of small-cnn; the second has twice as many."""
     normalization: Literal["none", "group"] = "none"
     """Normalisation layers after the convolutions."""
 

@@ -13,7 +13,7 @@ from instahide_fl.provenance import code_hash
 from instahide_fl.rng import stream
 from instahide_fl.wire import ClientDescription
 from server.collection import collect
-from server.records import failure_reason, question, read_description
+from server.records import failure_reason, questions, read_description
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def find_clients(grid: Grid, expected: int, timeout: float) -> Clients:
         ProtocolError: they run other code than the server, or hold different pools.
     """
     nodes = _wait_for_nodes(grid, expected, timeout)
-    asked = list(collect(grid, [question(node) for node in nodes], timeout))
+    asked = list(collect(grid, questions(nodes), timeout))
     for reply in asked:
         if reply.has_error():
             raise RoundError(f"a client is not ready: {failure_reason(reply)}")

@@ -26,18 +26,19 @@ def collect(
     """Send messages and yield replies as they come, until all are there or time is up.
 
     Flower's own `send_and_receive` polls every 0.1 s (3 s when deployed); here the
-    pause grows with the time already waited, so that short rounds stay short.
+    pause grows with the time since the last reply, so that short rounds stay short.
     """
-    start = time.monotonic()
+    start = latest = time.monotonic()
     waiting = set(grid.push_messages(messages))
     while waiting:
         for reply in grid.pull_messages(list(waiting)):
             waiting.discard(reply.metadata.reply_to_message_id)
+            latest = time.monotonic()
             yield reply
-        elapsed = time.monotonic() - start
-        if not waiting or elapsed > timeout:
+        now = time.monotonic()
+        if not waiting or now - start > timeout:
             return
-        time.sleep(min(1.0, max(0.01, elapsed / 20)))
+        time.sleep(min(1.0, max(0.01, (now - latest) / 20)))
 
 
 def reduce_updates(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from flwr.app import (
@@ -33,10 +33,10 @@ from instahide_fl.wire import (
 )
 
 
-def question(node_id: int) -> Message:
-    """Ask a node who it is."""
+def questions(node_ids: Iterable[int]) -> list[Message]:
+    """Ask nodes who they are."""
     content = RecordDict({ABOUT: ConfigRecord({"schema": SCHEMA})})
-    return Message(content, node_id, MessageType.QUERY)
+    return [Message(content, node_id, MessageType.QUERY) for node_id in node_ids]
 
 
 def read_description(message: Message) -> ClientDescription:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,7 +171,11 @@ def _source(config: DataConfig) -> _Source:
         return _mnist_5k(config.image_size)
     if name.startswith("hf:") and name != "hf:":
         return _hugging_face(name.removeprefix("hf:"), config.image_size)
-    raise DataError(f"data.dataset must be mnist-5k or hf:PATH-OR-NAME, got {name!r}")
+    if name.startswith("noise:"):
+        return _noise(name)
+    raise DataError(
+        f"data.dataset must be mnist-5k, hf:PATH-OR-NAME or noise:NxCxHxW, got {name!r}"
+    )
 
 
 def _mnist_5k(image_size: int) -> _Source:
@@ -187,6 +192,29 @@ def _mnist_5k(image_size: int) -> _Source:
         return {"all": part}, [str(digit) for digit in range(10)]
 
     return _Source("mnist-5k", decode)
+
+
+def _noise(name: str) -> _Source:
+    found = re.fullmatch(r"noise:(\d+)x([13])x(\d+)x(\d+)", name)
+    if not found or min(map(int, found.groups())) < 1:
+        raise DataError(
+            f"data.dataset: noise is written noise:NxCxHxW with C 1 or 3, for instance "
+            f"noise:50000x3x32x32, got {name!r}"
+        )
+    count, *shape = map(int, found.groups())
+
+    def decode() -> tuple[dict[str, _Decoded], list[str]]:
+        rng = stream(0, "noise", name)
+        parts = {
+            part: _Decoded(
+                rng.integers(0, 256, (size, *shape), dtype=np.uint8),
+                rng.integers(0, 10, size),
+            )
+            for part, size in (("train", count), ("test", max(10, count // 10)))
+        }
+        return parts, [str(one) for one in range(10)]
+
+    return _Source(name, decode)
 
 
 def _hugging_face(reference: str, image_size: int) -> _Source:

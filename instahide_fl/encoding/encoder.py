@@ -119,7 +119,11 @@ class MixingEncoder:
         check_split_size(len(split), private)
         public_index = torch.empty(count, 0, dtype=torch.int64)
         coefficients = draw_coefficients(count, self.config, rng)
-        partners = draw_distinct(count, private - 1, len(split), rng, exclude=index)
+        own = index.to("cpu", torch.int64)
+        rows = own[:, None]
+        if private > 1:
+            partners = draw_distinct(count, private - 1, len(split), rng, exclude=own)
+            rows = torch.cat([rows, partners], 1)
         if self.pool is not None and public:
             self.pool.check_fits((shape[0], shape[1], shape[2]), public)
             public_index = draw_distinct(count, public, len(self.pool), rng)
@@ -127,10 +131,9 @@ class MixingEncoder:
         drawn = augmentation.draw(count * private, rng) if augmentation else None
         pixels = math.prod(shape)
         bits = draw_sign_bits(count, pixels, rng) if self.flip_signs else None
-        own = index.to("cpu", torch.int64)[:, None]
         return EncodingKey(
             coefficients,
-            torch.cat([own, partners], 1),
+            rows,
             public_index,
             (shape[0], shape[1], shape[2]),
             bits,

@@ -9,6 +9,7 @@ whole pool (there, from a fixed part of it).
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -43,14 +44,19 @@ def draw_coefficients(
     mixed, private = config.num_mixed, config.private_count
     if mixed == 1:
         return torch.ones(count, 1)
-    check_acceptance(config)
+    share = check_acceptance(config)
     accepted = np.empty((count, mixed), np.float32)
-    pending = np.arange(count)
-    while pending.size:
-        drawn = _draw_law(pending.size, config, rng)
-        good = _acceptable(drawn, private, config)
-        accepted[pending[good]] = drawn[good]
-        pending = pending[~good]
+    filled = 0
+    while filled < count:
+        # A few more than needed on average: one pass is nearly always enough.
+        tries = int((count - filled) / share * 1.1) + 8
+        drawn = _draw(tries, mixed, config.coefficient_law, rng)
+        within = _within(
+            drawn, private, config.max_coefficient, config.min_private_weight
+        )
+        good = drawn[within][: count - filled]
+        accepted[filled : filled + len(good)] = good
+        filled += len(good)
     return torch.from_numpy(accepted)
 
 
@@ -61,12 +67,13 @@ def check_acceptance(config: EncoderConfig) -> float:
         ConfigError: it is below `MIN_ACCEPTANCE`: the bounds are possible in principle,
             but drawing would hardly ever end.
     """
-    if config not in _acceptance:
-        drawn = _draw_law(20_000, config, np.random.default_rng(0))
-        _acceptance[config] = float(
-            _acceptable(drawn, config.private_count, config).mean()
-        )
-    share = _acceptance[config]
+    share = _acceptance(
+        config.num_mixed,
+        config.private_count,
+        config.max_coefficient,
+        config.min_private_weight,
+        config.coefficient_law,
+    )
     if share < MIN_ACCEPTANCE:
         raise ConfigError(
             f"instahide.max-coefficient = {config.max_coefficient} and "
@@ -77,30 +84,32 @@ def check_acceptance(config: EncoderConfig) -> float:
     return share
 
 
-_acceptance: dict[EncoderConfig, float] = {}
+@lru_cache
+def _acceptance(mixed: int, private: int, c1: float, c2: float, law: str) -> float:
+    drawn = _draw(20_000, mixed, law, np.random.default_rng(0))
+    return float(_within(drawn, private, c1, c2).mean())
 
 
-def _draw_law(
-    count: int, config: EncoderConfig, rng: np.random.Generator
+def _draw(
+    count: int, mixed: int, law: str, rng: np.random.Generator
 ) -> NDArray[np.float32]:
-    mixed = config.num_mixed
-    if config.coefficient_law == "abs-normal":
+    if law == "abs-normal":
         weights = np.abs(rng.standard_normal((count, mixed)))
     else:
         shape = np.ones(mixed)
         shape[0] = 3
         weights = rng.standard_gamma(shape, (count, mixed))
-    normalised = weights / weights.sum(axis=1, keepdims=True)
-    return np.asarray(normalised, dtype=np.float32)
+    weights /= weights.sum(axis=1, keepdims=True)
+    return weights.astype(np.float32)
 
 
-def _acceptable(
-    drawn: NDArray[np.float32], private: int, config: EncoderConfig
+def _within(
+    drawn: NDArray[np.float32], private: int, c1: float, c2: float
 ) -> NDArray[np.bool_]:
-    good = drawn.max(axis=1) <= config.max_coefficient
+    good: NDArray[np.bool_] = drawn.max(axis=1) <= c1
     if private < drawn.shape[1]:
-        good &= drawn[:, :private].sum(axis=1) >= config.min_private_weight
-    return np.asarray(good)
+        good &= drawn[:, :private].sum(axis=1) >= c2
+    return good
 
 
 def draw_distinct(
@@ -128,20 +137,20 @@ def draw_distinct(
     Raises:
         ShapeError: the population is too small.
     """
-    taken = np.empty((count, 0), np.int64)
-    if exclude is not None:
-        taken = exclude.cpu().numpy().astype(np.int64)[:, None]
-    first = taken.shape[1]
+    first = 0 if exclude is None else 1
     if columns + first > population:
         raise ShapeError(
             f"cannot draw {columns} distinct numbers from {population - first}"
         )
-    for _ in range(columns):
-        left = population - taken.shape[1]
-        drawn = rng.integers(0, left, size=count)
-        for smaller in np.sort(taken, axis=1).T:
+    taken = np.empty((count, first + columns), np.int64)
+    if exclude is not None:
+        taken[:, 0] = exclude.cpu().numpy()
+    for column in range(first, first + columns):
+        drawn = rng.integers(0, population - column, size=count)
+        before = taken[:, :column]
+        for smaller in (np.sort(before, axis=1) if column > 1 else before).T:
             drawn += drawn >= smaller
-        taken = np.concatenate([taken, drawn[:, None]], axis=1)
+        taken[:, column] = drawn
     return torch.from_numpy(taken[:, first:])
 
 

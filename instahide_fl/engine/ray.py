@@ -188,9 +188,11 @@ class RayGrid(Grid):
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Return the replies that are there, after waiting a moment for some."""
         wanted = list(message_ids)
-        if not any(one in self._replies for one in wanted):
-            for _, result in self._pool.advance(PULL_SECONDS):
+        done = self._pool.advance(PULL_SECONDS)
+        while done:
+            for _, result in done:
                 self._take_replies(result)
+            done = self._pool.advance(0)
         return [self._replies.pop(one) for one in wanted if one in self._replies]
 
     def send_and_receive(
@@ -264,16 +266,19 @@ class RayGrid(Grid):
 
     def _take_replies(self, result: Result) -> None:
         self._states |= result.states
-        by_node = {one.metadata.dst_node_id: one for one in self._sent.values()}
-        for node, packed in result.replies.items():
-            message = by_node[node]
+        for message_id, packed in result.replies.items():
+            message = self._sent[message_id]
             if isinstance(packed, PackedContent):
                 reply = Message(packed.unpack(), reply_to=message)
             else:
                 reply = Message(Error(*packed), reply_to=message)
             self._keep_reply(message, reply)
-        for node, reason in result.failures.items():
-            message = by_node[node]
+        lost = [
+            (message, result.failures[message.metadata.dst_node_id])
+            for message in self._sent.values()
+            if message.metadata.dst_node_id in result.failures
+        ]
+        for message, reason in lost:
             self._keep_reply(message, Message(Error(0, reason), reply_to=message))
 
     def _keep_reply(self, message: Message, reply: Message) -> None:

@@ -126,8 +126,8 @@ class Result:
         sums: of the valid updates: subtree, arrays, scale and weight.
         contributions: by node id, of the valid updates.
         failures: reason by node id.
-        replies: by node id, where no reader was given: content, or an error's code and
-            reason.
+        replies: by message id, where no reader was given: content, or an error's code
+            and reason.
         states: by node id, of clients that keep something.
     """
 
@@ -135,7 +135,7 @@ class Result:
     sums: list[tuple[Node, Arrays, float, float]] = field(default_factory=list)
     contributions: dict[int, Contribution] = field(default_factory=dict)
     failures: dict[int, str] = field(default_factory=dict)
-    replies: dict[int, PackedContent | tuple[int, str]] = field(default_factory=dict)
+    replies: dict[str, PackedContent | tuple[int, str]] = field(default_factory=dict)
     states: dict[int, RecordDict] = field(default_factory=dict)
 
 
@@ -255,7 +255,7 @@ class ClientWorker:
         reply = self._run_client(received, instruction, assignment, result.states)
         node_id, reader = assignment.node_id, instruction.reader
         if reader is None:
-            result.replies[node_id] = _pack_reply(reply)
+            result.replies[assignment.message_id] = _pack_reply(reply)
             return None
         try:
             update = reader.read(reply, check_finite)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from instahide_fl.config import Config
 from instahide_fl.data.federated import load_federated_data
 from instahide_fl.encoding.encoder import build_encoder
+from instahide_fl.encoding.fused import prepare
 from instahide_fl.engine.flower import run_flower
 from instahide_fl.engine.inline import run_inline
 from instahide_fl.engine.ray import run_ray
@@ -43,5 +44,7 @@ def check_run(config: Config) -> None:
     if data.pool is not None:
         data.pool.verify()
     build_encoder(config.instahide, data.pool, data.augmentation)
+    # Once here, so that the workers find the compiled loop instead of each making it.
+    prepare()
     classes = data.dataset.train.num_classes
     build_model(config.model, data.dataset.image_shape, classes, config.seed)

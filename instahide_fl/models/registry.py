@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeAlias
+
 import torch
 from torch import nn
 
 from instahide_fl.config import ModelConfig
 from instahide_fl.errors import ConfigError
-from instahide_fl.models.cnn import SmallCnn
+from instahide_fl.models.cnn import DropoutCnn, SmallCnn
+from instahide_fl.models.resnet import resnet18
 from instahide_fl.rng import torch_seed
 
-MODELS = {"small-cnn": SmallCnn}
+ImageShape: TypeAlias = tuple[int, int, int]
+MODELS: dict[str, Callable[[ImageShape, int, ModelConfig], nn.Module]] = {
+    "small-cnn": SmallCnn,
+    "cnn-dropout": DropoutCnn,
+    "resnet-18": resnet18,
+}
+SMALLEST = {"small-cnn": 4, "cnn-dropout": 6, "resnet-18": 8}  # side in pixels
 
 
 def build_model(
@@ -34,10 +44,16 @@ def build_model(
     Raises:
         ConfigError: the images are too small for the network.
     """
-    if min(image_shape[1:]) < 4:
+    least = SMALLEST[config.name]
+    if min(image_shape[1:]) < least:
         raise ConfigError(
-            f"model.name = {config.name!r} needs images of at least 4x4 pixels, got "
-            f"{image_shape[1]}x{image_shape[2]}: set data.image-size"
+            f"model.name = {config.name!r} needs images of at least {least}x{least} "
+            f"pixels, got {image_shape[1]}x{image_shape[2]}: set data.image-size"
+        )
+    if config.name == "cnn-dropout" and config.normalization != "none":
+        raise ConfigError(
+            f"model.name = 'cnn-dropout' has no normalisation layers: set "
+            f'model.normalization = "none", got {config.normalization!r}'
         )
     # torch initialises layers from its global generator: borrow it and give it back.
     with torch.random.fork_rng(devices=[]):

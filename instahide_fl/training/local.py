@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator, Mapping
 
@@ -37,6 +38,7 @@ class LocalTrainer:
             momentum=config.momentum,
             weight_decay=config.weight_decay,
         )
+        self._draws = any(isinstance(one, nn.Dropout) for one in model.modules())
         self._given: dict[str, Tensor] = {}
         self._moved = True
 
@@ -64,12 +66,24 @@ class LocalTrainer:
         self._load(parameters)
         if not self.model.training:
             self.model.train()
-        if self.config.mode == "gradient":
-            arrays, examples, loss = self._gradient(split, encoder, rng)
-        else:
-            arrays, examples, loss = self._delta(parameters, split, encoder, rng)
+        with self._seeded(rng):
+            if self.config.mode == "gradient":
+                arrays, examples, loss = self._gradient(split, encoder, rng)
+            else:
+                arrays, examples, loss = self._delta(parameters, split, encoder, rng)
         metrics = {"train_loss": loss, "seconds": time.perf_counter() - start}
         return ClientUpdate(arrays, examples, self.config.update_kind, metrics)
+
+    @contextlib.contextmanager
+    def _seeded(self, rng: np.random.Generator) -> Iterator[None]:
+        """Let dropout, which draws from torch's own generators, follow `rng`."""
+        if not self._draws:
+            yield
+            return
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(int(rng.integers(2**63)))
+            yield
 
     def _load(self, parameters: Mapping[str, Tensor]) -> None:
         """Copy the global parameters into the network, unless they are there already.

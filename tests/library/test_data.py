@@ -75,7 +75,7 @@ def test_a_hugging_face_folder_is_read_pixel_by_pixel(tmp_path, own_cache):
 
 
 def test_data_sets_that_cannot_be_used(tmp_path, own_cache):
-    with pytest.raises(DataError, match="must be mnist-5k or hf:"):
+    with pytest.raises(DataError, match="must be mnist-5k, hf:"):
         load_dataset(DataConfig(dataset="minst"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="cannot load hf:"):

@@ -1,0 +1,161 @@
+"""Encoder throughput: this package against the obvious ways to do it.
+
+`straightforward` is our own writing of the published procedure (Huang et al., ICML
+2020, section 4): coefficients by rejection one sample at a time, k gathers of full-size
+normalised float images, a float mask. `vectorised` is the same with batched rejection.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.reporting import alternate, main_of
+from instahide_fl import EncoderConfig, InstaHideEncoder, MixingPool, PrivateSplit
+from instahide_fl.encoding.mixing import draw_coefficients
+
+BOUND, LEAST = 0.65, 0.3  # c1 and c2 of the paper
+
+
+def run(
+    images: int = 20_000, repeats: int = 5, batch_size: int = 1000
+) -> dict[str, Any]:
+    """Measure encoding of all images once.
+
+    Args:
+        images: private images, and images of the pool, 3x32x32.
+        batch_size: images encoded at a time, by every variant.
+        repeats: rounds of all variants in turn.
+    """
+    rng = np.random.default_rng(0)
+    draw = lambda: torch.from_numpy(  # noqa: E731
+        rng.integers(0, 256, (images, 3, 32, 32), dtype=np.uint8)
+    )
+    split = PrivateSplit(draw(), torch.arange(images) % 10, 10)
+    pool = MixingPool.from_images(draw())
+    private = split.statistics.normalise(split.images)
+    public = pool.statistics.normalise(pool.images)
+    batches = torch.split(torch.arange(images), batch_size)
+    rows = []
+    for mixed in (4, 6):
+        config = EncoderConfig(num_mixed=mixed)
+        encoder = InstaHideEncoder(config, pool)
+        variants: dict[str, Callable[[Tensor], object]] = {
+            "straightforward": partial(_straightforward, private, public, config, rng),
+            "vectorised torch": partial(_vectorised, private, public, config, rng),
+            "instahide-fl": partial(_ours, encoder, split, rng),
+        }
+        for cores in sorted({1, os.cpu_count() or 1}):
+            torch.set_num_threads(cores)
+            seconds = alternate(
+                {name: partial(_all, work, batches) for name, work in variants.items()},
+                repeats,
+            )
+            rows += [
+                {
+                    "k": mixed,
+                    "cores": cores,
+                    "variant": name,
+                    "images_per_second": images / taken,
+                    "ratio": seconds["straightforward"] / taken,
+                }
+                for name, taken in seconds.items()
+            ]
+    return {"name": "encoder", "rows": rows, "first_use_seconds": _first_use()}
+
+
+def _all(work: Callable[[Tensor], object], batches: Sequence[Tensor]) -> None:
+    for batch in batches:
+        work(batch)
+
+
+def _ours(
+    encoder: InstaHideEncoder,
+    split: PrivateSplit,
+    rng: np.random.Generator,
+    batch: Tensor,
+) -> None:
+    encoder.encode(batch, split, rng)
+
+
+def _straightforward(
+    private: Tensor,
+    public: Tensor,
+    config: EncoderConfig,
+    rng: np.random.Generator,
+    batch: Tensor,
+) -> Tensor:
+    count, mixed = len(batch), config.num_mixed
+    coefficients = np.empty((count, mixed), np.float32)
+    for i in range(count):
+        while True:
+            drawn = np.abs(rng.standard_normal(mixed))
+            drawn = drawn / drawn.sum()
+            if drawn.max() <= BOUND and drawn[:2].sum() >= LEAST:
+                break
+        coefficients[i] = drawn
+    weights = torch.from_numpy(coefficients)
+    total = torch.zeros(count, *private.shape[1:])
+    for j in range(mixed):
+        rows = batch if j == 0 else torch.randint(len(private), (count,))
+        source = private[rows] if j < 2 else public[rows]
+        total += weights[:, j, None, None, None] * source
+    signs = torch.randint(0, 2, total.shape).float() * 2 - 1
+    return total * signs
+
+
+def _vectorised(
+    private: Tensor,
+    public: Tensor,
+    config: EncoderConfig,
+    rng: np.random.Generator,
+    batch: Tensor,
+) -> Tensor:
+    count = len(batch)
+    weights = draw_coefficients(count, config, rng)[:, :, None, None, None]
+    total = private[batch] * weights[:, 0]
+    for j in range(1, config.num_mixed):
+        rows = torch.randint(len(private), (count,))
+        total.addcmul_(private[rows] if j < 2 else public[rows], weights[:, j])
+    signs = torch.randint(0, 2, total.shape, dtype=torch.int8).mul_(2).sub_(1)
+    return total.mul_(signs)
+
+
+def _first_use() -> dict[str, float]:
+    """Return how long the loop takes to be there: compiled, and from numba's cache."""
+    import tempfile
+
+    code = (
+        "import time; start = time.perf_counter();"
+        "from instahide_fl.encoding.fused import prepare; "
+        "middle = time.perf_counter(); prepare();"
+        "print(time.perf_counter() - middle)"
+    )
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        environment = {**os.environ, "NUMBA_CACHE_DIR": folder}
+        for name in ("compiled", "cached"):
+            start = time.perf_counter()
+            done = subprocess.run(
+                [sys.executable, "-c", code],
+                env=environment,
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            found[name] = float(done.stdout)
+            found[f"{name}, whole process"] = time.perf_counter() - start
+    return found
+
+
+if __name__ == "__main__":
+    main_of(run)

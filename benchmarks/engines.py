@@ -1,0 +1,183 @@
+"""The Ray engine against stock Flower simulation, both with the same apps.
+
+Every run is a process of its own, `instahide-fl run`, and its figures are those of its
+metrics.jsonl: seconds of a round without evaluation, the first round left out.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from benchmarks.reporting import main_of
+
+COMMAND = (sys.executable, "-c", "from instahide_fl.cli import main; main()", "run")
+NEVER = 1_000_000
+EMPTY = {
+    "train.mode": "update",
+    "train.local-epochs": 0,
+    "train.evaluate-every": NEVER,
+    "train.checkpoint-every": NEVER,
+}
+TWO_MEGABYTES = {"model.name": "small-cnn", "model.width": 40}
+RESNET = {"model.name": "resnet-18", "model.normalization": "group"}
+REFERENCE = {
+    "data.dataset": "noise:50000x3x32x32",
+    "data.augment": "none",
+    "partition.num-clients": 1000,
+    "model.name": "cnn-dropout",
+    "instahide.method": "none",
+    "train.mode": "update",
+    "train.clients-per-round": 50,
+    "train.batch-size": 10,
+    "train.learning-rate": 0.1,
+    "train.evaluate-every": NEVER,
+    "train.checkpoint-every": NEVER,
+}
+
+
+@dataclass
+class Measured:
+    """Figures of one run.
+
+    Attributes:
+        first: seconds of the first round.
+        later: median seconds of the others.
+        server: peak resident memory of the server's process, in MB.
+        everything: peak memory of all the run's processes, shared pages once, in MB.
+    """
+
+    first: float
+    later: float
+    server: float
+    everything: float
+
+
+def overhead() -> dict[str, Any]:
+    """Clients that train nothing: what the engine itself costs."""
+    rows = []
+    for clients, model, name, rounds in (
+        (10, TWO_MEGABYTES, "2 MB", (30, 10)),
+        (100, TWO_MEGABYTES, "2 MB", (30, 8)),
+        (1000, TWO_MEGABYTES, "2 MB", (12, 4)),
+        (100, RESNET, "45 MB (ResNet-18)", (8, 4)),
+    ):
+        settings = {**EMPTY, **model, "partition.num-clients": clients}
+        ours = measure("ray", {**settings, "train.rounds": rounds[0]})
+        stock = measure("flower", {**settings, "train.rounds": rounds[1]})
+        rows.append(
+            {
+                "clients": clients,
+                "model": name,
+                "flower, s a round": stock.later,
+                "ray, s a round": ours.later,
+                "ratio": stock.later / ours.later,
+                "flower, first round": stock.first,
+                "ray, first round": ours.first,
+                "flower, server MB": stock.server,
+                "ray, server MB": ours.server,
+                "flower, all MB": stock.everything,
+                "ray, all MB": ours.everything,
+            }
+        )
+    return {"name": "engine-overhead", "rows": rows}
+
+
+def workload(rounds: int = 6) -> dict[str, Any]:
+    """The reference workload of federated simulators: plain and with InstaHide."""
+    plain = {**REFERENCE, "train.rounds": rounds}
+    hidden = {**plain, "instahide.method": "instahide"}
+    stock = measure("flower", plain)
+    runs = {"plain": [], "instahide": []}  # type: dict[str, list[Measured]]
+    for _ in range(3):
+        runs["plain"].append(measure("ray", plain))
+        runs["instahide"].append(measure("ray", hidden))
+    ours, encoded = (
+        statistics.median(one.later for one in runs[name])
+        for name in ("plain", "instahide")
+    )
+    seconds = {
+        "flower, plain": stock.later,
+        "ray, plain": ours,
+        "ray, instahide k=4": encoded,
+    }
+    rows = [
+        {"run": name, "s a round": taken, "to ray, plain": taken / ours}
+        for name, taken in seconds.items()
+    ]
+    return {"name": "reference-workload", "rows": rows}
+
+
+def measure(engine: str, settings: dict[str, Any]) -> Measured:
+    """Run once and read its figures."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "run"
+        assignments = [f"--set={key}={value}" for key, value in settings.items()]
+        process = subprocess.Popen(
+            [*COMMAND, "--engine", engine, "--out", str(out), *assignments],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        with MemoryWatch(process.pid) as memory:
+            _, errors = process.communicate()
+        if process.returncode:
+            raise SystemExit(f"{engine}: {errors}")
+        lines = (out / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    seconds = [row["seconds"] - row["evaluation_seconds"] for row in rows]
+    later = statistics.median(seconds[1:])
+    return Measured(seconds[0], later, memory.server, memory.everything)
+
+
+class MemoryWatch(threading.Thread):
+    """Samples the memory of a run's processes twice a second.
+
+    Args:
+        pid: of `instahide-fl run`.
+    """
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(daemon=True)
+        self.server = self.everything = 0.0
+        self._pid, self._over = pid, threading.Event()
+        self._before = {process.pid for process in psutil.process_iter()}
+
+    def __enter__(self) -> MemoryWatch:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self.join()
+
+    def run(self) -> None:
+        """Sample until the context ends."""
+        while not self._over.wait(0.5):
+            total = 0.0
+            for process in psutil.process_iter():
+                if process.pid in self._before and process.pid != self._pid:
+                    continue
+                try:
+                    command = " ".join(process.cmdline())
+                    total += process.memory_full_info().pss / 1e6
+                    if process.pid == self._pid or "flwr-simulation" in command:
+                        resident = process.memory_info().rss / 1e6
+                        self.server = max(self.server, resident)
+                except psutil.Error:
+                    continue
+            self.everything = max(self.everything, total)
+
+
+if __name__ == "__main__":
+    for one in (overhead, workload):
+        main_of(one)

@@ -1,0 +1,92 @@
+"""What the benchmarks share: timing in turn, tables, and result files."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from instahide_fl.files import write_text
+from instahide_fl.provenance import describe_environment
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def alternate(
+    variants: Mapping[str, Callable[[], object]], repeats: int
+) -> dict[str, float]:
+    """Time variants in turn, A B C A B C ..., after one turn that does not count.
+
+    Returns:
+        Median seconds by name.
+    """
+    taken: dict[str, list[float]] = {name: [] for name in variants}
+    for turn in range(repeats + 1):
+        for name, work in variants.items():
+            start = time.perf_counter()
+            work()
+            if turn:
+                taken[name].append(time.perf_counter() - start)
+    return {name: statistics.median(seconds) for name, seconds in taken.items()}
+
+
+def show(result: Mapping[str, Any]) -> None:
+    """Print a result's rows as a table, and its other figures below."""
+    rows = result["rows"]
+    table = Table(*rows[0], title=result["name"])
+    for row in rows:
+        table.add_row(*(_shown(value) for value in row.values()))
+    console = Console()
+    console.print(table)
+    for key, value in result.items():
+        if key not in ("name", "rows"):
+            console.print(f"{key}: {_shown(value)}")
+
+
+def save(result: Mapping[str, Any], folder: Path = RESULTS) -> None:
+    """Write a result with machine and versions to folder/NAME.json."""
+    folder.mkdir(exist_ok=True)
+    machine = {
+        "processor": _processor(),
+        "cpus": os.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "system": platform.system(),
+    }
+    described = {"machine": machine, **describe_environment(), **result}
+    path = folder / f"{result['name']}.json"
+    write_text(path, json.dumps(described, indent=2) + "\n")
+
+
+def main_of(run: Callable[[], dict[str, Any]]) -> None:
+    """Run one benchmark, show it and write its file."""
+    result = run()
+    show(result)
+    save(result)
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_shown(one)}" for key, one in value.items())
+    return str(value)
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        names = [line for line in lines if line.startswith("model name")]
+        return names[0].split(":")[1].strip()
+    except (OSError, IndexError):
+        return platform.processor()
