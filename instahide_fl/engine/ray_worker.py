@@ -33,7 +33,9 @@ from instahide_fl.aggregation.reduction import (
     UpdateSum,
 )
 from instahide_fl.config import Config
+from instahide_fl.data.datasets import ImageDataset
 from instahide_fl.data.federated import FederatedData, load_federated_data
+from instahide_fl.encoding.fused import prepare
 from instahide_fl.engine.arrays import array_records, from_record, to_record
 from instahide_fl.engine.bundle import importable_app
 from instahide_fl.engine.grid import (
@@ -46,8 +48,10 @@ from instahide_fl.engine.grid import (
     simulated_nodes,
 )
 from instahide_fl.errors import InstaHideError
+from instahide_fl.models.registry import build_model
 from instahide_fl.provenance import code_hash
 from instahide_fl.training.device import training_device
+from instahide_fl.training.local import warm_up
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -188,12 +192,22 @@ class ClientWorker:
         """Load what all clients need; a string says why that is not possible."""
         torch.set_num_threads(1)
         try:
-            equipment = Equipment.here(load_federated_data(self._config))
+            data = load_federated_data(self._config)
+            equipment = Equipment.here(data)
+            self._warm_up(data.dataset)
             # All that is loaded by now stays: the garbage collector may pass it over.
             gc.freeze()
             return equipment
         except InstaHideError as error:
             return f"{socket.gethostname()}: {error}"
+
+    def _warm_up(self, dataset: ImageDataset) -> None:
+        """Do what is slow the first time before a client's clock runs."""
+        config, shape = self._config, dataset.image_shape
+        model = build_model(config.model, shape, dataset.train.num_classes, config.seed)
+        warm_up(model.to(self._device), shape, config.train)
+        if config.instahide.method != "none":
+            prepare()
 
     def run(
         self,

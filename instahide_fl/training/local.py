@@ -74,6 +74,14 @@ class LocalTrainer:
         metrics = {"train_loss": loss, "seconds": time.perf_counter() - start}
         return ClientUpdate(arrays, examples, self.config.update_kind, metrics)
 
+    def warm_up(self, image_shape: tuple[int, int, int]) -> None:
+        """Take one step on black images; the parameters move."""
+        images = torch.zeros(2, *image_shape, device=self.device)
+        self._optimizer.zero_grad()
+        self.model(images).sum().backward()
+        self._optimizer.step()
+        self._moved = True
+
     @contextlib.contextmanager
     def _seeded(self, rng: np.random.Generator) -> Iterator[None]:
         """Let dropout, which draws from torch's own generators, follow `rng`."""
@@ -148,6 +156,21 @@ class LocalTrainer:
                 for name, parameter in self._parameters.items()
             }
         return delta, len(split), total / max(1, seen)
+
+
+def warm_up(
+    model: nn.Module, image_shape: tuple[int, int, int], config: TrainConfig
+) -> None:
+    """Take one optimizer step on black images, so that no client pays for the first.
+
+    PyTorch loads parts of itself on first use: that takes over a second.
+
+    Args:
+        model: of the run's shape; its parameters move.
+        image_shape: (channels, height, width).
+        config: the `[train]` table.
+    """
+    LocalTrainer(model, config).warm_up(image_shape)
 
 
 def local_update(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import psutil
@@ -16,7 +18,13 @@ from instahide_fl.engine.bundle import stage_app
 from instahide_fl.engine.processes import MARK
 from instahide_fl.run_folder import RunFolder
 
-STARTED = time.time()  # what others left on this machine before is not ours
+# Where this test process and all its children put temporary files; by this variable its
+# processes are told apart from those of tests that run beside it. Short: the paths of
+# Ray's sockets must stay under 108 characters.
+SCRATCH = tempfile.mkdtemp(prefix="e2e-")
+os.environ["TMPDIR"] = tempfile.tempdir = SCRATCH
+atexit.register(shutil.rmtree, SCRATCH, ignore_errors=True)
+
 COMMAND = (sys.executable, "-c", "from instahide_fl.cli import main; main()")
 
 SMALL = {
@@ -70,20 +78,29 @@ app._registered_funcs["train.default"] = _faulty
 
 
 def private_homes():
-    found = Path(tempfile.gettempdir()).glob("ihfl-*")
-    return [path for path in found if path.stat().st_mtime > STARTED]
+    return list(Path(SCRATCH).glob("ihfl-*"))
 
 
-def marked_processes():
+def processes():
+    """All children and their daemons, wherever they are in the process tree."""
     found = []
     for process in psutil.process_iter():
         try:
-            if process.pid == os.getpid() or process.create_time() < STARTED:
-                continue
-            if MARK in process.environ():
-                found.append(process.cmdline())
+            alive = process.status() != psutil.STATUS_ZOMBIE
+            if alive and process.environ().get("TMPDIR") == SCRATCH:
+                found.append(process)
         except psutil.Error:
             continue
+    return [one for one in found if one.pid != os.getpid()]
+
+
+def marked_processes():
+    """Command lines of those that a launch is responsible for."""
+    found = []
+    for process in processes():
+        with contextlib.suppress(psutil.Error):
+            if MARK in process.environ():
+                found.append(process.cmdline())
     return found
 
 
