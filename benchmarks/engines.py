@@ -16,9 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
+import torch
 
 from benchmarks.reporting import main_of
+from instahide_fl import MixingPool
 
 COMMAND = (sys.executable, "-c", "from instahide_fl.cli import main; main()", "run")
 NEVER = 1_000_000
@@ -117,6 +120,42 @@ def workload(rounds: int = 6) -> dict[str, Any]:
     return {"name": "reference-workload", "rows": rows}
 
 
+def memory(images: int = 1_281_167) -> dict[str, Any]:
+    """What each further worker adds, next to a pool as large as ImageNet."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        pool = generated_pool(Path(folder), images)
+        settings = {
+            "data.dataset": "noise:50000x3x32x32",
+            "model.name": "cnn-dropout",
+            "partition.num-clients": 100,
+            "train.rounds": 5,
+            "train.evaluate-every": NEVER,
+            "pool.source": str(pool.folder),
+        }
+        for workers in (1, 4, 8):
+            found = measure("ray", {**settings, "resources.workers": workers})
+            rows.append({"workers": workers, "all MB": found.everything})
+    first = rows[0]["all MB"]
+    for row in rows:
+        added = (row["all MB"] - first) / max(1, row["workers"] - 1)
+        row["MB for each further worker"] = added
+    size = pool.images.nbytes / 1e6
+    return {"name": "worker-memory", "rows": rows, "pool, MB": size}
+
+
+def generated_pool(folder: Path, images: int) -> MixingPool:
+    """Write a pool of random images, a block at a time."""
+    rng = np.random.default_rng(0)
+    shape = (images, 3, 32, 32)
+    mapped = np.lib.format.open_memmap(folder / "images.npy", "w+", np.uint8, shape)
+    for start in range(0, images, 10_000):
+        block = mapped[start : start + 10_000]
+        block[:] = rng.integers(0, 256, block.shape, dtype=np.uint8)
+    made = MixingPool.from_images(torch.from_numpy(mapped), "random numbers")
+    return made.save(folder / "pool")
+
+
 def measure(engine: str, settings: dict[str, Any]) -> Measured:
     """Run once and read its figures."""
     with tempfile.TemporaryDirectory() as folder:
@@ -179,5 +218,5 @@ class MemoryWatch(threading.Thread):
 
 
 if __name__ == "__main__":
-    for one in (overhead, workload):
+    for one in (overhead, workload, memory):
         main_of(one)

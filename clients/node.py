@@ -28,7 +28,7 @@ from instahide_fl.encoding.encoder import Encoder, FixedEncodings, build_encoder
 from instahide_fl.errors import ConfigError
 from instahide_fl.models.registry import build_model
 from instahide_fl.rng import keyed_stream, new_secret, operating_system_stream, stream
-from instahide_fl.training.device import training_device
+from instahide_fl.training.device import room_for_images, training_device
 from instahide_fl.training.local import LocalTrainer
 from instahide_fl.types import ChannelStatistics, PrivateSplit
 
@@ -166,7 +166,10 @@ def _with_federation_size(config: Config, nodes: int) -> Config:
 # parsing the settings again for each message would cost more than a small batch.
 @lru_cache(maxsize=2)
 def _shared_data(config: Config) -> FederatedData:
-    return load_federated_data(config)
+    data, device = load_federated_data(config), training_device(config.resources)
+    if device == "cpu":
+        return data
+    return data.on(device, room_for_images(config.resources))
 
 
 @lru_cache(maxsize=8)

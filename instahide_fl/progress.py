@@ -22,6 +22,7 @@ from rich.progress import (
 from instahide_fl.run_folder import RunFolder
 
 POLL_SECONDS = 0.25
+RECENT = 10  # rounds that the pace is taken from
 LINES = 10  # printed over a run where there is no terminal to draw a bar on
 
 
@@ -43,6 +44,7 @@ class RunProgress:
             BarColumn(),
             TaskProgressColumn(),
             TextColumn("{task.fields[accuracy]}"),
+            TextColumn("{task.fields[pace]}"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
@@ -50,7 +52,7 @@ class RunProgress:
             disable=not console.is_terminal,
         )
         self._task = self._bar.add_task(
-            "starting clients", total=rounds, accuracy="", start=True
+            "starting clients", total=rounds, accuracy="", pace=""
         )
         self._shown = 0
 
@@ -85,14 +87,23 @@ class RunProgress:
             description=f"round {done}/{self._rounds}",
             completed=done,
             accuracy=accuracy,
+            pace=f"{_clients_a_second(rows):,.0f} clients/s",
         )
         step = max(1, self._rounds // LINES)
         if not self._console.is_terminal and done // step > self._shown // step:
-            pace = rows[-1]["seconds"]
             self._console.print(
-                f"round {done}/{self._rounds}  {accuracy}  {pace:.2f} s a round"
+                f"round {done}/{self._rounds}  {accuracy}  "
+                f"{rows[-1]['seconds']:.2f} s a round, "
+                f"{_clients_a_second(rows):,.0f} clients/s"
             )
         self._shown = len(rows)
+
+
+def _clients_a_second(rows: list[dict[str, Any]]) -> float:
+    """Return the pace of the latest rounds, evaluation left out."""
+    latest = rows[-RECENT:]
+    seconds = sum(row["seconds"] - row["evaluation_seconds"] for row in latest)
+    return float(sum(row["clients"] for row in latest) / max(seconds, 1e-9))
 
 
 def _latest_accuracy(rows: list[dict[str, Any]]) -> str:

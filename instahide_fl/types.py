@@ -140,9 +140,19 @@ class PrivateSplit:
         return self._changed(given_statistics=statistics)
 
     def on(self, device: str | torch.device) -> PrivateSplit:
-        """Return the same split with images and targets on a device."""
+        """Return the same split with its images and targets on a device.
+
+        Images that are there already stay shared; others are copied, only the split's
+        own.
+        """
+        if self.images.device.type == torch.device(device).type:
+            return self
+        own = slice(None) if self.rows is None else self.rows
         return self._changed(
-            images=self.images.to(device), targets=self.targets.to(device)
+            images=self.images[own].to(device),
+            targets=self.targets[own].to(device),
+            rows=None,
+            given_statistics=self.statistics,
         )
 
     def _changed(self, **fields: object) -> PrivateSplit:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 DESCRIPTION = "description.json"
-CACHE_LAYOUT = 1  # raise it when the cached files change
+CACHE_LAYOUT = 2  # raise it when the cached files change
 TEST_SHARE = 0.2  # of a data set that comes without a test part
 
 
@@ -44,7 +44,7 @@ class ImageDataset:
         train: training images, which the clients divide among themselves.
         test: clean test images, which the server evaluates on.
         class_names: K names.
-        digest: sha256 (hex) of what the arrays were made from; names cached results.
+        digest: sha256 (hex) of images and targets: the same wherever they come from.
     """
 
     name: str
@@ -88,23 +88,25 @@ def load_dataset(config: DataConfig, seed: int = 0) -> ImageDataset:
         OutputError: the cache folder cannot be written.
     """
     source = _source(config)
-    digest = hashlib.sha256(
-        repr((CACHE_LAYOUT, source.identity, config.image_size)).encode()
-    ).hexdigest()
-    folder = cache_folder("datasets", f"{_slug(config.dataset)}-{digest[:16]}")
+    made_from = repr((CACHE_LAYOUT, source.identity, config.image_size)).encode()
+    version = hashlib.sha256(made_from).hexdigest()[:16]
+    folder = cache_folder("datasets", f"{_slug(config.dataset)}-{version}")
     if not folder.is_dir():
         parts, class_names = source.decode()
         with atomic_folder(folder) as temporary:
             for name, part in parts.items():
                 np.save(temporary / f"{name}-images.npy", part.images)
                 np.save(temporary / f"{name}-targets.npy", part.targets)
-            described: dict[str, Any] = {"classes": class_names}
+            described: dict[str, Any] = {
+                "classes": class_names,
+                "sha256": _digest(parts, class_names),
+            }
             if "train" in parts:
                 # Once and for all: on 50,000 images it takes seconds.
                 measured = ChannelStatistics.of(torch.from_numpy(parts["train"].images))
                 described |= {"mean": measured.mean, "std": measured.std}
             (temporary / DESCRIPTION).write_text(json.dumps(described))
-    return _open(config.dataset, folder, digest, seed)
+    return _open(config.dataset, folder, seed)
 
 
 def augmentation_for(config: DataConfig, dataset: ImageDataset) -> Augmentation | None:
@@ -118,12 +120,21 @@ def augmentation_for(config: DataConfig, dataset: ImageDataset) -> Augmentation 
     return Augmentation(padding=max(1, height // 8), flip=choice == "crop-flip")
 
 
-def _open(name: str, folder: Path, digest: str, seed: int) -> ImageDataset:
+def _digest(parts: Mapping[str, _Decoded], class_names: Sequence[str]) -> str:
+    shapes = {name: part.images.shape for name, part in parts.items()}
+    hasher = hashlib.sha256(repr((shapes, class_names)).encode())
+    for part in parts.values():
+        hasher.update(np.ascontiguousarray(part.images).data)
+        hasher.update(np.ascontiguousarray(part.targets).data)
+    return hasher.hexdigest()
+
+
+def _open(name: str, folder: Path, seed: int) -> ImageDataset:
     try:
         described = json.loads((folder / DESCRIPTION).read_text())
     except (OSError, ValueError) as error:
         raise _damaged(folder, error) from None
-    class_names = tuple(described["classes"])
+    class_names, digest = tuple(described["classes"]), described["sha256"]
     if (folder / "all-images.npy").exists():
         images, targets = _mapped(folder, "all")
         order = torch.from_numpy(stream(seed, "data", "split").permutation(len(images)))

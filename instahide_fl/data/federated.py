@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import torch
 
 from instahide_fl.config import Config
 from instahide_fl.data.augment import Augmentation
@@ -33,6 +35,24 @@ class FederatedData:
     def split(self, client: int) -> PrivateSplit:
         """Return the images of client 0..num_clients-1."""
         return self.dataset.train.share(self.partition[client])
+
+    def on(self, device: str | torch.device, room: int) -> FederatedData:
+        """Return the same federation with its training images on a device.
+
+        Mixing there then gathers pixels without sending any. What does not fit stays
+        where it is: the pool is the first to, and images are sent batch by batch.
+
+        Args:
+            device: for instance "cuda".
+            room: bytes that images may take there.
+        """
+        dataset, pool, train = self.dataset, self.pool, self.dataset.train
+        if train.images.nbytes <= room:
+            room -= train.images.nbytes
+            dataset = replace(dataset, train=train.on(device))
+        if pool is not None and pool.images.nbytes <= room:
+            pool = pool.on(device)
+        return replace(self, dataset=dataset, pool=pool)
 
 
 def load_pool(config: Config, image_shape: tuple[int, int, int]) -> MixingPool | None:

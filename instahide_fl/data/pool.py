@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +141,10 @@ class MixingPool:
             text = json.dumps(manifest, indent=2) + "\n"
             (temporary / MANIFEST).write_text(text, encoding="utf-8")
         return MixingPool.open(folder)
+
+    def on(self, device: str | torch.device) -> MixingPool:
+        """Return the same pool with its images on a device."""
+        return replace(self, images=self.images.to(device))
 
     def verify(self) -> None:
         """Read every pixel and compare with the digest.

@@ -7,6 +7,8 @@ import torch
 from instahide_fl.config import ResourcesConfig
 from instahide_fl.errors import ConfigError
 
+IMAGE_SHARE = 0.5  # of a worker's GPU memory
+
 
 def training_device(config: ResourcesConfig) -> str:
     """Return the device that the settings ask for: "cuda" or "cpu".
@@ -21,4 +23,18 @@ def training_device(config: ResourcesConfig) -> str:
             f"resources.gpus-per-client is {config.gpus_per_client}, but this machine "
             f"has no usable GPU: set it to 0"
         )
+    # The same bits for the same seed: by default cuDNN picks its algorithms by timing.
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
     return "cuda"
+
+
+def room_for_images(config: ResourcesConfig) -> int:
+    """Return how many bytes of GPU memory a worker may fill with images.
+
+    Half of its share of a GPU: the other half is for models and activations.
+    """
+    if training_device(config) == "cpu":
+        return 0
+    _, total = torch.cuda.mem_get_info()
+    return int(total * min(1.0, config.gpus_per_client) * IMAGE_SHARE)
