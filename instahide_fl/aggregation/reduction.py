@@ -76,9 +76,9 @@ class UpdateSum:
         return all(is_finite(array) for array in self.arrays.values())
 
     def mean(self) -> dict[str, Tensor]:
-        """Return the weighted mean by parameter name."""
+        """Return the weighted mean by parameter name, contiguous."""
         arrays = self._multiplied().arrays
-        return {name: array / self.weight for name, array in arrays.items()}
+        return {n: (array / self.weight).contiguous() for n, array in arrays.items()}
 
     def _multiplied(self) -> UpdateSum:
         if self.scale == 1:

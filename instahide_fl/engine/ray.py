@@ -56,6 +56,15 @@ from instahide_fl.run_folder import LOGS, RunFolder
 
 QUERY_SECONDS = 600.0  # for a client to answer anything but a round's instruction
 KEPT_BYTES = 2**30  # of freed memory that a worker keeps
+WORKER_VARIABLES = {
+    # Workers do not take each other's cores.
+    "OMP_NUM_THREADS": "1",
+    # Keep freed memory, in one place whatever thread Ray uses, for the next client: giving it back and asking for it again
+    # takes several times as long as computing an update in it.
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_TRIM_THRESHOLD_": str(KEPT_BYTES),
+    "MALLOC_MMAP_THRESHOLD_": str(KEPT_BYTES),
+}
 PULL_SECONDS = 0.05  # that a pull waits for replies before it returns none
 
 
@@ -300,6 +309,7 @@ def _connect(resources: ResourcesConfig, home: Path) -> None:
         try:
             ray.init(
                 address=resources.ray_address,
+                runtime_env={"env_vars": WORKER_VARIABLES},
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
@@ -344,16 +354,11 @@ def _in_environment(environment: Mapping[str, str]) -> Iterator[None]:
         {
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-            # Workers find this package even where it is not installed, and do not
-            # take each other's cores.
+            # Workers find this package even where it is not installed.
             "PYTHONPATH": os.pathsep.join(
                 filter(None, [_package_root(), before.get("PYTHONPATH")])
             ),
-            "OMP_NUM_THREADS": "1",
-            # Keep freed memory for the next client: giving it back and asking for it
-            # again takes several times as long as computing an update in it.
-            "MALLOC_TRIM_THRESHOLD_": str(KEPT_BYTES),
-            "MALLOC_MMAP_THRESHOLD_": str(KEPT_BYTES),
+            **WORKER_VARIABLES,
         }
     )
     try:

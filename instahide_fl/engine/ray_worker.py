@@ -326,7 +326,8 @@ def _readable(array: NDArray[Any]) -> Tensor:
 
 
 def _to_numpy(tensors: Mapping[str, Tensor]) -> Arrays:
-    return {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
+    # Contiguous, or Ray would copy them once more.
+    return {n: tensor.cpu().contiguous().numpy() for n, tensor in tensors.items()}
 
 
 def _memory(content: RecordDict) -> set[int]:

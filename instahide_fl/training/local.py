@@ -40,6 +40,7 @@ class LocalTrainer:
         )
         self._draws = any(isinstance(one, nn.Dropout) for one in model.modules())
         self._given: dict[str, Tensor] = {}
+        self._start: dict[str, Tensor] = {}  # what was given, in the network's layout
         self._moved = True
 
     def update(
@@ -60,7 +61,8 @@ class LocalTrainer:
 
         Returns:
             A gradient of the mean loss (mode gradient) or local minus global parameters
-            (mode update), on the model's device, in memory of its own.
+            (mode update), on the model's device and in its layout, in memory of its
+            own.
         """
         start = time.perf_counter()
         self._load(parameters)
@@ -70,7 +72,7 @@ class LocalTrainer:
             if self.config.mode == "gradient":
                 arrays, examples, loss = self._gradient(split, encoder, rng)
             else:
-                arrays, examples, loss = self._delta(parameters, split, encoder, rng)
+                arrays, examples, loss = self._delta(split, encoder, rng)
         metrics = {"train_loss": loss, "seconds": time.perf_counter() - start}
         return ClientUpdate(arrays, examples, self.config.update_kind, metrics)
 
@@ -96,16 +98,21 @@ class LocalTrainer:
     def _load(self, parameters: Mapping[str, Tensor]) -> None:
         """Copy the global parameters into the network, unless they are there already.
 
+        They are brought into the network's layout once a round, not for each client.
         In mode gradient nobody moves them, so a round's clients share one copy.
         """
-        if not self._moved and all(
-            parameters[name] is given for name, given in self._given.items()
-        ):
-            return
-        with torch.no_grad():
+        known = self._given.keys() == parameters.keys()
+        if not known or any(parameters[n] is not one for n, one in self._given.items()):
             for name, parameter in self._parameters.items():
-                parameter.copy_(parameters[name])
-        self._given, self._moved = dict(parameters), False
+                if name not in self._start:
+                    self._start[name] = torch.empty_like(parameter, requires_grad=False)
+                self._start[name].copy_(parameters[name])
+            self._given, self._moved = dict(parameters), True
+        if self._moved:
+            with torch.no_grad():
+                for name, parameter in self._parameters.items():
+                    parameter.copy_(self._start[name])
+            self._moved = False
 
     def _gradient(
         self, split: PrivateSplit, encoder: Encoder, rng: np.random.Generator
@@ -125,18 +132,14 @@ class LocalTrainer:
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.item()
         gradient = {
-            name: parameter.grad.contiguous()
+            name: parameter.grad
             for name, parameter in self._parameters.items()
             if parameter.grad is not None
         }
         return gradient, wanted, total
 
     def _delta(
-        self,
-        parameters: Mapping[str, Tensor],
-        split: PrivateSplit,
-        encoder: Encoder,
-        rng: np.random.Generator,
+        self, split: PrivateSplit, encoder: Encoder, rng: np.random.Generator
     ) -> tuple[dict[str, Tensor], int, float]:
         """Train for some epochs and return how far the parameters moved."""
         self._optimizer.state.clear()
@@ -152,7 +155,7 @@ class LocalTrainer:
             seen += len(index)
         with torch.no_grad():
             delta = {
-                name: (parameter - parameters[name].to(self.device)).contiguous()
+                name: parameter - self._start[name]
                 for name, parameter in self._parameters.items()
             }
         return delta, len(split), total / max(1, seen)

@@ -149,38 +149,67 @@ def test_more_workers_than_fit_and_a_second_ray_are_refused(tmp_path, cluster):
         start(run_ray, tmp_path / "b")
 
 
-def test_a_cluster_that_runs_already_is_joined_and_left_alone(tmp_path):
+def test_a_cluster_of_two_nodes_is_joined_and_left_alone(tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     home = tempfile.mkdtemp(prefix="ray-")
-    head = subprocess.Popen(
+    before = {process.pid for process in processes()}
+    head = _start_node(
+        *("--head", f"--port={port}", "--include-dashboard=false"),
+        *("--node-ip-address=127.0.0.1", f"--temp-dir={home}"),
+    )
+    _await_port(port)
+    second = _start_node(f"--address=127.0.0.1:{port}")
+    try:
+        # Each node has one CPU: two workers fit only if both nodes have one.
+        changes = {"resources.ray-address": f"127.0.0.1:{port}", "resources.workers": 2}
+        expected = start(run_inline, tmp_path / "inline")
+        _await_nodes(port, 2)
+        done, folder = command_line(tmp_path / "run", "ray", **changes)
+        assert done.returncode == 0, done.stderr
+        assert model_bytes(folder) == model_bytes(expected)
+        assert head.poll() is None
+        assert second.poll() is None
+    finally:
+        left = [p for p in processes() if p.pid not in before]
+        for node in (second, head):
+            os.killpg(node.pid, signal.SIGTERM)
+            node.wait(30)
+        psutil.wait_procs(left, timeout=10)
+    done, _ = command_line(tmp_path / "gone", "ray", **changes)
+    assert done.returncode != 0
+    assert "no Ray cluster at 127.0.0.1" in " ".join(done.stderr.split())
+
+
+def _start_node(*arguments):
+    return subprocess.Popen(
         [
-            *(Path(sys.executable).parent / "ray", "start", "--head", "--block"),
-            *(f"--port={port}", "--num-cpus=2", "--include-dashboard=false"),
-            *("--node-ip-address=127.0.0.1", f"--temp-dir={home}"),
+            *(Path(sys.executable).parent / "ray", "start", "--block", "--num-cpus=1"),
+            *arguments,
         ],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
         env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0"},
     )
-    try:
-        _await_port(port)
-        address = {"resources.ray-address": f"127.0.0.1:{port}"}
-        expected = start(run_inline, tmp_path / "inline")
-        done, folder = command_line(tmp_path / "run", "ray", **address)
-        assert done.returncode == 0, done.stderr
-        assert model_bytes(folder) == model_bytes(expected)
-        assert head.poll() is None
-    finally:
-        children = psutil.Process(head.pid).children(recursive=True)
-        os.killpg(head.pid, signal.SIGTERM)
-        head.wait(30)
-        psutil.wait_procs(children, timeout=10)
-    done, _ = command_line(tmp_path / "gone", "ray", **address)
-    assert done.returncode != 0
-    assert "no Ray cluster at 127.0.0.1" in " ".join(done.stderr.split())
+
+
+def _await_nodes(port, count):
+    command = Path(sys.executable).parent / "ray"
+    deadline = time.monotonic() + 60
+    found = ""
+    while time.monotonic() < deadline:
+        found = subprocess.run(
+            [command, "status", f"--address=127.0.0.1:{port}"],
+            capture_output=True,
+            text=True,
+            check=False,
+        ).stdout
+        if f"/{count}.0 CPU" in found:
+            return
+        time.sleep(0.5)
+    raise AssertionError(f"the nodes did not join: {found}")
 
 
 def _await_port(port):

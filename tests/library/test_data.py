@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import datasets
@@ -45,6 +46,46 @@ def write_hugging_face_folder(folder, count=12, size=(8, 8), mode="RGB"):
         table = datasets.Dataset.from_dict(rows, features=features)
         table.to_parquet(folder / "data" / f"{part}-00000-of-00001.parquet")
     return pixels
+
+
+def test_a_data_set_has_one_digest_wherever_it_lies(tmp_path, own_cache):
+    digests = []
+    for name in ("here", "there"):
+        write_hugging_face_folder(tmp_path / name)
+        config = DataConfig(dataset=f"hf:{tmp_path / name}")
+        digests.append(load_dataset(config).digest)
+    write_hugging_face_folder(tmp_path / "fewer", count=10)
+    config = DataConfig(dataset=f"hf:{tmp_path / 'fewer'}")
+    assert digests[0] == digests[1] != load_dataset(config).digest
+
+
+def test_images_go_to_the_device_as_far_as_they_fit():
+    data = load_federated_data(Config())
+    assert data.pool is not None
+    images, pool = data.dataset.train.images.nbytes, data.pool.images.nbytes
+    for room, places in (
+        (images - 1, ("cpu", "cpu")),
+        (images, ("meta", "cpu")),
+        (images + pool, ("meta", "meta")),
+    ):
+        moved = data.on("meta", room)
+        assert moved.pool is not None
+        devices = moved.dataset.train.images.device, moved.pool.images.device
+        assert tuple(device.type for device in devices) == places
+        assert len(moved.split(3)) == len(data.split(3))
+    alone = data.split(3).on("meta")  # only the client's own images travel
+    assert len(alone.images) == len(alone) == len(data.split(3))
+
+
+def test_noise_is_the_same_everywhere_and_its_name_is_checked(own_cache):
+    config = DataConfig(dataset="noise:20x3x8x8")
+    first = load_dataset(config)
+    assert first.train.images.shape == (20, 3, 8, 8)
+    shutil.rmtree(own_cache)
+    assert load_dataset(config).digest == first.digest
+    for wrong in ("noise:", "noise:20x2x8x8", "noise:0x3x8x8"):
+        with pytest.raises(DataError, match="noise is written noise:NxCxHxW"):
+            load_dataset(DataConfig(dataset=wrong))
 
 
 def test_mnist_5k_is_divided_by_the_seed():

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,7 @@ from instahide_fl.encoding.encoder import IdentityEncoder
 from instahide_fl.errors import ConfigError, RoundError
 from instahide_fl.models.registry import build_model
 from instahide_fl.training.evaluation import evaluate
-from instahide_fl.training.local import get_parameters, local_update
+from instahide_fl.training.local import LocalTrainer, get_parameters, local_update
 from instahide_fl.training.losses import soft_cross_entropy
 from instahide_fl.types import ClientUpdate
 
@@ -30,6 +31,43 @@ def test_the_seed_decides_the_initial_parameters():
     assert not torch.equal(first["head.weight"], other["head.weight"])
     with pytest.raises(ConfigError, match="at least 4x4"):
         build_model(ModelConfig(), (1, 3, 3), 3, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "smallest", "parameters"),
+    [("small-cnn", 4, None), ("cnn-dropout", 6, 1_626_442), ("resnet-18", 8, None)],
+)
+def test_every_model_takes_small_and_usual_images(name, smallest, parameters):
+    config = ModelConfig(name=name, normalization="none")
+    for side in (smallest, 32):
+        model = build_model(config, (3, side, side), 10, 0)
+        assert model(torch.zeros(2, 3, side, side)).shape == (2, 10)
+    with pytest.raises(ConfigError, match=f"at least {smallest}x{smallest}"):
+        build_model(config, (3, smallest - 1, smallest), 10, 0)
+    found = sum(parameter.numel() for parameter in model.parameters())
+    assert parameters in (None, found)
+
+
+@pytest.mark.parametrize("mode", ["gradient", "update"])
+def test_a_network_that_clients_share_leaves_no_trace_of_the_one_before(split, mode):
+    model_config = ModelConfig(name="cnn-dropout")
+    config = TrainConfig(batch_size=7, mode=mode, momentum=0.9)
+    fresh = lambda: build_model(model_config, (3, 8, 8), 5, 0)  # noqa: E731
+    start, encoder = get_parameters(fresh()), IdentityEncoder()
+    shared = LocalTrainer(fresh(), config)
+    shared.warm_up((3, 8, 8))
+    first, second = (
+        shared.update(start, split, encoder, np.random.default_rng(1)) for _ in range(2)
+    )
+    alone = local_update(
+        fresh(), start, split, encoder, config, np.random.default_rng(1)
+    )
+    other = shared.update(start, split, encoder, np.random.default_rng(2))
+    for name, array in alone.arrays.items():
+        assert torch.equal(first.arrays[name], array)
+        assert torch.equal(second.arrays[name], array)
+    # Dropout and the order of images follow the stream.
+    assert not torch.equal(other.arrays["head.weight"], alone.arrays["head.weight"])
 
 
 def test_soft_cross_entropy_of_hard_targets_is_cross_entropy(rng):

@@ -1,0 +1,127 @@
+"""Whoever adds what, in whatever order: the same bits."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from instahide_fl.aggregation.mean import plain_mean, weighted_mean
+from instahide_fl.aggregation.reduction import Node, TreeSum, UpdateSum, is_finite
+from instahide_fl.errors import RoundError
+from instahide_fl.types import ClientUpdate
+
+
+def update(arrays, examples=1):
+    return ClientUpdate(arrays, examples, "delta", {})
+
+
+def random_updates(rng, count, alike):
+    """Values of very different size, so that every order of adding shows."""
+    return [
+        update(
+            {
+                "a": torch.from_numpy(
+                    rng.standard_normal(4) * 10.0 ** rng.integers(-6, 6)
+                ).float(),
+                "b": torch.from_numpy(rng.standard_normal((2, 3))).float(),
+            },
+            7 if alike else int(rng.integers(1, 100)),
+        )
+        for _ in range(count)
+    ]
+
+
+def leaf(one, owned=False):
+    return UpdateSum.of(one, one.num_examples, owned)
+
+
+def assert_same_bits(found, expected):
+    assert found.weight == expected.weight
+    found, expected = found.mean(), expected.mean()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@given(st.integers(0, 2**32), st.integers(1, 40), st.integers(1, 5), st.booleans())
+def test_any_division_of_the_work_gives_the_same_bits(seed, count, workers, alike):
+    rng = np.random.default_rng(seed)
+    updates = random_updates(rng, count, alike)
+    missing = set(np.flatnonzero(rng.random(count) < 0.2).tolist())
+    present = [i for i in range(count) if i not in missing]
+    one_by_one = TreeSum()
+    for i in present:
+        one_by_one.put(Node(0, i), leaf(updates[i]))
+    server = TreeSum()
+    owner = rng.integers(workers, size=count)
+    for worker in rng.permutation(workers):
+        own = TreeSum()
+        for i in rng.permutation([i for i in present if owner[i] == worker]):
+            own.put(Node(0, int(i)), leaf(updates[int(i)]))
+        for node, part in own.nodes.items():
+            server.put(node, part)
+    expected, found = one_by_one.total(), server.total()
+    assert (found is None) == (expected is None) == (not present)
+    if found is not None and expected is not None:
+        assert_same_bits(found, expected)
+
+
+@given(st.integers(0, 2**32), st.integers(1, 30), st.booleans())
+def test_means_are_numpys_and_leave_the_updates_alone(seed, count, alike):
+    rng = np.random.default_rng(seed)
+    updates = random_updates(rng, count, alike)
+    before = [{n: a.clone() for n, a in one.arrays.items()} for one in updates]
+    weights = [one.num_examples for one in updates]
+    for found, weight in (
+        (weighted_mean(updates), weights),
+        (plain_mean(updates), None),
+    ):
+        for name, array in found.items():
+            stacked = np.stack([one.arrays[name].double().numpy() for one in updates])
+            expected = np.average(stacked, axis=0, weights=weight)
+            bound = 1e-6 * np.abs(stacked).max() * count
+            np.testing.assert_allclose(array.numpy(), expected, rtol=0, atol=bound)
+    for one, kept in zip(updates, before, strict=True):
+        assert all(torch.equal(one.arrays[name], kept[name]) for name in kept)
+
+
+def test_memory_that_is_given_away_is_written_to_and_gives_the_same_bits(rng):
+    updates = random_updates(rng, 4, alike=True)
+    expected = leaf(updates[0]).plus(leaf(updates[1]))
+    memory = updates[0].arrays["a"].data_ptr()
+    found = leaf(updates[0], owned=True).plus(leaf(updates[1]))
+    assert found.arrays["a"].data_ptr() == memory
+    assert_same_bits(found, expected)
+
+
+def test_halves_are_added_as_floats():
+    updates = [update({"a": torch.full((1,), 2048.0).half()}) for _ in range(3)]
+    updates.append(update({"a": torch.ones(1).half()}))
+    mean = plain_mean(updates)["a"]  # in half precision 2048 + 1 is 2048
+    assert mean.dtype == torch.float32
+    assert mean.item() == (3 * 2048 + 1) / 4
+
+
+@pytest.mark.parametrize("other", [{"a": torch.zeros(3)}, {"b": torch.zeros(2)}, {}])
+def test_updates_that_do_not_fit_together_are_refused(other):
+    with pytest.raises(RoundError, match=r"disagree on a: \(2,\) and"):
+        plain_mean([update({"a": torch.zeros(2)}), update(other)])
+
+
+def test_a_mean_of_nothing_is_refused():
+    with pytest.raises(RoundError, match="no client"):
+        weighted_mean([])
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_single_value_that_is_not_finite_is_found(value):
+    array = torch.zeros(2, 3)
+    assert is_finite(array)
+    assert is_finite(torch.zeros(0))
+    array[1, 2] = value
+    assert not is_finite(array)
+    total = leaf(update({"a": torch.ones(2, 3)})).plus(leaf(update({"a": array})))
+    assert not total.is_finite()
