@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help install run test test-fast check format build picture clean
+.PHONY: help install run test test-fast check format build bench picture clean
 
 help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -31,6 +31,10 @@ format: $(READY) ## Format the code and mend what the linter can.
 
 build: $(READY) ## Build wheel and sdist into dist/.
 	$(BIN)/python -m build
+
+bench: $(READY) ## Measure speed and memory against the alternatives (about 25 minutes).
+	$(BIN)/python -m benchmarks.encoder
+	$(BIN)/python -m benchmarks.engines
 
 picture: $(READY) ## Draw the README's picture of encodings again.
 	rm -f docs/encodings.png

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ class Measured:
     Attributes:
         first: seconds of the first round.
         later: median seconds of the others.
-        server: peak resident memory of the server's process, in MB.
+        server: peak memory of the server's process, its part of shared pages, in MB.
         everything: peak memory of all the run's processes, shared pages once, in MB.
     """
 
@@ -93,6 +94,25 @@ def overhead() -> dict[str, Any]:
             }
         )
     return {"name": "engine-overhead", "rows": rows}
+
+
+def server_memory(clients: int = 100) -> dict[str, Any]:
+    """ResNet-18 on the server's side: Flower's own FedAvg, and our server twice."""
+    settings = {**EMPTY, **RESNET, "partition.num-clients": clients}
+    found = {
+        "Flower's FedAvg on stock Flower": measure_program(
+            [sys.executable, "-m", "benchmarks.stock_fedavg", str(clients), "3"],
+            lambda out: json.loads(out.strip().splitlines()[-1]),
+        ),
+        "our apps on stock Flower": measure("flower", {**settings, "train.rounds": 3}),
+        "our apps on ray": measure("ray", {**settings, "train.rounds": 8}),
+    }
+    rows = [
+        {"run": name, "server MB": one.server, "all MB": one.everything}
+        | {"s a round": one.later}
+        for name, one in found.items()
+    ]
+    return {"name": "server-memory", "rows": rows}
 
 
 def workload(rounds: int = 6) -> dict[str, Any]:
@@ -156,24 +176,40 @@ def generated_pool(folder: Path, images: int) -> MixingPool:
     return made.save(folder / "pool")
 
 
-def measure(engine: str, settings: dict[str, Any]) -> Measured:
+def measure(engine: str, settings: Mapping[str, Any]) -> Measured:
     """Run once and read its figures."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
         assignments = [f"--set={key}={value}" for key, value in settings.items()]
+
+        def read(_: str) -> list[float]:
+            lines = (out / "metrics.jsonl").read_text().splitlines()
+            rows = [json.loads(line) for line in lines]
+            return [row["seconds"] - row["evaluation_seconds"] for row in rows]
+
+        command = [*COMMAND, "--engine", engine, "--out", str(out), *assignments]
+        return measure_program(command, read)
+
+
+def measure_program(
+    command: Sequence[str], read: Callable[[str], Sequence[float]]
+) -> Measured:
+    """Run a program and watch its memory.
+
+    Args:
+        command: the program.
+        read: returns the seconds of its rounds, given what it printed.
+    """
+    with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(
-            [*COMMAND, "--engine", engine, "--out", str(out), *assignments],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
+            command, stdout=subprocess.PIPE, stderr=errors, text=True
         )
         with MemoryWatch(process.pid) as memory:
-            _, errors = process.communicate()
+            printed, _ = process.communicate()
         if process.returncode:
-            raise SystemExit(f"{engine}: {errors}")
-        lines = (out / "metrics.jsonl").read_text().splitlines()
-    rows = [json.loads(line) for line in lines]
-    seconds = [row["seconds"] - row["evaluation_seconds"] for row in rows]
+            errors.seek(0)
+            raise SystemExit(f"{' '.join(command)}: {errors.read()}")
+    seconds = read(printed)
     later = statistics.median(seconds[1:])
     return Measured(seconds[0], later, memory.server, memory.everything)
 
@@ -208,15 +244,15 @@ class MemoryWatch(threading.Thread):
                     continue
                 try:
                     command = " ".join(process.cmdline())
-                    total += process.memory_full_info().pss / 1e6
+                    size = process.memory_full_info().pss / 1e6
+                    total += size
                     if process.pid == self._pid or "flwr-simulation" in command:
-                        resident = process.memory_info().rss / 1e6
-                        self.server = max(self.server, resident)
+                        self.server = max(self.server, size)
                 except psutil.Error:
                     continue
             self.everything = max(self.everything, total)
 
 
 if __name__ == "__main__":
-    for one in (overhead, workload, memory):
+    for one in (overhead, server_memory, workload, memory):
         main_of(one)

@@ -59,8 +59,9 @@ KEPT_BYTES = 2**30  # of freed memory that a worker keeps
 WORKER_VARIABLES = {
     # Workers do not take each other's cores.
     "OMP_NUM_THREADS": "1",
-    # Keep freed memory, in one place whatever thread Ray uses, for the next client: giving it back and asking for it again
-    # takes several times as long as computing an update in it.
+    # Keep freed memory for the next client, in one place whatever thread Ray uses:
+    # giving it back and asking for it again takes several times as long as computing
+    # an update in it.
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_TRIM_THRESHOLD_": str(KEPT_BYTES),
     "MALLOC_MMAP_THRESHOLD_": str(KEPT_BYTES),
