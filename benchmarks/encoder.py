@@ -2,9 +2,9 @@
 
 `straightforward` is our own writing of the published procedure (Huang et al., ICML
 2020, section 4), which encodes the whole training set once an epoch: coefficients by
-rejection one sample at a time, k gathers of normalised float images as large as the set,
-a float mask. `straightforward, batches` does the same a batch at a time, and `vectorised
-torch` draws the coefficients of a batch together besides.
+rejection one sample at a time, k gathers of normalised float images, each as large as
+the set, a float mask. `straightforward, batches` does the same a batch at a time, and
+`vectorised torch` draws the coefficients of a batch together besides.
 """
 
 from __future__ import annotations
