@@ -35,11 +35,14 @@ SMALL = {
     "model.width": 4,
 }
 
-# A client that misbehaves as the variable FAULTS says: "ROUND CLIENT ACTION; ...".
+# A client that counts its rounds in its state, writes them down, and misbehaves as the
+# variable FAULTS says: "ROUND CLIENT ACTION; ...".
 FAULTY = """
 
 import os, signal, time
 from pathlib import Path
+
+from flwr.app import MetricRecord
 
 _train = app._registered_funcs["train.default"]
 
@@ -62,7 +65,16 @@ def _act(action):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+def _count(message, context):
+    client = context.node_config["partition-id"]
+    seen = context.state.metric_records.get("seen", {"rounds": 0})["rounds"] + 1
+    context.state["seen"] = MetricRecord({"rounds": seen})
+    with Path(os.environ["FAULT_FLAG"]).with_suffix(".seen").open("a") as file:
+        file.write(f"{message.metadata.group_id} {client} {seen}\n")
+
+
 def _faulty(message, context):
+    _count(message, context)
     for fault in os.environ.get("FAULTS", "").split(";"):
         if not fault.strip():
             continue

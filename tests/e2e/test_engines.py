@@ -21,6 +21,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_a_failing_client_changes_nothing_between_engines(tmp_path):
+    """Neither the model nor what clients keep: one that fails keeps what it had."""
     app = faulty_app(tmp_path / "app")
     changes = {"train.clients-per-round": 0, "train.min-updates": 4}
     models = set()
@@ -31,6 +32,12 @@ def test_a_failing_client_changes_nothing_between_engines(tmp_path):
         assert done.returncode == 0, done.stderr
         assert [row["failures"] for row in folder.metrics()] == [0, 1, 0]
         models.add(model_bytes(folder))
+        seen = (tmp_path / engine).with_suffix(".seen").read_text().splitlines()
+        assert sorted(seen) == sorted(
+            f"{number} {client} {number - (client == 3 and number == 3)}"
+            for number in (1, 2, 3)
+            for client in range(5)
+        )
     assert len(models) == 1
 
 
