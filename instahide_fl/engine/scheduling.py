@@ -60,7 +60,8 @@ def divide(costs: Sequence[float], workers: int) -> list[list[int]]:
     Longest processing time first (Graham 1969): the most expensive piece goes to the
     worker with the least work so far. Pieces are subtrees of the tree that updates are
     summed in (`aggregation/reduction.py`), as large as balance allows, because a worker
-    sends one sum back for each.
+    sends one sum back for each; neighbours go to the same worker where that balances
+    as well, because it adds them up.
 
     Args:
         costs: of each position, positive.
@@ -75,8 +76,11 @@ def divide(costs: Sequence[float], workers: int) -> list[list[int]]:
     share = 1.0
     while True:
         pieces = list(_subtrees(costs, ideal * share * TOLERANCE))
-        plan, longest = _longest_first(pieces, workers)
-        if longest <= TOLERANCE * ideal or share <= 1 / FINEST:
+        for assign in (_in_order, _longest_first):
+            plan, longest = assign(pieces, workers)
+            if longest <= TOLERANCE * ideal:
+                return plan
+        if share <= 1 / FINEST:
             return plan
         share /= 2
 
@@ -98,6 +102,22 @@ def _subtrees(costs: Sequence[float], limit: float) -> Iterator[tuple[float, ran
         else:
             middle = (start + end) // 2
             waiting += [(middle, end), (start, middle)]
+
+
+def _in_order(
+    pieces: Sequence[tuple[float, range]], workers: int
+) -> tuple[list[list[int]], float]:
+    """Cut the sequence of pieces into one stretch a worker, of about equal cost."""
+    share = sum(cost for cost, _ in pieces) / workers
+    loads = [0.0] * workers
+    plan: list[list[int]] = [[] for _ in range(workers)]
+    before = 0.0
+    for cost, positions in pieces:
+        worker = min(workers - 1, int((before + cost / 2) / share))
+        before += cost
+        loads[worker] += cost
+        plan[worker].extend(positions)
+    return plan, max(loads)
 
 
 def _longest_first(

@@ -11,7 +11,7 @@ from instahide_fl.types import PrivateSplit
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, images: PrivateSplit, batch_size: int = 512
+    model: nn.Module, images: PrivateSplit, batch_size: int = 128
 ) -> tuple[float, float]:
     """Classify clean (not encoded) images, as the authors' code evaluates.
 
