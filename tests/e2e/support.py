@@ -70,7 +70,7 @@ def _count(message, context):
     seen = context.state.metric_records.get("seen", {"rounds": 0})["rounds"] + 1
     context.state["seen"] = MetricRecord({"rounds": seen})
     with Path(os.environ["FAULT_FLAG"]).with_suffix(".seen").open("a") as file:
-        file.write(f"{message.metadata.group_id} {client} {seen}\n")
+        print(message.metadata.group_id, client, seen, file=file)
 
 
 def _faulty(message, context):
