@@ -45,12 +45,12 @@ def show(result: Mapping[str, Any]) -> None:
     rows = result["rows"]
     table = Table(*rows[0], title=result["name"])
     for row in rows:
-        table.add_row(*(_shown(value) for value in row.values()))
+        table.add_row(*(shown(value) for value in row.values()))
     console = Console()
     console.print(table)
     for key, value in result.items():
         if key not in ("name", "rows"):
-            console.print(f"{key}: {_shown(value)}")
+            console.print(f"{key}: {shown(value)}")
 
 
 def save(result: Mapping[str, Any], folder: Path = RESULTS) -> None:
@@ -75,11 +75,12 @@ def main_of(run: Callable[[], dict[str, Any]]) -> None:
     save(result)
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """Return a value as tables show it: three digits."""
     if isinstance(value, float):
         return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_shown(one)}" for key, one in value.items())
+        return ", ".join(f"{key} {shown(one)}" for key, one in value.items())
     return str(value)
 
 

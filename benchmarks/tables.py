@@ -1,0 +1,84 @@
+"""Write docs/benchmarks.md from the result files: `python -m benchmarks.tables`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.reporting import RESULTS, shown
+from instahide_fl.files import write_text
+
+PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
+HEAD = """# Measured speed and memory
+
+Written by `make bench` from `benchmarks/results/`. Both sides of a comparison ran in
+one go on one machine: read the ratios, seconds are of that machine.
+"""
+SECTIONS = {
+    "engine-overhead": (
+        "What the engine costs",
+        "Our apps on stock Flower simulation and on engine `ray`, with clients that "
+        "take no training step: what is left is sending, starting and adding up. Median "
+        "of a run's rounds without the first.",
+    ),
+    "server-memory": (
+        "Memory of the server",
+        "ResNet-18 (45 MB), 100 clients without training. Peak memory of the process "
+        "that holds the server, shared pages counted in parts, and of all processes.",
+    ),
+    "reference-workload": (
+        "The reference workload of federated simulators",
+        "1000 clients with 50 random images of CIFAR-10's shape, 50 a round, batches "
+        "of 10, one epoch, a network of 1,626,442 parameters. InstaHide: cross, k = 4.",
+    ),
+    "encoder": (
+        "The encoder",
+        "InstaHide, cross, 20,000 images of 3x32x32, a pool of as many. "
+        "`straightforward` is the published procedure on the whole set at once, with a "
+        "loop over images for the coefficients; the others encode 1,000 at a time.",
+    ),
+    "worker-memory": (
+        "Memory of further workers",
+        "A pool of 1,281,167 images of 3x32x32 (3.9 GB), mapped by all workers. Peak "
+        "memory of all processes of the run, shared pages counted once.",
+    ),
+}
+
+
+def section(result: Mapping[str, Any]) -> str:
+    """Return one result as Markdown."""
+    title, text = SECTIONS[result["name"]]
+    rows = result["rows"]
+    lines = [f"## {title}", "", text, ""]
+    lines += [_line(list(rows[0])), _line(["---"] * len(rows[0]))]
+    lines += [_line([shown(value) for value in row.values()]) for row in rows]
+    if first_use := result.get("first_use_seconds"):
+        lines += ["", f"Seconds until the first image is encoded: {shown(first_use)}."]
+    machine, versions = result["machine"], result["versions"]
+    used = ", ".join(f"{name} {versions[name]}" for name in ("torch", "flwr", "ray"))
+    lines += [
+        "",
+        f"{machine['cpus']} cores ({machine['processor']}), {machine['memory_gib']} "
+        f"GiB, GPU: {machine['gpu'] or 'none'}; {used}.",
+    ]
+    return "\n".join(lines)
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def main() -> None:
+    """Write the page."""
+    results = {
+        path.stem: json.loads(path.read_text(encoding="utf-8"))
+        for path in RESULTS.glob("*.json")
+    }
+    parts = [section(results[name]) for name in SECTIONS if name in results]
+    write_text(PAGE, "\n\n".join([HEAD.strip(), *parts]) + "\n")
+
+
+if __name__ == "__main__":
+    main()
