@@ -20,8 +20,8 @@ SECTIONS = {
     "engine-overhead": (
         "What the engine costs",
         "Our apps on stock Flower simulation and on engine `ray`, with clients that "
-        "take no training step: what is left is sending, starting and adding up. Median "
-        "of a run's rounds without the first.",
+        "take no training step: what is left is sending, starting and adding up. "
+        "Median of a run's rounds without the first.",
     ),
     "server-memory": (
         "Memory of the server",
