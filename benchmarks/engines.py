@@ -7,6 +7,8 @@ metrics.jsonl: seconds of a round without evaluation, the first round left out.
 from __future__ import annotations
 
 import json
+import os
+import secrets
 import statistics
 import subprocess
 import sys
@@ -25,6 +27,7 @@ from benchmarks.reporting import main_of
 from instahide_fl import MixingPool
 
 COMMAND = (sys.executable, "-c", "from instahide_fl.cli import main; main()", "run")
+MARK = "INSTAHIDE_FL_BENCHMARK"
 NEVER = 1_000_000
 EMPTY = {
     "train.mode": "update",
@@ -200,11 +203,16 @@ def measure_program(
         command: the program.
         read: returns the seconds of its rounds, given what it printed.
     """
+    mark = secrets.token_hex(8)
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=errors, text=True
+            command,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env={**os.environ, MARK: mark},
         )
-        with MemoryWatch(process.pid) as memory:
+        with MemoryWatch(process.pid, mark) as memory:
             printed, _ = process.communicate()
         if process.returncode:
             errors.seek(0)
@@ -219,13 +227,13 @@ class MemoryWatch(threading.Thread):
 
     Args:
         pid: of `instahide-fl run`.
+        mark: value of the environment variable `MARK` in all its processes.
     """
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, mark: str) -> None:
         super().__init__(daemon=True)
         self.server = self.everything = 0.0
-        self._pid, self._over = pid, threading.Event()
-        self._before = {process.pid for process in psutil.process_iter()}
+        self._pid, self._mark, self._over = pid, mark, threading.Event()
 
     def __enter__(self) -> MemoryWatch:
         self.start()
@@ -240,9 +248,9 @@ class MemoryWatch(threading.Thread):
         while not self._over.wait(0.5):
             total = 0.0
             for process in psutil.process_iter():
-                if process.pid in self._before and process.pid != self._pid:
-                    continue
                 try:
+                    if process.environ().get(MARK) != self._mark:
+                        continue
                     command = " ".join(process.cmdline())
                     size = process.memory_full_info().pss / 1e6
                     total += size

@@ -61,14 +61,18 @@ class UpdateSum:
         _check_alike(self.arrays, other.arrays)
         left, right = self, other
         if left.scale != right.scale:
-            left, right = left._multiplied(), right._multiplied()
+            left._multiply()
+            right._multiply()
         if not left.owned and right.owned:
             left, right = right, left  # the same bits: a + b is b + a
         for name, array in left.arrays.items():
-            if left.owned:
-                array.add_(right.arrays[name])
+            added = right.arrays[name]
+            if left.owned and array.dtype == torch.promote_types(
+                array.dtype, added.dtype
+            ):
+                array.add_(added)
             else:
-                left.arrays[name] = array + right.arrays[name]
+                left.arrays[name] = array + added
         return UpdateSum(left.arrays, left.scale, left.weight + right.weight, True)
 
     def is_finite(self) -> bool:
@@ -76,18 +80,29 @@ class UpdateSum:
         return all(is_finite(array) for array in self.arrays.values())
 
     def mean(self) -> dict[str, Tensor]:
-        """Return the weighted mean by parameter name, contiguous."""
-        arrays = self._multiplied().arrays
-        return {n: (array / self.weight).contiguous() for n, array in arrays.items()}
+        """Return the weighted mean by parameter name, contiguous.
 
-    def _multiplied(self) -> UpdateSum:
+        Where memory may be written to, it becomes the mean's: this is then the sum
+        of one update, the mean, of weight 1.
+        """
+        self._multiply()
+        if not self.owned:
+            return {n: (a / self.weight).contiguous() for n, a in self.arrays.items()}
+        for array in self.arrays.values():
+            array.div_(self.weight)
+        self.weight = 1
+        return {n: a.contiguous() for n, a in self.arrays.items()}
+
+    def _multiply(self) -> None:
         if self.scale == 1:
-            return self
-        arrays = {
-            name: array.mul_(self.scale) if self.owned else array * self.scale
-            for name, array in self.arrays.items()
-        }
-        return UpdateSum(arrays, 1, self.weight, True)
+            return
+        if self.owned:
+            for array in self.arrays.values():
+                array.mul_(self.scale)
+        else:
+            self.arrays = {n: a * self.scale for n, a in self.arrays.items()}
+            self.owned = True
+        self.scale = 1
 
 
 @dataclass(frozen=True, order=True, slots=True)

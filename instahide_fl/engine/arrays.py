@@ -50,7 +50,8 @@ class TensorArray(Array):
 
     @cached_property
     def _serialised(self) -> Array:
-        return Array(np.ascontiguousarray(self.tensor.detach().cpu().numpy()))
+        # Unlike np.ascontiguousarray, this leaves a single number without dimensions.
+        return Array(np.asarray(self.tensor.detach().cpu().numpy(), order="C"))
 
     @property
     def data(self) -> bytes:  # type: ignore[override]
@@ -66,6 +67,12 @@ class TensorArray(Array):
     def deflate(self) -> bytes:
         """Return the bytes that name this object on Flower's wire: a plain Array's."""
         return self._serialised.deflate()
+
+    def __eq__(self, other: object) -> bool:
+        # Array's own compares nothing but arrays of one class.
+        if isinstance(other, TensorArray):
+            other = other._serialised
+        return self._serialised == other
 
     def __reduce__(self) -> tuple[Any, ...]:
         plain = self._serialised

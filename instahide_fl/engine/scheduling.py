@@ -46,7 +46,7 @@ class ClientCosts:
             return float(max(1, images))
         mean, average = self.images / self.weight, self.seconds / self.weight
         spread = self.squares / self.weight - mean * mean
-        if spread < 1e-3 * mean * mean:
+        if spread <= 1e-3 * mean * mean:
             return average * max(1, images) / max(1.0, mean)
         slope = (self.products / self.weight - mean * average) / spread
         # Noise must not make a larger client cheaper, nor any client free.

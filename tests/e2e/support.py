@@ -107,12 +107,12 @@ def processes():
 
 
 def marked_processes():
-    """Command lines of those that a launch is responsible for."""
-    found = []
+    """Command lines by process id of those that a launch is responsible for."""
+    found = {}
     for process in processes():
         with contextlib.suppress(psutil.Error):
             if MARK in process.environ():
-                found.append(process.cmdline())
+                found[process.pid] = process.cmdline()
     return found
 
 

@@ -62,5 +62,5 @@ def test_ctrl_c_leaves_no_process_behind(tmp_path, engine):
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "--resume run" in err
-    assert marked_processes() == []
+    assert not marked_processes()
     assert private_homes() == []

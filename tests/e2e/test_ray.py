@@ -39,7 +39,7 @@ pytestmark = pytest.mark.slow
 def cluster(tmp_path_factory):
     with ray_cluster(ResourcesConfig(workers=3), tmp_path_factory.mktemp("logs")):
         yield
-    assert marked_processes() == []
+    assert not marked_processes()
 
 
 def run_on_cluster(path, plain=False, **changes):
@@ -88,7 +88,7 @@ def test_a_round_goes_on_without_clients_that_fail_and_workers_are_replaced(tmp_
     """One run in which, round by round, everything happens that can."""
     app = faulty_app(tmp_path / "app")
     faults = "1 0 raise; 2 1 die-once; 3 2 die; 4 3 hang; 5 4 memory; 6 4 exit"
-    before = marked_processes()
+    before = marked_processes().keys()
     changes = {
         "train.rounds": 7,
         "train.clients-per-round": 0,
@@ -107,19 +107,19 @@ def test_a_round_goes_on_without_clients_that_fail_and_workers_are_replaced(tmp_
         "client 4 failed: 3",
     ):
         assert expected in log
-    assert marked_processes() == before
+    assert not marked_processes().keys() - before
 
 
 def test_too_few_updates_end_the_run_with_the_reason(tmp_path):
     app = faulty_app(tmp_path / "app")
-    before = marked_processes()
+    before = marked_processes().keys()
     changes = {"train.clients-per-round": 0}
     done, folder = command_line(tmp_path / "run", "ray", app, "2 1 die", **changes)
     assert done.returncode != 0
     assert "4 of 5 clients" in done.stderr
     assert "client 1: its worker process died" in " ".join(done.stderr.split())
     assert not folder.finished
-    assert marked_processes() == before
+    assert not marked_processes().keys() - before
 
 
 def test_a_worker_killed_from_outside_changes_nothing(tmp_path, cluster):

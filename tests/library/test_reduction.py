@@ -15,25 +15,29 @@ from instahide_fl.aggregation.reduction import Node, TreeSum, UpdateSum, is_fini
 from instahide_fl.errors import RoundError
 from instahide_fl.types import ClientUpdate
 
+DTYPES = (torch.float32, torch.float16, torch.float64)
+
 
 def update(arrays, examples=1):
     return ClientUpdate(arrays, examples, "delta", {})
 
 
-def random_updates(rng, count, alike):
+def random_updates(rng, count, alike, dtypes=(torch.float32,)):
     """Values of very different size, so that every order of adding shows."""
-    return [
-        update(
-            {
-                "a": torch.from_numpy(
-                    rng.standard_normal(4) * 10.0 ** rng.integers(-6, 6)
-                ).float(),
-                "b": torch.from_numpy(rng.standard_normal((2, 3))).float(),
-            },
-            7 if alike else int(rng.integers(1, 100)),
-        )
-        for _ in range(count)
-    ]
+    updates = []
+    for _ in range(count):
+        dtype = dtypes[rng.integers(len(dtypes))]
+        large = rng.standard_normal(4) * 10.0 ** rng.integers(-3, 4)
+        arrays = {
+            "a": torch.from_numpy(large).to(dtype),
+            "b": torch.from_numpy(rng.standard_normal((2, 3))).to(dtype),
+        }
+        updates.append(update(arrays, 7 if alike else int(rng.integers(1, 100))))
+    return updates
+
+
+def copy_of(one):
+    return update({n: a.clone() for n, a in one.arrays.items()}, one.num_examples)
 
 
 def leaf(one, owned=False):
@@ -43,37 +47,55 @@ def leaf(one, owned=False):
 def assert_same_bits(found, expected):
     assert found.weight == expected.weight
     found, expected = found.mean(), expected.mean()
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        assert found[name].dtype == array.dtype
+        assert torch.equal(found[name], array)
 
 
-@given(st.integers(0, 2**32), st.integers(1, 40), st.integers(1, 5), st.booleans())
-def test_any_division_of_the_work_gives_the_same_bits(seed, count, workers, alike):
+@given(
+    seed=st.integers(0, 2**32),
+    count=st.integers(1, 40),
+    workers=st.integers(1, 5),
+    contiguous=st.booleans(),
+    alike=st.booleans(),
+    dtypes=st.sampled_from([DTYPES[:1], DTYPES[:2], DTYPES]),
+)
+def test_any_division_of_the_work_gives_the_same_bits(
+    seed, count, workers, contiguous, alike, dtypes
+):
     rng = np.random.default_rng(seed)
-    updates = random_updates(rng, count, alike)
-    missing = set(np.flatnonzero(rng.random(count) < 0.2).tolist())
-    present = [i for i in range(count) if i not in missing]
+    updates = random_updates(rng, count, alike, dtypes)
+    kept = [copy_of(one) for one in updates]
+    present = np.flatnonzero(rng.random(count) < 0.8).tolist()
     one_by_one = TreeSum()
     for i in present:
-        one_by_one.put(Node(0, i), leaf(updates[i]))
-    server = TreeSum()
+        one_by_one.put(Node(0, i), leaf(copy_of(updates[i])))
     owner = rng.integers(workers, size=count)
-    for worker in rng.permutation(workers):
-        own = TreeSum()
-        for i in rng.permutation([i for i in present if owner[i] == worker]):
-            own.put(Node(0, int(i)), leaf(updates[int(i)]))
-        for node, part in own.nodes.items():
-            server.put(node, part)
+    if contiguous:
+        owner.sort()
+    own = [TreeSum() for _ in range(workers)]
+    for i in rng.permutation(present).astype(int).tolist():
+        given_away = bool(rng.integers(2))
+        one = copy_of(updates[i]) if given_away else updates[i]
+        own[owner[i]].put(Node(0, i), leaf(one, given_away))
+    sent = [(node, part) for tree in own for node, part in tree.nodes.items()]
+    server = TreeSum()
+    for i in rng.permutation(len(sent)):
+        server.put(*sent[i])
     expected, found = one_by_one.total(), server.total()
     assert (found is None) == (expected is None) == (not present)
     if found is not None and expected is not None:
         assert_same_bits(found, expected)
+    for one, before in zip(updates, kept, strict=True):
+        assert all(torch.equal(one.arrays[n], before.arrays[n]) for n in "ab")
 
 
 @given(st.integers(0, 2**32), st.integers(1, 30), st.booleans())
 def test_means_are_numpys_and_leave_the_updates_alone(seed, count, alike):
     rng = np.random.default_rng(seed)
     updates = random_updates(rng, count, alike)
-    before = [{n: a.clone() for n, a in one.arrays.items()} for one in updates]
+    before = [copy_of(one).arrays for one in updates]
     weights = [one.num_examples for one in updates]
     for found, weight in (
         (weighted_mean(updates), weights),
@@ -97,6 +119,13 @@ def test_memory_that_is_given_away_is_written_to_and_gives_the_same_bits(rng):
     assert_same_bits(found, expected)
 
 
+def test_asking_for_the_mean_twice_gives_the_same_mean():
+    total = leaf(update({"a": torch.ones(2)}, 3)).plus(
+        leaf(update({"a": torch.full((2,), 3.0)}, 3))
+    )
+    assert [total.mean()["a"].tolist() for _ in range(2)] == [[2, 2], [2, 2]]
+
+
 def test_halves_are_added_as_floats():
     updates = [update({"a": torch.full((1,), 2048.0).half()}) for _ in range(3)]
     updates.append(update({"a": torch.ones(1).half()}))
@@ -109,6 +138,12 @@ def test_halves_are_added_as_floats():
 def test_updates_that_do_not_fit_together_are_refused(other):
     with pytest.raises(RoundError, match=r"disagree on a: \(2,\) and"):
         plain_mean([update({"a": torch.zeros(2)}), update(other)])
+
+
+def test_the_parameter_that_does_not_fit_is_named():
+    one, other = ({"a": torch.zeros(2), "b": torch.zeros(n)} for n in (1, 2))
+    with pytest.raises(RoundError, match=r"disagree on b: \(1,\) and \(2,\)"):
+        weighted_mean([update(one), update(other)])
 
 
 def test_a_mean_of_nothing_is_refused():
