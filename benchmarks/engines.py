@@ -59,8 +59,10 @@ class Measured:
     Attributes:
         first: seconds of the first round.
         later: median seconds of the others.
-        server: peak memory of the server's process, its part of shared pages, in MB.
-        everything: peak memory of all the run's processes, shared pages once, in MB.
+        server: peak memory of the server's process, its part of shared pages, in MB;
+            0 where memory was not watched, which takes time from the run.
+        everything: peak memory of all the run's processes, shared pages once, in MB;
+            likewise.
     """
 
     first: float
@@ -73,10 +75,10 @@ def overhead() -> dict[str, Any]:
     """Clients that train nothing: what the engine itself costs."""
     rows = []
     for clients, model, name, rounds in (
-        (10, TWO_MEGABYTES, "2 MB", (30, 10)),
-        (100, TWO_MEGABYTES, "2 MB", (30, 8)),
-        (1000, TWO_MEGABYTES, "2 MB", (12, 4)),
-        (100, RESNET, "45 MB (ResNet-18)", (8, 4)),
+        (10, TWO_MEGABYTES, "2 MB", (100, 20)),
+        (100, TWO_MEGABYTES, "2 MB", (100, 10)),
+        (1000, TWO_MEGABYTES, "2 MB", (20, 4)),
+        (100, RESNET, "45 MB (ResNet-18)", (12, 4)),
     ):
         settings = {**EMPTY, **model, "partition.num-clients": clients}
         ours = measure("ray", {**settings, "train.rounds": rounds[0]})
@@ -90,10 +92,6 @@ def overhead() -> dict[str, Any]:
                 "ratio": stock.later / ours.later,
                 "flower, first round": stock.first,
                 "ray, first round": ours.first,
-                "flower, server MB": stock.server,
-                "ray, server MB": ours.server,
-                "flower, all MB": stock.everything,
-                "ray, all MB": ours.everything,
             }
         )
     return {"name": "engine-overhead", "rows": rows}
@@ -106,9 +104,12 @@ def server_memory(clients: int = 100) -> dict[str, Any]:
         "Flower's FedAvg on stock Flower": measure_program(
             [sys.executable, "-m", "benchmarks.stock_fedavg", str(clients), "3"],
             lambda out: json.loads(out.strip().splitlines()[-1]),
+            lambda: False,
         ),
-        "our apps on stock Flower": measure("flower", {**settings, "train.rounds": 3}),
-        "our apps on ray": measure("ray", {**settings, "train.rounds": 8}),
+        "our apps on stock Flower": measure(
+            "flower", {**settings, "train.rounds": 3}, watch=True
+        ),
+        "our apps on ray": measure("ray", {**settings, "train.rounds": 8}, watch=True),
     }
     rows = [
         {"run": name, "server MB": one.server, "all MB": one.everything}
@@ -157,7 +158,8 @@ def memory(images: int = 1_281_167) -> dict[str, Any]:
             "pool.source": str(pool.folder),
         }
         for workers in (1, 4, 8):
-            found = measure("ray", {**settings, "resources.workers": workers})
+            settings["resources.workers"] = workers
+            found = measure("ray", settings, watch=True)
             rows.append({"workers": workers, "all MB": found.everything})
     first = rows[0]["all MB"]
     for row in rows:
@@ -179,8 +181,14 @@ def generated_pool(folder: Path, images: int) -> MixingPool:
     return made.save(folder / "pool")
 
 
-def measure(engine: str, settings: Mapping[str, Any]) -> Measured:
-    """Run once and read its figures."""
+def measure(engine: str, settings: Mapping[str, Any], watch: bool = False) -> Measured:
+    """Run once and read its figures.
+
+    Args:
+        engine: to run on.
+        settings: by dotted name.
+        watch: also measure memory, as long as rounds go on.
+    """
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
         assignments = [f"--set={key}={value}" for key, value in settings.items()]
@@ -191,17 +199,22 @@ def measure(engine: str, settings: Mapping[str, Any]) -> Measured:
             return [row["seconds"] - row["evaluation_seconds"] for row in rows]
 
         command = [*COMMAND, "--engine", engine, "--out", str(out), *assignments]
-        return measure_program(command, read)
+        # While processes end, pages they shared count wholly for those that remain.
+        over = (out / "summary.json").exists if watch else None
+        return measure_program(command, read, over)
 
 
 def measure_program(
-    command: Sequence[str], read: Callable[[str], Sequence[float]]
+    command: Sequence[str],
+    read: Callable[[str], Sequence[float]],
+    over: Callable[[], bool] | None,
 ) -> Measured:
     """Run a program and watch its memory.
 
     Args:
         command: the program.
         read: returns the seconds of its rounds, given what it printed.
+        over: tells when to stop watching its memory; None to leave it alone.
     """
     mark = secrets.token_hex(8)
     with tempfile.TemporaryFile("w+") as errors:
@@ -212,7 +225,7 @@ def measure_program(
             text=True,
             env={**os.environ, MARK: mark},
         )
-        with MemoryWatch(process.pid, mark) as memory:
+        with MemoryWatch(process.pid, mark, over or (lambda: True)) as memory:
             printed, _ = process.communicate()
         if process.returncode:
             errors.seek(0)
@@ -228,24 +241,26 @@ class MemoryWatch(threading.Thread):
     Args:
         pid: of `instahide-fl run`.
         mark: value of the environment variable `MARK` in all its processes.
+        over: tells when to stop.
     """
 
-    def __init__(self, pid: int, mark: str) -> None:
+    def __init__(self, pid: int, mark: str, over: Callable[[], bool]) -> None:
         super().__init__(daemon=True)
         self.server = self.everything = 0.0
-        self._pid, self._mark, self._over = pid, mark, threading.Event()
+        self._pid, self._mark, self._over = pid, mark, over
+        self._left = threading.Event()
 
     def __enter__(self) -> MemoryWatch:
         self.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._over.set()
+        self._left.set()
         self.join()
 
     def run(self) -> None:
         """Sample until the context ends."""
-        while not self._over.wait(0.5):
+        while not self._over() and not self._left.wait(0.5):
             total = 0.0
             for process in psutil.process_iter():
                 try:

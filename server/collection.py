@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Iterator, Sequence
 
@@ -73,7 +74,9 @@ def reduce_updates(
     failures = dict.fromkeys(node_ids, silent)
     contributions: dict[int, Contribution] = {}
     tree, adding = TreeSum(), 0.0
-    messages = [round_message(content, node, group_id) for node in node_ids]
+    # A copy: the server moves its parameters while a late message may still be read.
+    kept = copy.deepcopy(content)
+    messages = [round_message(kept, node, group_id) for node in node_ids]
     for reply in collect(grid, messages, timeout):
         start = time.perf_counter()
         node = reply.metadata.src_node_id

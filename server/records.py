@@ -51,11 +51,9 @@ def read_description(message: Message) -> ClientDescription:
 def round_content(
     instruction: RoundInstruction, parameters: Mapping[str, Tensor]
 ) -> RecordDict:
-    """Return what every client of a round's cohort receives."""
-    # A copy: the server moves its parameters while a late message may still be read.
-    sent = {name: value.clone() for name, value in parameters.items()}
+    """Return what every client of a round's cohort receives; the tensors are shared."""
     about = ConfigRecord(instruction.to_values())  # type: ignore[arg-type]
-    return RecordDict({ARRAYS: to_record(sent), ABOUT: about})
+    return RecordDict({ARRAYS: to_record(parameters), ABOUT: about})
 
 
 def round_message(content: RecordDict, node_id: int, group_id: str) -> Message:

@@ -56,10 +56,13 @@ class ServerOptimizer:
             aggregate: by parameter name, from an aggregation rule.
             kind: what the aggregate is.
         """
-        sign = 1.0 if kind == "gradient" else -1.0
+        for group in self._optimizer.param_groups:
+            group["maximize"] = kind == "delta"
         for name, parameter in self._parameters.items():
-            parameter.grad = aggregate[name] * sign
+            parameter.grad = aggregate[name]
         self._optimizer.step()
+        for parameter in self._parameters.values():
+            parameter.grad = None  # or the aggregate would stay in memory
 
     def state(self) -> dict[str, Tensor]:
         """Return everything needed to go on later, as flat named tensors."""
