@@ -21,7 +21,8 @@ SECTIONS = {
         "What the engine costs",
         "Our apps on stock Flower simulation and on engine `ray`, with clients that "
         "take no training step: what is left is sending, starting and adding up. "
-        "Median of a run's rounds without the first.",
+        "Median of a run's rounds without the first; engine `ray` ran before and after "
+        "the other, and the mean is shown.",
     ),
     "server-memory": (
         "Memory of the server",
