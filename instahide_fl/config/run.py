@@ -1,0 +1,204 @@
+"""All settings of a run, and how they are read and written."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Self, TypeAlias
+
+import tomli_w
+from pydantic import model_validator
+
+from instahide_fl.config.table import Table
+from instahide_fl.config.tables import (
+    CountOrZero,
+    DataConfig,
+    EncoderConfig,
+    ModelConfig,
+    OutputConfig,
+    PartitionConfig,
+    PoolConfig,
+    ResourcesConfig,
+    ServerConfig,
+    TrainConfig,
+)
+from instahide_fl.errors import ConfigError
+
+Scalar: TypeAlias = bool | int | float | str
+
+
+class Config(Table):
+    """All settings of a run."""
+
+    seed: CountOrZero = 0
+    """Seed of the simulation: partition, model, cohorts, batches and keys. Real clients
+    draw their keys from the operating system instead."""
+    data: DataConfig = DataConfig()
+    partition: PartitionConfig = PartitionConfig()
+    pool: PoolConfig = PoolConfig()
+    instahide: EncoderConfig = EncoderConfig()
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    server: ServerConfig = ServerConfig()
+    resources: ResourcesConfig = ResourcesConfig()
+    output: OutputConfig = OutputConfig()
+
+    @model_validator(mode="after")
+    def _check_cohort(self) -> Self:
+        clients, cohort = self.partition.num_clients, self.train.clients_per_round
+        if 0 < clients < cohort:
+            raise ValueError(
+                f"train.clients-per-round must be at most {clients} "
+                f"(partition.num-clients), got {cohort}"
+            )
+        if (cohort or clients) and self.train.min_updates > (cohort or clients):
+            raise ValueError(
+                f"train.min-updates must be at most {cohort or clients}, the size of a "
+                f"cohort, got {self.train.min_updates}"
+            )
+        if cohort or clients:
+            self._check_robust(cohort or clients)
+        return self
+
+    def _check_robust(self, cohort: int) -> None:
+        rule, bad = self.server.aggregation, self.server.malicious_clients
+        if rule == "krum" and cohort < 2 * bad + 3:
+            raise ValueError(
+                f"server.malicious-clients: krum withstands at most "
+                f"{max(0, (cohort - 3) // 2)} bad updates in a cohort of {cohort}, got "
+                f"{bad}" + (": it needs at least 3 clients" if cohort < 3 else "")
+            )
+        if self.train.control_variates and rule not in ("weighted-mean", "mean"):
+            raise ValueError(
+                f"train.control-variates are means over clients: set "
+                f'server.aggregation = "mean" or "weighted-mean", got "{rule}"'
+            )
+
+    @property
+    def server_learning_rate(self) -> float:
+        """The server optimizer's step size, with `auto` resolved."""
+        if self.server.learning_rate != "auto":
+            return self.server.learning_rate
+        gradient, update = {
+            "sgd": (0.1, 1.0),
+            "adam": (0.001, 0.01),
+            "yogi": (0.001, 0.01),
+            "adagrad": (0.01, 0.1),
+        }[self.server.optimizer]
+        return gradient if self.train.mode == "gradient" else update
+
+    @property
+    def server_momentum(self) -> float:
+        """The server optimizer's momentum, with `auto` resolved."""
+        if self.server.momentum != "auto":
+            return self.server.momentum
+        return 0.9 if self.train.mode == "gradient" else 0.0
+
+    @property
+    def server_epsilon(self) -> float:
+        """The server optimizer's epsilon, with `auto` resolved."""
+        if self.server.epsilon != "auto":
+            return self.server.epsilon
+        return 1e-8 if self.train.mode == "gradient" else 1e-3
+
+    def resolved(self) -> Config:
+        """Return the same settings with every `auto` replaced by its value."""
+        return self.with_values(
+            {
+                "instahide.num-private": self.instahide.private_count,
+                "server.learning-rate": self.server_learning_rate,
+                "server.momentum": self.server_momentum,
+                "server.epsilon": self.server_epsilon,
+            }
+        )
+
+    def with_values(self, changes: Mapping[str, Scalar]) -> Config:
+        """Return a copy with other values for some keys.
+
+        Args:
+            changes: by dotted name, for instance `{"train.rounds": 5}`.
+
+        Raises:
+            ConfigError: a key is unknown or a value is not valid.
+        """
+        return Config.from_run_config({**self.to_run_config(), **changes})
+
+    def to_run_config(self) -> dict[str, Scalar]:
+        """Return the settings as Flower's flat run config."""
+        return dict(_flatten(self.model_dump(by_alias=True)))
+
+    def to_toml(self) -> str:
+        """Return the settings as TOML text, without `output`."""
+        return tomli_w.dumps(self.model_dump(by_alias=True, exclude={"output"}))
+
+    @classmethod
+    def from_run_config(cls, run_config: Mapping[str, Any]) -> Config:
+        """Read Flower's flat run config.
+
+        Raises:
+            ConfigError: a key is unknown or a value is not valid.
+        """
+        nested: dict[str, Any] = {}
+        for name, value in run_config.items():
+            *tables, key = name.split(".")
+            table = nested
+            for part in tables:
+                table = table.setdefault(part, {})
+                if not isinstance(table, dict):
+                    raise ConfigError(f"{name} is set twice, as a table and as a value")
+            table[key] = value
+        return cls(**nested)
+
+    @classmethod
+    def from_toml(
+        cls, path: Path, changes: Mapping[str, Scalar] | None = None
+    ) -> Config:
+        """Read a TOML file.
+
+        Args:
+            path: of the file.
+            changes: values that replace the file's, by dotted name. Only the two
+                together are checked.
+
+        Raises:
+            ConfigError: the file is missing, is not TOML, or holds a bad setting.
+        """
+        try:
+            with path.open("rb") as file:
+                given = dict(_flatten(tomllib.load(file)))
+            return cls.from_run_config({**given, **(changes or {})})
+        except OSError as error:
+            raise ConfigError(
+                f"cannot read the settings file {path}: {error.strerror}"
+            ) from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path} is not valid TOML: {error}") from None
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from None
+
+
+def parse_assignment(text: str) -> tuple[str, Scalar]:
+    """Read one `--set KEY=VALUE`: a TOML value, or a bare word as a string.
+
+    Raises:
+        ConfigError: there is no `=`, or the value is a list or a table.
+    """
+    key, found, value = text.partition("=")
+    if not found or not key.strip():
+        raise ConfigError(f"--set takes KEY=VALUE, got {text!r}")
+    try:
+        parsed = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value
+    if not isinstance(parsed, bool | int | float | str):
+        raise ConfigError(f"--set {key}: expected one value, got {value!r}")
+    return key.strip(), parsed
+
+
+def _flatten(table: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -1,0 +1,64 @@
+"""What every table of settings has in common: strict types, and errors that help."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from instahide_fl.errors import ConfigError
+
+
+def _kebab(name: str) -> str:
+    return name.replace("_", "-")
+
+
+class Table(BaseModel):
+    """A TOML table: immutable, strict about types, closed to unknown keys."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        alias_generator=_kebab,
+        populate_by_name=True,
+        protected_namespaces=(),
+    )
+
+    section: ClassVar[str] = ""
+    """Name of the table in a settings file; empty for the file itself."""
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ConfigError(_explain(error, type(self))) from None
+
+
+def _explain(error: ValidationError, table: type[Table]) -> str:
+    """Put the first problem into one sentence: setting, value, what is valid."""
+    problem = error.errors()[0]
+    if isinstance(cause := problem.get("ctx", {}).get("error"), ConfigError):
+        return str(cause)  # of a table inside this one, already explained
+    prefix = f"{table.section}." if table.section else ""
+    if not problem["loc"]:
+        return prefix + str(problem["ctx"]["error"])
+    # What follows the key in the location is the branch of a union that was tried.
+    key = _kebab(str(problem["loc"][0]))
+    if problem["type"] == "extra_forbidden":
+        return _unknown(prefix, key, [_kebab(field) for field in table.model_fields])
+    rules = [
+        other["msg"].removeprefix("Input should be ")
+        for other in error.errors()
+        if other["loc"][0] == problem["loc"][0]
+    ]
+    if problem["type"] == "model_type":
+        rules = ["a table"]
+    return f"{prefix}{key} must be {' or '.join(rules)}, got {problem['input']!r}"
+
+
+def _unknown(prefix: str, key: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    hint = f"did you mean {prefix}{close[0]}? " if close else ""
+    return f"unknown setting {prefix}{key}: {hint}known: {', '.join(known)}"
