@@ -45,6 +45,8 @@ class ImageDataset:
         test: clean test images, which the server evaluates on.
         class_names: K names.
         digest: sha256 (hex) of images and targets: the same wherever they come from.
+        client_ids: i64[N], whose each training image is, as numbers 0, 1, ... in the
+            order of names (`data.client-column`); None where that is not known.
     """
 
     name: str
@@ -52,6 +54,7 @@ class ImageDataset:
     test: PrivateSplit
     class_names: tuple[str, ...]
     digest: str
+    client_ids: Tensor | None = None
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
