@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from clients.node import open_node, shared_trainer
-from clients.records import read_round, reply_description, reply_update
+from clients.records import (
+    move_control,
+    read_control,
+    read_round,
+    reply_description,
+    reply_update,
+)
 from instahide_fl.errors import ProtocolError
 from instahide_fl.provenance import code_hash
+from instahide_fl.training.local import local_steps
+from instahide_fl.training.scaffold import (
+    control_difference,
+    gradient_correction,
+    split_control,
+    with_control,
+)
 from instahide_fl.wire import ClientDescription
 
 app = ClientApp()
@@ -35,7 +50,7 @@ def train(message: Message, context: Context) -> Message:
     # and simulated clients run side by side anyway.
     torch.set_num_threads(1)
     node = open_node(context)
-    instruction, parameters = read_round(message)
+    instruction, received = read_round(message)
     held = node.pool.sha256 if node.pool else ""
     if held != instruction.pool_sha256:
         raise ProtocolError(
@@ -48,10 +63,19 @@ def train(message: Message, context: Context) -> Message:
     trainer = shared_trainer(
         node.config, (shape[1], shape[2], shape[3]), split.num_classes
     )
+    arrays, control = split_control(received)
     update = trainer.update(
-        parameters,
+        arrays,
         split.on(trainer.device),
         node.encoder(context),
         node.rng(instruction.round),
+        instruction.learning_rate_factor,
+        gradient_correction(control, read_control(context)) if control else None,
     )
+    if control:
+        rate = node.config.train.learning_rate * instruction.learning_rate_factor
+        steps = local_steps(len(split), node.config.train)
+        moved = control_difference(control, update.arrays, steps, rate)
+        move_control(context, moved)
+        update = replace(update, arrays=with_control(update.arrays, moved))
     return reply_update(message, node.client, update)

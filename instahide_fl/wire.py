@@ -14,7 +14,7 @@ from typing import Any, Self, TypeAlias
 from instahide_fl.errors import ProtocolError
 from instahide_fl.types import ChannelStatistics
 
-SCHEMA = 1
+SCHEMA = 2
 ARRAYS = "arrays"  # name of the record with global parameters, or with an update
 ABOUT = "about"  # name of the record with one of the classes below
 METRICS = "metrics"  # name of the record with a client's numbers
@@ -73,11 +73,13 @@ class RoundInstruction:
         round: 1, 2, ...
         pool_sha256: the pool that the run agreed on; empty if encodings use none.
         statistics: constants that all clients normalise private images with.
+        learning_rate_factor: of the schedule, for clients that train (mode update).
     """
 
     round: int
     pool_sha256: str
     statistics: ChannelStatistics
+    learning_rate_factor: float = 1.0
 
     def to_values(self) -> dict[str, Value]:
         """Return the content of its record."""
@@ -87,6 +89,7 @@ class RoundInstruction:
             "pool-sha256": self.pool_sha256,
             "mean": list(self.statistics.mean),
             "std": list(self.statistics.std),
+            "learning-rate-factor": self.learning_rate_factor,
         }
 
     @classmethod
@@ -98,7 +101,12 @@ class RoundInstruction:
         """
         _check_schema(values)
         statistics = ChannelStatistics(tuple(values["mean"]), tuple(values["std"]))
-        return cls(int(values["round"]), str(values["pool-sha256"]), statistics)
+        return cls(
+            int(values["round"]),
+            str(values["pool-sha256"]),
+            statistics,
+            float(values["learning-rate-factor"]),
+        )
 
 
 @dataclass(frozen=True, slots=True)

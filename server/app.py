@@ -17,6 +17,8 @@ from instahide_fl.config import Config
 from instahide_fl.data.datasets import ImageDataset, load_dataset
 from instahide_fl.data.partition import cached_partition, partition_to_json
 from instahide_fl.files import write_text
+from instahide_fl.models.arrays import get_arrays, load_arrays, shared_buffers
+from instahide_fl.models.initial_weights import load_initial_weights
 from instahide_fl.models.registry import build_model
 from instahide_fl.provenance import code_hash, describe_environment
 from instahide_fl.run_folder import (
@@ -29,7 +31,6 @@ from instahide_fl.run_folder import (
 )
 from instahide_fl.training.device import training_device
 from instahide_fl.training.evaluation import evaluate
-from instahide_fl.training.local import get_parameters, load_parameters
 from server.cohort import Clients, find_clients
 from server.strategy import RoundOutcome, Strategy
 
@@ -58,13 +59,18 @@ def _run(grid: Grid, config: Config, folder: RunFolder) -> None:
     model = build_model(
         config.model, dataset.image_shape, dataset.train.num_classes, config.seed
     )
-    optimizer = ServerOptimizer(get_parameters(model), config)
+    weights = config.model.initial_weights
+    weights_sha256 = load_initial_weights(model, weights) if weights else ""
+    buffers = shared_buffers(model).keys()
+    optimizer = ServerOptimizer(get_arrays(model), config, buffers)
     done = 0
     if config.output.resume:
+        if config.train.control_variates:
+            log.warning("clients' control variates start again at zero")
         done, tensors = folder.load_checkpoint()
         optimizer.load_state(tensors)
     else:
-        _describe_run(folder, config, dataset, clients)
+        _describe_run(folder, config, dataset, clients, weights_sha256)
     strategy = Strategy(config, optimizer, clients, dataset.train.statistics)
     for number in range(done + 1, config.train.rounds + 1):
         outcome = strategy.run_round(grid, number)
@@ -86,7 +92,11 @@ def _open_folder(config: Config) -> RunFolder:
 
 
 def _describe_run(
-    folder: RunFolder, config: Config, dataset: ImageDataset, clients: Clients
+    folder: RunFolder,
+    config: Config,
+    dataset: ImageDataset,
+    clients: Clients,
+    initial_weights: str,
 ) -> None:
     """Write settings, partition and provenance: all that is known before training."""
     write_text(folder.path / CONFIG, config.resolved().to_toml())
@@ -104,6 +114,7 @@ def _describe_run(
             "code_hash": code_hash(),
             "pool_sha256": clients.pool_sha256,
             "dataset_digest": dataset.digest,
+            "initial_weights_sha256": initial_weights,
             "seed": config.seed,
             "device": training_device(config.resources),
             "clients": dict(clients.num_examples),
@@ -126,7 +137,7 @@ def _finish_round(
     loss: float | None = None
     start = time.perf_counter()
     if last or number % config.train.evaluate_every == 0:
-        load_parameters(model, optimizer.parameters)
+        load_arrays(model, optimizer.model_arrays)
         accuracy, loss = evaluate(model, dataset.test)
     evaluation = time.perf_counter() - start
     for client, reason in outcome.failures.items():
@@ -154,7 +165,7 @@ def _finish_round(
 
 def _finish_run(folder: RunFolder, optimizer: ServerOptimizer) -> None:
     """Write the model and, last of all, the summary that marks the run as finished."""
-    folder.save_model(optimizer.parameters)
+    folder.save_model(optimizer.model_arrays)
     rows = folder.metrics()
     evaluated = [row for row in rows if row["test_accuracy"] is not None]
     best = max(evaluated, key=lambda row: float(row["test_accuracy"]))

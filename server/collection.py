@@ -17,7 +17,9 @@ from instahide_fl.aggregation.reduction import (
     TreeSum,
     UpdateSum,
 )
+from instahide_fl.aggregation.robust import RobustRule
 from instahide_fl.errors import InstaHideError
+from instahide_fl.types import ClientUpdate
 from server.records import UpdateReader, round_message
 
 
@@ -51,10 +53,12 @@ def reduce_updates(
     sizes: Sequence[int],
     timeout: float,
     side_by_side: int,
+    rule: RobustRule | None = None,
 ) -> Reduced:
     """Send a round's content to a cohort and add up the updates that come back.
 
     A grid that can add up where updates are computed does so; the bits are the same.
+    A robust rule needs to see every single update, so then they all come here.
 
     Args:
         grid: Flower's.
@@ -66,14 +70,16 @@ def reduce_updates(
         timeout: seconds to wait.
         side_by_side: clients that compute at the same time, to tell computing from
             waiting; unused where the grid knows.
+        rule: combines the updates in place of the weighted sum; None for that.
     """
-    if isinstance(grid, ReducingGrid):
+    if rule is None and isinstance(grid, ReducingGrid):
         return grid.send_and_reduce(content, node_ids, group_id, reader, sizes, timeout)
     position = {node: i for i, node in enumerate(node_ids)}
     silent = f"no answer within {timeout:g} s (train.timeout)"
     failures = dict.fromkeys(node_ids, silent)
     contributions: dict[int, Contribution] = {}
     tree, adding = TreeSum(), 0.0
+    single: dict[int, ClientUpdate] = {}
     # A copy: the server moves its parameters while a late message may still be read.
     kept = copy.deepcopy(content)
     messages = [round_message(kept, node, group_id) for node in node_ids]
@@ -82,8 +88,11 @@ def reduce_updates(
         node = reply.metadata.src_node_id
         try:
             update = reader.read(reply)
-            leaf = UpdateSum.of(update, reader.weight(update))
-            tree.put(Node(0, position[node]), leaf)
+            if rule is not None:
+                single[position[node]] = update
+            else:
+                leaf = UpdateSum.of(update, reader.weight(update))
+                tree.put(Node(0, position[node]), leaf)
             contributions[node] = Contribution.of(update)
             del failures[node]
         except InstaHideError as error:
@@ -91,6 +100,9 @@ def reduce_updates(
         adding += time.perf_counter() - start
     start = time.perf_counter()
     total = tree.total()
+    if rule is not None and single:
+        chosen = rule([single[place] for place in sorted(single)])
+        total = UpdateSum(chosen, scale=1.0, weight=1.0, owned=True)
     adding += time.perf_counter() - start
     seconds = [one.metrics.get("seconds", 0.0) for one in contributions.values()]
     computing = max([sum(seconds) / side_by_side, *seconds])

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from flwr.serverapp import Grid
 
 from instahide_fl.aggregation.reduction import Contribution, Reduced
+from instahide_fl.aggregation.robust import robust_rule
 from instahide_fl.aggregation.server_optimizer import ServerOptimizer
 from instahide_fl.config import Config
 from instahide_fl.errors import RoundError
@@ -62,7 +63,7 @@ class RoundOutcome:
 
 @dataclass(frozen=True)
 class Strategy:
-    """FedSGD and FedAvg, and any server optimizer on top.
+    """FedSGD and FedAvg, and any rule and server optimizer on top.
 
     Attributes:
         config: the run's settings.
@@ -102,8 +103,13 @@ class Strategy:
         needed = train.min_updates or len(cohort)
         _check_enough(len(cohort), failures, needed, round_number)
         assert reduced.total is not None
-        self.optimizer.step(reduced.total.mean(), train.update_kind)
-        sent = sum(value.nbytes for value in self.optimizer.parameters.values())
+        self.optimizer.step(
+            reduced.total.mean(),
+            train.update_kind,
+            self._learning_rate_factor(round_number, "gradient"),
+            len(reduced.contributions) / len(self.clients.nodes),
+        )
+        sent = sum(value.nbytes for value in self.optimizer.arrays.values())
         finished = time.perf_counter()
         waited = collected - start - reduced.adding_seconds
         return RoundOutcome(
@@ -121,14 +127,17 @@ class Strategy:
 
     def _collect(self, grid: Grid, round_number: int, cohort: Sequence[str]) -> Reduced:
         """Return the sum of the valid updates and the failures, by node."""
-        parameters, train = self.optimizer.parameters, self.config.train
+        arrays, train = self.optimizer.arrays, self.config.train
         instruction = RoundInstruction(
-            round_number, self.clients.pool_sha256, self.statistics
+            round_number,
+            self.clients.pool_sha256,
+            self.statistics,
+            self._learning_rate_factor(round_number, "update"),
         )
-        shapes = {name: tuple(value.shape) for name, value in parameters.items()}
+        shapes = {name: tuple(value.shape) for name, value in arrays.items()}
         return reduce_updates(
             grid,
-            round_content(instruction, parameters),
+            round_content(instruction, arrays),
             # The cohort is in client order: floats are summed in it.
             [self.clients.nodes[client] for client in cohort],
             str(round_number),
@@ -136,7 +145,13 @@ class Strategy:
             [self.clients.num_examples[client] for client in cohort],
             train.timeout,
             self._side_by_side(grid, len(cohort)),
+            robust_rule(self.config.server),
         )
+
+    def _learning_rate_factor(self, round_number: int, mode: str) -> float:
+        """Return the schedule's factor, which is 1 for whoever it is not for."""
+        train = self.config.train
+        return train.learning_rate_factor(round_number) if train.mode == mode else 1.0
 
     def _side_by_side(self, grid: Grid, cohort: int) -> int:
         """Return how many clients compute at once: all real ones, few simulated."""

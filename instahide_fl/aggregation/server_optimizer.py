@@ -1,72 +1,103 @@
-"""The server's optimizer: applies an aggregate to the global parameters."""
+"""The server's optimizer: applies an aggregate to the global arrays."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import torch
 from torch import Tensor
 
+from instahide_fl.aggregation.yogi import Yogi
 from instahide_fl.config import Config
+from instahide_fl.training.scaffold import split_control, with_control
 from instahide_fl.types import UpdateKind
+
+# Of the second moment in mode update: Reddi et al., section 5.
+ADAPTIVE_BETAS = {"gradient": (0.9, 0.999), "update": (0.9, 0.99)}
 
 
 class ServerOptimizer:
-    """Holds the global parameters and moves them by aggregates.
+    """Holds the global arrays and moves them by aggregates.
 
     A gradient is a step's direction as it is. The difference that clients trained is
     its negative: "pseudo-gradient" of Reddi et al., "Adaptive Federated Optimization",
     ICLR 2021 (arXiv:2003.00295); with sgd, step size 1 and no momentum it is FedAvg.
+    Running statistics and control variates are not optimized: they move by the mean of
+    the clients' differences.
 
     Args:
-        parameters: the initial global ones, by name; copied.
+        arrays: the model's initial ones, by name; copied.
         config: optimizer, step size, momentum and weight decay.
+        buffers: names of those arrays that are running statistics.
     """
 
-    def __init__(self, parameters: Mapping[str, Tensor], config: Config) -> None:
+    def __init__(
+        self,
+        arrays: Mapping[str, Tensor],
+        config: Config,
+        buffers: Collection[str] = (),
+    ) -> None:
         self._parameters = {
             name: torch.nn.Parameter(value.clone())
-            for name, value in parameters.items()
+            for name, value in arrays.items()
+            if name not in buffers
         }
-        rate = config.server_learning_rate
-        # In mode update the clients have decayed the weights already.
-        decay = config.train.weight_decay if config.train.mode == "gradient" else 0.0
-        self._optimizer: torch.optim.Optimizer
-        if config.server.optimizer == "adam":
-            self._optimizer = torch.optim.Adam(
-                self._parameters.values(), lr=rate, weight_decay=decay
-            )
-        else:
-            self._optimizer = torch.optim.SGD(
-                self._parameters.values(),
-                lr=rate,
-                momentum=config.server_momentum,
-                weight_decay=decay,
-            )
+        self._buffers = {name: arrays[name].clone() for name in buffers}
+        self._control = (
+            {name: torch.zeros_like(p.data) for name, p in self._parameters.items()}
+            if config.train.control_variates
+            else {}
+        )
+        self._rate = config.server_learning_rate
+        self._optimizer = _optimizer(self._parameters.values(), config)
 
     @property
-    def parameters(self) -> dict[str, Tensor]:
-        """The global parameters by name; valid until the next `step`."""
-        return {name: value.detach() for name, value in self._parameters.items()}
+    def model_arrays(self) -> dict[str, Tensor]:
+        """The model's arrays by name; valid until the next `step`."""
+        parameters = {name: value.detach() for name, value in self._parameters.items()}
+        return {**parameters, **self._buffers}
 
-    def step(self, aggregate: Mapping[str, Tensor], kind: UpdateKind) -> None:
-        """Move the global parameters.
+    @property
+    def arrays(self) -> dict[str, Tensor]:
+        """All that clients receive: the model's arrays and control variates, if any."""
+        return with_control(self.model_arrays, self._control)
+
+    def step(
+        self,
+        aggregate: Mapping[str, Tensor],
+        kind: UpdateKind,
+        learning_rate_factor: float = 1.0,
+        share: float = 1.0,
+    ) -> None:
+        """Move the global arrays.
 
         Args:
-            aggregate: by parameter name, from an aggregation rule.
-            kind: what the aggregate is.
+            aggregate: by name, from an aggregation rule.
+            kind: what the parameters' aggregates are.
+            learning_rate_factor: of this round's schedule.
+            share: of all clients whose updates are in the aggregate.
         """
         for group in self._optimizer.param_groups:
             group["maximize"] = kind == "delta"
+            group["lr"] = self._rate * learning_rate_factor
+        model, control = split_control(aggregate)
         for name, parameter in self._parameters.items():
-            parameter.grad = aggregate[name]
+            parameter.grad = model[name]
         self._optimizer.step()
         for parameter in self._parameters.values():
             parameter.grad = None  # or the aggregate would stay in memory
+        for name, buffer in self._buffers.items():
+            buffer.add_(model[name])
+        for name, variate in self._control.items():
+            variate.add_(control[name], alpha=share)
 
     def state(self) -> dict[str, Tensor]:
-        """Return everything needed to go on later, as flat named tensors."""
-        tensors = {f"parameter/{name}": v for name, v in self.parameters.items()}
+        """Return everything needed to go on later, as flat named tensors.
+
+        Without control variates: clients' own are gone when a run is interrupted, so
+        the server's start again with them.
+        """
+        tensors = {f"parameter/{name}": v for name, v in self.model_arrays.items()}
         for name, parameter in self._parameters.items():
             for key, value in self._optimizer.state.get(parameter, {}).items():
                 if isinstance(value, Tensor):
@@ -77,14 +108,34 @@ class ServerOptimizer:
         """Restore what `state` returned.
 
         Args:
-            tensors: of an optimizer with the same parameters and settings.
+            tensors: of an optimizer with the same arrays and settings.
         """
         with torch.no_grad():
+            for name, array in self.model_arrays.items():
+                array.copy_(tensors[f"parameter/{name}"])
             for name, parameter in self._parameters.items():
-                parameter.copy_(tensors[f"parameter/{name}"])
                 prefix = f"optimizer/{name}/"
                 self._optimizer.state[parameter] = {
                     key.removeprefix(prefix): value.clone()
                     for key, value in tensors.items()
                     if key.startswith(prefix)
                 }
+
+
+def _optimizer(parameters: Iterable[Tensor], config: Config) -> torch.optim.Optimizer:
+    rate, epsilon = config.server_learning_rate, config.server_epsilon
+    # In mode update the clients have decayed the weights already.
+    decay = config.train.weight_decay if config.train.mode == "gradient" else 0.0
+    betas = ADAPTIVE_BETAS[config.train.mode]
+    name = config.server.optimizer
+    if name == "adam":
+        return torch.optim.Adam(
+            parameters, rate, betas=betas, eps=epsilon, weight_decay=decay
+        )
+    if name == "yogi":
+        return Yogi(parameters, rate, betas, epsilon, decay)
+    if name == "adagrad":
+        return torch.optim.Adagrad(parameters, rate, eps=epsilon, weight_decay=decay)
+    return torch.optim.SGD(
+        parameters, rate, momentum=config.server_momentum, weight_decay=decay
+    )

@@ -144,6 +144,7 @@ class RayGrid(Grid):
             config.resources, config.to_run_config(), Equipment.here(data), cohort
         )
         self.side_by_side = self._pool.size
+        self._timeout = config.train.timeout
         self._costs = ClientCosts()
         self._states: dict[int, RecordDict] = {}
         self._sent: dict[str, Message] = {}
@@ -187,7 +188,8 @@ class RayGrid(Grid):
             key = (id(message.content), about.message_type, about.group_id)
             together.setdefault(key, []).append(message)
         for (_, kind, group_id), alike in together.items():
-            job = self._job(alike[0].content, kind, group_id, None, QUERY_SECONDS)
+            seconds = self._timeout if kind == MessageType.TRAIN else QUERY_SECONDS
+            job = self._job(alike[0].content, kind, group_id, None, seconds)
             assignments = [
                 self._assignment(one.metadata.dst_node_id, i, one.metadata.message_id)
                 for i, one in enumerate(alike)

@@ -12,6 +12,7 @@ from instahide_fl.engine.flower import run_flower
 from instahide_fl.engine.inline import run_inline
 from instahide_fl.engine.ray import run_ray
 from instahide_fl.errors import ConfigError
+from instahide_fl.models.initial_weights import load_initial_weights
 from instahide_fl.models.registry import build_model
 from instahide_fl.run_folder import RunFolder
 from instahide_fl.training.device import training_device
@@ -47,4 +48,6 @@ def check_run(config: Config) -> None:
     # Once here, so that the workers find the compiled loop instead of each making it.
     prepare()
     classes = data.dataset.train.num_classes
-    build_model(config.model, data.dataset.image_shape, classes, config.seed)
+    model = build_model(config.model, data.dataset.image_shape, classes, config.seed)
+    if config.model.initial_weights:
+        load_initial_weights(model, config.model.initial_weights)

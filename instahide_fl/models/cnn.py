@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from instahide_fl.config import ModelConfig
+from instahide_fl.models.normalization import normalization_layer
 
 
 class SmallCnn(nn.Module):
@@ -22,13 +23,11 @@ class SmallCnn(nn.Module):
         super().__init__()
         channels, height, width = image_shape
         first, second = config.width, 2 * config.width
-        grouped = config.normalization == "group"
+        normalise = normalization_layer(config.normalization)
         self.conv1 = nn.Conv2d(channels, first, 3, padding=1)
-        self.norm1 = nn.GroupNorm(groups_of(first), first) if grouped else nn.Identity()
+        self.norm1 = normalise(first)
         self.conv2 = nn.Conv2d(first, second, 3, padding=1)
-        self.norm2 = (
-            nn.GroupNorm(groups_of(second), second) if grouped else nn.Identity()
-        )
+        self.norm2 = normalise(second)
         self.hidden = nn.Linear(second * (height // 4) * (width // 4), 128)
         self.head = nn.Linear(128, num_classes)
 
@@ -45,6 +44,37 @@ class SmallCnn(nn.Module):
         features = F.max_pool2d(F.relu(self.norm1(self.conv1(images))), 2)
         features = F.max_pool2d(F.relu(self.norm2(self.conv2(features))), 2)
         logits: Tensor = self.head(F.relu(self.hidden(features.flatten(1))))
+        return logits
+
+
+class LeNet(nn.Module):
+    """LeNet-5 (LeCun et al., 1998) with ReLU and max pooling, as it is used today."""
+
+    def __init__(
+        self, image_shape: tuple[int, int, int], num_classes: int, config: ModelConfig
+    ) -> None:
+        super().__init__()
+        channels, height, width = image_shape
+        self.conv1 = nn.Conv2d(channels, 6, 5, padding=2)
+        self.conv2 = nn.Conv2d(6, 16, 5)
+        rows, columns = ((side // 2 - 4) // 2 for side in (height, width))
+        self.hidden1 = nn.Linear(16 * rows * columns, 120)
+        self.hidden2 = nn.Linear(120, 84)
+        self.head = nn.Linear(84, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits.
+
+        Args:
+            images: f32[B,C,H,W], normalised.
+
+        Returns:
+            f32[B,K].
+        """
+        features = F.max_pool2d(F.relu(self.conv1(images)), 2)
+        features = F.max_pool2d(F.relu(self.conv2(features)), 2)
+        hidden = F.relu(self.hidden2(F.relu(self.hidden1(features.flatten(1)))))
+        logits: Tensor = self.head(hidden)
         return logits
 
 
@@ -83,8 +113,3 @@ class DropoutCnn(nn.Module):
         hidden = self.dropout2(F.relu(self.hidden(features.flatten(1))))
         logits: Tensor = self.head(hidden)
         return logits
-
-
-def groups_of(channels: int) -> int:
-    """Return the largest number of groups up to 8 that divides the channels."""
-    return next(groups for groups in range(8, 0, -1) if channels % groups == 0)

@@ -10,17 +10,30 @@ from torch import nn
 
 from instahide_fl.config import ModelConfig
 from instahide_fl.errors import ConfigError
-from instahide_fl.models.cnn import DropoutCnn, SmallCnn
-from instahide_fl.models.resnet import resnet18
+from instahide_fl.models.cnn import DropoutCnn, LeNet, SmallCnn
+from instahide_fl.models.preact_resnet import PreActResNet18
+from instahide_fl.models.torchvision_models import densenet121, resnet18, resnet50
 from instahide_fl.rng import torch_seed
 
 ImageShape: TypeAlias = tuple[int, int, int]
 MODELS: dict[str, Callable[[ImageShape, int, ModelConfig], nn.Module]] = {
     "small-cnn": SmallCnn,
+    "lenet": LeNet,
     "cnn-dropout": DropoutCnn,
     "resnet-18": resnet18,
+    "resnet-50": resnet50,
+    "preact-resnet-18": PreActResNet18,
+    "densenet-121": densenet121,
 }
-SMALLEST = {"small-cnn": 4, "cnn-dropout": 6, "resnet-18": 8}  # side in pixels
+SMALLEST = {  # side in pixels
+    "small-cnn": 4,
+    "lenet": 12,
+    "cnn-dropout": 6,
+    "resnet-18": 8,
+    "resnet-50": 8,
+    "preact-resnet-18": 8,
+    "densenet-121": 8,
+}
 
 
 def build_model(
@@ -50,9 +63,9 @@ def build_model(
             f"model.name = {config.name!r} needs images of at least {least}x{least} "
             f"pixels, got {image_shape[1]}x{image_shape[2]}: set data.image-size"
         )
-    if config.name == "cnn-dropout" and config.normalization != "none":
+    if config.name in ("lenet", "cnn-dropout") and config.normalization != "none":
         raise ConfigError(
-            f"model.name = 'cnn-dropout' has no normalisation layers: set "
+            f"model.name = {config.name!r} has no normalisation layers: set "
             f'model.normalization = "none", got {config.normalization!r}'
         )
     # torch initialises layers from its global generator: borrow it and give it back.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator, Mapping
 
@@ -12,15 +13,16 @@ from torch import Tensor, nn
 
 from instahide_fl.config import TrainConfig
 from instahide_fl.encoding.encoder import Encoder
+from instahide_fl.models.arrays import live_arrays, shared_buffers
 from instahide_fl.training.losses import soft_cross_entropy
-from instahide_fl.types import ClientUpdate, PrivateSplit
+from instahide_fl.types import ClientUpdate, EncodedBatch, PrivateSplit
 
 
 class LocalTrainer:
     """A network with its optimizer, which clients of a process use one after another.
 
-    Nothing of a client stays in it: parameters are overwritten, gradients dropped and
-    the optimizer's state is cleared before each use.
+    Nothing of a client stays in it: arrays are overwritten, gradients dropped and the
+    optimizer's state is cleared before each use.
 
     Args:
         model: a network of the right shape.
@@ -32,6 +34,8 @@ class LocalTrainer:
         self.config = config
         self.device = next(model.parameters()).device
         self._parameters = dict(model.named_parameters())
+        self._buffers = shared_buffers(model)
+        self._arrays = live_arrays(model)
         self._optimizer = torch.optim.SGD(
             model.parameters(),
             lr=config.learning_rate,
@@ -45,36 +49,43 @@ class LocalTrainer:
 
     def update(
         self,
-        parameters: Mapping[str, Tensor],
+        arrays: Mapping[str, Tensor],
         split: PrivateSplit,
         encoder: Encoder,
         rng: np.random.Generator,
+        learning_rate_factor: float = 1.0,
+        correction: Mapping[str, Tensor] | None = None,
     ) -> ClientUpdate:
         """Compute a client's contribution to a round, on encodings only.
 
         Args:
-            parameters: the global ones, by name; not written to, and not to be written
-                to by the caller as long as it hands on the same tensors.
+            arrays: the global ones, by name (`models.arrays`); not written to, and not
+                to be written to by the caller as long as it hands on the same tensors.
             split: the client's private images, on the model's device.
             encoder: turns images into what is trained on.
             rng: chooses batches and draws keys.
+            learning_rate_factor: of this round's schedule (mode update).
+            correction: added to the gradient of every local step, by parameter name
+                (mode update; see `training.scaffold`); None for none.
 
         Returns:
             A gradient of the mean loss (mode gradient) or local minus global parameters
-            (mode update), on the model's device and in its layout, in memory of its
-            own.
+            (mode update), and local minus global running statistics, on the model's
+            device and in its layout, in memory of its own.
         """
         start = time.perf_counter()
-        self._load(parameters)
+        self._load(arrays)
         if not self.model.training:
             self.model.train()
         with self._seeded(rng):
             if self.config.mode == "gradient":
-                arrays, examples, loss = self._gradient(split, encoder, rng)
+                result, examples, loss = self._gradient(split, encoder, rng)
             else:
-                arrays, examples, loss = self._delta(split, encoder, rng)
+                for group in self._optimizer.param_groups:
+                    group["lr"] = self.config.learning_rate * learning_rate_factor
+                result, examples, loss = self._delta(split, encoder, rng, correction)
         metrics = {"train_loss": loss, "seconds": time.perf_counter() - start}
-        return ClientUpdate(arrays, examples, self.config.update_kind, metrics)
+        return ClientUpdate(result, examples, self.config.update_kind, metrics)
 
     def warm_up(self, image_shape: tuple[int, int, int]) -> None:
         """Take one step on black images; the parameters move."""
@@ -95,24 +106,36 @@ class LocalTrainer:
             torch.manual_seed(int(rng.integers(2**63)))
             yield
 
-    def _load(self, parameters: Mapping[str, Tensor]) -> None:
-        """Copy the global parameters into the network, unless they are there already.
+    def _load(self, arrays: Mapping[str, Tensor]) -> None:
+        """Copy the global arrays into the network, unless they are there already.
 
         They are brought into the network's layout once a round, not for each client.
         In mode gradient nobody moves them, so a round's clients share one copy.
         """
-        known = self._given.keys() == parameters.keys()
-        if not known or any(parameters[n] is not one for n, one in self._given.items()):
-            for name, parameter in self._parameters.items():
+        known = self._given.keys() == arrays.keys()
+        if not known or any(arrays[n] is not one for n, one in self._given.items()):
+            for name, array in self._arrays.items():
                 if name not in self._start:
-                    self._start[name] = torch.empty_like(parameter, requires_grad=False)
-                self._start[name].copy_(parameters[name])
-            self._given, self._moved = dict(parameters), True
+                    self._start[name] = torch.empty_like(array, requires_grad=False)
+                self._start[name].copy_(arrays[name])
+            self._given, self._moved = dict(arrays), True
         if self._moved:
             with torch.no_grad():
-                for name, parameter in self._parameters.items():
-                    parameter.copy_(self._start[name])
+                for name, array in self._arrays.items():
+                    array.copy_(self._start[name])
             self._moved = False
+
+    def _loss(self, batch: EncodedBatch) -> Tensor:
+        """Run the network, in the precision that the settings name."""
+        # Running statistics move in the forward pass already.
+        self._moved = self._moved or bool(self._buffers)
+        mixed = self.config.precision == "bfloat16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=mixed):
+            return soft_cross_entropy(self.model(batch.images), batch.soft_targets)
+
+    def _differences(self, arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        with torch.no_grad():
+            return {name: array - self._start[name] for name, array in arrays.items()}
 
     def _gradient(
         self, split: PrivateSplit, encoder: Encoder, rng: np.random.Generator
@@ -126,9 +149,8 @@ class LocalTrainer:
         total = 0.0
         for index in torch.split(rows, batch_size):
             batch, _ = encoder.encode(index, split, rng)
-            logits = self.model(batch.images)
             share = len(index) / wanted
-            loss = soft_cross_entropy(logits, batch.soft_targets) * share
+            loss = self._loss(batch) * share
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.item()
         gradient = {
@@ -136,29 +158,43 @@ class LocalTrainer:
             for name, parameter in self._parameters.items()
             if parameter.grad is not None
         }
-        return gradient, wanted, total
+        return gradient | self._differences(self._buffers), wanted, total
 
     def _delta(
-        self, split: PrivateSplit, encoder: Encoder, rng: np.random.Generator
+        self,
+        split: PrivateSplit,
+        encoder: Encoder,
+        rng: np.random.Generator,
+        correction: Mapping[str, Tensor] | None,
     ) -> tuple[dict[str, Tensor], int, float]:
-        """Train for some epochs and return how far the parameters moved."""
+        """Train for some epochs and return how far the arrays moved."""
         self._optimizer.state.clear()
         total, seen = 0.0, 0
         for index in _epochs(len(split), self.config, rng):
             batch, _ = encoder.encode(index, split, rng)
             self._optimizer.zero_grad()
-            loss = soft_cross_entropy(self.model(batch.images), batch.soft_targets)
+            loss = self._loss(batch)
             loss.backward()  # type: ignore[no-untyped-call]
+            self._correct_gradient(correction)
             self._optimizer.step()
             self._moved = True
             total += loss.item() * len(index)
             seen += len(index)
-        with torch.no_grad():
-            delta = {
-                name: parameter - self._start[name]
-                for name, parameter in self._parameters.items()
-            }
-        return delta, len(split), total / max(1, seen)
+        return self._differences(self._arrays), len(split), total / max(1, seen)
+
+    def _correct_gradient(self, correction: Mapping[str, Tensor] | None) -> None:
+        """Add FedProx's and SCAFFOLD's terms to the gradient."""
+        weight = self.config.proximal_mu
+        if not weight and correction is None:
+            return
+        for name, parameter in self._parameters.items():
+            if parameter.grad is None:
+                continue
+            if weight:
+                moved = parameter.detach() - self._start[name]
+                parameter.grad.add_(moved, alpha=weight)
+            if correction is not None:
+                parameter.grad.add_(correction[name].to(parameter.device))
 
 
 def warm_up(
@@ -178,34 +214,24 @@ def warm_up(
 
 def local_update(
     model: nn.Module,
-    parameters: Mapping[str, Tensor],
+    arrays: Mapping[str, Tensor],
     split: PrivateSplit,
     encoder: Encoder,
     config: TrainConfig,
     rng: np.random.Generator,
 ) -> ClientUpdate:
     """Compute one client's contribution to a round; see `LocalTrainer.update`."""
-    return LocalTrainer(model, config).update(parameters, split, encoder, rng)
+    return LocalTrainer(model, config).update(arrays, split, encoder, rng)
 
 
-def load_parameters(model: nn.Module, parameters: Mapping[str, Tensor]) -> None:
-    """Copy parameters into a model, in place.
+def local_steps(count: int, config: TrainConfig) -> int:
+    """Return the optimizer steps that a client takes in a round (mode update).
 
     Args:
-        model: any module.
-        parameters: by name, all of the model's, in its shapes.
+        count: images it holds.
+        config: the `[train]` table.
     """
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(parameters[name])
-
-
-def get_parameters(model: nn.Module) -> dict[str, Tensor]:
-    """Return a copy of a model's parameters by name, on the CPU, contiguous."""
-    return {
-        name: parameter.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, parameter in model.named_parameters()
-    }
+    return config.local_epochs * math.ceil(count / config.batch_size)
 
 
 def _epochs(

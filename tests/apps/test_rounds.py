@@ -52,6 +52,8 @@ def model_bytes(folder):
         {"instahide__method": "none", "data__augment": "crop-flip"},
         {"instahide__refresh": 3, "train__mode": "update", "server__optimizer": "adam"},
         {"partition__scheme": "dirichlet", "train__local_batches": 2},
+        {"train__mode": "update", "train__control_variates": True},
+        {"server__aggregation": "krum", "model__normalization": "batch"},
     ],
 )
 def test_a_run_repeats_byte_for_byte_and_leaves_a_full_folder(tmp_path, changes):
@@ -71,6 +73,7 @@ def test_a_run_repeats_byte_for_byte_and_leaves_a_full_folder(tmp_path, changes)
     )
     parameters = safetensors.torch.load(model_bytes(first))
     size = sum(value.nbytes for value in parameters.values())
+    size *= 2 if changes.get("train__control_variates") else 1
     assert rows[0]["bytes_up"] == rows[0]["bytes_down"] == 4 * size
     partition = json.loads((first.path / "partition.json").read_text())
     assert sorted(itertools.chain(*partition["clients"])) == list(range(4000))

@@ -17,9 +17,20 @@ from tests.e2e.support import marked_processes, model_bytes, start
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize(("mode", "workers"), [("gradient", 1), ("update", 2)])
-def test_flower_on_ray_gives_the_bytes_of_inline(tmp_path, mode, workers):
-    changes = {"train.mode": mode, "resources.workers": workers}
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"resources.workers": 1},
+        {
+            "resources.workers": 2,
+            "train.mode": "update",
+            "train.control-variates": True,  # clients keep state
+            "train.schedule": "cosine",
+            "model.normalization": "batch",  # and send statistics
+        },
+    ],
+)
+def test_flower_on_ray_gives_the_bytes_of_inline(tmp_path, changes):
     inline = start(run_inline, tmp_path / "inline", **changes)
     flower = start(run_flower, tmp_path / "flower", **changes)
     assert model_bytes(inline) == model_bytes(flower)

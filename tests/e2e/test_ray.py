@@ -65,9 +65,16 @@ class _WithoutReducing:
         return getattr(self._grid, name)
 
 
-@pytest.mark.parametrize("mode", ["gradient", "update"])
-def test_any_number_of_workers_gives_the_bytes_of_inline(tmp_path, cluster, mode):
-    changes = {"train.mode": mode, "partition.scheme": "dirichlet"}
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"partition.scheme": "dirichlet"},
+        {"partition.scheme": "dirichlet", "train.mode": "update"},
+        {"train.mode": "update", "train.control-variates": True},
+        {"server.aggregation": "median", "model.normalization": "batch"},
+    ],
+)
+def test_any_number_of_workers_gives_the_bytes_of_inline(tmp_path, cluster, changes):
     expected = start(run_inline, tmp_path / "inline", **changes)
     keep = ("round", "test_accuracy", "train_loss", "clients", "bytes_up")
     for workers in (1, 2, 3):

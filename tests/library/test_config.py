@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from instahide_fl.config import Config, EncoderConfig, parse_assignment
+from instahide_fl.config import Config, EncoderConfig, TrainConfig, parse_assignment
 from instahide_fl.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -58,6 +58,11 @@ def test_automatic_values_follow_the_mode():
         ("seed.x=1", "seed is set twice|seed.x is set twice"),
         ("train=1", "train must be a table, got 1"),
         ("nonsense=1", "unknown setting nonsense"),
+        ("train.proximal-mu=0.1", "proximal-mu corrects local steps"),
+        ("train.control-variates=true", 'set mode = "update"'),
+        ("train.schedule=step", "milestones and schedule"),
+        ("train.milestones=soon", "rounds separated by commas"),
+        ("server.trim-share=0.5", "less than 0.5, got 0.5"),
     ],
 )
 def test_a_bad_setting_is_named_with_its_value(assignment, expected):
@@ -99,3 +104,30 @@ def test_a_settings_file_that_is_missing_or_broken(tmp_path):
     (tmp_path / "bad.toml").write_text("seed = ")
     with pytest.raises(ConfigError, match="not valid TOML"):
         Config.from_toml(tmp_path / "bad.toml")
+
+
+def test_schedules_fall_and_rise_as_they_say():
+    def factors(**settings):
+        train = TrainConfig(rounds=10, **settings)
+        return [round(train.learning_rate_factor(i), 6) for i in range(1, 11)]
+
+    assert factors() == [1.0] * 10
+    step = factors(schedule="step", milestones="3, 8", decay_factor=0.5)
+    assert step == [1.0] * 3 + [0.5] * 5 + [0.25] * 2
+    cosine = factors(schedule="cosine")
+    assert cosine[0] == 1
+    assert cosine[5] == 0.5
+    assert 0 < cosine[-1] < 0.05
+    assert factors(warmup_rounds=3)[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
+
+
+def test_rules_that_need_more_clients_say_how_many():
+    krum = {"server.aggregation": "krum", "server.malicious-clients": 4}
+    with pytest.raises(ConfigError, match="at most 3 bad updates in a cohort of 10"):
+        Config().with_values(krum)
+    assert Config().with_values({**krum, "server.malicious-clients": 3})
+    scaffold = {"train.mode": "update", "train.control-variates": True}
+    with pytest.raises(ConfigError, match=r'set server.aggregation = "mean"'):
+        Config().with_values({**scaffold, "server.aggregation": "median"})
+    with pytest.raises(ConfigError, match=r"set momentum = 0, got 0\.9"):
+        Config().with_values({**scaffold, "train.momentum": 0.9})

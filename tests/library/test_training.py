@@ -5,16 +5,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from instahide_fl.aggregation.mean import plain_mean, weighted_mean
-from instahide_fl.aggregation.server_optimizer import ServerOptimizer
-from instahide_fl.config import Config, ModelConfig, TrainConfig
+from instahide_fl.config import ModelConfig, TrainConfig
 from instahide_fl.encoding.encoder import IdentityEncoder
-from instahide_fl.errors import ConfigError, RoundError
+from instahide_fl.models.arrays import get_arrays
 from instahide_fl.models.registry import build_model
 from instahide_fl.training.evaluation import evaluate
-from instahide_fl.training.local import LocalTrainer, get_parameters, local_update
+from instahide_fl.training.local import LocalTrainer, local_steps, local_update
 from instahide_fl.training.losses import soft_cross_entropy
-from instahide_fl.types import ClientUpdate
+from instahide_fl.training.scaffold import (
+    control_difference,
+    gradient_correction,
+    split_control,
+    with_control,
+)
 
 
 @pytest.fixture
@@ -22,38 +25,12 @@ def model():
     return build_model(ModelConfig(width=4, normalization="group"), (3, 8, 8), 5, 0)
 
 
-def test_the_seed_decides_the_initial_parameters():
-    first, again, other = (
-        get_parameters(build_model(ModelConfig(width=4), (1, 8, 8), 3, seed))
-        for seed in (0, 0, 1)
-    )
-    assert all(torch.equal(first[name], again[name]) for name in first)
-    assert not torch.equal(first["head.weight"], other["head.weight"])
-    with pytest.raises(ConfigError, match="at least 4x4"):
-        build_model(ModelConfig(), (1, 3, 3), 3, 0)
-
-
-@pytest.mark.parametrize(
-    ("name", "smallest", "parameters"),
-    [("small-cnn", 4, None), ("cnn-dropout", 6, 1_626_442), ("resnet-18", 8, None)],
-)
-def test_every_model_takes_small_and_usual_images(name, smallest, parameters):
-    config = ModelConfig(name=name, normalization="none")
-    for side in (smallest, 32):
-        model = build_model(config, (3, side, side), 10, 0)
-        assert model(torch.zeros(2, 3, side, side)).shape == (2, 10)
-    with pytest.raises(ConfigError, match=f"at least {smallest}x{smallest}"):
-        build_model(config, (3, smallest - 1, smallest), 10, 0)
-    found = sum(parameter.numel() for parameter in model.parameters())
-    assert parameters in (None, found)
-
-
 @pytest.mark.parametrize("mode", ["gradient", "update"])
 def test_a_network_that_clients_share_leaves_no_trace_of_the_one_before(split, mode):
     model_config = ModelConfig(name="cnn-dropout")
     config = TrainConfig(batch_size=7, mode=mode, momentum=0.9)
     fresh = lambda: build_model(model_config, (3, 8, 8), 5, 0)  # noqa: E731
-    start, encoder = get_parameters(fresh()), IdentityEncoder()
+    start, encoder = get_arrays(fresh()), IdentityEncoder()
     shared = LocalTrainer(fresh(), config)
     shared.warm_up((3, 8, 8))
     first, second = (
@@ -80,7 +57,7 @@ def test_soft_cross_entropy_of_hard_targets_is_cross_entropy(rng):
 
 
 def test_the_gradient_of_one_client_is_the_central_one(model, split, rng):
-    before = get_parameters(model)
+    before = get_arrays(model)
     config = TrainConfig(batch_size=7, local_batches=3)
     update = local_update(model, before, split, IdentityEncoder(), config, rng)
     inputs = split.statistics.normalise(split.images)
@@ -96,7 +73,7 @@ def test_the_gradient_of_one_client_is_the_central_one(model, split, rng):
 
 
 def test_an_update_is_what_local_training_changed(model, split, rng):
-    before = get_parameters(model)
+    before = get_arrays(model)
     config = TrainConfig(
         mode="update", batch_size=20, local_epochs=1, learning_rate=0.1
     )
@@ -111,53 +88,6 @@ def test_an_update_is_what_local_training_changed(model, split, rng):
         torch.testing.assert_close(
             update.arrays[name], expected.contiguous(), rtol=1e-3, atol=1e-6
         )
-
-
-def updates_of(*pairs):
-    return [
-        ClientUpdate(
-            {"w": torch.tensor(values)}, count, "gradient", {"train_loss": 0.0}
-        )
-        for values, count in pairs
-    ]
-
-
-def test_means_weigh_clients_as_they_say():
-    updates = updates_of(([1.0, 2.0], 1), ([5.0, 6.0], 3))
-    assert weighted_mean(updates)["w"].tolist() == [4.0, 5.0]
-    assert plain_mean(updates)["w"].tolist() == [3.0, 4.0]
-    with pytest.raises(RoundError, match="no client"):
-        weighted_mean([])
-    with pytest.raises(RoundError, match="disagree on w"):
-        weighted_mean(updates_of(([1.0], 1), ([1.0, 2.0], 1)))
-
-
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-def test_the_server_optimizer_is_torchs_and_resumes_exactly(optimizer, rng):
-    config = Config().with_values({"server.optimizer": optimizer})
-    start = {"w": torch.from_numpy(rng.standard_normal(5)).float()}
-    gradients = [torch.from_numpy(rng.standard_normal(5)).float() for _ in range(4)]
-    reference = torch.nn.Parameter(start["w"].clone())
-    kind = torch.optim.SGD if optimizer == "sgd" else torch.optim.Adam
-    extra = {"momentum": 0.9} if optimizer == "sgd" else {}
-    central = kind([reference], lr=config.server_learning_rate, **extra)
-    served = ServerOptimizer(start, config)
-    for step, gradient in enumerate(gradients):
-        reference.grad = gradient
-        central.step()
-        if step == 2:
-            state = {name: value.clone() for name, value in served.state().items()}
-            served = ServerOptimizer(start, config)
-            served.load_state(state)
-        served.step({"w": gradient}, "gradient")
-    assert torch.equal(served.parameters["w"], reference)
-
-
-def test_fedavg_moves_the_parameters_by_the_mean_difference():
-    config = Config().with_values({"train.mode": "update"})
-    optimizer = ServerOptimizer({"w": torch.tensor([1.0])}, config)
-    optimizer.step({"w": torch.tensor([0.25])}, "delta")
-    assert optimizer.parameters["w"].tolist() == [1.25]
 
 
 def test_evaluation_counts_what_is_right(split):
@@ -175,3 +105,135 @@ def test_evaluation_counts_what_is_right(split):
     assert loss == pytest.approx(
         F.cross_entropy(logits, split.targets).item(), rel=1e-5
     )
+
+
+def update_config(**changes):
+    defaults = {"mode": "update", "batch_size": 8, "local_epochs": 2}
+    return TrainConfig(**{**defaults, "learning_rate": 0.1, **changes})
+
+
+def local_steps_by_hand(model, split, config, rng, change):
+    """Local SGD written out: the same batches, each gradient changed."""
+    for _ in range(config.local_epochs):
+        order = torch.from_numpy(rng.permutation(len(split)))
+        for index in torch.split(order, config.batch_size):
+            batch, _ = IdentityEncoder().encode(index, split, rng)
+            model.zero_grad()
+            soft_cross_entropy(model(batch.images), batch.soft_targets).backward()
+            with torch.no_grad():
+                for name, parameter in model.named_parameters():
+                    gradient = change(name, parameter, parameter.grad)
+                    parameter -= config.learning_rate * gradient
+
+
+def assert_moved(update, model, before):
+    for name, parameter in model.named_parameters():
+        expected = (parameter - before[name]).contiguous()
+        torch.testing.assert_close(
+            update.arrays[name], expected, rtol=1e-3, atol=1e-5, check_stride=False
+        )
+
+
+def test_the_proximal_term_pulls_towards_the_global_parameters(model, split):
+    before, config = get_arrays(model), update_config(proximal_mu=0.5)
+    encoder = IdentityEncoder()
+    update = local_update(
+        model, before, split, encoder, config, np.random.default_rng(3)
+    )
+    by_hand = build_model(ModelConfig(width=4, normalization="group"), (3, 8, 8), 5, 0)
+    pull = lambda name, now, gradient: gradient + 0.5 * (now - before[name])  # noqa: E731
+    local_steps_by_hand(by_hand, split, config, np.random.default_rng(3), pull)
+    assert_moved(update, by_hand, before)
+
+
+def test_control_variates_are_those_of_scaffold(model, split, rng):
+    """Algorithm 1, option II: c_i+ is the mean of the gradients along the way."""
+    before, config = get_arrays(model), update_config()
+    server, client = (
+        {
+            name: torch.from_numpy(rng.standard_normal(tuple(a.shape))).float() * 0.01
+            for name, a in before.items()
+        }
+        for _ in range(2)
+    )
+    update = LocalTrainer(model, config).update(
+        *(before, split, IdentityEncoder(), np.random.default_rng(3)),
+        correction=gradient_correction(server, client),
+    )
+    by_hand = build_model(ModelConfig(width=4, normalization="group"), (3, 8, 8), 5, 0)
+    gradients = {name: [] for name in before}
+
+    def corrected(name, now, gradient):
+        gradients[name].append(gradient.clone())
+        return gradient - client[name] + server[name]
+
+    local_steps_by_hand(by_hand, split, config, np.random.default_rng(3), corrected)
+    assert_moved(update, by_hand, before)
+    steps = local_steps(len(split), config)
+    moved = control_difference(server, update.arrays, steps, config.learning_rate)
+    for name, along in gradients.items():
+        assert len(along) == steps
+        expected = torch.stack(along).mean(dim=0) - client[name]
+        torch.testing.assert_close(
+            moved[name], expected.contiguous(), rtol=1e-2, atol=1e-4
+        )
+
+
+def test_control_variates_travel_beside_the_model():
+    arrays, control = {"w": torch.ones(1)}, {"w": torch.zeros(1)}
+    assert split_control(with_control(arrays, control)) == (arrays, control)
+    assert control_difference(control, arrays, 0, 0.1)["w"].tolist() == [0.0]
+    assert gradient_correction(control, {}) == control
+
+
+@pytest.mark.parametrize("mode", ["gradient", "update"])
+def test_running_statistics_are_sent_as_what_the_clients_batches_changed(split, mode):
+    config = TrainConfig(mode=mode, batch_size=20, learning_rate=1e-9)
+    trainer = LocalTrainer(
+        build_model(ModelConfig(width=4, normalization="batch"), (3, 8, 8), 5, 0),
+        config,
+    )
+    start = get_arrays(trainer.model)
+    updates = [
+        trainer.update(start, split, IdentityEncoder(), np.random.default_rng(0))
+        for _ in range(2)  # the second client starts from the same statistics
+    ]
+    features = torch.nn.functional.conv2d(
+        split.statistics.normalise(split.images),
+        *(start["conv1.weight"], start["conv1.bias"]),
+        padding=1,
+    )
+    expected = 0.1 * (features.mean(dim=(0, 2, 3)) - start["norm1.running_mean"])
+    for update in updates:
+        torch.testing.assert_close(
+            update.arrays["norm1.running_mean"], expected, rtol=1e-3, atol=1e-6
+        )
+        assert update.arrays.keys() == start.keys()
+
+
+def test_mixed_precision_keeps_updates_in_float32_and_close(model, split):
+    before, results = get_arrays(model), {}
+    for precision in ("float32", "bfloat16"):
+        config = TrainConfig(batch_size=20, precision=precision)
+        update = local_update(
+            *(model, before, split, IdentityEncoder(), config),
+            np.random.default_rng(0),
+        )
+        results[precision] = update.arrays["conv1.weight"]
+    assert results["bfloat16"].dtype == torch.float32
+    assert not torch.equal(results["bfloat16"], results["float32"])
+    one, other = (result.flatten() for result in results.values())
+    assert F.cosine_similarity(one, other, dim=0) > 0.97
+
+
+def test_the_learning_rate_of_local_steps_follows_the_schedule(model, split):
+    before, config = get_arrays(model), update_config(local_epochs=1, batch_size=20)
+    trainer = LocalTrainer(model, config)
+    whole, half = (
+        trainer.update(
+            *(before, split, IdentityEncoder(), np.random.default_rng(0)),
+            learning_rate_factor=factor,
+        ).arrays["head.weight"]
+        for factor in (1.0, 0.5)
+    )
+    torch.testing.assert_close(whole, 2 * half, rtol=1e-3, atol=1e-6)
