@@ -1,0 +1,173 @@
+"""Results of the experiments: from run folders to README tables and curves.
+
+    python experiments/results.py collect RUN_FOLDER ...       # into results/
+    python experiments/results.py write       # the README table and docs/curves.png
+
+A run folder knows by its command which settings file and which `--set` it came from.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from instahide_fl.files import atomic_file, write_text
+from instahide_fl.run_folder import PROVENANCE, SUMMARY, RunFolder
+
+HERE = Path(__file__).parent
+RESULTS, README = HERE / "results", HERE / "README.md"
+CURVES = HERE.parent / "docs" / "curves.png"
+BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
+# Where data lies and how a run is started make no other experiment.
+PLACES = ("data.dataset", "data.root", "pool.source", "resources.")
+
+Row = dict[str, Any]
+
+
+def collect(folders: Sequence[Path]) -> None:
+    """Add runs to the result file of their experiment; the same one again replaces it.
+
+    Args:
+        folders: finished runs that were started with a settings file.
+    """
+    for path in folders:
+        folder = RunFolder(path)
+        if not folder.finished:
+            raise SystemExit(f"{path} is not a finished run (no {SUMMARY})")
+        name, row = describe(folder)
+        target = RESULTS / f"{name}.json"
+        rows: list[Row] = json.loads(target.read_text()) if target.exists() else []
+        same = ("set", "seed")
+        kept = [old for old in rows if any(old[key] != row[key] for key in same)]
+        kept.append(row)
+        kept.sort(key=lambda one: (one["set"], one["seed"]))
+        write_text(target, json.dumps(kept, indent=1) + "\n")
+
+
+def describe(folder: RunFolder) -> tuple[str, Row]:
+    """Return the experiment's name, and what is kept of a run."""
+    made, summary = folder.read_json(PROVENANCE), folder.read_json(SUMMARY)
+    words = shlex.split(made["command"])
+    (config,) = [Path(word) for word in words if word.endswith(".toml")]
+    changes = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
+    changes = [one for one in changes if not one.startswith(PLACES)]
+    curve = [
+        [row["round"], row["test_accuracy"]]
+        for row in folder.metrics()
+        if row["test_accuracy"] is not None
+    ]
+    cores = f"{os.cpu_count()} cores" if not made["gpus"] else made["gpus"][0]
+    row: Row = {
+        "set": sorted(changes),
+        "seed": made["seed"],
+        "accuracy": summary["final_accuracy"],
+        "rounds": summary["rounds"],
+        "seconds": round(summary["seconds"]),
+        "hardware": cores if made["engine"] != "inline" else "1 core",
+        "versions": {name: made["versions"][name] for name in ("torch", "flwr", "ray")},
+        "curve": curve,
+    }
+    return config.stem, row
+
+
+def table() -> str:
+    """Return all experiments as Markdown: what was measured, and what was not yet."""
+    lines = [
+        "| question | command | hardware | accuracy | minutes |",
+        "|" + " --- |" * 5,
+    ]
+    for config in sorted(HERE.glob("*.toml")):
+        question = config.read_text().splitlines()[0].removeprefix("# ")
+        path = RESULTS / f"{config.stem}.json"
+        rows: list[Row] = json.loads(path.read_text()) if path.exists() else []
+        if not rows:
+            command = f"`experiments/{config.name}`"
+            lines.append(f"| {question} | {command} | | not yet measured | |")
+        for changes in sorted({tuple(row["set"]) for row in rows}):
+            alike = [row for row in rows if tuple(row["set"]) == changes]
+            lines.append(_line(question, config.name, changes, alike))
+            question = ""
+    return "\n".join(lines)
+
+
+def _line(
+    question: str, config: str, changes: Sequence[str], rows: Sequence[Row]
+) -> str:
+    found = [100 * row["accuracy"] for row in rows]
+    accuracy = f"{mean(found):.1f}%"
+    if len(found) > 1:
+        accuracy += f" ± {stdev(found):.1f} ({len(found)} seeds)"
+    if any(still_rising(row["curve"]) for row in rows):
+        accuracy += ", still rising"
+    sets = "".join(f" --set {one}" for one in changes)
+    minutes = mean(row["seconds"] for row in rows) / 60
+    command = f"`experiments/{config}{sets}`"
+    hardware = rows[0]["hardware"]
+    return f"| {question} | {command} | {hardware} | {accuracy} | {minutes:.1f} |"
+
+
+def still_rising(curve: Sequence[Sequence[float]], margin: float = 0.005) -> bool:
+    """Tell whether the last quarter of a run still gained accuracy.
+
+    Args:
+        curve: pairs of round and accuracy.
+        margin: gain that counts.
+    """
+    last = curve[-1]
+    before = [one for one in curve if one[0] <= 0.75 * last[0]]
+    return bool(before) and last[1] - before[-1][1] > margin
+
+
+def draw(names: Mapping[str, str]) -> None:
+    """Draw accuracy over rounds.
+
+    Args:
+        names: label by experiment.
+    """
+    figure = Figure(figsize=(6.4, 3.6), dpi=120)
+    axes = figure.subplots()
+    for name, label in names.items():
+        path = RESULTS / f"{name}.json"
+        if not path.exists():
+            continue
+        row = json.loads(path.read_text())[0]
+        rounds, accuracy = zip(*row["curve"], strict=True)
+        axes.plot(rounds, [100 * one for one in accuracy], marker=".", label=label)
+    axes.set_xlabel("rounds (one local epoch each)")
+    axes.set_ylabel("accuracy on clean test images, %")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    figure.tight_layout()
+    with atomic_file(CURVES) as temporary:
+        figure.savefig(temporary, format="png")
+
+
+def write() -> None:
+    """Put the table into the README and draw the curves."""
+    before, _, rest = README.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    write_text(README, f"{before}{BEGIN}\n{table()}\n{END}{after}")
+    draw(
+        {
+            "cifar10-plain": "plain",
+            "cifar10-inside-k4": "InstaHide inside, k = 4",
+            "cifar10-cross-k4": "InstaHide cross, k = 4",
+        }
+    )
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["collect"] and sys.argv[2:]:
+        collect([Path(one) for one in sys.argv[2:]])
+    elif sys.argv[1:] == ["write"]:
+        write()
+    else:
+        raise SystemExit(__doc__)
