@@ -37,9 +37,10 @@ bench: $(READY) ## Measure speed and memory against the alternatives (about 25 m
 	$(BIN)/python -m benchmarks.engines
 	$(BIN)/python -m benchmarks.tables
 
-picture: $(READY) ## Draw the README's picture of encodings again.
-	rm -f docs/encodings.png
+picture: $(READY) ## Draw the pictures of README and docs/ again.
+	rm -f docs/encodings.png docs/partition.png
 	$(BIN)/instahide-fl encode mnist-5k --seed 0 --images 10 --picture docs/encodings.png --out "$$(mktemp -d)/encodings.npz"
+	$(BIN)/instahide-fl data partition mnist-5k --set partition.scheme=dirichlet --set partition.alpha=0.1 --picture docs/partition.png
 
 install: $(READY) ## Create .venv with everything in it.
 

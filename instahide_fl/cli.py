@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
+import numpy as np
 import torch
 import typer
 from rich.console import Console
@@ -139,6 +140,44 @@ def data_info(
     ):
         table.add_row(str(number), name, f"{count:,}")
     console.print(table)
+
+
+@data_app.command("partition")
+def data_partition(
+    dataset: Annotated[
+        str, typer.Argument(help="As data.dataset, for instance mnist-5k.")
+    ] = "mnist-5k",
+    picture: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Picture of it, .png.")
+    ] = None,
+    config: SettingsOption = None,
+    assignments: Assignments = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the partition.")] = None,
+) -> None:
+    """Print who would get how many images of how many classes, before a run."""
+    from instahide_fl.data.datasets import load_dataset
+    from instahide_fl.data.partition import cached_partition, count_labels
+
+    if picture is not None and picture.exists():
+        raise OutputError(f"{picture} exists already: choose another name")
+    settings = _settings(config, assignments, seed)
+    settings = settings.with_values({"data.dataset": dataset})
+    loaded = load_dataset(settings.data, settings.seed)
+    parts = cached_partition(loaded, settings.partition, settings.seed)
+    targets, names = loaded.train.targets, loaded.class_names
+    counts = count_labels(parts, targets, len(names))
+    _print_rows(
+        ("data set", loaded.name),
+        ("scheme", settings.partition.scheme),
+        ("clients", f"{len(parts):,}"),
+        ("images a client", _spread(counts.sum(dim=1))),
+        ("classes a client", _spread((counts > 0).sum(dim=1))),
+    )
+    if picture is not None:
+        from instahide_fl.report.partition_picture import save_partition_picture
+
+        save_partition_picture(picture, parts, targets, names)
+        console.print(f"picture in {picture}")
 
 
 @pool_app.command("info")
@@ -291,6 +330,11 @@ def _open_pool(pool: Path, image_size: int, channels: int) -> Any:
         with console.status("cutting photographs"):
             return MixingPool.photos(image_size, channels)
     return MixingPool.open(pool)
+
+
+def _spread(numbers: torch.Tensor) -> str:
+    low, middle, high = np.quantile(numbers, (0, 0.5, 1))
+    return f"{low:,.0f} to {high:,.0f}, median {middle:,.1f}"
 
 
 def _print_rows(*rows: tuple[str, object]) -> None:

@@ -3,6 +3,7 @@
 config.toml         every setting
 provenance.json     versions, git revision, code hash, pool, seed, command
 partition.json      which client held which training image
+partition.png       how many images of which class
 metrics.jsonl       one object a round
 checkpoint/         newest complete state
 model.safetensors   final global parameters
@@ -31,6 +32,7 @@ from instahide_fl.files import atomic_file, explained, write_text
 CONFIG = "config.toml"
 PROVENANCE = "provenance.json"
 PARTITION = "partition.json"
+PARTITION_PICTURE = "partition.png"
 METRICS = "metrics.jsonl"
 CHECKPOINT = "checkpoint/state.safetensors"
 MODEL = "model.safetensors"

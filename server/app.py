@@ -24,6 +24,7 @@ from instahide_fl.provenance import code_hash, describe_environment
 from instahide_fl.run_folder import (
     CONFIG,
     PARTITION,
+    PARTITION_PICTURE,
     PROVENANCE,
     SUMMARY,
     RunFolder,
@@ -101,10 +102,7 @@ def _describe_run(
     """Write settings, partition and provenance: all that is known before training."""
     write_text(folder.path / CONFIG, config.resolved().to_toml())
     if all(client.isdecimal() for client in clients.nodes):
-        targets, partition = dataset.train.targets, config.partition
-        parts = cached_partition(targets, dataset.digest, partition, config.seed)
-        text = partition_to_json(parts, partition, config.seed)
-        write_text(folder.path / PARTITION, text)
+        _describe_partition(folder, config, dataset)
     started = folder.read_json(PROVENANCE)
     folder.write_json(
         PROVENANCE,
@@ -120,6 +118,19 @@ def _describe_run(
             "clients": dict(clients.num_examples),
         },
     )
+
+
+def _describe_partition(
+    folder: RunFolder, config: Config, dataset: ImageDataset
+) -> None:
+    # Imported here: real clients have no partition to draw, and matplotlib is large.
+    from instahide_fl.report.partition_picture import save_partition_picture
+
+    parts = cached_partition(dataset, config.partition, config.seed)
+    text = partition_to_json(parts, config.partition, config.seed, dataset.client_ids)
+    write_text(folder.path / PARTITION, text)
+    targets, names = dataset.train.targets, dataset.class_names
+    save_partition_picture(folder.path / PARTITION_PICTURE, parts, targets, names)
 
 
 def _finish_round(

@@ -75,7 +75,7 @@ class PartitionConfig(Table):
     num_clients: CountOrZero = 10
     """Clients in the federation. 0 (only under `flwr run`) takes the number of
     SuperNodes."""
-    alpha: Annotated[float, Field(gt=0)] = 0.5
+    alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.5
     """Concentration of the Dirichlet draws; smaller is more uneven."""
     shards_per_client: Count = 2
     """Shards that a client receives (scheme shards)."""

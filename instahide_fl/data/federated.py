@@ -86,9 +86,7 @@ def load_federated_data(config: Config) -> FederatedData:
         OutputError: the cache folder cannot be written.
     """
     dataset = load_dataset(config.data, config.seed)
-    partition = cached_partition(
-        dataset.train.targets, dataset.digest, config.partition, config.seed
-    )
+    partition = cached_partition(dataset, config.partition, config.seed)
     if config.instahide.method != "none":
         check_split_size(min(map(len, partition)), config.instahide.private_count)
     pool = load_pool(config, dataset.image_shape)

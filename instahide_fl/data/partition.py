@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import warnings
-from typing import Any, TypeAlias
+from collections.abc import Sequence
+from typing import TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from instahide_fl.config import PartitionConfig
+from instahide_fl.data.datasets import ImageDataset
+from instahide_fl.data.partition_schemes import SCHEMES, ShuffledImages
 from instahide_fl.errors import ConfigError
 from instahide_fl.files import atomic_file, cache_folder
 from instahide_fl.rng import stream
@@ -19,96 +21,135 @@ from instahide_fl.rng import stream
 Partition: TypeAlias = list[Tensor]
 """For each client i64[N_i], rows of the training images: disjoint and complete."""
 
+CACHE_LAYOUT = 2  # raise it when a scheme draws otherwise, or the files change
 
-def partition_images(targets: Tensor, config: PartitionConfig, seed: int) -> Partition:
+
+def partition_images(
+    targets: Tensor,
+    config: PartitionConfig,
+    seed: int,
+    client_ids: Tensor | None = None,
+) -> Partition:
     """Divide the training images among clients.
 
     Args:
         targets: i64[N], classes of all training images.
-        config: scheme and number of clients (at least 1).
+        config: scheme, its settings and the number of clients (at least 1).
         seed: repeats the division.
+        client_ids: i64[N], whose each image is (scheme natural-id): client i gets the
+            images of the i-th smallest id.
 
     Raises:
-        ConfigError: more clients than images, or no draw gave every client its minimum.
+        ConfigError: the scheme cannot give every client its minimum of images, or its
+            settings contradict the data.
     """
-    count = config.num_clients
-    if not 1 <= count <= len(targets):
-        raise ConfigError(
-            f"partition.num-clients must be in 1..{len(targets)} (the training "
-            f"images), got {count}"
-        )
-    # Imported here: pandas, pyarrow and plotting come along and take seconds.
-    import datasets
-
+    _check_counts(len(targets), config)
+    _, labels = np.unique(targets.numpy(), return_inverse=True)
     rows = stream(seed, "partition", "order").permutation(len(targets))
-    table = datasets.Dataset.from_dict(
-        {"row": rows, "label": targets.numpy()[rows]},
-    )
-    partitioner = _partitioner(config, seed)
-    partitioner.dataset = table
-    try:
-        with warnings.catch_warnings():
-            # Each redraw for the minimum size is announced; only giving up matters.
-            warnings.filterwarnings("ignore", "The specified min_partition_size")
-            parts = [partitioner.load_partition(i)["row"][:] for i in range(count)]
-    except ValueError as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(
-            f"partition.scheme = {config.scheme!r} cannot give each of {count} clients "
-            f"{config.min_size} images (partition.min-size): {reason}"
-        ) from None
-    return [torch.tensor(part, dtype=torch.int64) for part in parts]
+    ids = None if client_ids is None else client_ids.numpy()[rows]
+    images = ShuffledImages(rows, labels[rows], ids, seed)
+    parts = SCHEMES[config.scheme](images, config)
+    _check_sizes([len(part) for part in parts], config)
+    return [torch.from_numpy(part) for part in parts]
 
 
 def cached_partition(
-    targets: Tensor, dataset_digest: str, config: PartitionConfig, seed: int
+    dataset: ImageDataset, config: PartitionConfig, seed: int
 ) -> Partition:
     """Return `partition_images`, computed once on a machine and kept in the cache.
 
     Args:
-        targets: i64[N], classes of all training images.
-        dataset_digest: names the data set these are of.
-        config: scheme and number of clients.
+        dataset: whose training images are divided.
+        config: scheme, its settings and the number of clients.
         seed: repeats the division.
 
     Raises:
         ConfigError: as `partition_images`.
         OutputError: the cache folder cannot be written.
     """
-    identity = json.dumps([dataset_digest, config.model_dump(), seed])
-    name = hashlib.sha256(identity.encode()).hexdigest()[:32]
+    made_from = [CACHE_LAYOUT, dataset.digest, config.model_dump(), seed]
+    if config.scheme == "natural-id" and dataset.client_ids is not None:
+        made_from.append(
+            hashlib.sha256(dataset.client_ids.numpy().tobytes()).hexdigest()
+        )
+    name = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:32]
     path = cache_folder("partitions", f"{name}.npz")
     if not path.exists():
-        parts = partition_images(targets, config, seed)
+        parts = partition_images(
+            dataset.train.targets, config, seed, dataset.client_ids
+        )
+        sizes = [len(part) for part in parts]
         with atomic_file(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, *[part.numpy() for part in parts])
+            np.savez(file, rows=torch.cat(parts).numpy(), sizes=np.array(sizes))
     with np.load(path) as stored:
-        return [torch.from_numpy(stored[f"arr_{i}"]) for i in range(len(stored.files))]
+        rows, sizes = torch.from_numpy(stored["rows"]), stored["sizes"].tolist()
+    return list(torch.split(rows, sizes))
 
 
-def partition_to_json(partition: Partition, config: PartitionConfig, seed: int) -> str:
-    """Return the partition as JSON text, for the run folder."""
-    return json.dumps(
-        {
-            "scheme": config.scheme,
-            "alpha": config.alpha,
-            "seed": seed,
-            "clients": [part.tolist() for part in partition],
-        }
+def partition_to_json(
+    partition: Partition,
+    config: PartitionConfig,
+    seed: int,
+    client_ids: Tensor | None = None,
+) -> str:
+    """Return the partition as JSON text, for the run folder.
+
+    It holds all settings of `[partition]`, the seed, and under `clients` the rows of
+    each client. With scheme natural-id, `natural_ids` says who each client is: its
+    number among the sorted values of `data.client-column`, counted from 0.
+
+    Args:
+        partition: of `partition_images`.
+        config: that it was made by.
+        seed: that it was made by.
+        client_ids: i64[N], as in `partition_images`.
+    """
+    described = {**config.model_dump(), "seed": seed}
+    if config.scheme == "natural-id" and client_ids is not None:
+        described["natural_ids"] = [int(client_ids[part[0]]) for part in partition]
+    return json.dumps({**described, "clients": [part.tolist() for part in partition]})
+
+
+def count_labels(partition: Partition, targets: Tensor, num_classes: int) -> Tensor:
+    """Count every client's images of every class.
+
+    Args:
+        partition: of M clients.
+        targets: i64[N], classes of all training images.
+        num_classes: K.
+
+    Returns:
+        i64[M,K].
+    """
+    return torch.stack(
+        [targets[rows].bincount(minlength=num_classes) for rows in partition]
     )
 
 
-def _partitioner(config: PartitionConfig, seed: int) -> Any:
-    from flwr_datasets.partitioner import DirichletPartitioner, IidPartitioner
+def _check_counts(images: int, config: PartitionConfig) -> None:
+    count = config.num_clients
+    if not 1 <= count <= images:
+        raise ConfigError(
+            f"partition.num-clients must be in 1..{images} (the training images), got "
+            f"{count}"
+        )
+    # Natural clients are what they are; how many there must be is checked first.
+    if config.scheme != "natural-id" and count * config.min_size > images:
+        raise ConfigError(
+            f"partition.scheme = {config.scheme!r} cannot give each of {count} clients "
+            f"{config.min_size} images (partition.min-size): there are only {images}; "
+            f"lower partition.min-size or partition.num-clients"
+        )
 
-    if config.scheme == "iid":
-        return IidPartitioner(num_partitions=config.num_clients)
-    draw = int(stream(seed, "partition", "dirichlet").integers(2**31))
-    return DirichletPartitioner(
-        num_partitions=config.num_clients,
-        partition_by="label",
-        alpha=config.alpha,
-        min_partition_size=config.min_size,
-        self_balancing=False,
-        seed=draw,
+
+def _check_sizes(sizes: Sequence[int], config: PartitionConfig) -> None:
+    smallest = min(sizes)
+    if smallest >= config.min_size:
+        return
+    remedies = ["lower partition.min-size"] if smallest else []
+    remedies += ["lower partition.num-clients"] * (config.scheme != "natural-id")
+    raise ConfigError(
+        f"partition.scheme = {config.scheme!r} gives one of {len(sizes)} clients "
+        f"{smallest or 'no'} image{'s' * (smallest != 1)}, fewer than "
+        f"partition.min-size = {config.min_size}: {' or '.join(remedies)}"
     )

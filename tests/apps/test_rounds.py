@@ -64,7 +64,8 @@ def test_a_run_repeats_byte_for_byte_and_leaves_a_full_folder(tmp_path, changes)
     assert model_bytes(first) != model_bytes(other)
     assert {path.name for path in first.path.iterdir()} == {
         *("config.toml", "provenance.json", "metrics.jsonl", "summary.json"),
-        *("model.safetensors", "checkpoint", "partition.json", "logs"),
+        *("model.safetensors", "checkpoint", "logs"),
+        *("partition.json", "partition.png"),
     }
     rows = first.metrics()
     assert [row["round"] for row in rows] == [1, 2, 3, 4]

@@ -117,6 +117,20 @@ def test_data_and_pool_commands(command, pool):
     assert command("pool", "verify", "elsewhere")[0] == 2
 
 
+def test_a_partition_can_be_looked_at_before_a_run(command):
+    arguments = ["data", "partition", "mnist-5k", "--picture", "p.png"]
+    chosen = ["--set", "partition.scheme=classes", "--set", "partition.num-clients=20"]
+    code, out, _ = command(*arguments, *chosen)
+    assert code == 0
+    assert "clients          20" in out
+    assert "classes a client 2 to 2, median 2" in out
+    assert Path("p.png").stat().st_size > 1000
+    code, _, err = command(*arguments)
+    assert (code, "exists already" in err) == (2, True)
+    code, _, err = command(*arguments[:3], "--set", "partition.num-clients=0")
+    assert (code, "must be in 1..4000" in err) == (2, True)
+
+
 def test_encode_writes_encodings_and_only_on_request_the_key(command):
     arguments = ["encode", "mnist-5k", "--images", 30, "--picture", "p.png"]
     code, _, _ = command(*arguments, "--out", "e.npz")

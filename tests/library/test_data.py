@@ -10,14 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
-from instahide_fl.config import Config, DataConfig, PartitionConfig
+from instahide_fl.config import Config, DataConfig
 from instahide_fl.data.augment import Augmentation
 from instahide_fl.data.datasets import augmentation_for, load_dataset
 from instahide_fl.data.federated import load_federated_data
-from instahide_fl.data.partition import partition_images
 from instahide_fl.data.photos import cut_patches, load_photos
 from instahide_fl.data.pool import MixingPool
-from instahide_fl.errors import ConfigError, DataError, OutputError, PoolError
+from instahide_fl.errors import DataError, OutputError, PoolError
 from instahide_fl.types import ChannelStatistics
 
 CIFAR = Path(__file__).parents[3] / "shared" / "data" / "cifar10"
@@ -144,46 +143,6 @@ def test_statistics_match_torch_and_normalise_undoes_restore(split):
     assert measured.std == pytest.approx(scaled.std((0, 2, 3), correction=0).tolist())
     normalised = measured.normalise(split.images)
     torch.testing.assert_close(measured.restore(normalised), scaled.float())
-
-
-@pytest.mark.parametrize("scheme", ["iid", "dirichlet"])
-def test_partitions_are_disjoint_complete_and_seeded(scheme, rng):
-    targets = torch.from_numpy(rng.integers(0, 10, 600))
-    config = PartitionConfig(scheme=scheme, num_clients=7, alpha=0.3, min_size=5)
-    parts = partition_images(targets, config, seed=1)
-    assert sorted(torch.cat(parts).tolist()) == list(range(600))
-    assert len(parts) == 7
-    assert min(map(len, parts)) >= 5
-    again = partition_images(targets, config, seed=1)
-    assert all(torch.equal(a, b) for a, b in zip(parts, again, strict=True))
-    other = partition_images(targets, config, seed=2)
-    assert not all(torch.equal(a, b) for a, b in zip(parts, other, strict=True))
-
-
-def test_dirichlet_is_more_uneven_than_iid(rng):
-    targets = torch.from_numpy(rng.integers(0, 10, 2000))
-
-    def largest_class_share(scheme):
-        config = PartitionConfig(scheme=scheme, num_clients=5, alpha=0.1)
-        parts = partition_images(targets, config, seed=0)
-        return np.mean([targets[p].bincount().max() / len(p) for p in parts])
-
-    assert largest_class_share("dirichlet") > 2 * largest_class_share("iid")
-
-
-def test_impossible_partitions_are_refused():
-    targets = torch.zeros(30, dtype=torch.int64)
-    with pytest.raises(ConfigError, match=r"must be in 1..30 .* got 31"):
-        partition_images(targets, PartitionConfig(num_clients=31), 0)
-    crowded = PartitionConfig(scheme="dirichlet", num_clients=10, min_size=20)
-    with pytest.raises(ConfigError, match=r"partition\.min-size"):
-        partition_images(targets, crowded, 0)
-
-
-def test_clients_must_fill_an_encoding():
-    config = Config().with_values({"partition.num-clients": 4000})
-    with pytest.raises(ConfigError, match="a client has only 1"):
-        load_federated_data(config)
 
 
 def test_a_pool_is_written_whole_and_opened_by_memory_map(tmp_path, pool):
