@@ -19,6 +19,7 @@ import numpy as np
 import torch
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from instahide_fl.config import Config, Scalar, parse_assignment
@@ -45,6 +46,9 @@ app.add_typer(pool_app, name="pool")
 
 console = Console(soft_wrap=True)
 errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+
+DATASET_HELP = "A name as in data.dataset, for instance mnist-5k or imagefolder:PATH."
+LISTED_CLASSES = 20  # more are summed up
 
 Settings = Annotated[
     Path | None, typer.Argument(metavar="[CONFIG.toml]", help="Settings file.")
@@ -112,14 +116,17 @@ def run(
 
 @data_app.command("info")
 def data_info(
-    dataset: Annotated[
-        str, typer.Argument(help="mnist-5k or hf:PATH-OR-NAME.")
-    ] = "mnist-5k",
+    dataset: Annotated[str, typer.Argument(help=DATASET_HELP)] = "mnist-5k",
+    picture: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Contact sheet of some classes, .png."),
+    ] = None,
     assignments: Assignments = None,
 ) -> None:
     """Print a data set's counts, shape, classes and channel statistics."""
     from instahide_fl.data.datasets import load_dataset
 
+    _refuse_existing(picture)
     settings = _settings(None, assignments, None)
     settings = settings.with_values({"data.dataset": dataset})
     loaded = load_dataset(settings.data, settings.seed)
@@ -134,12 +141,12 @@ def data_info(
         ("channel mean", rounded),
         ("channel std", spread),
     )
-    table = Table("class", "name", "training images")
-    for number, (name, count) in enumerate(
-        zip(loaded.class_names, counts, strict=True)
-    ):
-        table.add_row(str(number), name, f"{count:,}")
-    console.print(table)
+    _print_classes(loaded.class_names, counts)
+    if picture is not None:
+        from instahide_fl.report.contact_sheet import class_rows, save_contact_sheet
+
+        save_contact_sheet(picture, class_rows(loaded), f"{loaded.name}: training")
+        console.print(f"picture: {picture}", markup=False)
 
 
 @data_app.command("partition")
@@ -213,7 +220,7 @@ def pool_verify(
 
 @app.command()
 def encode(
-    dataset: Annotated[str, typer.Argument(help="mnist-5k or hf:PATH-OR-NAME.")],
+    dataset: Annotated[str, typer.Argument(help=DATASET_HELP)],
     out: Annotated[Path, typer.Option(metavar="FILE", help="Encodings, .npz.")],
     key: Annotated[
         Path | None,
@@ -236,9 +243,7 @@ def encode(
     from instahide_fl.encoding.files import encode_dataset, save_encodings, save_key
     from instahide_fl.report.encoding_picture import save_encoding_picture
 
-    for path in (out, key, picture):
-        if path is not None and path.exists():
-            raise OutputError(f"{path} exists already: choose another name")
+    _refuse_existing(out, key, picture)
     settings = _settings(config, assignments, seed)
     settings = settings.with_values({"data.dataset": dataset})
     encoded = encode_dataset(settings, limit=images, seeded=seed is not None)
@@ -335,6 +340,32 @@ def _open_pool(pool: Path, image_size: int, channels: int) -> Any:
 def _spread(numbers: torch.Tensor) -> str:
     low, middle, high = np.quantile(numbers, (0, 0.5, 1))
     return f"{low:,.0f} to {high:,.0f}, median {middle:,.1f}"
+
+
+def _refuse_existing(*paths: Path | None) -> None:
+    for path in paths:
+        if path is not None and path.exists():
+            raise OutputError(f"{path} exists already: choose another name")
+
+
+def _print_classes(names: Sequence[str], counts: Sequence[int]) -> None:
+    """Print the training images of each class, or a summary where there are many."""
+    if len(names) > LISTED_CLASSES:
+        fewest, most = min(counts), max(counts)
+        few, many = names[counts.index(fewest)], names[counts.index(most)]
+        _print_rows(
+            ("classes", f"{len(names):,}: {', '.join(names[:3])}, ..., {names[-1]}"),
+            (
+                "images a class",
+                f"{fewest:,} ({few}) to {most:,} ({many}), mean "
+                f"{sum(counts) / len(counts):,.1f}",
+            ),
+        )
+        return
+    table = Table("class", "name", "training images")
+    for number, (name, count) in enumerate(zip(names, counts, strict=True)):
+        table.add_row(str(number), escape(name), f"{count:,}")
+    console.print(table)
 
 
 def _print_rows(*rows: tuple[str, object]) -> None:

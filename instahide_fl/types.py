@@ -6,17 +6,27 @@ Shapes: B batch, k images mixed, p of them private, C,H,W image, K classes, N im
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from instahide_fl.errors import DataError
 
 UpdateKind: TypeAlias = Literal["gradient", "delta"]
+
+
+class MapDataset(Protocol):
+    """A map-style PyTorch data set: a length, and (image, class) by number."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> tuple[Any, Any]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +122,45 @@ class PrivateSplit:
                 f"{int(self.targets.min())}..{int(self.targets.max())}"
             )
 
+    @classmethod
+    def from_dataset(
+        cls, dataset: MapDataset, num_classes: int | None = None
+    ) -> PrivateSplit:
+        """Take all images of a PyTorch data set, for instance one of torchvision.
+
+        Args:
+            dataset: has a length and gives (image, class) by number; an image is a PIL
+                picture, a u8[C,H,W] tensor, or a float tensor of that shape in [0, 1].
+            num_classes: K; taken from `dataset.classes`, or the largest class, if None.
+
+        Raises:
+            DataError: images of another kind or of several shapes, classes that are no
+                whole numbers, or no images at all.
+        """
+        images: list[Tensor] = []
+        targets: list[int] = []
+        for row in range(len(dataset)):
+            image, target = dataset[row]
+            images.append(_pixels(image, row))
+            if images[-1].shape != images[0].shape:
+                raise DataError(
+                    f"all images must have one shape, got {tuple(images[0].shape)} and "
+                    f"{tuple(images[-1].shape)} (image {row}): resize them"
+                )
+            try:
+                targets.append(operator.index(target))
+            except TypeError:
+                raise DataError(
+                    f"the class of an image must be a whole number, got {target!r} "
+                    f"(image {row})"
+                ) from None
+        if not images:
+            raise DataError("a data set without images cannot be encoded")
+        if num_classes is None:
+            names = getattr(dataset, "classes", None)
+            num_classes = max(targets) + 1 if names is None else len(names)
+        return cls(torch.stack(images), torch.tensor(targets), num_classes)
+
     def __len__(self) -> int:
         return len(self.images) if self.rows is None else len(self.rows)
 
@@ -162,6 +211,31 @@ class PrivateSplit:
         known.pop("statistics", None)
         copied.__dict__.update(known)
         return copied
+
+
+def _pixels(image: object, row: int) -> Tensor:
+    """Return one image of a PyTorch data set as u8[C,H,W]."""
+    from PIL import Image
+
+    if isinstance(image, Image.Image):
+        picture = image.convert("L" if image.mode in ("1", "L") else "RGB")
+        array = np.array(picture)  # a copy: torch wants to own writable memory
+        image = torch.from_numpy(array[None] if array.ndim == 2 else array)
+        return image if array.ndim == 2 else image.permute(2, 0, 1).contiguous()
+    if isinstance(image, Tensor) and image.ndim == 3:
+        if image.dtype == torch.uint8:
+            return image
+        if image.is_floating_point() and image.min() >= 0 and image.max() <= 1:
+            return (image * 255).round().to(torch.uint8)
+    found = (
+        f"{image.dtype} of shape {tuple(image.shape)}, {image.min()}..{image.max()}"
+        if isinstance(image, Tensor) and image.numel()
+        else type(image).__name__
+    )
+    raise DataError(
+        f"images must be PIL pictures or tensors [C,H,W], uint8 or float in [0, 1], "
+        f"not normalised; got {found} (image {row})"
+    )
 
 
 @dataclass(frozen=True, slots=True)

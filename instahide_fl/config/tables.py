@@ -32,12 +32,16 @@ class DataConfig(Table):
     on the hub); or `noise:NxCxHxW` (N random training images of 10 classes, to measure
     speed)."""
     root: str = ""
-    """Folder with the files of a torchvision data set; empty takes the cache folder."""
+    """Folder with the files of a torchvision data set, in torchvision's layout, or the
+    four idx files of an MNIST-like set, packed (.gz) or not; empty takes `torchvision`
+    in the cache folder."""
     download: bool = False
     """Whether a torchvision data set whose files are missing may be downloaded."""
     train_rows: str = ""
     """`START:STOP` keeps only these training images, counted from 0 in the order of
-    the files; empty keeps all. Test images always stay."""
+    the files (or, where the seed divides training from test images, in the order it
+    gives them); empty keeps all. Test images always stay, and so do the constants that
+    images are normalised with: mean and spread of the whole training set."""
     client_column: str = ""
     """Column of an `hf:` data set that names whose image each one is (a writer, a
     patient), for partition.scheme natural-id."""

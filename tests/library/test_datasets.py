@@ -1,0 +1,431 @@
+from __future__ import annotations
+
+import gzip
+import pickle
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+
+from instahide_fl import cli
+from instahide_fl.config import DataConfig
+from instahide_fl.data.augment import Augmentation
+from instahide_fl.data.datasets import augmentation_for, load_dataset
+from instahide_fl.data.pictures import BLOCK
+from instahide_fl.errors import DataError, OutputError
+from instahide_fl.report.contact_sheet import class_rows, save_contact_sheet
+from instahide_fl.types import ChannelStatistics, PrivateSplit
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+CIFAR = SHARED / "cifar10"
+IMAGENET = SHARED / "imagenet-sample"
+DEBIAN = Path("/usr/share/datasets/fashion-mnist")
+PAGE = Path(__file__).parents[2] / "docs" / "data.md"
+IDX = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("INSTAHIDE_FL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "hf"))
+    return tmp_path / "cache"
+
+
+def write_hugging_face_folder(folder, count=12, size=(8, 8), mode="RGB", writers=None):
+    """A data set in the layout of the hub: parquet files with encoded images."""
+    features = datasets.Features(
+        {"img": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])}
+    )
+    rng = np.random.default_rng(0)
+    shape = (*size, 3) if mode == "RGB" else size
+    pixels = rng.integers(0, 256, (count, *shape), dtype=np.uint8)
+    rows = {
+        "img": [Image.fromarray(one) for one in pixels],
+        "label": [i % 2 for i in range(count)],
+    }
+    if writers:
+        rows["writer"] = writers
+        features["writer"] = datasets.Value("string")
+    for part in ("train", "test"):
+        table = datasets.Dataset.from_dict(rows, features=features)
+        table.to_parquet(folder / "data" / f"{part}-00000-of-00001.parquet")
+    return pixels
+
+
+def write_idx_files(folder, packed, count=12):
+    """Four files in the format of MNIST; returns the training images."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+    labels = (np.arange(count) % 10).astype(np.uint8)
+    for name in IDX:
+        values = images if "images" in name else labels
+        sizes = np.array(values.shape, dtype=">u4").tobytes()
+        content = bytes([0, 0, 8, values.ndim]) + sizes + values.tobytes()
+        if packed:
+            (folder / f"{name}-ubyte.gz").write_bytes(gzip.compress(content))
+        else:
+            (folder / f"{name}-ubyte").write_bytes(content)
+    return torch.from_numpy(images[:, None])
+
+
+def write_pictures(folder, names, mode="RGB", size=(8, 8)):
+    """Save a picture of one colour of its own for each name."""
+    for number, name in enumerate(names):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", size, number).convert(mode).save(path)
+
+
+def test_a_data_set_has_one_digest_wherever_it_lies(tmp_path, own_cache):
+    digests = []
+    for name in ("here", "there"):
+        write_hugging_face_folder(tmp_path / name)
+        config = DataConfig(dataset=f"hf:{tmp_path / name}")
+        digests.append(load_dataset(config).digest)
+    write_hugging_face_folder(tmp_path / "fewer", count=10)
+    config = DataConfig(dataset=f"hf:{tmp_path / 'fewer'}")
+    assert digests[0] == digests[1] != load_dataset(config).digest
+
+
+def test_noise_is_the_same_everywhere_and_its_name_is_checked(own_cache):
+    config = DataConfig(dataset="noise:20x3x8x8")
+    first = load_dataset(config)
+    assert first.train.images.shape == (20, 3, 8, 8)
+    shutil.rmtree(own_cache)
+    assert load_dataset(config).digest == first.digest
+    for wrong in ("noise:", "noise:20x2x8x8", "noise:0x3x8x8"):
+        with pytest.raises(DataError, match="noise is written noise:NxCxHxW"):
+            load_dataset(DataConfig(dataset=wrong))
+
+
+def test_mnist_5k_is_divided_by_the_seed():
+    first, again = load_dataset(DataConfig(), 0), load_dataset(DataConfig(), 0)
+    other = load_dataset(DataConfig(), 1)
+    assert first.train.images.shape == (4000, 1, 28, 28)
+    assert first.test.images.shape == (1000, 1, 28, 28)
+    assert torch.equal(first.train.targets, again.train.targets)
+    assert not torch.equal(first.train.targets, other.train.targets)
+    together = torch.cat([first.train.targets, first.test.targets])
+    assert together.bincount().tolist() == [500] * 10
+    assert augmentation_for(DataConfig(), first) is None
+
+
+def test_a_hugging_face_folder_is_read_pixel_by_pixel(tmp_path, own_cache):
+    pixels = write_hugging_face_folder(tmp_path / "set")
+    config = DataConfig(dataset=f"hf:{tmp_path / 'set'}")
+    for _ in ("decoded", "from the cache"):
+        loaded = load_dataset(config)
+        assert torch.equal(
+            loaded.train.images, torch.from_numpy(pixels.transpose(0, 3, 1, 2))
+        )
+        assert loaded.class_names == ("cat", "dog")
+        assert loaded.train.targets.tolist() == [0, 1] * 6
+    assert augmentation_for(config, loaded) == Augmentation(1, flip=True)
+    resized = load_dataset(config.model_copy(update={"image_size": 4}))
+    assert resized.image_shape == (3, 4, 4)
+
+
+def test_data_sets_that_cannot_be_used(tmp_path, own_cache):
+    with pytest.raises(DataError, match="must be mnist-5k, hf:"):
+        load_dataset(DataConfig(dataset="minst"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="cannot load hf:"):
+        load_dataset(DataConfig(dataset=f"hf:{tmp_path / 'empty'}"))
+    write_hugging_face_folder(tmp_path / "wide", size=(8, 12))
+    with pytest.raises(DataError, match=r"set data\.image-size"):
+        load_dataset(DataConfig(dataset=f"hf:{tmp_path / 'wide'}"))
+    assert not list(own_cache.glob("datasets/*"))
+
+
+@pytest.mark.skipif(not CIFAR.is_dir(), reason="no CIFAR-10 beside the checkout")
+def test_cifar10_from_disk():
+    loaded = load_dataset(DataConfig(dataset=f"hf:{CIFAR}"))
+    assert loaded.train.images.shape == (50_000, 3, 32, 32)
+    assert loaded.test.targets.bincount().tolist() == [1000] * 10
+    assert loaded.train.statistics.mean == pytest.approx(
+        (0.491, 0.482, 0.447), abs=2e-3
+    )
+
+
+def test_a_cache_that_cannot_be_written_is_an_error(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("INSTAHIDE_FL_CACHE", str(tmp_path / "file"))
+    with pytest.raises(OutputError, match="cannot write"):
+        load_dataset(DataConfig())
+
+
+@pytest.mark.parametrize(
+    ("place", "packed"),
+    [("MNIST/raw", False), ("MNIST/raw", True), (".", False), (".", True)],
+)
+def test_mnist_is_read_from_every_layout_and_nothing_is_written(
+    tmp_path, own_cache, place, packed
+):
+    images = write_idx_files(tmp_path / "root" / place, packed)
+    for folder in (tmp_path / "root").rglob("*"):
+        if folder.is_dir():
+            folder.chmod(0o555)
+    before = sorted(tmp_path.joinpath("root").rglob("*"))
+    config = DataConfig(dataset="mnist", root=str(tmp_path / "root"))
+    loaded = load_dataset(config)
+    assert torch.equal(loaded.train.images, images)
+    assert loaded.test.targets.tolist() == [*range(10), 0, 1]
+    assert len(loaded.class_names) == 10
+    assert sorted(tmp_path.joinpath("root").rglob("*")) == before
+
+
+@pytest.mark.skipif(not DEBIAN.is_dir(), reason="no package dataset-fashion-mnist")
+def test_fashion_mnist_as_debian_packs_it(own_cache):
+    loaded = load_dataset(DataConfig(dataset="fashion-mnist", root=str(DEBIAN)))
+    assert loaded.train.images.shape == (60_000, 1, 28, 28)
+    assert loaded.test.targets.bincount().tolist() == [1000] * 10
+    assert loaded.train.statistics.mean == pytest.approx((0.286,), abs=1e-3)
+
+
+def test_cifar100_in_torchvisions_layout(tmp_path, own_cache, monkeypatch):
+    kind = torchvision.datasets.CIFAR100
+    folder = tmp_path / kind.base_folder
+    folder.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 3, 32, 32), np.uint8)
+    batch = {"data": pixels.reshape(6, -1), "fine_labels": [5, 4, 3, 2, 1, 0]}
+    for name in ("train", "test"):
+        (folder / name).write_bytes(pickle.dumps(batch))
+    names = [f"class {number}" for number in range(100)]
+    (folder / "meta").write_bytes(pickle.dumps({"fine_label_names": names}))
+    config = DataConfig(dataset="cifar100", root=str(tmp_path))
+    with pytest.raises(DataError, match="are damaged"):  # not the published files
+        load_dataset(config)
+    monkeypatch.setattr(kind, "train_list", [["train", None]])
+    monkeypatch.setattr(kind, "test_list", [["test", None]])
+    monkeypatch.setattr(kind, "meta", {**kind.meta, "md5": None})
+    loaded = load_dataset(config)
+    assert torch.equal(loaded.train.images, torch.from_numpy(pixels))
+    assert loaded.train.targets.tolist() == [5, 4, 3, 2, 1, 0]
+    assert loaded.class_names == tuple(names)
+
+
+def test_missing_and_damaged_files_of_torchvision(tmp_path, own_cache, monkeypatch):
+    config = DataConfig(dataset="mnist", root=str(tmp_path))
+    remedies = rf"no files of mnist in {re.escape(str(tmp_path))}.*data\.root.*download"
+    with pytest.raises(DataError, match=remedies):
+        load_dataset(config)
+    with pytest.raises(DataError, match=f"{re.escape(str(own_cache))}/torchvision"):
+        load_dataset(DataConfig(dataset="cifar10"))
+    monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", ["http://localhost:9/"])
+    with pytest.raises(DataError, match=r"downloading them failed.*data\.root"):
+        load_dataset(config.model_copy(update={"download": True}))
+    shutil.rmtree(tmp_path / "MNIST")
+    write_idx_files(tmp_path / "MNIST" / "raw", packed=True)
+    file = tmp_path / "MNIST" / "raw" / f"{IDX[0]}-ubyte.gz"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(DataError, match="are damaged"):
+        load_dataset(config)
+    assert not list(own_cache.glob("datasets/*"))
+
+
+def test_a_folder_per_class_is_divided_by_the_seed(tmp_path, own_cache):
+    names = [f"{kind}/deep/{i:03}.png" for kind in ("b", "a") for i in range(BLOCK)]
+    write_pictures(tmp_path / "set", names, "L")
+    config = DataConfig(dataset=f"imagefolder:{tmp_path / 'set'}")
+    loaded = load_dataset(config)
+    assert loaded.class_names == ("a", "b")
+    assert (len(loaded.train), len(loaded.test)) == (205, 51)
+    assert loaded.image_shape == (1, 8, 8)
+    for part in (loaded.train, loaded.test):  # each image kept its class
+        shades = part.images[:, 0, 0, 0].int()
+        assert torch.equal(part.targets, (shades < BLOCK).long())
+    together = torch.cat([loaded.train.images, loaded.test.images])
+    assert sorted(together[:, 0, 0, 0].tolist()) == list(range(2 * BLOCK))
+    assert load_dataset(config, 1).digest != loaded.digest
+    assert loaded.train.statistics == ChannelStatistics.of(loaded.train.images)
+
+
+def test_train_and_test_folders_may_have_one_image_a_class(tmp_path, own_cache):
+    names = ["train/a/1.png", "train/b/2.JPG", "val/b/3.png", "val/.hidden/4.png"]
+    write_pictures(tmp_path, names)
+    config = DataConfig(dataset=f"imagefolder:{tmp_path}")
+    loaded = load_dataset(config)
+    assert loaded.train.targets.tolist() == [0, 1]
+    assert loaded.test.targets.tolist() == [1]
+    write_pictures(tmp_path, ["val/c/5.png"])
+    with pytest.raises(DataError, match=r"classes that train/ has not: c"):
+        load_dataset(config)
+
+
+def test_pictures_of_all_modes_become_colour(tmp_path, own_cache):
+    folder = tmp_path / "train" / "a"
+    write_pictures(folder, ["0-grey.png"], "L")
+    clear = Image.new("RGBA", (8, 8), (204, 0, 0, 0))
+    clear.paste((0, 0, 255, 255), (0, 0, 8, 4))
+    clear.save(folder / "1-transparent.png")
+    clear.convert("RGB").convert("P").save(folder / "2-palette.png")
+    Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(folder / "3-cmyk.jpg", quality=95)
+    wide = np.full((8, 8), 0x80FF, np.uint16)
+    Image.fromarray(wide).save(folder / "4-sixteen-bits.png")
+    turned = Image.new("RGB", (8, 8))
+    turned.paste((255, 255, 255), (0, 0, 8, 4))  # upper half white
+    exif = Image.Exif()
+    exif[0x0112] = 3  # to be turned by 180 degrees
+    turned.save(folder / "5-turned.png", exif=exif)
+    write_pictures(tmp_path, ["train/b/1.png", "test/a/1.png"])
+    loaded = load_dataset(DataConfig(dataset=f"imagefolder:{tmp_path}"))
+    corners = loaded.train.images[:6, :, (0, 7), 0].transpose(1, 2).tolist()
+    assert corners[0] == [[0, 0, 0]] * 2
+    assert corners[1] == [[0, 0, 255], [255, 255, 255]]
+    assert corners[2] == [[0, 0, 255], [204, 0, 0]]
+    assert np.allclose(corners[3], [255, 0, 0], atol=4)
+    assert corners[4] == [[0x80] * 3] * 2
+    assert corners[5] == [[0, 0, 0], [255, 255, 255]]
+
+
+def test_image_folders_that_cannot_be_used(tmp_path, own_cache):
+    def refused(name, match):
+        with pytest.raises(DataError, match=match):
+            load_dataset(DataConfig(dataset=f"imagefolder:{tmp_path / name}"))
+
+    refused("missing", "is no folder")
+    (tmp_path / "empty").mkdir()
+    refused("empty", "at least two classes .* there is none")
+    write_pictures(tmp_path / "one", ["a/1.png", "a/2.png"])
+    refused("one", "there is only a")
+    write_pictures(tmp_path / "loose", ["a/1.png", "b/2.png", "3.png"])
+    refused("loose", r"1 images in .* have no label.*3\.png")
+    write_pictures(tmp_path / "single", ["a/1.png", "a/2.png", "b/3.png"])
+    refused("single", "1 of its 2 classes have one image only.*: b")
+    write_pictures(tmp_path / "void", ["a/1.png", "b/2.png"])
+    (tmp_path / "void" / "c").mkdir()
+    refused("void", "for 1 of 3 classes: c")
+    names = [f"{kind}/{i}.png" for kind in "ab" for i in range(4)]
+    write_pictures(tmp_path / "torn", names)
+    for name in ("a/0.png", "b/1.png"):
+        file = tmp_path / "torn" / name
+        file.write_bytes(file.read_bytes()[:40])
+    refused("torn", r"2 of 8 images .* cannot be read: a/0\.png, b/1\.png \(")
+    write_pictures(tmp_path / "mixed", names)
+    write_pictures(tmp_path / "mixed", ["b/9.png"], size=(8, 9))
+    refused("mixed", r"\(8x9\): set data\.image-size")
+    assert not list(own_cache.glob("datasets/*"))
+
+
+@pytest.mark.skipif(not IMAGENET.is_dir(), reason="no ImageNet sample there")
+def test_one_image_a_class_cannot_be_divided(own_cache):
+    config = DataConfig(dataset=f"imagefolder:{IMAGENET}", image_size=16)
+    with pytest.raises(DataError, match=r"1000 of its 1000 classes .* n01440764"):
+        load_dataset(config)
+
+
+def test_training_rows_are_kept_without_a_copy(own_cache):
+    name = "noise:40x3x8x8"
+    whole = load_dataset(DataConfig(dataset=name))
+    kept = load_dataset(DataConfig(dataset=name, train_rows="10:25"))
+    assert torch.equal(kept.train.images, whole.train.images[10:25])
+    assert torch.equal(kept.train.targets, whole.train.targets[10:25])
+    assert kept.train.images.untyped_storage().nbytes() == whole.train.images.nbytes
+    assert torch.equal(kept.test.images, whole.test.images)
+    assert kept.train.statistics == whole.train.statistics
+    other = load_dataset(DataConfig(dataset=name, train_rows="10:26"))
+    assert len({whole.digest, kept.digest, other.digest}) == 3
+    for wrong in ("10", "a:b", "-5:3", "10:41", "7:7", "9:8"):
+        with pytest.raises(DataError, match=r"data\.train-rows .*" + wrong):
+            load_dataset(DataConfig(dataset=name, train_rows=wrong))
+
+
+def test_a_column_says_whose_each_image_is(tmp_path, own_cache):
+    writers = ["w10", "w2", "w1"] * 4
+    write_hugging_face_folder(tmp_path / "set", writers=writers)
+    config = DataConfig(dataset=f"hf:{tmp_path / 'set'}", client_column="writer")
+    for _ in ("decoded", "from the cache"):
+        loaded = load_dataset(config)
+        assert loaded.client_ids is not None
+        assert loaded.client_ids.tolist() == [1, 2, 0] * 4
+    few = load_dataset(config.model_copy(update={"train_rows": "0:2"}))
+    assert few.client_ids is not None
+    assert few.client_ids.tolist() == [0, 1]
+    plain = load_dataset(config.model_copy(update={"client_column": ""}))
+    assert plain.client_ids is None
+    assert plain.digest != loaded.digest
+    with pytest.raises(DataError, match="no column 'author', only img, label, writer"):
+        load_dataset(config.model_copy(update={"client_column": "author"}))
+    with pytest.raises(DataError, match=r"'img' .* holds no names or numbers"):
+        load_dataset(config.model_copy(update={"client_column": "img"}))
+    with pytest.raises(DataError, match="only hf: data sets have columns"):
+        load_dataset(DataConfig(client_column="writer"))
+
+
+def test_a_pytorch_data_set_becomes_a_split():
+    colour = torch.randint(0, 256, (3, 4, 4), dtype=torch.uint8)
+    picture = Image.fromarray(colour.permute(1, 2, 0).numpy())
+    for image in (colour, picture, colour / 255):
+        split = PrivateSplit.from_dataset([(image, 1), (image, torch.tensor(3))])
+        assert torch.equal(split.images, torch.stack([colour, colour]))
+        assert (split.targets.tolist(), split.num_classes) == ([1, 3], 4)
+    for rows, match in (
+        ([], "without images"),
+        ([(colour / 100, 1)], r"float in \[0, 1\], not normalised"),
+        ([("cat.png", 1)], "got str"),
+        ([(colour, 1.5)], "whole number, got 1.5"),
+        ([(colour, 1), (colour[:, :2], 1)], "one shape"),
+    ):
+        with pytest.raises(DataError, match=match):
+            PrivateSplit.from_dataset(rows)
+
+
+def test_the_loop_of_the_page_runs_on_torchvisions_files(tmp_path, monkeypatch):
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    assert len([line for line in code.splitlines() if line]) < 15
+    write_idx_files(tmp_path / "data" / "FashionMNIST" / "raw", packed=False, count=70)
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(compile(code, "data.md", "exec"), names)
+    assert names["split"].num_classes == 10
+    assert len(names["split"]) == 70
+    assert names["batch"].images.shape == (6, 1, 28, 28)
+    again = names["encoder"].apply_key(names["key"], names["split"])
+    assert torch.equal(again.images, names["batch"].images)
+
+
+def test_a_contact_sheet_has_a_row_for_each_label(tmp_path):
+    loaded = load_dataset(DataConfig(dataset="noise:40x3x8x8"))
+    rows = class_rows(loaded, classes=3, images=2)
+    assert [label for label, _ in rows] == ["0", "1", "2"]
+    odd = [*rows, ("none of $10", rows[0][1][:0])]
+    save_contact_sheet(tmp_path / "sheet.png", odd, "some noise")
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        colours = np.asarray(sheet.convert("RGB")).astype(int)
+    assert colours.shape[0] > 4 * 80
+    assert (np.ptp(colours, axis=2) > 50).mean() > 0.1  # coloured noise is there
+
+
+def test_data_info_sums_many_classes_up(tmp_path, own_cache, monkeypatch, capsys):
+    names = [f"train/class-{i:02}/{j}.png" for i in range(21) for j in range(1 + i % 2)]
+    write_pictures(tmp_path, [*names, "test/class-00/1.png"])
+    picture = tmp_path / "sheet.png"
+    command = ["data", "info", f"imagefolder:{tmp_path}", "--picture", str(picture)]
+    monkeypatch.setattr(sys, "argv", ["instahide-fl", *command])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert not ended.value.code
+    printed = capsys.readouterr().out
+    assert "21: class-00, class-01, class-02, ..., class-20" in printed
+    assert "1 (class-00) to 2 (class-01), mean 1.5" in printed
+    assert picture.stat().st_size > 0
+
+
+def test_a_hub_that_does_not_answer_is_given_up_soon(own_cache, monkeypatch):
+    import huggingface_hub
+
+    def unreachable(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", unreachable)
+    with pytest.raises(DataError, match="cannot load hf:nobody/nothing"):
+        load_dataset(DataConfig(dataset="hf:nobody/nothing"))
+    assert not huggingface_hub.constants.HF_HUB_OFFLINE
