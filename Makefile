@@ -35,6 +35,7 @@ build: $(READY) ## Build wheel and sdist into dist/.
 bench: $(READY) ## Measure speed and memory against the alternatives (about 25 minutes).
 	$(BIN)/python -m benchmarks.encoder
 	$(BIN)/python -m benchmarks.engines
+	$(BIN)/python -m benchmarks.pool
 	$(BIN)/python -m benchmarks.tables
 
 picture: $(READY) ## Draw the README's picture of encodings again.

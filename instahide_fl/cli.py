@@ -159,19 +159,20 @@ def pool_build(
     ] = None,
 ) -> None:
     """Cut a pool from a folder of images; the same command continues."""
-    from instahide_fl.data.pool_build import build_pool
-    from instahide_fl.data.pool_patches import PoolBuildOptions
-    from instahide_fl.progress import BuildProgress
-
-    options = PoolBuildOptions(size, crops, min_keypoints, patch_size, channels, seed)
-    jobs = len(os.sched_getaffinity(0)) if jobs is None else jobs
     signal.signal(signal.SIGTERM, _interrupt)
     try:
+        from instahide_fl.data.pool_build import build_pool
+        from instahide_fl.data.pool_patches import PoolBuildOptions
+        from instahide_fl.progress import BuildProgress
+
+        cut = (size, crops, min_keypoints, patch_size, channels, seed)
+        jobs = len(os.sched_getaffinity(0)) if jobs is None else jobs
         with BuildProgress(console) as progress:
-            built = build_pool(source, out, options, jobs, progress)
+            built = build_pool(source, out, PoolBuildOptions(*cut), jobs, progress)
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         errors.print("interrupted: the same command continues")
-        os._exit(1)
+        raise typer.Exit(1) from None
     _print_rows(*built.facts(), ("pool", built.folder), ("sha256", built.sha256))
 
 

@@ -99,9 +99,11 @@ def _cut_missing(
     with _workers(min(jobs, len(chunks))) as executor:
         running: dict[Future[CutReport], Path] = {}
         for chunk in chunks:
-            future = executor.submit(
-                cut_chunk, source, chunk.names, options, chunk.path
-            )
+            # A submit may start a process, which half started nobody would end.
+            with _interrupts_deferred():
+                future = executor.submit(
+                    cut_chunk, source, chunk.names, options, chunk.path
+                )
             running[future] = chunk.path
             # No more in the queue than keeps every process busy.
             while len(running) >= 2 * jobs:
@@ -156,3 +158,23 @@ def _start_server() -> None:
         forkserver.ensure_running()
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def _interrupts_deferred() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM, where they arrive meanwhile, count after the block."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    caught: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, frame: caught.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    for arrived in caught:
+        signal.raise_signal(arrived)
