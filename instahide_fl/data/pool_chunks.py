@@ -147,9 +147,8 @@ def _start_server() -> None:
     A Ctrl-C in the terminal reaches all processes; only the command's own answers.
     Workers share what the server has loaded.
     """
-    multiprocessing.set_forkserver_preload(
-        ["__main__", "instahide_fl.data.pool_patches"]
-    )
+    # None of our own modules: the server may not have this process's module path.
+    multiprocessing.set_forkserver_preload(["numpy", "cv2", "PIL.Image"])
     if threading.current_thread() is not threading.main_thread():
         forkserver.ensure_running()
         return
