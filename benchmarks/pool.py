@@ -24,7 +24,7 @@ from benchmarks.reporting import alternate, main_of
 from instahide_fl.data.image_tree import list_images
 
 COMMAND = (sys.executable, "-c", "from instahide_fl.cli import main; main()")
-PICTURES, WIDTH, HEIGHT = 600, 500, 375
+PICTURES, WIDTH, HEIGHT = 1000, 500, 375
 COPIES = 5
 
 
