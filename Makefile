@@ -32,9 +32,10 @@ format: $(READY) ## Format the code and mend what the linter can.
 build: $(READY) ## Build wheel and sdist into dist/.
 	$(BIN)/python -m build
 
-bench: $(READY) ## Measure speed and memory against the alternatives (about 25 minutes).
+bench: $(READY) ## Measure speed and memory against the alternatives (about 30 minutes).
 	$(BIN)/python -m benchmarks.encoder
 	$(BIN)/python -m benchmarks.engines
+	$(BIN)/python -m benchmarks.pool
 	$(BIN)/python -m benchmarks.tables
 
 picture: $(READY) ## Draw the pictures of README and docs/ again.

@@ -40,6 +40,12 @@ SECTIONS = {
         "`straightforward` is the published procedure on the whole set at once, with a "
         "loop over images for the coefficients; the others encode 1,000 at a time.",
     ),
+    "pool-build": (
+        "Building a pool",
+        "`instahide-fl pool build` with its defaults, the whole command. Peak memory "
+        "is the sum over all its processes, shared pages counted in each; the last row "
+        "has the same images five times, under other names.",
+    ),
     "worker-memory": (
         "Memory of further workers",
         "A pool of 1,281,167 images of 3x32x32 (3.9 GB), mapped by all workers. Peak "

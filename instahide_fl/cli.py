@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import numpy as np
 import torch
@@ -24,12 +24,10 @@ from rich.table import Table
 
 from instahide_fl.config import Config, Scalar, parse_assignment
 from instahide_fl.errors import ConfigError, InstaHideError, OutputError
-from instahide_fl.run_folder import (
-    PROVENANCE,
-    SUMMARY,
-    RunFolder,
-    free_run_folder,
-)
+
+# PyTorch is imported where it is used: pools are built without it.
+if TYPE_CHECKING:
+    from instahide_fl.run_folder import RunFolder
 
 BROKEN = "InstaHide is broken as an encryption scheme (Carlini et al., IEEE S&P 2021)"
 
@@ -91,6 +89,7 @@ def run(
 ) -> None:
     """Simulate a federation and write its run folder."""
     from instahide_fl.engine.run import DEFAULT_ENGINE, ENGINES, check_run
+    from instahide_fl.run_folder import RunFolder, free_run_folder
 
     start = _choose(engine or DEFAULT_ENGINE, ENGINES)
     if resume is not None:
@@ -187,22 +186,73 @@ def data_partition(
         console.print(f"picture in {picture}")
 
 
+@pool_app.command("build")
+def pool_build(
+    source: Annotated[Path, typer.Argument(help="Folder with images at any depth.")],
+    out: Annotated[Path, typer.Option(metavar="POOL", help="Folder of the pool.")],
+    size: Annotated[int, typer.Option(help="Side of its images, pixels.")] = 32,
+    crops: Annotated[int, typer.Option(help="Patches cut from each image.")] = 4,
+    min_keypoints: Annotated[
+        int,
+        typer.Option(help="Keep patches with more SIFT key points; 0 keeps all."),
+    ] = 40,
+    patch_size: Annotated[
+        int, typer.Option(help="Side of a patch before shrinking, pixels.")
+    ] = 128,
+    channels: Annotated[int, typer.Option(help="1 (grey) or 3 (colour).")] = 3,
+    seed: Annotated[int, typer.Option(help="Of the patches' positions.")] = 0,
+    jobs: Annotated[
+        int | None, typer.Option(help="Processes. Without: one per core.")
+    ] = None,
+) -> None:
+    """Cut a pool from a folder of images; the same command continues."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        from instahide_fl.data.pool_build import build_pool
+        from instahide_fl.data.pool_patches import PoolBuildOptions
+        from instahide_fl.progress import BuildProgress
+
+        cut = (size, crops, min_keypoints, patch_size, channels, seed)
+        jobs = len(os.sched_getaffinity(0)) if jobs is None else jobs
+        with BuildProgress(console) as progress:
+            built = build_pool(source, out, PoolBuildOptions(*cut), jobs, progress)
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        errors.print("interrupted: the same command continues")
+        raise typer.Exit(1) from None
+    _print_rows(*built.facts(), ("pool", built.folder), ("sha256", built.sha256))
+
+
 @pool_app.command("info")
 def pool_info(
     pool: Annotated[Path, typer.Argument(help="Folder of a pool, or photos.")],
     image_size: Annotated[int, typer.Option(help="For photos: side in pixels.")] = 32,
     channels: Annotated[int, typer.Option(help="For photos: 1 or 3.")] = 3,
+    picture: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Picture of a sample, .png.")
+    ] = None,
 ) -> None:
     """Print what a pool holds."""
+    from instahide_fl.data.pool_build import build_facts
+    from instahide_fl.data.pool_manifest import read_manifest
+
+    if picture is not None and picture.exists():
+        raise OutputError(f"{picture} exists already: choose another name")
     opened = _open_pool(pool, image_size, channels)
     _print_rows(
         ("pool", opened.folder),
         ("source", opened.source),
+        *build_facts(read_manifest(opened.folder)),
         ("images", f"{len(opened):,}"),
         ("image", "x".join(map(str, opened.image_shape)) + " (C x H x W), uint8"),
         ("size", f"{opened.images.numel() / 1e6:.1f} MB"),
         ("sha256", opened.sha256),
     )
+    if picture is not None:
+        from instahide_fl.report.contact_sheet import save_contact_sheet
+
+        rows = [("", row) for row in opened.sample().split(10)]
+        save_contact_sheet(picture, rows, f"{len(opened):,} images: a sample")
 
 
 @pool_app.command("verify")
@@ -240,6 +290,8 @@ def encode(
     ] = None,
 ) -> None:
     """Encode the training images of a data set, without a federation."""
+    import torch
+
     from instahide_fl.encoding.files import encode_dataset, save_encodings, save_key
     from instahide_fl.report.encoding_picture import save_encoding_picture
 
@@ -276,6 +328,8 @@ def _choose(name: str, choices: dict[str, Any]) -> Any:
 
 def _note_start(folder: RunFolder, engine: str, *, resumed: bool) -> None:
     """Begin provenance.json with what only the command line knows."""
+    from instahide_fl.run_folder import PROVENANCE
+
     started: dict[str, Any] = {
         "command": shlex.join(["instahide-fl", *sys.argv[1:]]),
         "engine": engine,
@@ -295,6 +349,7 @@ def _train(
 ) -> None:
     """Run an engine under a progress bar and say how it ended."""
     from instahide_fl.progress import RunProgress
+    from instahide_fl.run_folder import SUMMARY
 
     absolute = str(folder.path.absolute())
     full = settings.with_values({"output.folder": absolute, "output.resume": resumed})

@@ -1,13 +1,15 @@
-"""Shows a run while it goes: follows the lines that the server adds to metrics.jsonl.
+"""Shows long work while it goes: a run, or the building of a pool.
 
-The same for every engine, because the run folder is all it looks at.
+A run is followed by the lines that the server adds to metrics.jsonl: the same for every
+engine, because the run folder is all it looks at.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import (
@@ -19,11 +21,12 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from instahide_fl.run_folder import RunFolder
+if TYPE_CHECKING:
+    from instahide_fl.run_folder import RunFolder
 
 POLL_SECONDS = 0.25
 RECENT = 10  # rounds that the pace is taken from
-LINES = 10  # printed over a run where there is no terminal to draw a bar on
+LINES = 10  # printed over the work where there is no terminal to draw a bar on
 
 
 class RunProgress:
@@ -39,18 +42,7 @@ class RunProgress:
         self._folder, self._rounds, self._console = folder, rounds, console
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TaskProgressColumn(),
-            TextColumn("{task.fields[accuracy]}"),
-            TextColumn("{task.fields[pace]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
+        self._bar = _bar(console, "accuracy", "pace")
         self._task = self._bar.add_task(
             "starting clients", total=rounds, accuracy="", pace=""
         )
@@ -97,6 +89,71 @@ class RunProgress:
                 f"{_clients_a_second(rows):,.0f} clients/s"
             )
         self._shown = len(rows)
+
+
+class BuildProgress:
+    """Shows how far a pool is built, for as long as the context lasts.
+
+    Args:
+        console: where to draw.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bar = _bar(console, "kept", "pace")
+        self._task = self._bar.add_task("listing images", total=None, kept="", pace="")
+        self._start: tuple[int, float] | None = None
+        self._lines = 0
+
+    def __enter__(self) -> BuildProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+    def __call__(self, done: int, total: int, kept: int) -> None:
+        """Show new counts.
+
+        Args:
+            done: images cut.
+            total: images in all.
+            kept: patches that passed the filter.
+        """
+        # What an earlier command did is not this one's pace.
+        first, since = self._start = self._start or (done, time.monotonic())
+        pace = (done - first) / max(time.monotonic() - since, 1e-9)
+        passed, speed = f"{kept:,} patches", f"{pace:,.0f} images/s"
+        self._bar.update(
+            self._task,
+            description="cutting images" if done < total else "writing the pool",
+            total=total,
+            completed=done,
+            kept=passed,
+            pace=speed,
+        )
+        if not self._console.is_terminal and done * LINES // total > self._lines:
+            self._lines = done * LINES // total
+            self._console.print(f"{done:,}/{total:,} images  {passed}  {speed}")
+
+
+def _bar(console: Console, *fields: str) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        *(TextColumn(f"{{task.fields[{name}]}}") for name in fields),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
 
 
 def _clients_a_second(rows: list[dict[str, Any]]) -> float:

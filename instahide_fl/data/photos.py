@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from instahide_fl.data.pool import MixingPool
+from instahide_fl.data.pool_patches import MIN_KEYPOINTS
 from instahide_fl.errors import PoolError
 from instahide_fl.files import cache_folder
 from instahide_fl.rng import stream
@@ -25,8 +26,6 @@ Photo: TypeAlias = "np.ndarray[Any, np.dtype[np.uint8]]"
 
 NUM_PATCHES = 10_000
 PATCH_SIDES = (64, 256)  # pixels, before shrinking
-# "more than 40 key points" is the filter that the authors describe for their challenge.
-MIN_KEYPOINTS = 40
 SEED = 2020
 _SKIMAGE = (
     "astronaut",

@@ -7,9 +7,7 @@ sha256). It is never sent: clients and server agree on it by digest.
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,13 +16,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from instahide_fl.data.pool_manifest import (
+    IMAGES,
+    MANIFEST,
+    describe,
+    new_hasher,
+    read_manifest,
+)
 from instahide_fl.errors import PoolError
 from instahide_fl.files import atomic_folder
+from instahide_fl.rng import stream
 from instahide_fl.types import ChannelStatistics
-
-MANIFEST = "manifest.json"
-IMAGES = "images.npy"
-SCHEMA = 1
 
 
 @dataclass(frozen=True)
@@ -126,16 +128,12 @@ class MixingPool:
         Raises:
             OutputError: the folder cannot be written.
         """
-        manifest = {
-            "schema": SCHEMA,
-            "count": len(self),
-            "shape": list(self.images.shape),
-            "dtype": "uint8",
-            "source": self.source,
-            "mean": list(self.statistics.mean),
-            "std": list(self.statistics.std),
-            "sha256": self.sha256,
-        }
+        manifest = describe(
+            tuple(self.images.shape),
+            self.source,
+            (self.statistics.mean, self.statistics.std),
+            self.sha256,
+        )
         with atomic_folder(folder) as temporary:
             np.save(temporary / IMAGES, self.images.numpy())
             text = json.dumps(manifest, indent=2) + "\n"
@@ -145,6 +143,18 @@ class MixingPool:
     def on(self, device: str | torch.device) -> MixingPool:
         """Return the same pool with its images on a device."""
         return replace(self, images=self.images.to(device))
+
+    def sample(self, count: int = 100) -> Tensor:
+        """Return images drawn without repetition, the same ones every time.
+
+        Args:
+            count: images wanted; a smaller pool gives all it has.
+
+        Returns:
+            u8[min(count,M),C,H,W] in random order.
+        """
+        rows = stream(0, "pool sample").permutation(len(self))[:count]
+        return self.images[torch.from_numpy(rows)]
 
     def verify(self) -> None:
         """Read every pixel and compare with the digest.
@@ -183,31 +193,9 @@ class MixingPool:
             )
 
 
-def read_manifest(folder: Path) -> Mapping[str, Any]:
-    """Read a pool's manifest.
-
-    Raises:
-        PoolError: the folder holds no pool, or the manifest is damaged.
-    """
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        missing = {"shape", "source", "mean", "std", "sha256"} - manifest.keys()
-    except FileNotFoundError:
-        raise PoolError(
-            f"pool.source: no pool at {folder} (a folder with {MANIFEST} and "
-            f'{IMAGES}): give the folder of a built pool, or "photos"'
-        ) from None
-    except (OSError, ValueError, AttributeError) as error:
-        raise PoolError(f"the manifest of pool {folder} is damaged: {error}") from None
-    if missing:
-        raise PoolError(f"the manifest of pool {folder} lacks {sorted(missing)}")
-    result: Mapping[str, Any] = manifest
-    return result
-
-
 def _digest(images: np.ndarray[Any, Any]) -> str:
     """Hash shape and pixels, a block at a time so that huge pools stay on disk."""
-    hasher = hashlib.sha256(repr(("u8", images.shape)).encode())
+    hasher = new_hasher(images.shape)
     block = max(1, 2**24 // max(1, images[0].size))
     for start in range(0, len(images), block):
         hasher.update(np.ascontiguousarray(images[start : start + block]).data)

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from instahide_fl import cli
 from instahide_fl.data.pool import MixingPool
@@ -129,6 +130,29 @@ def test_a_partition_can_be_looked_at_before_a_run(command):
     assert (code, "exists already" in err) == (2, True)
     code, _, err = command(*arguments[:3], "--set", "partition.num-clients=0")
     assert (code, "must be in 1..4000" in err) == (2, True)
+def test_pool_build_and_the_picture_of_a_pool(command):
+    noise = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    Path("images").mkdir()
+    Image.fromarray(noise).resize((240, 160)).save("images/noise.PNG")
+    Path("images/broken.jpg").write_bytes(b"\xff\xd8")
+    code, out, _ = command("pool", "build", "images", "--out", "pool")
+    assert code == 0
+    assert "2 images, 1 unreadable, 0 too small" in out
+    assert "4 of 4 patches (100.0%)" in out
+    assert "broken.jpg" in out
+    code, out, _ = command("pool", "info", "pool", "--picture", "p.png")
+    assert code == 0
+    assert "more than 40 SIFT key points" in out
+    with Image.open("p.png") as picture:
+        assert picture.width > 4 * 32
+    for arguments, expected in (
+        (["build", "images", "--out", "pool"], "pool exists already"),
+        (["build", "nowhere", "--out", "new"], "no such folder"),
+        (["build", "images", "--out", "p.png/new"], "cannot write"),
+        (["info", "pool", "--picture", "p.png"], "p.png exists already"),
+    ):
+        code, _, err = command("pool", *arguments)
+        assert (code, expected in err) == (2, True), err
 
 
 def test_encode_writes_encodings_and_only_on_request_the_key(command):

@@ -1,0 +1,119 @@
+"""Building a pool: what a second core brings, and that memory is bounded.
+
+`python -m benchmarks.pool FOLDER` takes the images of a folder; without one, pictures
+cut from photographs that scikit-image and scikit-learn ship, of ImageNet's usual size.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from PIL import Image
+
+from benchmarks.reporting import alternate, main_of
+from instahide_fl.data.image_tree import list_images
+
+COMMAND = (sys.executable, "-c", "from instahide_fl.cli import main; main()")
+PICTURES, WIDTH, HEIGHT = 1000, 500, 375
+COPIES = 5
+
+
+def run(folder: Path | None = None, repeats: int = 3) -> dict[str, Any]:
+    """Time builds with one and two processes, then watch the memory of others.
+
+    Args:
+        folder: images; pictures are made without it.
+        repeats: timed builds of each.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        place = Path(name)
+        source = folder.resolve() if folder else _pictures(place / "pictures")
+        (place / "copies").mkdir()
+        for copy in range(COPIES):
+            (place / "copies" / str(copy)).symlink_to(source)
+        variants = {jobs: partial(_build, place, source, jobs) for jobs in (1, 2)}
+        seconds = alternate({str(one): work for one, work in variants.items()}, repeats)
+        images = len(list_images(source))
+        rows = [
+            {
+                "images": images,
+                "jobs": jobs,
+                "images_per_second": images / seconds[str(jobs)],
+                "ratio": seconds["1"] / seconds[str(jobs)],
+                "peak RSS MB": _build(place, source, jobs, watch=True)[1],
+            }
+            for jobs in variants
+        ]
+        taken, peak = _build(place, place / "copies", 2, watch=True)
+        rate = images * COPIES / taken
+        rows.append(
+            {
+                "images": images * COPIES,
+                "jobs": 2,
+                "images_per_second": rate,
+                "ratio": rate * seconds["1"] / images,
+                "peak RSS MB": peak,
+            }
+        )
+    return {"name": "pool-build", "rows": rows}
+
+
+def _pictures(folder: Path) -> Path:
+    from instahide_fl.data.photos import load_photos
+
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    photos = [Image.fromarray(photo) for photo in load_photos()]
+    for number in range(PICTURES):
+        photo = photos[number % len(photos)]
+        width = int(rng.uniform(0.6, 1) * min(photo.width, photo.height * 4 / 3))
+        left = int(rng.integers(photo.width - width + 1))
+        top = int(rng.integers(photo.height - width * 3 // 4 + 1))
+        box = (left, top, left + width, top + width * 3 // 4)
+        picture = photo.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC, box)
+        picture.save(folder / f"{number:04d}.jpg", quality=90)
+    return folder
+
+
+def _build(
+    place: Path, source: Path, jobs: int, *, watch: bool = False
+) -> tuple[float, float]:
+    """Build a pool and delete it; return seconds and peak MB (0 if not watched)."""
+    with tempfile.TemporaryDirectory(dir=place) as out:
+        options = ("--out", str(Path(out) / "pool"), "--jobs", str(jobs))
+        start, peak = time.perf_counter(), 0.0
+        process = subprocess.Popen(
+            [*COMMAND, "pool", "build", str(source), *options],
+            stdout=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+        while watch and process.poll() is None:
+            peak = max(peak, _memory(process.pid))
+            time.sleep(0.05)
+        if process.wait():
+            raise RuntimeError(f"pool build ended with {process.returncode}")
+        return time.perf_counter() - start, peak
+
+
+def _memory(pid: int) -> float:
+    total = 0
+    with contextlib.suppress(psutil.Error):  # ended meanwhile
+        root = psutil.Process(pid)
+        for process in (root, *root.children(recursive=True)):
+            total += process.memory_info().rss
+    return total / 1e6
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else None
+    main_of(partial(run, folder))

@@ -1,0 +1,73 @@
+"""What identifies a pool on disk: names of its files, manifest, digest.
+
+Kept free of PyTorch, which would take most of the memory of the processes that build a
+pool.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from instahide_fl.errors import PoolError
+
+MANIFEST = "manifest.json"
+IMAGES = "images.npy"
+SCHEMA = 1
+
+
+def describe(
+    shape: tuple[int, ...],
+    source: str,
+    statistics: tuple[Sequence[float], Sequence[float]],
+    sha256: str,
+) -> dict[str, Any]:
+    """Return what every manifest of a pool holds.
+
+    Args:
+        shape: M, C, H, W.
+        source: where the images came from, in words.
+        statistics: mean and standard deviation of each channel, in [0, 1].
+        sha256: hex digest of shape and pixels.
+    """
+    mean, std = statistics
+    return {
+        "schema": SCHEMA,
+        "count": shape[0],
+        "shape": list(shape),
+        "dtype": "uint8",
+        "source": source,
+        "mean": list(mean),
+        "std": list(std),
+        "sha256": sha256,
+    }
+
+
+def new_hasher(shape: tuple[int, ...]) -> hashlib._Hash:
+    """Begin the digest of a pool of this shape; its pixels follow, in order."""
+    return hashlib.sha256(repr(("u8", shape)).encode())
+
+
+def read_manifest(folder: Path) -> Mapping[str, Any]:
+    """Read a pool's manifest.
+
+    Raises:
+        PoolError: the folder holds no pool, or the manifest is damaged.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        missing = {"shape", "source", "mean", "std", "sha256"} - manifest.keys()
+    except FileNotFoundError:
+        raise PoolError(
+            f"pool.source: no pool at {folder} (a folder with {MANIFEST} and "
+            f'{IMAGES}): give the folder of a built pool, or "photos"'
+        ) from None
+    except (OSError, ValueError, AttributeError) as error:
+        raise PoolError(f"the manifest of pool {folder} is damaged: {error}") from None
+    if missing:
+        raise PoolError(f"the manifest of pool {folder} lacks {sorted(missing)}")
+    result: Mapping[str, Any] = manifest
+    return result

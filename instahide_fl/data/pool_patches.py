@@ -1,0 +1,299 @@
+"""Cuts random patches from image files: the work that `pool build` spreads over cores.
+
+The published recipe (challenge of Huang et al., 2020): several random crops of each
+image, and of these only the ones in which SIFT finds more than 40 key points. They are
+counted on the patch before it is shrunk: one of 32 pixels hardly ever has 40.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import warnings
+import zipfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from PIL import Image
+
+from instahide_fl.errors import PoolError
+from instahide_fl.files import atomic_file
+from instahide_fl.rng import stream
+
+Pixels: TypeAlias = "np.ndarray[Any, np.dtype[np.uint8]]"
+Box: TypeAlias = tuple[int, int, int, int]  # left, top, right, bottom
+
+# "more than 40 key points" is the filter that the authors describe for their challenge.
+MIN_KEYPOINTS = 40
+NAMED_FAILURES = 5
+# Pillow would clip their values to 0..255 without a word.
+_DEEP_MODES = ("I", "F")
+
+
+@dataclass(frozen=True)
+class PoolBuildOptions:
+    """How a pool is cut from images.
+
+    Attributes:
+        size: side of the pool's images, pixels.
+        crops: patches cut from each image, at distinct positions.
+        min_keypoints: a patch is kept if it has more SIFT key points than this; 0 keeps
+            every patch.
+        patch_size: side of a patch before it is shrunk, pixels. An image whose shorter
+            side is less gives the largest square that fits.
+        channels: 1 (grey) or 3 (colour).
+        seed: of the positions.
+
+    Raises:
+        PoolError: an option is out of range.
+    """
+
+    size: int = 32
+    crops: int = 4
+    min_keypoints: int = MIN_KEYPOINTS
+    patch_size: int = 128
+    channels: int = 3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("size", 4), ("crops", 1), ("min_keypoints", 0)):
+            if (value := getattr(self, name)) < least:
+                option = name.replace("_", "-")
+                raise PoolError(f"--{option} must be at least {least}, got {value}")
+        if self.channels not in (1, 3):
+            raise PoolError(
+                f"--channels must be 1 (grey) or 3 (colour), got {self.channels}"
+            )
+        if self.patch_size < self.size:
+            raise PoolError(
+                f"--patch-size is {self.patch_size}, --size {self.size}: patches are "
+                f"shrunk, never enlarged: choose --patch-size {self.size} or more"
+            )
+
+
+@dataclass(frozen=True)
+class CutReport:
+    """What became of some images.
+
+    Attributes:
+        images: files looked at.
+        unreadable: of these, files that no decoder could read.
+        too_small: of these, images with a side below the pool's size.
+        patches_tried: patches cut.
+        patches_kept: patches with enough key points.
+        most_keypoints: highest count in a patch; 0 without the filter.
+        failures: the first unreadable files, each with the reason.
+    """
+
+    images: int = 0
+    unreadable: int = 0
+    too_small: int = 0
+    patches_tried: int = 0
+    patches_kept: int = 0
+    most_keypoints: int = 0
+    failures: tuple[str, ...] = field(default=())
+
+    def __add__(self, other: CutReport) -> CutReport:
+        return CutReport(
+            self.images + other.images,
+            self.unreadable + other.unreadable,
+            self.too_small + other.too_small,
+            self.patches_tried + other.patches_tried,
+            self.patches_kept + other.patches_kept,
+            max(self.most_keypoints, other.most_keypoints),
+            (self.failures + other.failures)[:NAMED_FAILURES],
+        )
+
+
+def patch_boxes(
+    width: int, height: int, options: PoolBuildOptions, rng: np.random.Generator
+) -> list[Box]:
+    """Draw where the patches of an image lie.
+
+    Args:
+        width: of the image, pixels.
+        height: of the image, pixels.
+        options: number and side of the patches.
+        rng: the image's own stream.
+
+    Returns:
+        Distinct squares, fewer than asked for where the image has fewer positions; none
+        if the image is smaller than the pool's.
+    """
+    side = min(options.patch_size, width, height)
+    if side < options.size:
+        return []
+    columns, rows = width - side + 1, height - side + 1
+    count = min(options.crops, columns * rows)
+    positions = rng.choice(columns * rows, count, replace=False).tolist()
+    corners = [(place % columns, place // columns) for place in positions]
+    return [(left, top, left + side, top + side) for left, top in corners]
+
+
+def read_patches(
+    path: Path, options: PoolBuildOptions, rng: np.random.Generator
+) -> list[Pixels]:
+    """Cut an image file's patches at its own resolution.
+
+    Args:
+        path: of the image file.
+        options: number and side of the patches.
+        rng: the image's own stream.
+
+    Returns:
+        u8[side,side,3] each; none if the image is smaller than the pool's.
+
+    Raises:
+        Exception: the file cannot be decoded; decoders raise what they like.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        # Beyond 89 megapixels one image would need more memory than all the rest.
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(path) as picture:
+            if picture.mode.startswith(_DEEP_MODES):
+                raise ValueError(f"pixels of mode {picture.mode}, not 8 bits a channel")
+            boxes = patch_boxes(*picture.size, options, rng)
+            return [np.asarray(picture.crop(box).convert("RGB")) for box in boxes]
+
+
+def count_keypoints(patch: Pixels) -> int:
+    """Return how many SIFT key points OpenCV's default detector finds.
+
+    Args:
+        patch: u8[side,side,3].
+    """
+    import cv2
+
+    detector = cv2.SIFT_create()  # type: ignore[attr-defined]
+    return len(detector.detect(cv2.cvtColor(patch, cv2.COLOR_RGB2GRAY), None))
+
+
+def shrink(patch: Pixels, size: int, channels: int) -> Pixels:
+    """Shrink a patch, antialiased.
+
+    Args:
+        patch: u8[side,side,3].
+        size: side of the result, pixels.
+        channels: 1 or 3.
+
+    Returns:
+        u8[channels,size,size].
+    """
+    picture = Image.fromarray(patch).convert("L" if channels == 1 else "RGB")
+    small = picture.resize((size, size), Image.Resampling.BICUBIC)
+    return np.asarray(small).reshape(size, size, channels).transpose(2, 0, 1)
+
+
+def cut_images(
+    source: Path, names: Sequence[str], options: PoolBuildOptions
+) -> tuple[list[Pixels], CutReport]:
+    """Cut, filter and shrink the patches of some images.
+
+    Each image has a random stream named by its relative path, so its patches do not
+    depend on which images are cut with it, or where.
+
+    Args:
+        source: top of the image tree.
+        names: paths relative to it.
+        options: how to cut.
+
+    Returns:
+        Kept patches u8[C,size,size] in order of `names`, and what became of the images.
+    """
+    kept: list[Pixels] = []
+    total = CutReport()
+    for name in names:
+        rng = stream(options.seed, "pool", name)
+        try:
+            patches = read_patches(source / name, options, rng)
+        except Exception as error:
+            failure = f"{name} ({error or type(error).__name__})"
+            total += CutReport(images=1, unreadable=1, failures=(failure,))
+            continue
+        small, most = _filter(patches, options)
+        kept += small
+        total += CutReport(1, 0, int(not patches), len(patches), len(small), most)
+    return kept, total
+
+
+def _filter(
+    patches: list[Pixels], options: PoolBuildOptions
+) -> tuple[list[Pixels], int]:
+    counts = [count_keypoints(one) if options.min_keypoints else 1 for one in patches]
+    small = [
+        shrink(one, options.size, options.channels)
+        for one, count in zip(patches, counts, strict=True)
+        if count > options.min_keypoints
+    ]
+    return small, max(counts, default=0) if options.min_keypoints else 0
+
+
+def cut_chunk(
+    source: Path, names: Sequence[str], options: PoolBuildOptions, target: Path
+) -> CutReport:
+    """Cut some images and write the result to a file, atomically.
+
+    Args:
+        source: top of the image tree.
+        names: paths relative to it.
+        options: how to cut.
+        target: the file, read by `read_chunk`.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    patches, report = cut_images(source, names, options)
+    shape = (len(patches), options.channels, options.size, options.size)
+    images = np.stack(patches) if patches else np.empty(shape, np.uint8)
+    histogram = np.stack(
+        [np.bincount(one.ravel(), minlength=256) for one in np.moveaxis(images, 1, 0)]
+    )
+    text = np.frombuffer(json.dumps(asdict(report)).encode(), np.uint8)
+    with atomic_file(target) as temporary, temporary.open("wb") as file:
+        np.savez(file, images=images, histogram=histogram, report=text)
+    return report
+
+
+def read_chunk(path: Path) -> tuple[Pixels, np.ndarray[Any, Any]]:
+    """Read what `cut_chunk` wrote.
+
+    Returns:
+        Patches u8[n,C,size,size], and how often each value occurs, i64[C,256].
+    """
+    with np.load(path) as stored:
+        return stored["images"], stored["histogram"]
+
+
+def read_report(path: Path) -> CutReport | None:
+    """Read only the report of a chunk; None if it is missing or damaged."""
+    try:
+        with np.load(path) as stored:
+            found = json.loads(stored["report"].tobytes())
+            return CutReport(**{**found, "failures": tuple(found["failures"])})
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+
+
+def start_cutting(parent: Connection) -> None:
+    """Prepare a worker process: one thread, and it ends with its parent.
+
+    Args:
+        parent: reaches its end when the parent closes the other side, or dies.
+    """
+    import cv2
+
+    cv2.setNumThreads(1)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: Connection) -> None:
+    try:
+        parent.recv()
+    except EOFError:
+        os._exit(1)
