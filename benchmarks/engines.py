@@ -32,7 +32,6 @@ NEVER = 1_000_000
 EMPTY = {
     "train.mode": "update",
     "train.local-epochs": 0,
-    "partition.min-size": 1,
     "train.evaluate-every": NEVER,
     "train.checkpoint-every": NEVER,
 }

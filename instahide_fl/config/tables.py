@@ -86,7 +86,7 @@ class PartitionConfig(Table):
     classes_per_client: Count = 2
     """Classes that a client holds (scheme classes)."""
     min_size: Count = 10
-    """Fewest images a client may receive."""
+    """Fewest images a client may receive, in every scheme but iid."""
 
 
 class PoolConfig(Table):

@@ -133,8 +133,9 @@ def _check_counts(images: int, config: PartitionConfig) -> None:
             f"partition.num-clients must be in 1..{images} (the training images), got "
             f"{count}"
         )
-    # Natural clients are what they are; how many there must be is checked first.
-    if config.scheme != "natural-id" and count * config.min_size > images:
+    # Natural clients are what they are, and equal shares what was asked for.
+    free = ("natural-id", "iid")
+    if config.scheme not in free and count * config.min_size > images:
         raise ConfigError(
             f"partition.scheme = {config.scheme!r} cannot give each of {count} clients "
             f"{config.min_size} images (partition.min-size): there are only {images}; "
@@ -144,7 +145,7 @@ def _check_counts(images: int, config: PartitionConfig) -> None:
 
 def _check_sizes(sizes: Sequence[int], config: PartitionConfig) -> None:
     smallest = min(sizes)
-    if smallest >= config.min_size:
+    if smallest >= config.min_size or config.scheme == "iid":
         return
     remedies = ["lower partition.min-size"] if smallest else []
     remedies += ["lower partition.num-clients"] * (config.scheme != "natural-id")

@@ -130,6 +130,8 @@ def test_a_partition_can_be_looked_at_before_a_run(command):
     assert (code, "exists already" in err) == (2, True)
     code, _, err = command(*arguments[:3], "--set", "partition.num-clients=0")
     assert (code, "must be in 1..4000" in err) == (2, True)
+
+
 def test_pool_build_and_the_picture_of_a_pool(command):
     noise = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
     Path("images").mkdir()

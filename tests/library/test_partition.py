@@ -171,7 +171,10 @@ def test_natural_clients_hold_their_own_images_in_the_order_of_ids(capfd):
     [
         ({"num_clients": 601}, r"num-clients must be in 1\.\.600 .* got 601"),
         ({"num_clients": 0}, r"num-clients must be in 1\.\.600 .* got 0"),
-        ({"min_size": 61}, r"each of 10 clients 61 images .* only 600"),
+        (
+            {"scheme": "shards", "min_size": 61},
+            r"each of 10 clients 61 images .* only 600",
+        ),
         ({"scheme": "dirichlet", "min_size": 60}, r"partition\.min-size\).*alpha"),
         ({"scheme": "inner-dirichlet", "alpha": 1e-3}, r"alpha = 0.001 is too small"),
         ({"scheme": "shards", "shards_per_client": 61}, r"at most 60 .* got 61"),
@@ -229,7 +232,7 @@ def test_the_cache_keeps_partitions_and_tells_natural_clients_apart(
 
 
 def test_clients_must_fill_an_encoding():
-    crowded = {"partition.num-clients": 4000, "partition.min-size": 1}
+    crowded = {"partition.num-clients": 4000}
     config = Config().with_values(crowded)
     with pytest.raises(ConfigError, match="a client has only 1"):
         load_federated_data(config)

@@ -1,0 +1,38 @@
+"""The command `instahide-fl`.
+
+Exit code 0 only on success, 2 for a user's mistake (one line says what to do), 1 for a
+run that failed.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from instahide_fl.cli.common import errors
+from instahide_fl.cli.data import data_app
+from instahide_fl.cli.encode import encode
+from instahide_fl.cli.pool import pool_app
+from instahide_fl.cli.run import run
+from instahide_fl.errors import InstaHideError
+
+app = typer.Typer(
+    help="Federated learning with InstaHide, and the measurement of what it hides.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.command()(run)
+app.command()(encode)
+app.add_typer(data_app, name="data")
+app.add_typer(pool_app, name="pool")
+
+
+def main() -> None:
+    """Run the command line; turn this package's errors into one line and a code."""
+    try:
+        app()
+    except InstaHideError as error:
+        errors.print(f"error: {error}")
+        sys.exit(error.exit_code)

@@ -1,0 +1,59 @@
+"""The command `encode`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from instahide_fl.cli.common import (
+    BROKEN,
+    DATASET_HELP,
+    Assignments,
+    SettingsOption,
+    console,
+    read_settings,
+    refuse_existing,
+)
+
+
+def encode(
+    dataset: Annotated[str, typer.Argument(help=DATASET_HELP)],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Encodings, .npz.")],
+    key: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Keys, .npz. Whoever has them can decode."),
+    ] = None,
+    picture: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Picture of ten, .png.")
+    ] = None,
+    images: Annotated[
+        int | None, typer.Option(min=1, help="Encode only the first N.")
+    ] = None,
+    config: SettingsOption = None,
+    assignments: Assignments = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(help="Repeatable, insecure keys. Without: operating system."),
+    ] = None,
+) -> None:
+    """Encode the training images of a data set, without a federation."""
+    import torch
+
+    from instahide_fl.encoding.files import encode_dataset, save_encodings, save_key
+    from instahide_fl.report.encoding_picture import save_encoding_picture
+
+    refuse_existing(out, key, picture)
+    settings = read_settings(config, assignments, seed)
+    settings = settings.with_values({"data.dataset": dataset})
+    encoded = encode_dataset(settings, limit=images, seeded=seed is not None)
+    if key is not None:
+        save_key(key, encoded.key)
+    if picture is not None:
+        few = encoded.key.rows(torch.arange(min(10, len(encoded.key))))
+        save_encoding_picture(picture, encoded.encoder, few, encoded.split)
+    save_encodings(out, encoded.batch)
+    console.print(f"{len(encoded.batch):,} encodings in {out}")
+    if settings.instahide.method == "instahide":
+        console.print(f"{BROKEN}: treat the file as the images.", style="yellow")

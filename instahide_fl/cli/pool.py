@@ -1,0 +1,116 @@
+"""The commands `pool build`, `pool info` and `pool verify`."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from instahide_fl.cli.common import (
+    console,
+    errors,
+    interrupt,
+    print_rows,
+    refuse_existing,
+)
+
+# PyTorch is imported where it is used: pools are built without it.
+if TYPE_CHECKING:
+    from instahide_fl.data.pool import MixingPool
+
+pool_app = typer.Typer(help="Pools of public images.", no_args_is_help=True)
+
+
+@pool_app.command("build")
+def pool_build(
+    source: Annotated[Path, typer.Argument(help="Folder with images at any depth.")],
+    out: Annotated[Path, typer.Option(metavar="POOL", help="Folder of the pool.")],
+    size: Annotated[int, typer.Option(help="Side of its images, pixels.")] = 32,
+    crops: Annotated[int, typer.Option(help="Patches cut from each image.")] = 4,
+    min_keypoints: Annotated[
+        int,
+        typer.Option(help="Keep patches with more SIFT key points; 0 keeps all."),
+    ] = 40,
+    patch_size: Annotated[
+        int, typer.Option(help="Side of a patch before shrinking, pixels.")
+    ] = 128,
+    channels: Annotated[int, typer.Option(help="1 (grey) or 3 (colour).")] = 3,
+    seed: Annotated[int, typer.Option(help="Of the patches' positions.")] = 0,
+    jobs: Annotated[
+        int | None, typer.Option(help="Processes. Without: one per core.")
+    ] = None,
+) -> None:
+    """Cut a pool from a folder of images; the same command continues."""
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        from instahide_fl.data.pool_build import build_pool
+        from instahide_fl.data.pool_patches import PoolBuildOptions
+        from instahide_fl.progress import BuildProgress
+
+        cut = (size, crops, min_keypoints, patch_size, channels, seed)
+        jobs = len(os.sched_getaffinity(0)) if jobs is None else jobs
+        with BuildProgress(console) as progress:
+            built = build_pool(source, out, PoolBuildOptions(*cut), jobs, progress)
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        errors.print("interrupted: the same command continues")
+        raise typer.Exit(1) from None
+    print_rows(*built.facts(), ("pool", built.folder), ("sha256", built.sha256))
+
+
+@pool_app.command("info")
+def pool_info(
+    pool: Annotated[Path, typer.Argument(help="Folder of a pool, or photos.")],
+    image_size: Annotated[int, typer.Option(help="For photos: side in pixels.")] = 32,
+    channels: Annotated[int, typer.Option(help="For photos: 1 or 3.")] = 3,
+    picture: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Picture of a sample, .png.")
+    ] = None,
+) -> None:
+    """Print what a pool holds."""
+    from instahide_fl.data.pool_build import build_facts
+    from instahide_fl.data.pool_manifest import read_manifest
+
+    refuse_existing(picture)
+    opened = _open_pool(pool, image_size, channels)
+    print_rows(
+        ("pool", opened.folder),
+        ("source", opened.source),
+        *(build_facts(read_manifest(opened.folder)) if opened.folder else ()),
+        ("images", f"{len(opened):,}"),
+        ("image", "x".join(map(str, opened.image_shape)) + " (C x H x W), uint8"),
+        ("size", f"{opened.images.numel() / 1e6:.1f} MB"),
+        ("sha256", opened.sha256),
+    )
+    if picture is not None:
+        import torch
+
+        from instahide_fl.report.contact_sheet import save_contact_sheet
+
+        rows = [("", row) for row in torch.split(opened.sample(), 10)]
+        save_contact_sheet(picture, rows, f"{len(opened):,} images: a sample")
+
+
+@pool_app.command("verify")
+def pool_verify(
+    pool: Annotated[Path, typer.Argument(help="Folder of a pool, or photos.")],
+    image_size: Annotated[int, typer.Option(help="For photos: side in pixels.")] = 32,
+    channels: Annotated[int, typer.Option(help="For photos: 1 or 3.")] = 3,
+) -> None:
+    """Read every pixel of a pool and compare with its digest."""
+    opened = _open_pool(pool, image_size, channels)
+    with console.status("reading"):
+        opened.verify()
+    console.print(f"{len(opened):,} images match sha256 {opened.sha256}")
+
+
+def _open_pool(pool: Path, image_size: int, channels: int) -> MixingPool:
+    from instahide_fl.data.pool import MixingPool
+
+    if str(pool) == "photos":
+        with console.status("cutting photographs"):
+            return MixingPool.photos(image_size, channels)
+    return MixingPool.open(pool)

@@ -1,0 +1,130 @@
+"""The command `run`."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from instahide_fl.cli.common import (
+    BROKEN,
+    Assignments,
+    Settings,
+    console,
+    errors,
+    interrupt,
+    read_settings,
+)
+from instahide_fl.config import Config
+from instahide_fl.errors import ConfigError
+
+# PyTorch is imported where it is used: pools are built without it.
+if TYPE_CHECKING:
+    from instahide_fl.run_folder import RunFolder
+
+
+def run(
+    config: Settings = None,
+    assignments: Assignments = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(help="ray (default), flower or inline."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the simulation.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Run folder, new or empty.")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Continue the run in DIR.")
+    ] = None,
+) -> None:
+    """Simulate a federation and write its run folder."""
+    from instahide_fl.engine.run import DEFAULT_ENGINE, ENGINES, check_run
+    from instahide_fl.run_folder import RunFolder, free_run_folder
+
+    start = _choose(engine or DEFAULT_ENGINE, ENGINES)
+    if resume is not None:
+        if config or assignments or seed is not None or out:
+            raise ConfigError(
+                "--resume continues with the settings of its folder: give no settings "
+                "file, --set, --seed or --out beside it"
+            )
+        settings = RunFolder.open_interrupted(resume).config()
+    else:
+        settings = read_settings(config, assignments, seed)
+    with console.status("preparing data and pool"):
+        check_run(settings)
+    if resume is not None:
+        folder = RunFolder.open_interrupted(resume)
+        folder.clear_failure()
+    else:
+        path = out or free_run_folder(Path("runs"), settings)
+        folder = RunFolder.create(path, settings.resolved())
+    _note_start(folder, engine or DEFAULT_ENGINE, resumed=resume is not None)
+    _train(settings, folder, start, resume is not None)
+
+
+def _choose(name: str, choices: dict[str, Any]) -> Any:
+    if name not in choices:
+        raise ConfigError(f"--engine must be one of {', '.join(choices)}, got {name!r}")
+    return choices[name]
+
+
+def _note_start(folder: RunFolder, engine: str, *, resumed: bool) -> None:
+    """Begin provenance.json with what only the command line knows."""
+    from instahide_fl.run_folder import PROVENANCE
+
+    started: dict[str, Any] = {
+        "command": shlex.join(["instahide-fl", *sys.argv[1:]]),
+        "engine": engine,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    known = folder.read_json(PROVENANCE)
+    if resumed:
+        started = {**known, "resumed": [*known.get("resumed", []), started]}
+    folder.write_json(PROVENANCE, started)
+
+
+def _train(
+    settings: Config,
+    folder: RunFolder,
+    start: Callable[[Config, RunFolder], None],
+    resumed: bool,
+) -> None:
+    """Run an engine under a progress bar and say how it ended."""
+    from instahide_fl.progress import RunProgress
+    from instahide_fl.run_folder import SUMMARY
+
+    absolute = str(folder.path.absolute())
+    full = settings.with_values({"output.folder": absolute, "output.resume": resumed})
+    # Whoever ends us with SIGTERM (a scheduler, a time limit) gets the same clean-up.
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        with RunProgress(folder, settings.train.rounds, console):
+            start(full, folder)
+    except KeyboardInterrupt:
+        remedy = (
+            f"continue with instahide-fl run --resume {folder.path}"
+            if folder.resumable
+            else "there was no checkpoint yet: start it anew"
+        )
+        errors.print(f"interrupted: {remedy}")
+        # A second Ctrl-C must not stop the exit half way.
+        os._exit(1)
+    summary = folder.read_json(SUMMARY)
+    console.print(
+        f"accuracy {summary['final_accuracy']:.1%} on clean test images after "
+        f"{summary['rounds']} rounds ({summary['seconds']:.0f} s)"
+    )
+    if settings.instahide.method != "none":
+        console.print(
+            f"{BROKEN}: this accuracy says nothing about privacy.", style="yellow"
+        )
+    console.print(f"run folder: {folder.path}")
