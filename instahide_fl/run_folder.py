@@ -8,6 +8,7 @@ metrics.jsonl       one object a round
 checkpoint/         newest complete state
 model.safetensors   final global parameters
 summary.json        written last: a folder without it is not finished
+evaluation.json     accuracy on encodings of test images, if asked for later
 failure.json        why a run ended early
 logs/               what Flower, Ray and the apps said
 """
@@ -37,6 +38,8 @@ METRICS = "metrics.jsonl"
 CHECKPOINT = "checkpoint/state.safetensors"
 MODEL = "model.safetensors"
 SUMMARY = "summary.json"
+EVALUATION = "evaluation.json"
+EVALUATION_PICTURE = "evaluation.png"
 FAILURE = "failure.json"
 LOGS = "logs"
 
@@ -90,6 +93,25 @@ class RunFolder:
             )
         return folder
 
+    @classmethod
+    def open_finished(cls, path: Path) -> RunFolder:
+        """Open the folder of a finished run, to look at its result.
+
+        Raises:
+            OutputError: there is no run, or it is not finished.
+        """
+        folder = cls(path)
+        if not (path / CONFIG).is_file():
+            raise OutputError(f"{path} is not a run folder (no {CONFIG})")
+        if not folder.finished:
+            remedy = (
+                f"continue it with instahide-fl run --resume {path}"
+                if folder.resumable
+                else "start it anew"
+            )
+            raise OutputError(f"the run in {path} is not finished: {remedy}")
+        return folder
+
     @property
     def finished(self) -> bool:
         """Whether the run came to its end."""
@@ -117,12 +139,19 @@ class RunFolder:
         write_text(self.path / name, json.dumps(value, indent=2) + "\n")
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """Read one of the JSON files; an absent one is empty."""
+        """Read one of the JSON files; an absent one is empty.
+
+        Raises:
+            OutputError: it is damaged.
+        """
         try:
             text = (self.path / name).read_text(encoding="utf-8")
         except FileNotFoundError:
             return {}
-        return dict(json.loads(text))
+        try:
+            return dict(json.loads(text))
+        except ValueError as error:
+            raise OutputError(f"{self.path / name} is damaged: {error}") from None
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Add a round's line to metrics.jsonl.
@@ -182,6 +211,18 @@ class RunFolder:
             OutputError: they cannot be written.
         """
         self._save_tensors(self.path / MODEL, parameters, {"format": "pt"})
+
+    def load_model(self) -> dict[str, Tensor]:
+        """Read the final global parameters, by name, on the CPU.
+
+        Raises:
+            OutputError: they are missing or damaged.
+        """
+        path = self.path / MODEL
+        try:
+            return safetensors.torch.load_file(path)
+        except (OSError, safetensors.SafetensorError) as error:
+            raise OutputError(f"cannot read the model {path}: {error}") from None
 
     def record_failure(self, error: BaseException) -> None:
         """Note why the run ended early, for whoever started it.

@@ -13,6 +13,7 @@ import typer
 from instahide_fl.cli.common import errors
 from instahide_fl.cli.data import data_app
 from instahide_fl.cli.encode import encode
+from instahide_fl.cli.evaluate import evaluate
 from instahide_fl.cli.pool import pool_app
 from instahide_fl.cli.run import run
 from instahide_fl.errors import InstaHideError
@@ -25,6 +26,7 @@ app = typer.Typer(
 )
 app.command()(run)
 app.command()(encode)
+app.command()(evaluate)
 app.add_typer(data_app, name="data")
 app.add_typer(pool_app, name="pool")
 

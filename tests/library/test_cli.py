@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import signal
@@ -178,6 +179,54 @@ def test_encode_writes_encodings_and_only_on_request_the_key(command):
         assert key["private_index"][:, 0].tolist() == list(range(30))
     code, _, err = command(*arguments, "--out", "e.npz")
     assert (code, "exists already" in err) == (2, True)
+
+
+def test_evaluate_agrees_with_the_run_and_averages_encodings(command):
+    command("run", *QUICK, "--out", "run")
+    summary = json.loads(Path("run/summary.json").read_text())
+    code, out, err = command("evaluate", "run")
+    assert (code, err) == (0, "")
+    assert f"accuracy {summary['final_accuracy']:.1%}" in out
+    assert not Path("run/evaluation.json").exists()
+    options = ["--encodings", 2, "--own-coefficient", 0.5, "--average", "logits"]
+    code, out, _ = command("evaluate", "run", *options, "--seed", 9)
+    assert code == 0
+    written = json.loads(Path("run/evaluation.json").read_text())
+    assert written["clean"]["accuracy"] == summary["final_accuracy"]
+    assert written["clean"]["loss"] == pytest.approx(summary["final_loss"], rel=1e-5)
+    encoded = written["encoded"]
+    assert encoded["own_coefficient"] == 0.5
+    assert encoded["encodings"] == 2
+    assert encoded["average"] == "logits"
+    assert encoded["seed"] == 9
+    assert encoded["accuracy"] == encoded["accuracy_by_encodings"][1]
+    assert f"{encoded['accuracy']:.1%}" in out
+    assert Path("run/evaluation.png").read_bytes().startswith(b"\x89PNG")
+    Path("run/summary.json").write_text('{"final_accuracy": 0.99}')
+    code, _, err = command("evaluate", "run")
+    assert (code, "summary.json says accuracy 0.99" in err) == (0, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["nothing"], "nothing is not a run folder"),
+        (["stopped"], "the run in stopped is not finished"),
+        (["plain", "--encodings", 3], "leave --encodings out"),
+        (["plain", "--average", "logits"], "give --encodings K too"),
+    ],
+)
+def test_evaluate_explains_a_mistake_in_one_line(command, arguments, expected):
+    quick = [*QUICK, "--set", "instahide.method=none", "--set", "train.rounds=1"]
+    command("run", *quick, "--out", arguments[0])
+    if arguments[0] == "nothing":
+        Path("nothing/config.toml").unlink()
+    if arguments[0] == "stopped":
+        Path("stopped/summary.json").unlink()
+    code, _, err = command("evaluate", *arguments)
+    assert code == 2
+    assert expected in err
+    assert len(err.strip().splitlines()) == 1
 
 
 def start_process(*arguments, **options):

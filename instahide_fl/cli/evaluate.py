@@ -1,0 +1,102 @@
+"""The command `evaluate`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.progress import Progress
+from rich.table import Table
+
+from instahide_fl.cli.common import console, errors
+from instahide_fl.errors import ConfigError
+
+
+def evaluate(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    encodings: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="K", help="Also classify K encodings an image."),
+    ] = None,
+    own_coefficient: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            metavar="X",
+            help="Least coefficient of the image itself; default: the run's bound.",
+        ),
+    ] = None,
+    average: Annotated[
+        str, typer.Option(help="What is averaged: softmax or logits.")
+    ] = "softmax",
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Of the keys; default: the run's.")
+    ] = None,
+) -> None:
+    """Evaluate a finished run again, on clean or on encoded test images."""
+    from instahide_fl.report.evaluation import (
+        EncodedSettings,
+        encoder_of,
+        evaluate_clean,
+        evaluate_encoded,
+        save_evaluation,
+    )
+    from instahide_fl.run_folder import EVALUATION, EVALUATION_PICTURE
+    from instahide_fl.training.finished import open_finished_run
+
+    given = own_coefficient is not None or average != "softmax" or seed is not None
+    if encodings is None and given:
+        raise ConfigError(
+            "--own-coefficient, --average and --seed are about encodings: give "
+            "--encodings K too"
+        )
+    with console.status("opening the run"):
+        run = open_finished_run(run_folder)
+        # Before anything is computed: it finds the mistakes.
+        encoder = encoder_of(run, own_coefficient) if encodings else None
+        clean = evaluate_clean(run)
+    console.print(f"accuracy {clean.accuracy:.1%}, loss {clean.loss:.4f}: clean images")
+    _compare_with_summary(run.summary, clean.accuracy)
+    if encodings is None or encoder is None:
+        return
+    chosen = run.config.seed if seed is None else seed
+    settings = EncodedSettings(encodings, average, chosen)
+    bar = Progress(console=console, transient=True, disable=not console.is_terminal)
+    with bar:
+        total = encodings * len(run.dataset.test)
+        task = bar.add_task("classifying encodings", total=total)
+        encoded = evaluate_encoded(
+            run, encoder, settings, lambda done: bar.advance(task, done)
+        )
+    save_evaluation(run, clean, encoder, settings, encoded)
+    _print_by_encodings(encoded.accuracy_by_encodings)
+    console.print(
+        f"accuracy {encoded.accuracy:.1%}, loss {encoded.loss:.4f}: average of "
+        f"{encodings} encodings of each image"
+    )
+    console.print(f"written to {run_folder}: {EVALUATION}, {EVALUATION_PICTURE}")
+
+
+def _compare_with_summary(summary: dict[str, Any], accuracy: float) -> None:
+    """Say so if the model is not as good as the run said."""
+    from instahide_fl.run_folder import SUMMARY
+
+    noted = summary.get("final_accuracy")
+    if noted != accuracy:
+        errors.print(
+            f"warning: {SUMMARY} says accuracy {noted}, now it is {accuracy}: a few "
+            f"images may differ by rounding on another machine or another version of "
+            f"PyTorch; if it is more, files of the run were changed"
+        )
+
+
+def _print_by_encodings(accuracies: Sequence[float]) -> None:
+    """Print some rows of the curve: 1, 2, 3, 5, 10, 20, 50, ..., and the last."""
+    shown = {3, len(accuracies)}
+    shown |= {step * 10**power for step in (1, 2, 5) for power in range(6)}
+    table = Table("encodings", "accuracy")
+    for count in sorted(shown & set(range(1, len(accuracies) + 1))):
+        table.add_row(str(count), f"{accuracies[count - 1]:.1%}")
+    console.print(table)
