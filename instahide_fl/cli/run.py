@@ -58,7 +58,7 @@ def run(
             )
         settings = RunFolder.open_interrupted(resume).config()
     else:
-        settings = read_settings(config, assignments, seed)
+        settings = read_settings(config, assignments, seed).located(Path.cwd())
     with console.status("preparing data and pool"):
         check_run(settings)
     if resume is not None:

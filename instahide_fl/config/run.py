@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -113,6 +114,27 @@ class Config(Table):
             }
         )
 
+    def located(self, folder: Path) -> Config:
+        """Return the same settings with absolute paths.
+
+        Processes of an engine may work in another folder than the user.
+
+        Args:
+            folder: that relative paths start from.
+        """
+        changes: dict[str, Scalar] = {}
+        for name in ("data.root", "pool.source", "model.initial-weights"):
+            value = str(self.to_run_config()[name])
+            if value and (name, value) != ("pool.source", "photos"):
+                changes[name] = _absolute(value, folder)
+        kind, found, place = self.data.dataset.partition(":")
+        local = kind == "imagefolder" or (
+            kind == "hf" and (folder / Path(place).expanduser()).is_dir()
+        )
+        if found and place and local:
+            changes["data.dataset"] = f"{kind}:{_absolute(place, folder)}"
+        return self.with_values(changes)
+
     def with_values(self, changes: Mapping[str, Scalar]) -> Config:
         """Return a copy with other values for some keys.
 
@@ -194,6 +216,10 @@ def parse_assignment(text: str) -> tuple[str, Scalar]:
     if not isinstance(parsed, bool | int | float | str):
         raise ConfigError(f"--set {key}: expected one value, got {value!r}")
     return key.strip(), parsed
+
+
+def _absolute(value: str, folder: Path) -> str:
+    return os.path.normpath(folder / Path(value).expanduser())
 
 
 def _flatten(table: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:

@@ -131,3 +131,21 @@ def test_rules_that_need_more_clients_say_how_many():
         Config().with_values({**scaffold, "server.aggregation": "median"})
     with pytest.raises(ConfigError, match=r"set momentum = 0, got 0\.9"):
         Config().with_values({**scaffold, "train.momentum": 0.9})
+
+
+def test_relative_paths_are_the_users_not_those_of_an_engines_process(tmp_path):
+    (tmp_path / "set").mkdir()
+    given = {
+        "data.root": "files",
+        "pool.source": "../pool",
+        "model.initial-weights": "runs/before",
+        "data.dataset": "hf:set",
+    }
+    located = Config().with_values(given).located(tmp_path).to_run_config()
+    assert located["data.root"] == str(tmp_path / "files")
+    assert located["pool.source"] == str(tmp_path.parent / "pool")
+    assert located["model.initial-weights"] == str(tmp_path / "runs" / "before")
+    assert located["data.dataset"] == f"hf:{tmp_path / 'set'}"
+    hub = {"data.dataset": "hf:uoft-cs/cifar10"}
+    assert Config().with_values(hub).located(tmp_path) == Config().with_values(hub)
+    assert Config().located(tmp_path) == Config()
