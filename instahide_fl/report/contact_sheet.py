@@ -14,7 +14,8 @@ from instahide_fl.data.datasets import ImageDataset
 from instahide_fl.files import atomic_file
 
 CELL = 0.8  # inches
-LABEL = 1.7  # inches
+LABEL = 1.7  # inches, where a row has one
+MARGIN = 0.1  # inches, where none has
 TITLE = 0.4  # inches
 LABEL_CHARACTERS = 22  # that fit into a line of a label
 
@@ -32,23 +33,24 @@ def save_contact_sheet(path: Path, rows: list[tuple[str, Tensor]], title: str) -
     """
     columns = max(1, max((len(images) for _, images in rows), default=1))
     lines = max(1, len(rows))
-    width, height = LABEL + CELL * columns, TITLE + CELL * lines
+    label = LABEL if any(name for name, _ in rows) else MARGIN
+    width, height = label + CELL * columns, TITLE + CELL * lines
     figure = Figure(figsize=(width, height), dpi=120)
     cells = figure.subplots(lines, columns, squeeze=False)
     for cell in cells.flat:
         cell.set_axis_off()
-    for line, (label, images) in zip(cells, rows, strict=False):
+    for line, (name, images) in zip(cells, rows, strict=False):
         for cell, image in zip(line, images, strict=False):
             _show(cell, image)
         line[0].text(
-            *(-0.12, 0.5, "\n".join(_wrapped(label))),
+            *(-0.12, 0.5, "\n".join(_wrapped(name))),
             transform=line[0].transAxes,
             ha="right",
             va="center",
             fontsize=9,
             parse_math=False,  # a class may be called $10
         )
-    left, top = LABEL / width, 1 - TITLE / height
+    left, top = label / width, 1 - TITLE / height
     figure.subplots_adjust(left, 0.01, 0.99, top, wspace=0.06, hspace=0.06)
     heading = textwrap.shorten(title, round(width * 12), placeholder=" ...")
     figure.text(
