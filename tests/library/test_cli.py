@@ -71,7 +71,7 @@ def test_default_folders_are_numbered_and_a_settings_file_works(command):
         ),
         (["--set", "partition.num-clients=4001"], "must be in 1..4000"),
         (["--set", "partition.num-clients=0"], "at least 1 here"),
-        (["--set", "pool.source=nowhere"], "no pool at nowhere"),
+        (["--set", "pool.source=nowhere"], "/nowhere (a folder with manifest.json"),
         (["--set", "pool.source=small"], "needs 2 distinct public images"),
         (["--set", "pool.source=colour"], "3x28x28"),
         (["--set", "pool.source=corrupt"], "copy or build it again"),
