@@ -81,6 +81,8 @@ def cached_dataset(
         _check(name, content)
         with atomic_folder(folder) as temporary:
             _write(temporary, name, content)
+            digest = _digest(temporary, content)
+            _describe(temporary, content.class_names, digest)
     if (folder / "all-images.npy").exists():
         folder = _divided(folder, seed)
     return _open(folder)
@@ -119,7 +121,6 @@ def _write(folder: Path, name: str, content: Content) -> None:
         np.save(folder / f"{part}-targets.npy", rows.targets)
         if rows.client_ids is not None:
             np.save(folder / f"{part}-clients.npy", rows.client_ids)
-    _describe(folder, content.class_names, _digest(folder, content))
 
 
 def _write_images(folder: Path, part: str, count: int, blocks: Iterable[Block]) -> int:
@@ -190,12 +191,7 @@ def _divided(folder: Path, seed: int) -> Path:
     )
     digest = hashlib.sha256(f"{described['sha256']} {seed}".encode()).hexdigest()
     with atomic_folder(divided) as temporary:
-        for part, selected in content.parts.items():
-            count = len(selected.targets)
-            _write_images(temporary, part, count, selected.blocks())
-            np.save(temporary / f"{part}-targets.npy", selected.targets)
-            if selected.client_ids is not None:
-                np.save(temporary / f"{part}-clients.npy", selected.client_ids)
+        _write(temporary, divided.name, content)
         _describe(temporary, content.class_names, digest)
     return divided
 

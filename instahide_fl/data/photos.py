@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from instahide_fl.data.pool import MixingPool
-from instahide_fl.data.pool_patches import MIN_KEYPOINTS
+from instahide_fl.data.pool_patches import MIN_KEYPOINTS, shrink
 from instahide_fl.errors import PoolError
 from instahide_fl.files import cache_folder
 from instahide_fl.rng import stream
@@ -104,14 +104,11 @@ def cut_patches(
         u8[count,channels,image_size,image_size].
     """
     rng = stream(SEED, "photos")
-    mode = "L" if channels == 1 else "RGB"
     sources = _detailed(photos)
-    cut = np.empty((count, image_size, image_size, channels), np.uint8)
+    cut = np.empty((count, channels, image_size, image_size), np.uint8)
     for row, patch in zip(range(count), _patches(sources, rng), strict=False):
-        picture = Image.fromarray(patch).convert(mode)
-        small = picture.resize((image_size, image_size), Image.Resampling.BICUBIC)
-        cut[row] = np.asarray(small).reshape(image_size, image_size, channels)
-    return np.ascontiguousarray(cut.transpose(0, 3, 1, 2))
+        cut[row] = shrink(patch, image_size, channels)
+    return cut
 
 
 def _detailed(photos: list[Photo]) -> list[tuple[Photo, np.ndarray[Any, Any]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -29,10 +30,7 @@ def resnet18(
         resnet18 as build,
     )
 
-    norm = normalization_layer(config.normalization)
-    model: nn.Module = build(num_classes=num_classes, norm_layer=norm)
-    _fit_resnet_stem(model, image_shape)
-    return model
+    return _resnet(build, image_shape, num_classes, config)
 
 
 def resnet50(
@@ -41,10 +39,7 @@ def resnet50(
     """Return ResNet-50, 23.5 million parameters; see `resnet18`."""
     from torchvision.models import resnet50 as build
 
-    norm = normalization_layer(config.normalization)
-    model: nn.Module = build(num_classes=num_classes, norm_layer=norm)
-    _fit_resnet_stem(model, image_shape)
-    return model
+    return _resnet(build, image_shape, num_classes, config)
 
 
 def densenet121(
@@ -75,10 +70,18 @@ def densenet121(
     return model
 
 
-def _fit_resnet_stem(model: nn.Module, image_shape: tuple[int, int, int]) -> None:
+def _resnet(
+    build: Callable[..., nn.Module],
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    config: ModelConfig,
+) -> nn.Module:
+    norm = normalization_layer(config.normalization)
+    model = build(num_classes=num_classes, norm_layer=norm)
     channels, height, _ = image_shape
     if height < SMALL_IMAGES:
         model.conv1 = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
         model.maxpool = nn.Identity()
     elif channels != 3:
         model.conv1 = nn.Conv2d(channels, 64, 7, 2, 3, bias=False)
+    return model
