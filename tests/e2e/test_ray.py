@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -138,12 +139,7 @@ def test_a_worker_killed_from_outside_changes_nothing(tmp_path, cluster):
     folder = RunFolder.create(tmp_path / "run", config)
     log = tmp_path / "log"
     with importable_app() as (_, server), logging_to(log), RayGrid(config) as grid:
-        victim = next(
-            process
-            for process in processes()
-            if "ray::ClientWorker" in " ".join(process.cmdline())
-        )
-        os.kill(victim.pid, signal.SIGKILL)
+        os.kill(_await_worker().pid, signal.SIGKILL)
         server.app(grid, server_context(config.to_run_config()))
     assert model_bytes(folder) == model_bytes(expected)
     assert sum(row["failures"] for row in folder.metrics()) == 0
@@ -200,6 +196,18 @@ def _start_node(*arguments):
         start_new_session=True,
         env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0"},
     )
+
+
+def _await_worker():
+    """A worker, found by its title, which Ray writes anew around every call."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        for process in processes():
+            with contextlib.suppress(psutil.Error):
+                if "ray::ClientWorker" in " ".join(process.cmdline()):
+                    return process
+        time.sleep(0.05)
+    raise AssertionError([process.name() for process in processes()])
 
 
 def _await_nodes(port, count):
