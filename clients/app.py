@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from flwr.app import Context, Message
@@ -25,6 +26,7 @@ from instahide_fl.training.scaffold import (
     split_control,
     with_control,
 )
+from instahide_fl.transcript.truth import write_truth
 from instahide_fl.wire import ClientDescription
 
 app = ClientApp()
@@ -64,10 +66,11 @@ def train(message: Message, context: Context) -> Message:
         node.config, (shape[1], shape[2], shape[3]), split.num_classes
     )
     arrays, control = split_control(received)
+    keeper = node.keeper(context, instruction.round)
     update = trainer.update(
         arrays,
         split.on(trainer.device),
-        node.encoder(context),
+        keeper or node.encoder(context),
         node.rng(instruction.round),
         instruction.learning_rate_factor,
         gradient_correction(control, read_control(context)) if control else None,
@@ -78,4 +81,7 @@ def train(message: Message, context: Context) -> Message:
         moved = control_difference(control, update.arrays, steps, rate)
         move_control(context, moved)
         update = replace(update, arrays=with_control(update.arrays, moved))
+    if keeper:
+        folder = Path(node.config.output.folder)
+        write_truth(folder, keeper.truth(instruction.round, node.client, split))
     return reply_update(message, node.client, update)

@@ -30,6 +30,7 @@ from instahide_fl.models.registry import build_model
 from instahide_fl.rng import keyed_stream, new_secret, operating_system_stream, stream
 from instahide_fl.training.device import room_for_images, training_device
 from instahide_fl.training.local import LocalTrainer
+from instahide_fl.transcript.truth import RecordingEncoder
 from instahide_fl.types import ChannelStatistics, PrivateSplit
 
 PARTITION = "partition-id"
@@ -72,6 +73,22 @@ class ClientNode:
         if encoding.refresh == "epoch":
             return encoder
         return FixedEncodings(encoder, encoding.refresh, self._fixed_streams(context))
+
+    def keeper(self, context: Context, round_number: int) -> RecordingEncoder | None:
+        """Return an encoder that keeps this round's truth, where that is asked for.
+
+        Raises:
+            ConfigError: there is no folder to write it to.
+        """
+        record = self.config.record
+        if not (record.truth and record.wants(round_number)):
+            return None
+        if not self.config.output.folder:
+            raise ConfigError(
+                "record.truth needs a run folder that clients know: start the run with "
+                "instahide-fl run, or set output.folder"
+            )
+        return RecordingEncoder(self.encoder(context))
 
     def normalised_with(self, statistics: ChannelStatistics) -> PrivateSplit:
         """Return the split with the constants that the run agreed on."""
@@ -143,11 +160,27 @@ def _real_client(context: Context, config: Config) -> ClientNode:
         if key in context.node_config
     }
     config = config.with_values(changes)
+    _refuse_weakening(name, config)
     dataset = load_dataset(config.data)
     check_split_size(len(dataset.train), config.instahide.private_count)
     pool = load_pool(config, dataset.image_shape)
     augmentation = augmentation_for(config.data, dataset)
     return ClientNode(name, config, dataset.train, pool, augmentation, False)
+
+
+def _refuse_weakening(client: str, config: Config) -> None:
+    """Refuse a run that would lay a real client's images open.
+
+    Raises:
+        ConfigError: it asks for what is meant for simulations.
+    """
+    record = config.record
+    for name, asked in (("truth", record.truth), ("crafted", record.crafted != "none")):
+        if asked:
+            raise ConfigError(
+                f"client {client} holds real images and refuses this run: "
+                f"record.{name} is for simulations only"
+            )
 
 
 def _with_federation_size(config: Config, nodes: int) -> Config:

@@ -41,6 +41,24 @@ class OutputError(InstaHideError, OSError):
     exit_code = 2
 
 
+class TranscriptError(InstaHideError, ValueError):
+    """A recorded round, or the truth about it, is missing or damaged."""
+
+    exit_code = 2
+
+
+class ThreatModelError(InstaHideError, ValueError):
+    """An attack needs what its threat model does not give."""
+
+    exit_code = 2
+
+
+class AttackError(InstaHideError, ValueError):
+    """An attack does not apply to this run."""
+
+    exit_code = 2
+
+
 class RoundError(InstaHideError, RuntimeError):
     """A round of training failed: too few valid updates came back."""
 
@@ -66,6 +84,9 @@ def error_named(name: str, message: str) -> InstaHideError:
         PoolError,
         ShapeError,
         OutputError,
+        TranscriptError,
+        ThreatModelError,
+        AttackError,
         RoundError,
         ProtocolError,
     ):

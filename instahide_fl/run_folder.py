@@ -10,25 +10,27 @@ model.safetensors   final global parameters
 summary.json        written last: a folder without it is not finished
 evaluation.json     accuracy on encodings of test images, if asked for later
 failure.json        why a run ended early
+transcript/         recorded rounds, as the server saw them (record.rounds)
+truth/              what simulated clients hid in them (record.truth)
+attacks/            what `instahide-fl attack` recovered
 logs/               what Flower, Ray and the apps said
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import safetensors
-import safetensors.torch
 from torch import Tensor
 
 from instahide_fl.config import Config
 from instahide_fl.errors import InstaHideError, OutputError, error_named
-from instahide_fl.files import atomic_file, explained, write_text
+from instahide_fl.files import explained, write_text
+from instahide_fl.tensor_files import load_tensors, save_tensors
 
 CONFIG = "config.toml"
 PROVENANCE = "provenance.json"
@@ -183,7 +185,7 @@ class RunFolder:
             OutputError: it cannot be written.
         """
         metadata = {"round": str(round_number)}
-        self._save_tensors(self.path / CHECKPOINT, tensors, metadata)
+        save_tensors(self.path / CHECKPOINT, tensors, metadata)
 
     def load_checkpoint(self) -> tuple[int, dict[str, Tensor]]:
         """Return the last completed round and the tensors of the checkpoint.
@@ -195,9 +197,8 @@ class RunFolder:
         """
         path = self.path / CHECKPOINT
         try:
-            with safetensors.safe_open(path, framework="pt") as file:
-                done = int(file.metadata()["round"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors, metadata = load_tensors(path)
+            done = int(metadata["round"])
         except (OSError, safetensors.SafetensorError) as error:
             raise OutputError(f"cannot read the checkpoint {path}: {error}") from None
         kept = [row for row in self.metrics() if row["round"] <= done]
@@ -210,7 +211,7 @@ class RunFolder:
         Raises:
             OutputError: they cannot be written.
         """
-        self._save_tensors(self.path / MODEL, parameters, {"format": "pt"})
+        save_tensors(self.path / MODEL, parameters, {"format": "pt"})
 
     def load_model(self) -> dict[str, Tensor]:
         """Read the final global parameters, by name, on the CPU.
@@ -220,7 +221,7 @@ class RunFolder:
         """
         path = self.path / MODEL
         try:
-            return safetensors.torch.load_file(path)
+            return load_tensors(path)[0]
         except (OSError, safetensors.SafetensorError) as error:
             raise OutputError(f"cannot read the model {path}: {error}") from None
 
@@ -252,18 +253,6 @@ class RunFolder:
         except (OSError, ValueError):
             return None
         return error_named(row["error"], row["message"])
-
-    @staticmethod
-    def _save_tensors(
-        path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]
-    ) -> None:
-        contiguous = {name: value.contiguous() for name, value in tensors.items()}
-        with atomic_file(path) as temporary:
-            data = safetensors.torch.save(contiguous, metadata)
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
 
 
 def free_run_folder(parent: Path, config: Config) -> Path:

@@ -33,6 +33,7 @@ from instahide_fl.run_folder import (
 from instahide_fl.training.device import training_device
 from instahide_fl.training.evaluation import evaluate
 from server.cohort import Clients, find_clients
+from server.recorder import Recorder
 from server.strategy import RoundOutcome, Strategy
 
 log = logging.getLogger("instahide_fl.server")
@@ -72,7 +73,13 @@ def _run(grid: Grid, config: Config, folder: RunFolder) -> None:
         optimizer.load_state(tensors)
     else:
         _describe_run(folder, config, dataset, clients, weights_sha256)
-    strategy = Strategy(config, optimizer, clients, dataset.train.statistics)
+    strategy = Strategy(
+        config,
+        optimizer,
+        clients,
+        dataset.train.statistics,
+        Recorder.of(folder.path, config, dataset),
+    )
     for number in range(done + 1, config.train.rounds + 1):
         outcome = strategy.run_round(grid, number)
         _finish_round(folder, config, number, outcome, optimizer, model, dataset)

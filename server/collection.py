@@ -54,11 +54,12 @@ def reduce_updates(
     timeout: float,
     side_by_side: int,
     rule: RobustRule | None = None,
+    keep_updates: bool = False,
 ) -> Reduced:
     """Send a round's content to a cohort and add up the updates that come back.
 
     A grid that can add up where updates are computed does so; the bits are the same.
-    A robust rule needs to see every single update, so then they all come here.
+    A robust rule and a transcript need every single update, so then they all come here.
 
     Args:
         grid: Flower's.
@@ -71,39 +72,81 @@ def reduce_updates(
         side_by_side: clients that compute at the same time, to tell computing from
             waiting; unused where the grid knows.
         rule: combines the updates in place of the weighted sum; None for that.
+        keep_updates: return the single updates too.
     """
-    if rule is None and isinstance(grid, ReducingGrid):
+    if rule is None and not keep_updates and isinstance(grid, ReducingGrid):
         return grid.send_and_reduce(content, node_ids, group_id, reader, sizes, timeout)
-    position = {node: i for i, node in enumerate(node_ids)}
-    silent = f"no answer within {timeout:g} s (train.timeout)"
-    failures = dict.fromkeys(node_ids, silent)
-    contributions: dict[int, Contribution] = {}
-    tree, adding = TreeSum(), 0.0
-    single: dict[int, ClientUpdate] = {}
+    received = _Received(reader, node_ids, timeout, rule, keep_updates)
     # A copy: the server moves its parameters while a late message may still be read.
     kept = copy.deepcopy(content)
     messages = [round_message(kept, node, group_id) for node in node_ids]
     for reply in collect(grid, messages, timeout):
+        received.take(reply)
+    return received.reduced(side_by_side)
+
+
+class _Received:
+    """A round's replies as they come in.
+
+    Args:
+        reader: checks them.
+        node_ids: of the cohort, in client order.
+        timeout: seconds, for the text about clients that stay silent.
+        rule: combines the updates in place of the weighted sum; None for that.
+        keep_updates: hold on to the single updates even without a rule.
+    """
+
+    def __init__(
+        self,
+        reader: UpdateReader,
+        node_ids: Sequence[int],
+        timeout: float,
+        rule: RobustRule | None,
+        keep_updates: bool,
+    ) -> None:
+        self._reader, self._rule = reader, rule
+        self._keep = keep_updates or rule is not None
+        self._position = {node: i for i, node in enumerate(node_ids)}
+        silent = f"no answer within {timeout:g} s (train.timeout)"
+        self._failures = dict.fromkeys(node_ids, silent)
+        self._contributions: dict[int, Contribution] = {}
+        self._updates: dict[int, ClientUpdate] = {}
+        self._tree = TreeSum()
+        self._seconds = 0.0
+
+    def take(self, reply: Message) -> None:
+        """Check a reply and add it up, or note why it cannot be."""
         start = time.perf_counter()
         node = reply.metadata.src_node_id
         try:
-            update = reader.read(reply)
-            if rule is not None:
-                single[position[node]] = update
-            else:
-                leaf = UpdateSum.of(update, reader.weight(update))
-                tree.put(Node(0, position[node]), leaf)
-            contributions[node] = Contribution.of(update)
-            del failures[node]
+            update = self._reader.read(reply)
+            if self._keep:
+                self._updates[node] = update
+            if self._rule is None:
+                leaf = UpdateSum.of(update, self._reader.weight(update))
+                self._tree.put(Node(0, self._position[node]), leaf)
+            self._contributions[node] = Contribution.of(update)
+            del self._failures[node]
         except InstaHideError as error:
-            failures[node] = str(error)
-        adding += time.perf_counter() - start
-    start = time.perf_counter()
-    total = tree.total()
-    if rule is not None and single:
-        chosen = rule([single[place] for place in sorted(single)])
-        total = UpdateSum(chosen, scale=1.0, weight=1.0, owned=True)
-    adding += time.perf_counter() - start
-    seconds = [one.metrics.get("seconds", 0.0) for one in contributions.values()]
-    computing = max([sum(seconds) / side_by_side, *seconds])
-    return Reduced(total, contributions, failures, computing, adding)
+            self._failures[node] = str(error)
+        self._seconds += time.perf_counter() - start
+
+    def reduced(self, side_by_side: int) -> Reduced:
+        """Return the result, once no more replies come."""
+        start = time.perf_counter()
+        total = self._tree.total()
+        updates = {n: self._updates[n] for n in self._position if n in self._updates}
+        if self._rule is not None and updates:
+            chosen = self._rule(list(updates.values()))
+            total = UpdateSum(chosen, scale=1.0, weight=1.0, owned=True)
+        self._seconds += time.perf_counter() - start
+        took = [one.metrics.get("seconds", 0.0) for one in self._contributions.values()]
+        computing = max([sum(took) / side_by_side, *took])
+        return Reduced(
+            total,
+            self._contributions,
+            self._failures,
+            computing,
+            self._seconds,
+            updates,
+        )

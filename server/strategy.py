@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from flwr.serverapp import Grid
+from torch import Tensor
 
 from instahide_fl.aggregation.reduction import Contribution, Reduced
 from instahide_fl.aggregation.robust import robust_rule
@@ -17,6 +18,7 @@ from instahide_fl.types import ChannelStatistics
 from instahide_fl.wire import RoundInstruction
 from server.cohort import Clients
 from server.collection import reduce_updates
+from server.recorder import Recorder
 from server.records import UpdateReader, round_content
 
 
@@ -70,12 +72,14 @@ class Strategy:
         optimizer: holds and moves the global parameters.
         clients: who can take part.
         statistics: constants that clients normalise private images with.
+        recorder: keeps the rounds that the settings name.
     """
 
     config: Config
     optimizer: ServerOptimizer
     clients: Clients
     statistics: ChannelStatistics
+    recorder: Recorder
 
     def run_round(self, grid: Grid, round_number: int) -> RoundOutcome:
         """Train for one round.
@@ -86,13 +90,21 @@ class Strategy:
 
         Raises:
             RoundError: fewer valid updates came than `train.min-updates`.
+            OutputError: a transcript cannot be written.
         """
-        train = self.config.train
+        train, recorder = self.config.train, self.recorder
         cohort = self.clients.sample(
             self.config.seed, round_number, train.clients_per_round
         )
+        instruction = RoundInstruction(
+            round_number,
+            self.clients.pool_sha256,
+            self.statistics,
+            self._learning_rate_factor(round_number, "update"),
+        )
+        sent = self._parameters(round_number)
         start = time.perf_counter()
-        reduced = self._collect(grid, round_number, cohort)
+        reduced = self._collect(grid, instruction, sent, cohort)
         collected = time.perf_counter()
         nodes = {client: self.clients.nodes[client] for client in cohort}
         failures = {
@@ -103,13 +115,22 @@ class Strategy:
         needed = train.min_updates or len(cohort)
         _check_enough(len(cohort), failures, needed, round_number)
         assert reduced.total is not None
-        self.optimizer.step(
-            reduced.total.mean(),
-            train.update_kind,
-            self._learning_rate_factor(round_number, "gradient"),
-            len(reduced.contributions) / len(self.clients.nodes),
-        )
-        sent = sum(value.nbytes for value in self.optimizer.arrays.values())
+        aggregate = reduced.total.mean()
+        if recorder.wants(round_number):
+            received = {
+                client: reduced.updates[node]
+                for client, node in nodes.items()
+                if node in reduced.updates
+            }
+            recorder.record(instruction, sent, received, aggregate)
+        bytes_down = sum(array.nbytes for array in sent.values()) * len(cohort)
+        if not recorder.crafts(round_number):
+            self.optimizer.step(
+                aggregate,
+                train.update_kind,
+                self._learning_rate_factor(round_number, "gradient"),
+                len(reduced.contributions) / len(self.clients.nodes),
+            )
         finished = time.perf_counter()
         waited = collected - start - reduced.adding_seconds
         return RoundOutcome(
@@ -119,33 +140,50 @@ class Strategy:
                 if node in reduced.contributions
             },
             failures=failures,
-            bytes_down=sent * len(cohort),
+            bytes_down=bytes_down,
             compute_seconds=min(reduced.compute_seconds, waited),
             transfer_seconds=max(0.0, waited - reduced.compute_seconds),
             aggregation_seconds=finished - collected + reduced.adding_seconds,
         )
 
-    def _collect(self, grid: Grid, round_number: int, cohort: Sequence[str]) -> Reduced:
-        """Return the sum of the valid updates and the failures, by node."""
-        arrays, train = self.optimizer.arrays, self.config.train
-        instruction = RoundInstruction(
-            round_number,
-            self.clients.pool_sha256,
+    def _parameters(self, round_number: int) -> Mapping[str, Tensor]:
+        """Return what clients are sent: the global arrays, or crafted ones."""
+        if not self.recorder.crafts(round_number):
+            return self.optimizer.arrays
+        # Imported here: only a simulated malicious server needs it.
+        from instahide_fl.attacks.imprint import crafted_parameters
+
+        recorder = self.recorder
+        return crafted_parameters(
+            self.optimizer.arrays,
+            self.config,
+            recorder.image_shape,
+            recorder.num_classes,
             self.statistics,
-            self._learning_rate_factor(round_number, "update"),
         )
-        shapes = {name: tuple(value.shape) for name, value in arrays.items()}
+
+    def _collect(
+        self,
+        grid: Grid,
+        instruction: RoundInstruction,
+        sent: Mapping[str, Tensor],
+        cohort: Sequence[str],
+    ) -> Reduced:
+        """Return the sum of the valid updates and the failures, by node."""
+        train = self.config.train
+        shapes = {name: tuple(value.shape) for name, value in sent.items()}
         return reduce_updates(
             grid,
-            round_content(instruction, arrays),
+            round_content(instruction, sent),
             # The cohort is in client order: floats are summed in it.
             [self.clients.nodes[client] for client in cohort],
-            str(round_number),
+            str(instruction.round),
             UpdateReader(shapes, train.update_kind, self.config.server.aggregation),
             [self.clients.num_examples[client] for client in cohort],
             train.timeout,
             self._side_by_side(grid, len(cohort)),
             robust_rule(self.config.server),
+            self.recorder.wants(instruction.round),
         )
 
     def _learning_rate_factor(self, round_number: int, mode: str) -> float:

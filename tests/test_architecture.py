@@ -11,10 +11,12 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     {"errors"},
     {"types", "config", "rng"},
-    {"files", "wire", "provenance"},
+    {"files", "tensor_files", "wire", "provenance"},
     {"data", "models", "run_folder"},
     {"encoding"},
     {"training", "aggregation"},
+    {"transcript", "metrics"},
+    {"attacks"},
     {"report"},
     {"progress"},
     {"engine"},

@@ -175,6 +175,7 @@ class Reduced:
         failures: reason by node id, of the others.
         compute_seconds: in which the round waited for clients that were computing.
         adding_seconds: in which the server added updates up.
+        updates: by node id in client order, where they were to be kept.
     """
 
     total: UpdateSum | None
@@ -182,6 +183,7 @@ class Reduced:
     failures: dict[int, str]
     compute_seconds: float
     adding_seconds: float
+    updates: dict[int, ClientUpdate] = field(default_factory=dict)
 
 
 class ReadsUpdates(Protocol):

@@ -1,20 +1,21 @@
 """Every setting of a run.
 
-`tables` says what each one means, `run` puts them together and reads and writes them.
+`tables` and `training_tables` say what each one means, `run` puts them together and
+reads and writes them.
 """
 
 from instahide_fl.config.run import Config, Scalar, parse_assignment
 from instahide_fl.config.tables import (
     DataConfig,
     EncoderConfig,
-    ModelConfig,
     OutputConfig,
     PartitionConfig,
     PoolConfig,
+    RecordConfig,
     ResourcesConfig,
-    ServerConfig,
-    TrainConfig,
+    parse_rounds,
 )
+from instahide_fl.config.training_tables import ModelConfig, ServerConfig, TrainConfig
 
 __all__ = [
     "Config",
@@ -24,9 +25,11 @@ __all__ = [
     "OutputConfig",
     "PartitionConfig",
     "PoolConfig",
+    "RecordConfig",
     "ResourcesConfig",
     "Scalar",
     "ServerConfig",
     "TrainConfig",
     "parse_assignment",
+    "parse_rounds",
 ]

@@ -11,19 +11,17 @@ from typing import Any, Self, TypeAlias
 import tomli_w
 from pydantic import model_validator
 
-from instahide_fl.config.table import Table
+from instahide_fl.config.table import CountOrZero, Table
 from instahide_fl.config.tables import (
-    CountOrZero,
     DataConfig,
     EncoderConfig,
-    ModelConfig,
     OutputConfig,
     PartitionConfig,
     PoolConfig,
+    RecordConfig,
     ResourcesConfig,
-    ServerConfig,
-    TrainConfig,
 )
+from instahide_fl.config.training_tables import ModelConfig, ServerConfig, TrainConfig
 from instahide_fl.errors import ConfigError
 
 Scalar: TypeAlias = bool | int | float | str
@@ -42,6 +40,7 @@ class Config(Table):
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
     server: ServerConfig = ServerConfig()
+    record: RecordConfig = RecordConfig()
     resources: ResourcesConfig = ResourcesConfig()
     output: OutputConfig = OutputConfig()
 

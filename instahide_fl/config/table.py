@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from instahide_fl.errors import ConfigError
+
+Count: TypeAlias = Annotated[int, Field(ge=1)]
+CountOrZero: TypeAlias = Annotated[int, Field(ge=0)]
 
 
 def _kebab(name: str) -> str:

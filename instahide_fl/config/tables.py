@@ -1,7 +1,8 @@
-"""The tables of settings: type, range, default and meaning of every one.
+"""Tables of settings: data, encoding, what is recorded, resources, output.
 
-The same names serve three places: TOML tables (`[instahide] num-mixed = 4`), the
-command line (`--set instahide.num-mixed=4`) and Flower's flat run config
+`training_tables` has model, training and server. The same names serve three places:
+TOML tables (`[instahide] num-mixed = 4`), the command line
+(`--set instahide.num-mixed=4`) and Flower's flat run config
 (`-c 'instahide.num-mixed=4'`).
 """
 
@@ -9,14 +10,11 @@ from __future__ import annotations
 
 import math
 import os
-from typing import Annotated, Literal, Self, TypeAlias
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from instahide_fl.config.table import Table
-
-Count: TypeAlias = Annotated[int, Field(ge=1)]
-CountOrZero: TypeAlias = Annotated[int, Field(ge=0)]
+from instahide_fl.config.table import Count, CountOrZero, Table
 
 
 class DataConfig(Table):
@@ -189,174 +187,59 @@ def _check_feasible(
         )
 
 
-class ModelConfig(Table):
-    """The network that is trained."""
+class RecordConfig(Table):
+    """What is kept of a run for attacks on it (`instahide-fl attack`)."""
 
-    section = "model"
+    section = "record"
 
-    name: Literal[
-        "small-cnn",
-        "lenet",
-        "cnn-dropout",
-        "resnet-18",
-        "resnet-50",
-        "preact-resnet-18",
-        "densenet-121",
-    ] = "small-cnn"
-    """`small-cnn`: two 3x3 convolutions with pooling, two linear layers. `lenet`:
-    LeNet-5. `cnn-dropout`: the network of federated benchmarks, 1.6 million parameters
-    on CIFAR-10. `resnet-18` (11.2 million), `resnet-50` (23.5 million) and
-    `densenet-121` (7.0 million), torchvision's, with the stem for small images below
-    64 pixels. `preact-resnet-18`: the one that InstaHide's authors trained."""
-    width: Count = 16
-    """Channels of the first convolution of small-cnn; the second has twice as many."""
-    normalization: Literal["none", "group", "batch", "local-batch"] = "none"
-    """Normalisation of the network. `group`: GroupNorm. `batch`: BatchNorm, whose
-    running statistics (of encodings) clients send and the server averages.
-    `local-batch`: BatchNorm by the statistics of the batch at hand, in training and in
-    evaluation; none are kept, none are sent. `lenet` and `cnn-dropout` have none."""
-    initial_weights: str = ""
-    """A run folder or a .safetensors file to start from; empty starts at random. The
-    last layer may have another number of classes there: it then starts at random."""
+    rounds: str = ""
+    """Rounds whose transcript the server keeps, the parameters sent and every update as
+    received: "1, 5-10", or `all`; empty keeps none."""
+    truth: bool = False
+    """Simulation only: clients write the images, encodings and keys of those rounds
+    into the run's `truth/`, so that attacks can be scored. A real client refuses."""
+    crafted: Literal["none", "imprint"] = "none"
+    """Simulation only: in those rounds the server sends crafted parameters instead of
+    the global ones, and drops what comes back. `imprint` (Fowl et al., ICLR 2022): a
+    first layer that makes clients send single images."""
 
-
-class TrainConfig(Table):
-    """Rounds, and what a client does in one."""
-
-    section = "train"
-
-    rounds: Count = 300
-    """Rounds of federated training."""
-    clients_per_round: CountOrZero = 0
-    """Size of a round's cohort; 0 takes every client."""
-    mode: Literal["gradient", "update"] = "gradient"
-    """`gradient` (FedSGD): a client sends the gradient of its loss. `update` (FedAvg):
-    it trains locally and sends the difference of its parameters."""
-    batch_size: Count = 64
-    """Images in one local batch."""
-    local_batches: Count = 1
-    """Batches that a gradient is averaged over (mode gradient)."""
-    local_epochs: CountOrZero = 1
-    """Passes over the client's images in a round (mode update). 0 trains nothing, to
-    measure an engine without its clients' work."""
-    learning_rate: Annotated[float, Field(gt=0)] = 0.05
-    """Of the client's SGD (mode update)."""
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Of the client's SGD (mode update)."""
-    schedule: Literal["constant", "step", "cosine"] = "constant"
-    """How the learning rate of whoever takes gradient steps (the server in mode
-    gradient, the clients in mode update) falls over the rounds. `step`: times
-    decay-factor after each of the milestones. `cosine`: to 0 at the end."""
-    milestones: str = ""
-    """Rounds after which `step` lowers the rate, for instance "100, 150"."""
-    decay_factor: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """What `step` multiplies the rate with."""
-    warmup_rounds: CountOrZero = 0
-    """First rounds in which the rate rises linearly to its value."""
-    proximal_mu: Annotated[float, Field(ge=0)] = 0.0
-    """FedProx (Li et al., MLSys 2020): weight of the proximal term mu/2 |w - w0|^2 in
-    a client's loss (mode update); 0 leaves it out."""
-    control_variates: bool = False
-    """SCAFFOLD (Karimireddy et al., ICML 2020): correct clients' steps by control
-    variates, which double what is sent (mode update, momentum 0)."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """`bfloat16`: forward and backward pass in mixed precision; parameters and updates
-    stay float32."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """L2 penalty on the parameters, added to the gradient by whoever steps: the server
-    in mode gradient, the client in mode update."""
-    min_updates: CountOrZero = 0
-    """Fewest valid updates for a round to count; fewer end the run with an error. 0:
-    every client of the cohort must answer."""
-    timeout: Annotated[float, Field(gt=0)] = 600.0
-    """Seconds the server waits for a round's updates. Engine ray, whose clients take
-    turns: seconds that one client may take."""
-    evaluate_every: Count = 5
-    """Rounds between two evaluations; the last round is always evaluated."""
-    checkpoint_every: Count = 10
-    """Rounds between two checkpoints."""
-
-    @field_validator("milestones", mode="after")
+    @field_validator("rounds", mode="after")
     @classmethod
     def _rounds_in_text(cls, value: str) -> str:
-        rounds = value.replace(",", " ").split()
-        if not all(one.isdecimal() and int(one) > 0 for one in rounds):
-            raise ValueError('rounds separated by commas, for instance "100, 150"')
+        parse_rounds(value)
         return value
 
     @model_validator(mode="after")
     def _check_combinations(self) -> Self:
-        if self.mode == "gradient" and (self.proximal_mu or self.control_variates):
-            name = "control-variates" if self.control_variates else "proximal-mu"
-            raise ValueError(
-                f"{name} corrects local steps, of which mode gradient has none: set "
-                f'mode = "update"'
-            )
-        if self.control_variates and self.momentum:
-            raise ValueError(
-                f"control-variates are defined for plain SGD: set momentum = 0, got "
-                f"{self.momentum}"
-            )
-        if (self.schedule == "step") != bool(self.milestones.strip()):
-            raise ValueError(
-                f'milestones and schedule = "step" need each other, got schedule = '
-                f'"{self.schedule}" and milestones = "{self.milestones}"'
-            )
+        if not self.rounds.strip() and (self.truth or self.crafted != "none"):
+            name = "truth" if self.truth else "crafted"
+            raise ValueError(f'{name} needs rounds to record: set rounds = "1"')
         return self
 
-    def learning_rate_factor(self, round_number: int) -> float:
-        """Return what the schedule multiplies the learning rate with in a round.
-
-        Args:
-            round_number: 1, 2, ..., `rounds`.
-        """
-        if round_number <= self.warmup_rounds:
-            return round_number / (self.warmup_rounds + 1)
-        if self.schedule == "cosine":
-            whole = max(1, self.rounds - self.warmup_rounds)
-            done = round_number - self.warmup_rounds - 1
-            return 0.5 * (1 + math.cos(math.pi * done / whole))
-        if self.schedule == "step":
-            passed = self.milestones.replace(",", " ").split()
-            drops = sum(round_number > int(one) for one in passed)
-            return float(self.decay_factor**drops)
-        return 1.0
-
-    @property
-    def update_kind(self) -> Literal["gradient", "delta"]:
-        """What a client sends in this mode."""
-        return "gradient" if self.mode == "gradient" else "delta"
+    def wants(self, round_number: int) -> bool:
+        """Tell whether a round (1, 2, ...) is recorded."""
+        ranges = parse_rounds(self.rounds)
+        return any(first <= round_number <= last for first, last in ranges)
 
 
-class ServerConfig(Table):
-    """What the server does with a round's updates."""
+def parse_rounds(text: str) -> list[tuple[int, float]]:
+    """Return the ranges in a text such as "1, 5-10"; `all` is everything.
 
-    section = "server"
-
-    aggregation: Literal["weighted-mean", "mean", "median", "trimmed-mean", "krum"] = (
-        "weighted-mean"
-    )
-    """`weighted-mean` weighs a client by its images, `mean` weighs all alike. Robust
-    rules: `median` and `trimmed-mean` of every coordinate (Yin et al., ICML 2018),
-    `krum` takes the one update closest to the others (Blanchard et al., NeurIPS
-    2017)."""
-    trim_share: Annotated[float, Field(ge=0, lt=0.5)] = 0.1
-    """Share of the values that trimmed-mean drops at each end."""
-    malicious_clients: CountOrZero = 0
-    """Bad updates in a round that krum must withstand; a cohort of at least three more
-    than twice as many is needed."""
-    optimizer: Literal["sgd", "adam", "yogi", "adagrad"] = "sgd"
-    """Optimizer that applies the aggregate to the global parameters. In mode update:
-    sgd with momentum is FedAvgM (Hsu et al. 2019), adam, yogi and adagrad are FedAdam,
-    FedYogi and FedAdagrad (Reddi et al., ICLR 2021)."""
-    learning_rate: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
-    """`auto`: for sgd 0.1 in mode gradient and 1.0 in mode update; for adam and yogi
-    0.001 and 0.01; for adagrad 0.01 and 0.1."""
-    momentum: Annotated[float, Field(ge=0, lt=1)] | Literal["auto"] = "auto"
-    """Of sgd. `auto`: 0.9 in mode gradient, 0 in mode update."""
-    epsilon: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
-    """Added to the denominator of adam, yogi and adagrad (tau of Reddi et al.).
-    `auto`: 1e-8 in mode gradient, 1e-3 in mode update."""
+    Raises:
+        ValueError: the text is something else.
+    """
+    if text.strip() == "all":
+        return [(1, math.inf)]
+    ranges: list[tuple[int, float]] = []
+    for part in text.replace(",", " ").split():
+        first, dash, last = part.partition("-")
+        ends = [first, last] if dash else [first, first]
+        if not all(one.isdecimal() and int(one) > 0 for one in ends) or (
+            int(ends[0]) > int(ends[1])
+        ):
+            raise ValueError('rounds and ranges of rounds, for instance "1, 5-10"')
+        ranges.append((int(ends[0]), int(ends[1])))
+    return ranges
 
 
 class ResourcesConfig(Table):

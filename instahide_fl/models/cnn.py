@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from instahide_fl.config import ModelConfig
+from instahide_fl.models.activation import ACTIVATIONS
 from instahide_fl.models.normalization import normalization_layer
 
 
@@ -30,6 +31,7 @@ class SmallCnn(nn.Module):
         self.norm2 = normalise(second)
         self.hidden = nn.Linear(second * (height // 4) * (width // 4), 128)
         self.head = nn.Linear(128, num_classes)
+        self._activate = ACTIVATIONS[config.activation]
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits.
@@ -41,9 +43,9 @@ class SmallCnn(nn.Module):
             f32[B,K].
         """
         images = images.contiguous(memory_format=torch.channels_last)
-        features = F.max_pool2d(F.relu(self.norm1(self.conv1(images))), 2)
-        features = F.max_pool2d(F.relu(self.norm2(self.conv2(features))), 2)
-        logits: Tensor = self.head(F.relu(self.hidden(features.flatten(1))))
+        features = F.max_pool2d(self._activate(self.norm1(self.conv1(images))), 2)
+        features = F.max_pool2d(self._activate(self.norm2(self.conv2(features))), 2)
+        logits: Tensor = self.head(self._activate(self.hidden(features.flatten(1))))
         return logits
 
 
@@ -61,6 +63,7 @@ class LeNet(nn.Module):
         self.hidden1 = nn.Linear(16 * rows * columns, 120)
         self.hidden2 = nn.Linear(120, 84)
         self.head = nn.Linear(84, num_classes)
+        self._activate = ACTIVATIONS[config.activation]
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits.
@@ -71,9 +74,11 @@ class LeNet(nn.Module):
         Returns:
             f32[B,K].
         """
-        features = F.max_pool2d(F.relu(self.conv1(images)), 2)
-        features = F.max_pool2d(F.relu(self.conv2(features)), 2)
-        hidden = F.relu(self.hidden2(F.relu(self.hidden1(features.flatten(1)))))
+        features = F.max_pool2d(self._activate(self.conv1(images)), 2)
+        features = F.max_pool2d(self._activate(self.conv2(features)), 2)
+        hidden = self._activate(
+            self.hidden2(self._activate(self.hidden1(features.flatten(1))))
+        )
         logits: Tensor = self.head(hidden)
         return logits
 

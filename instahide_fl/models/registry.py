@@ -12,6 +12,7 @@ from instahide_fl.config import ModelConfig
 from instahide_fl.errors import ConfigError
 from instahide_fl.models.cnn import DropoutCnn, LeNet, SmallCnn
 from instahide_fl.models.preact_resnet import PreActResNet18
+from instahide_fl.models.strided import Mlp, StridedCnn, StridedLeNet
 from instahide_fl.models.torchvision_models import densenet121, resnet18, resnet50
 from instahide_fl.rng import torch_seed
 
@@ -24,6 +25,9 @@ MODELS: dict[str, Callable[[ImageShape, int, ModelConfig], nn.Module]] = {
     "resnet-50": resnet50,
     "preact-resnet-18": PreActResNet18,
     "densenet-121": densenet121,
+    "mlp": Mlp,
+    "strided-cnn": StridedCnn,
+    "strided-lenet": StridedLeNet,
 }
 SMALLEST = {  # side in pixels
     "small-cnn": 4,
@@ -33,6 +37,9 @@ SMALLEST = {  # side in pixels
     "resnet-50": 8,
     "preact-resnet-18": 8,
     "densenet-121": 8,
+    "mlp": 1,
+    "strided-cnn": 1,
+    "strided-lenet": 1,
 }
 
 
@@ -63,13 +70,29 @@ def build_model(
             f"model.name = {config.name!r} needs images of at least {least}x{least} "
             f"pixels, got {image_shape[1]}x{image_shape[2]}: set data.image-size"
         )
-    if config.name in ("lenet", "cnn-dropout") and config.normalization != "none":
-        raise ConfigError(
-            f"model.name = {config.name!r} has no normalisation layers: set "
-            f'model.normalization = "none", got {config.normalization!r}'
-        )
+    _check_variants(config)
     # torch initialises layers from its global generator: borrow it and give it back.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_seed(seed, "model", config.name))
         model = MODELS[config.name](image_shape, num_classes, config)
     return model.to(memory_format=torch.channels_last)
+
+
+def _check_variants(config: ModelConfig) -> None:
+    """Refuse a variant of a network that does not exist.
+
+    Raises:
+        ConfigError: it has no normalisation layers, or one activation only.
+    """
+    plain = ("lenet", "cnn-dropout", "mlp", "strided-lenet")
+    if config.name in plain and config.normalization != "none":
+        raise ConfigError(
+            f"model.name = {config.name!r} has no normalisation layers: set "
+            f'model.normalization = "none", got {config.normalization!r}'
+        )
+    free = ("small-cnn", "lenet", "mlp", "strided-cnn", "strided-lenet")
+    if config.name not in free and config.activation != "relu":
+        raise ConfigError(
+            f"model.name = {config.name!r} has no other activation than relu: set "
+            f'model.activation = "relu", got {config.activation!r}'
+        )

@@ -30,19 +30,24 @@ PARAMETERS = {
     "resnet-50": 23_520_842,
     "preact-resnet-18": None,
     "densenet-121": None,
+    "mlp": 1_578_506,
+    "strided-cnn": None,
+    "strided-lenet": None,
 }
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_takes_small_and_usual_images(name):
-    normalization = "none" if name in ("lenet", "cnn-dropout") else "group"
+    plain = ("lenet", "cnn-dropout", "mlp", "strided-lenet")
+    normalization = "none" if name in plain else "group"
     config = ModelConfig(name=name, normalization=normalization)
     for side in (SMALLEST[name], 32):
         model = build_model(config, (3, side, side), 10, 0)
         assert model(torch.zeros(2, 3, side, side)).shape == (2, 10)
     found = sum(parameter.numel() for parameter in model.parameters())
     assert PARAMETERS[name] in (None, found)
-    small = SMALLEST[name]
+    if (small := SMALLEST[name]) == 1:
+        return
     with pytest.raises(ConfigError, match=f"at least {small}x{small}"):
         build_model(config, (3, small - 1, small), 10, 0)
 

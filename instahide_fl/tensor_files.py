@@ -1,0 +1,49 @@
+"""Files of named tensors (safetensors), written so that none is ever half there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from instahide_fl.files import atomic_file
+
+
+def save_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> None:
+    """Replace a file in one step.
+
+    Args:
+        path: of the .safetensors file.
+        tensors: by name; on any device, in any layout.
+        metadata: texts to keep with them.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    stored = {
+        name: array.detach().cpu().contiguous() for name, array in tensors.items()
+    }
+    with atomic_file(path) as temporary:
+        data = safetensors.torch.save(stored, dict(metadata))
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors by name, on the CPU, and the metadata.
+
+    Raises:
+        OSError: the file cannot be read.
+        SafetensorError: it is truncated or of another kind.
+    """
+    with safetensors.safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return tensors, dict(file.metadata() or {})

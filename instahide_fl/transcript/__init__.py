@@ -1,0 +1,1 @@
+"""What the server saw of a run, what it did not, and who knows which part of it."""

@@ -1,0 +1,196 @@
+"""Transcripts: what the server sent and received in a round, on disk.
+
+transcript/round-00001.safetensors    one file a round
+    global/NAME             the parameters sent
+    update/CLIENT/NAME      a client's update, as received
+    aggregate/NAME          the mean that the server stepped with
+    and, as metadata, the numbers that came with the updates
+
+Nothing else can be in it: the recorder is handed what crossed the wire and no more.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+from torch import Tensor
+
+from instahide_fl.errors import TranscriptError
+from instahide_fl.tensor_files import load_tensors, save_tensors
+from instahide_fl.types import ChannelStatistics, ClientUpdate, UpdateKind
+
+TRANSCRIPT = "transcript"
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class RoundTranscript:
+    """A round as the server saw it.
+
+    Attributes:
+        round: 1, 2, ...
+        parameters: sent to every client, by name; running statistics among them.
+        updates: as received, after the client's own defences, by client key in order.
+            Empty where the server sees only the sum.
+        aggregate: what the server stepped with, by name.
+        kind: what an update is: "gradient" or "delta".
+        statistics: constants to normalise private images with, sent to clients.
+        image_shape: C, H, W of a private image.
+        num_classes: K.
+        learning_rate_factor: of the schedule, sent to clients.
+        pool_sha256: of the agreed pool; empty for none.
+    """
+
+    round: int
+    parameters: Mapping[str, Tensor]
+    updates: Mapping[str, ClientUpdate]
+    aggregate: Mapping[str, Tensor]
+    kind: UpdateKind
+    statistics: ChannelStatistics
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    learning_rate_factor: float
+    pool_sha256: str
+
+
+def transcript_path(folder: Path, round_number: int) -> Path:
+    """Return where a run folder keeps a round."""
+    return folder / TRANSCRIPT / f"round-{round_number:05d}.safetensors"
+
+
+def write_transcript(folder: Path, seen: RoundTranscript) -> None:
+    """Write a round, in one step.
+
+    Args:
+        folder: of the run.
+        seen: the round.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    tensors = {f"global/{name}": array for name, array in seen.parameters.items()}
+    tensors |= {f"aggregate/{name}": array for name, array in seen.aggregate.items()}
+    for client, update in seen.updates.items():
+        for name, array in update.arrays.items():
+            tensors[f"update/{client}/{name}"] = array
+    about = {
+        "schema": SCHEMA,
+        "round": seen.round,
+        "kind": seen.kind,
+        "clients": {
+            client: {"num_examples": update.num_examples, "metrics": update.metrics}
+            for client, update in seen.updates.items()
+        },
+        "mean": seen.statistics.mean,
+        "std": seen.statistics.std,
+        "image_shape": seen.image_shape,
+        "num_classes": seen.num_classes,
+        "learning_rate_factor": seen.learning_rate_factor,
+        "pool_sha256": seen.pool_sha256,
+    }
+    save_tensors(
+        transcript_path(folder, seen.round), tensors, {"about": json.dumps(about)}
+    )
+
+
+def recorded_rounds(folder: Path) -> list[int]:
+    """Return the rounds that a run folder holds transcripts of, in order."""
+    files = (folder / TRANSCRIPT).glob("round-*.safetensors")
+    numbers = (file.stem.removeprefix("round-") for file in files)
+    return sorted(int(number) for number in numbers if number.isdecimal())
+
+
+def read_transcript(folder: Path, round_number: int) -> RoundTranscript:
+    """Read a round.
+
+    Args:
+        folder: of the run.
+        round_number: 1, 2, ...
+
+    Raises:
+        TranscriptError: the round was not recorded, or its file is damaged.
+    """
+    path = transcript_path(folder, round_number)
+    if not path.is_file():
+        known = recorded_rounds(folder)
+        raise TranscriptError(
+            f"round {round_number} of {folder} was not recorded; "
+            + (f"recorded: {_listed(known)}" if known else HOW_TO_RECORD)
+        )
+    tensors, about = load_described(path)
+    try:
+        return _from_file(tensors, about)
+    except (KeyError, TypeError, ValueError) as error:
+        raise TranscriptError(f"{path} is not a transcript: {error!r}") from None
+
+
+HOW_TO_RECORD = (
+    'no round was: run again with --set record.rounds="1" (and --set record.truth=true '
+    "to score attacks)"
+)
+
+
+def _from_file(
+    tensors: Mapping[str, Tensor], about: Mapping[str, Any]
+) -> RoundTranscript:
+    if about["schema"] != SCHEMA:
+        raise ValueError(f"schema {about['schema']}, this version reads {SCHEMA}")
+    channels, height, width = about["image_shape"]
+    updates = {
+        client: ClientUpdate(
+            _below(tensors, f"update/{client}/"),
+            int(row["num_examples"]),
+            about["kind"],
+            dict(row["metrics"]),
+        )
+        for client, row in about["clients"].items()
+    }
+    return RoundTranscript(
+        round=int(about["round"]),
+        parameters=_below(tensors, "global/"),
+        updates=updates,
+        aggregate=_below(tensors, "aggregate/"),
+        kind=about["kind"],
+        statistics=ChannelStatistics(tuple(about["mean"]), tuple(about["std"])),
+        image_shape=(channels, height, width),
+        num_classes=int(about["num_classes"]),
+        learning_rate_factor=float(about["learning_rate_factor"]),
+        pool_sha256=str(about["pool_sha256"]),
+    )
+
+
+def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(prefix): array
+        for name, array in tensors.items()
+        if name.startswith(prefix)
+    }
+
+
+def _listed(rounds: Sequence[int]) -> str:
+    """Write 1, 2, 3, 7 as "1-3, 7"."""
+    parts: list[list[int]] = []
+    for number in rounds:
+        if parts and parts[-1][1] == number - 1:
+            parts[-1][1] = number
+        else:
+            parts.append([number, number])
+    return ", ".join(f"{a}-{b}" if a < b else str(a) for a, b in parts)
+
+
+def load_described(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read tensors and the JSON object that describes them.
+
+    Raises:
+        TranscriptError: the file is missing, truncated or of another kind.
+    """
+    try:
+        tensors, metadata = load_tensors(path)
+        return tensors, json.loads(metadata["about"])
+    except (OSError, safetensors.SafetensorError, KeyError, ValueError) as error:
+        raise TranscriptError(f"cannot read {path}: {error}: record it again") from None

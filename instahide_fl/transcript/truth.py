@@ -1,0 +1,200 @@
+"""Truth: what a simulated client hid, written down so that attacks can be scored.
+
+truth/round-00001/client-3.safetensors    one file for a client in a recorded round
+    images, targets                 the private images that its encodings mix
+    encodings, soft_targets         what it trained on, in order
+    coefficients, private_rows, public_index, sign_bits, offset, flip: the keys
+
+Only simulated clients write it, if `record.truth` says so. The server and the attacks
+never open it; `transcript.threat_model` does for adversaries who are given part of it,
+and the scorer does.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from instahide_fl.encoding.encoder import Encoder
+from instahide_fl.errors import TranscriptError
+from instahide_fl.tensor_files import save_tensors
+from instahide_fl.transcript.recorded import load_described
+from instahide_fl.types import (
+    AppliedAugmentation,
+    EncodedBatch,
+    EncodingKey,
+    PrivateSplit,
+)
+
+TRUTH = "truth"
+
+
+@dataclass(frozen=True)
+class ClientTruth:
+    """What a client hid in a round.
+
+    Attributes:
+        round: 1, 2, ...
+        client: its key.
+        images: u8[n,C,H,W], the private images that were mixed.
+        targets: i64[n].
+        rows: i64[n], which images of the client they are.
+        encodings: f32[E,C,H,W], normalised, in the order they were trained on.
+        soft_targets: f32[E,K].
+        key: of the E encodings; `private_index` refers to the client's split.
+        batch_sizes: of the E encodings, step by step.
+    """
+
+    round: int
+    client: str
+    images: Tensor
+    targets: Tensor
+    rows: Tensor
+    encodings: Tensor
+    soft_targets: Tensor
+    key: EncodingKey
+    batch_sizes: tuple[int, ...]
+
+    @property
+    def components(self) -> Tensor:
+        """i64[E,p]: the private images of each encoding, as rows of `images`."""
+        return torch.searchsorted(self.rows, self.key.private_index)
+
+
+@dataclass
+class RecordingEncoder:
+    """An encoder that keeps what it was asked for.
+
+    Attributes:
+        inner: does the work.
+        batches: what it returned, in order.
+        keys: with which keys.
+    """
+
+    inner: Encoder
+    batches: list[EncodedBatch] = field(default_factory=list)
+    keys: list[EncodingKey] = field(default_factory=list)
+
+    def encode(
+        self, index: Tensor, split: PrivateSplit, rng: np.random.Generator
+    ) -> tuple[EncodedBatch, EncodingKey]:
+        """Encode, and keep a copy."""
+        batch, key = self.inner.encode(index, split, rng)
+        kept = EncodedBatch(
+            batch.images.detach().to("cpu", copy=True),
+            batch.soft_targets.detach().to("cpu", copy=True),
+        )
+        self.batches.append(kept)
+        self.keys.append(key)
+        return batch, key
+
+    def truth(self, round_number: int, client: str, split: PrivateSplit) -> ClientTruth:
+        """Return what was kept.
+
+        Args:
+            round_number: 1, 2, ...
+            client: its key.
+            split: the client's own images.
+        """
+        key = EncodingKey.concatenate(self.keys)
+        rows = torch.unique(key.private_index)
+        located = split.located(rows)
+        return ClientTruth(
+            round_number,
+            client,
+            split.images[located.to(split.images.device)].cpu(),
+            split.targets[located.to(split.targets.device)].cpu(),
+            rows,
+            torch.cat([batch.images for batch in self.batches]),
+            torch.cat([batch.soft_targets for batch in self.batches]),
+            key,
+            tuple(len(batch) for batch in self.batches),
+        )
+
+
+def truth_path(folder: Path, round_number: int, client: str) -> Path:
+    """Return where a run folder keeps a client's truth."""
+    name = f"client-{client}.safetensors"
+    return folder / TRUTH / f"round-{round_number:05d}" / name
+
+
+def write_truth(folder: Path, truth: ClientTruth) -> None:
+    """Write a client's truth, in one step.
+
+    Args:
+        folder: of the run.
+        truth: of one round.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    key = truth.key
+    tensors = {
+        "images": truth.images,
+        "targets": truth.targets,
+        "rows": truth.rows,
+        "encodings": truth.encodings,
+        "soft_targets": truth.soft_targets,
+        "coefficients": key.coefficients,
+        "private_index": key.private_index,
+        "public_index": key.public_index,
+    }
+    if key.sign_bits is not None:
+        tensors["sign_bits"] = key.sign_bits
+    if key.augmentation is not None:
+        tensors["offset"] = key.augmentation.offset
+        tensors["flip"] = key.augmentation.flip
+    about = {
+        "round": truth.round,
+        "client": truth.client,
+        "image_shape": key.image_shape,
+        "batch_sizes": truth.batch_sizes,
+    }
+    path = truth_path(folder, truth.round, truth.client)
+    save_tensors(path, tensors, {"about": json.dumps(about)})
+
+
+def read_truth(folder: Path, round_number: int, client: str) -> ClientTruth:
+    """Read a client's truth.
+
+    Raises:
+        TranscriptError: it was not written, or is damaged.
+    """
+    path = truth_path(folder, round_number, client)
+    if not path.is_file():
+        raise TranscriptError(
+            f"{path} is missing: scoring an attack needs the truth of a simulation; "
+            f"run it with --set record.truth=true"
+        )
+    tensors, about = load_described(path)
+    try:
+        channels, height, width = about["image_shape"]
+        drawn = None
+        if "offset" in tensors:
+            drawn = AppliedAugmentation(tensors["offset"], tensors["flip"])
+        key = EncodingKey(
+            tensors["coefficients"],
+            tensors["private_index"],
+            tensors["public_index"],
+            (channels, height, width),
+            tensors.get("sign_bits"),
+            drawn,
+        )
+        return ClientTruth(
+            int(about["round"]),
+            str(about["client"]),
+            tensors["images"],
+            tensors["targets"],
+            tensors["rows"],
+            tensors["encodings"],
+            tensors["soft_targets"],
+            key,
+            tuple(about["batch_sizes"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise TranscriptError(f"{path} is not a client's truth: {error!r}") from None

@@ -1,0 +1,77 @@
+"""Keeps what the server sent and received in the rounds that the settings name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from instahide_fl.config import Config
+from instahide_fl.data.datasets import ImageDataset
+from instahide_fl.transcript.recorded import RoundTranscript, write_transcript
+from instahide_fl.types import ClientUpdate
+from instahide_fl.wire import RoundInstruction
+
+
+@dataclass(frozen=True)
+class Recorder:
+    """Writes transcripts: what crossed the wire and nothing else.
+
+    Attributes:
+        folder: of the run.
+        config: the run's settings.
+        image_shape: C, H, W, which the server knows from its test images.
+        num_classes: K.
+    """
+
+    folder: Path
+    config: Config
+    image_shape: tuple[int, int, int]
+    num_classes: int
+
+    @classmethod
+    def of(cls, folder: Path, config: Config, dataset: ImageDataset) -> Recorder:
+        """Return a run's recorder."""
+        return cls(folder, config, dataset.image_shape, dataset.train.num_classes)
+
+    def wants(self, round_number: int) -> bool:
+        """Tell whether a round is recorded."""
+        return self.config.record.wants(round_number)
+
+    def crafts(self, round_number: int) -> bool:
+        """Tell whether a round's parameters are crafted by a malicious server."""
+        return self.config.record.crafted != "none" and self.wants(round_number)
+
+    def record(
+        self,
+        instruction: RoundInstruction,
+        sent: Mapping[str, Tensor],
+        updates: Mapping[str, ClientUpdate],
+        aggregate: Mapping[str, Tensor],
+    ) -> None:
+        """Write a round.
+
+        Args:
+            instruction: sent with the parameters.
+            sent: the parameters, as clients received them.
+            updates: as received, by client key in order.
+            aggregate: what the server steps with.
+
+        Raises:
+            OutputError: the transcript cannot be written.
+        """
+        seen = RoundTranscript(
+            round=instruction.round,
+            parameters=sent,
+            updates=updates,
+            aggregate=aggregate,
+            kind=self.config.train.update_kind,
+            statistics=instruction.statistics,
+            image_shape=self.image_shape,
+            num_classes=self.num_classes,
+            learning_rate_factor=instruction.learning_rate_factor,
+            pool_sha256=instruction.pool_sha256,
+        )
+        write_transcript(self.folder, seen)
