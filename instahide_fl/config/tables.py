@@ -203,6 +203,11 @@ class RecordConfig(Table):
     the global ones, and drops what comes back. `imprint` (Fowl et al., ICLR 2022): a
     first layer that makes clients send single images."""
 
+    @field_validator("rounds", mode="before")
+    @classmethod
+    def _one_round(cls, value: object) -> object:
+        return str(value) if type(value) is int else value
+
     @field_validator("rounds", mode="after")
     @classmethod
     def _rounds_in_text(cls, value: str) -> str:

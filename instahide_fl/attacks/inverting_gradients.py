@@ -1,0 +1,215 @@
+"""Inverting Gradients: images whose gradient points the way that the observed one does.
+
+Geiping et al., "Inverting Gradients: How easy is it to break privacy in federated
+learning?", NeurIPS 2020. All victims and restarts are attacked side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from instahide_fl.attacks.attack import Advance, Attack, Reconstruction, Recovered
+from instahide_fl.attacks.gradient_matching import (
+    cosine_distance,
+    simulated_updates,
+    squared_distance,
+    total_variation,
+)
+from instahide_fl.attacks.guess import (
+    Box,
+    SoftLabels,
+    best_of_restarts,
+    check_updates,
+    repeat_victims,
+    starting_point,
+)
+from instahide_fl.attacks.victims import (
+    Victims,
+    alike,
+    attack_device,
+    network,
+    stack_victims,
+)
+from instahide_fl.config.table import Count, CountOrZero
+from instahide_fl.transcript.threat_model import AdversaryView, Knowledge, Observation
+
+MILESTONES = (3 / 8, 5 / 8, 7 / 8)  # of the iterations, after which the step shrinks
+CHUNK_VALUES = 40_000_000  # of stacked updates that are attacked at once
+
+
+class InvertingGradients(Attack):
+    """Cosine distance, total variation, signed Adam, a box, restarts."""
+
+    section = "inverting_gradients"
+
+    name: ClassVar[str] = "inverting_gradients"
+    summary: ClassVar[str] = (
+        "Finds encodings whose gradient points the way that the observed one does."
+    )
+    needs: ClassVar[frozenset[Knowledge]] = frozenset(
+        {Knowledge.PARAMETERS, Knowledge.UPDATES}
+    )
+    cost: ClassVar[str] = "seconds to minutes a victim; a GPU helps large networks"
+    source: ClassVar[str] = "Geiping et al., NeurIPS 2020, arXiv:2003.14053"
+
+    iterations: Count = 1000
+    """Steps of the optimizer; the paper takes 4,800 to 24,000."""
+    restarts: Count = 1
+    """Starting points of each victim; the one that matches best is returned."""
+    step_size: Annotated[float, Field(gt=0)] = 0.1
+    """Of Adam, in normalised pixel values; a tenth after 3/8, 5/8 and 7/8."""
+    total_variation: Annotated[float, Field(ge=0)] = 1e-3
+    """Weight of the smoothness prior; of |x| where signs were flipped."""
+    distance: Literal["cosine", "squared"] = "cosine"
+    """What is made small between the gradients."""
+    signed: bool = True
+    """Whether Adam is given only the sign of each pixel's gradient."""
+    labels: Literal["auto", "joint"] = "auto"
+    """`auto`: known ones where the threat model gives them, recovered ones at batch 1,
+    else found with the images. `joint`: always found with the images."""
+    patience: CountOrZero = 0
+    """Iterations without a better match after which all stop; 0 never stops early."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute."""
+
+    def reconstruct(
+        self, view: AdversaryView, rng: np.random.Generator, advance: Advance
+    ) -> Reconstruction:
+        """Attack every observed update; see `Attack.reconstruct`."""
+        check_updates(view, self.name)
+        device, model = attack_device(self.device), network(view)
+        chunks = [
+            stack_victims(view, model, part, device)
+            for group in alike(view.observations)
+            for part in _chunks(group, self.restarts)
+        ]
+        total = self.iterations * len(chunks)
+        recovered: list[Recovered] = []
+        for number, victims in enumerate(chunks):
+            shown = partial(_shifted, advance, number * self.iterations, total)
+            recovered += self._invert(victims, view, rng, shown)
+        return Reconstruction("encoding", tuple(recovered))
+
+    def _invert(
+        self,
+        victims: Victims,
+        view: AdversaryView,
+        rng: np.random.Generator,
+        step_done: Callable[[int], None],
+    ) -> list[Recovered]:
+        many = repeat_victims(victims, self.restarts)
+        images, labels = _start(many, view, rng)
+        found = self._descend(many, view, images, labels, step_done)
+        pixels, targets, losses = (
+            best_of_restarts(one, found.losses, self.restarts).cpu()
+            for one in (found.images, found.soft_targets, found.losses)
+        )
+        return [
+            Recovered(
+                one.client,
+                one.round,
+                images=pixels[i],
+                soft_targets=targets[i],
+                diagnostics={"distance": losses[i].item()},
+            )
+            for i, one in enumerate(victims.observations)
+        ]
+
+    def _descend(
+        self,
+        victims: Victims,
+        view: AdversaryView,
+        images: Tensor,
+        labels: SoftLabels,
+        step_done: Callable[[int], None],
+    ) -> _Best:
+        """Move all guesses, and keep the best match of each."""
+        box = Box.of(view, victims.device)
+        hidden_signs = view.config.instahide.method == "instahide"
+        moving = [images, *labels.moving]
+        optimizer = torch.optim.Adam(moving, lr=self.step_size)
+        marks = {int(share * self.iterations) for share in MILESTONES}
+        best = _Best.before_any(images, labels.values())
+        for step in range(self.iterations):
+            distance = self._distance(victims, images, labels)
+            prior = self.total_variation * total_variation(images, hidden_signs)
+            slopes = torch.autograd.grad((distance + prior).sum(), moving)
+            best.keep(distance.detach(), images, labels.values(), step)
+            for value, slope in zip(moving, slopes, strict=True):
+                value.grad = slope.sign() if self.signed and value is images else slope
+            if step in marks:
+                optimizer.param_groups[0]["lr"] *= 0.1
+            optimizer.step()
+            with torch.no_grad():
+                box.clamp_(images)
+            step_done(step + 1)
+            if self.patience and step - best.latest >= self.patience:
+                break
+        return best
+
+    def _distance(self, victims: Victims, images: Tensor, labels: SoftLabels) -> Tensor:
+        measure = cosine_distance if self.distance == "cosine" else squared_distance
+        found = simulated_updates(victims, images, labels.values())
+        return measure(found, victims.updates)
+
+
+@dataclass
+class _Best:
+    """The best match of each problem so far.
+
+    Attributes:
+        images: f32[V,M,C,H,W].
+        soft_targets: f32[V,M,K].
+        losses: f32[V].
+        latest: step in which any problem's match last became better by 1 in 1000.
+    """
+
+    images: Tensor
+    soft_targets: Tensor
+    losses: Tensor
+    latest: int = 0
+
+    @classmethod
+    def before_any(cls, images: Tensor, soft_targets: Tensor) -> _Best:
+        worst = torch.full((len(images),), float("inf"), device=images.device)
+        return cls(images.detach().clone(), soft_targets.detach().clone(), worst)
+
+    def keep(
+        self, losses: Tensor, images: Tensor, soft_targets: Tensor, step: int
+    ) -> None:
+        better = losses < self.losses
+        if bool((losses < 0.999 * self.losses).any()):
+            self.latest = step
+        self.images[better] = images.detach()[better]
+        self.soft_targets[better] = soft_targets.detach()[better]
+        self.losses = torch.where(better, losses, self.losses)
+
+
+def _shifted(advance: Advance, before: int, total: int, step: int) -> None:
+    advance(before + step, total)
+
+
+def _start(
+    victims: Victims, view: AdversaryView, rng: np.random.Generator
+) -> tuple[Tensor, SoftLabels]:
+    count, images = len(victims), victims.steps.images
+    pixels = starting_point((count, images, *view.image_shape), rng)
+    logits = starting_point((count, images, view.num_classes), rng)
+    device = victims.device
+    labels = SoftLabels(victims, view, logits.to(device))
+    return pixels.to(device).requires_grad_(), labels
+
+
+def _chunks(
+    group: tuple[Observation, ...], restarts: int
+) -> list[tuple[Observation, ...]]:
+    size = max(1, 32 // restarts)
+    return [group[at : at + size] for at in range(0, len(group), size)]

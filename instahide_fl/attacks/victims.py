@@ -1,0 +1,166 @@
+"""Victims: observed updates, stacked so that many are attacked at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from instahide_fl.errors import AttackError
+from instahide_fl.models.registry import build_model
+from instahide_fl.transcript.threat_model import AdversaryView, Observation
+from instahide_fl.types import UpdateKind
+
+
+@dataclass(frozen=True)
+class Steps:
+    """How a client came from the parameters it was sent to its update.
+
+    Attributes:
+        kind: "gradient" of the mean loss, or "delta" after local steps.
+        batch_sizes: images of each step; one in mode gradient.
+        learning_rate: of the local steps.
+        momentum: of the local steps.
+        weight_decay: of the local steps.
+    """
+
+    kind: UpdateKind
+    batch_sizes: tuple[int, ...]
+    learning_rate: float = 0.0
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+
+    @property
+    def images(self) -> int:
+        """Images that the client trained on, each step's counted anew."""
+        return sum(self.batch_sizes)
+
+
+@dataclass(frozen=True)
+class Victims:
+    """V updates that were computed in the same way.
+
+    Attributes:
+        observations: which ones.
+        model: the network, in training mode; its own parameters are not used.
+        parameters: what each client was sent, f32[V,...] by name; or f32[...] where
+            all were sent the same (`shared`).
+        shared: whether all were sent the same parameters.
+        updates: what each client sent, f32[V,...] by name.
+        steps: how they came from one to the other.
+        soft_targets: f32[V,M,K], or None if the adversary does not know them.
+    """
+
+    observations: tuple[Observation, ...]
+    model: nn.Module
+    parameters: dict[str, Tensor]
+    shared: bool
+    updates: dict[str, Tensor]
+    steps: Steps
+    soft_targets: Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.observations)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the updates are."""
+        return next(iter(self.updates.values())).device
+
+
+def network(view: AdversaryView) -> nn.Module:
+    """Build the run's network, as it computes gradients: in training mode.
+
+    BatchNorm normalises by the batch at hand then; its running statistics take no part
+    in a gradient, so they are taken out.
+    """
+    config = view.config
+    model = build_model(config.model, view.image_shape, view.num_classes, config.seed)
+    torch.func.replace_all_batch_norm_modules_(model)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            raise AttackError(
+                f"model.name = {config.model.name!r} drops units at random: gradients "
+                f"cannot be matched through a mask that only the client knows"
+            )
+    return model.train()
+
+
+def alike(observations: Iterable[Observation]) -> Iterator[tuple[Observation, ...]]:
+    """Yield observations in groups that can be stacked: same kind, same steps."""
+    groups: dict[tuple[object, ...], list[Observation]] = {}
+    for one in observations:
+        key = (one.kind, one.batch_sizes, one.learning_rate_factor)
+        groups.setdefault(key, []).append(one)
+    for group in groups.values():
+        yield tuple(group)
+
+
+def stack_victims(
+    view: AdversaryView,
+    model: nn.Module,
+    observations: Sequence[Observation],
+    device: torch.device,
+) -> Victims:
+    """Put updates side by side.
+
+    Args:
+        view: of the adversary.
+        model: of `network`.
+        observations: of one group of `alike`.
+        device: to compute on.
+
+    Raises:
+        AttackError: an update lacks parameters of the network.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    first, train = observations[0], view.config.train
+    sent = [one.parameters or {} for one in observations]
+    came = [one.update or {} for one in observations]
+    for arrays in [*sent, *came]:
+        if absent := set(names) - arrays.keys():
+            raise AttackError(
+                f"the transcript lacks the network's parameter {min(absent)}: was it "
+                f"recorded with other settings?"
+            )
+    shared = all(
+        torch.equal(arrays[name], sent[0][name]) for arrays in sent for name in names
+    )
+    parameters = {
+        name: sent[0][name] if shared else torch.stack([one[name] for one in sent])
+        for name in names
+    }
+    known = [one.soft_targets for one in observations]
+    steps = Steps(first.kind, first.batch_sizes)
+    if first.kind == "delta":
+        steps = Steps(
+            first.kind,
+            first.batch_sizes,
+            train.learning_rate * first.learning_rate_factor,
+            train.momentum,
+            train.weight_decay,
+        )
+    labels = [one for one in known if one is not None]
+    return Victims(
+        tuple(observations),
+        model.to(device),
+        {name: array.to(device) for name, array in parameters.items()},
+        shared,
+        {name: torch.stack([one[name] for one in came]).to(device) for name in names},
+        steps,
+        torch.stack(labels).to(device) if len(labels) == len(known) else None,
+    )
+
+
+def attack_device(wanted: str) -> torch.device:
+    """Return the device to attack on: "auto" takes a GPU where there is one.
+
+    Raises:
+        AttackError: a GPU is asked for and there is none.
+    """
+    there = torch.cuda.is_available()
+    if wanted == "cuda" and not there:
+        raise AttackError("device = cuda: there is no GPU; set device = auto or cpu")
+    return torch.device("cuda" if there and wanted != "cpu" else "cpu")
