@@ -66,7 +66,7 @@ class InvertingGradients(Attack):
     """Starting points of each victim; the one that matches best is returned."""
     step_size: Annotated[float, Field(gt=0)] = 0.1
     """Of Adam, in normalised pixel values; a tenth after 3/8, 5/8 and 7/8."""
-    total_variation: Annotated[float, Field(ge=0)] = 1e-3
+    total_variation: Annotated[float, Field(ge=0)] = 0.01
     """Weight of the smoothness prior; of |x| where signs were flipped."""
     distance: Literal["cosine", "squared"] = "cosine"
     """What is made small between the gradients."""

@@ -1,0 +1,167 @@
+"""Deep Leakage from Gradients: L-BFGS on the squared distance of gradients.
+
+`dlg` finds images and labels together (Zhu et al., "Deep Leakage from Gradients",
+NeurIPS 2019). `idlg` takes the label from the last layer first (Zhao et al., "iDLG:
+Improved Deep Leakage from Gradients", 2020, arXiv:2001.02610).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from instahide_fl.attacks.attack import Advance, Attack, Reconstruction, Recovered
+from instahide_fl.attacks.gradient_matching import simulated_updates, squared_distance
+from instahide_fl.attacks.guess import SoftLabels, check_updates, starting_point
+from instahide_fl.attacks.victims import (
+    Victims,
+    attack_device,
+    network,
+    stack_victims,
+)
+from instahide_fl.config.table import Count
+from instahide_fl.transcript.threat_model import AdversaryView, Knowledge
+
+INNER_STEPS = 20  # of L-BFGS in one iteration
+
+
+class DeepLeakage(Attack):
+    """DLG: images and labels found together."""
+
+    section = "dlg"
+
+    name: ClassVar[str] = "dlg"
+    summary: ClassVar[str] = (
+        "Finds encodings and labels whose gradient is the observed one, by L-BFGS."
+    )
+    needs: ClassVar[frozenset[Knowledge]] = frozenset(
+        {Knowledge.PARAMETERS, Knowledge.UPDATES}
+    )
+    cost: ClassVar[str] = "seconds a victim; small networks with smooth activations"
+    source: ClassVar[str] = "Zhu et al., NeurIPS 2019, arXiv:1906.08935"
+
+    iterations: Count = 60
+    """Calls of L-BFGS, each of at most 20 steps."""
+    restarts: Count = 3
+    """Starting points; a later one is tried only if those before did not match."""
+    matched: Annotated[float, Field(gt=0)] = 1e-6
+    """Squared distance, as a share of the gradient's own, that counts as a match."""
+    history: Count = 100
+    """Steps that L-BFGS remembers."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute."""
+
+    labels_first: ClassVar[bool] = False
+
+    def reconstruct(
+        self, view: AdversaryView, rng: np.random.Generator, advance: Advance
+    ) -> Reconstruction:
+        """Attack every observed update by itself; see `Attack.reconstruct`."""
+        check_updates(view, self.name)
+        device, model = attack_device(self.device), network(view)
+        # Second-order steps need more digits than the gradients themselves have.
+        model = model.double()
+        total = len(view.observations)
+        recovered = []
+        for number, observation in enumerate(view.observations):
+            victim = _double(stack_victims(view, model, [observation], device))
+            if not self.labels_first:
+                victim = replace(victim, soft_targets=None)
+            recovered.append(self._leak(victim, view, rng))
+            advance(number + 1, total)
+        return Reconstruction("encoding", tuple(recovered))
+
+    def _leak(
+        self, victim: Victims, view: AdversaryView, rng: np.random.Generator
+    ) -> Recovered:
+        """Start again until the gradient is matched, and return the best match."""
+        scale = sum(float(array.square().sum()) for array in victim.updates.values())
+        best: tuple[float, Tensor, Tensor] | None = None
+        starts = 0
+        while starts < self.restarts:
+            starts += 1
+            loss, images, labels = self._descend(victim, view, rng, scale)
+            if best is None or loss < best[0]:
+                best = loss, images, labels
+            if best[0] < self.matched:
+                break
+        assert best is not None
+        one = victim.observations[0]
+        return Recovered(
+            one.client,
+            one.round,
+            images=best[1][0].float().cpu(),
+            soft_targets=best[2][0].float().cpu(),
+            diagnostics={"distance": best[0], "starts": float(starts)},
+        )
+
+    def _descend(
+        self,
+        victim: Victims,
+        view: AdversaryView,
+        rng: np.random.Generator,
+        scale: float,
+    ) -> tuple[float, Tensor, Tensor]:
+        count, device = victim.steps.images, victim.device
+        shape, classes = view.image_shape, view.num_classes
+        images = starting_point((1, count, *shape), rng).to(device, torch.float64)
+        logits = starting_point((1, count, classes), rng).to(device, torch.float64)
+        labels = SoftLabels(victim, view, logits)
+        moving = [images.requires_grad_(), *labels.moving]
+        optimizer = torch.optim.LBFGS(
+            moving,
+            max_iter=INNER_STEPS,
+            history_size=self.history,
+            line_search_fn="strong_wolfe",
+            tolerance_grad=1e-12,
+            tolerance_change=1e-14,
+        )
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            found = simulated_updates(victim, images, labels.values())
+            loss = squared_distance(found, victim.updates).sum() / scale
+            loss.backward()  # type: ignore[no-untyped-call]
+            return loss
+
+        loss = float("inf")
+        for _ in range(self.iterations):
+            before = loss
+            loss = float(optimizer.step(closure))  # type: ignore[no-untyped-call]
+            if loss < self.matched / 100 or loss == before or not np.isfinite(loss):
+                break
+        with torch.no_grad():
+            found = simulated_updates(victim, images, labels.values())
+            last = squared_distance(found, victim.updates).sum() / scale
+        # A step that left the numbers behind must not win against a worse match.
+        value = float(last) if bool(last.isfinite()) else float("inf")
+        return value, images.detach(), labels.values().detach()
+
+
+class ImprovedDeepLeakage(DeepLeakage):
+    """iDLG: labels known before the images are sought."""
+
+    section = "idlg"
+
+    name: ClassVar[str] = "idlg"
+    summary: ClassVar[str] = (
+        "As dlg, with labels that were given, or recovered from the last layer."
+    )
+    source: ClassVar[str] = "Zhao et al., 2020, arXiv:2001.02610"
+    labels_first: ClassVar[bool] = True
+
+
+def _double(victims: Victims) -> Victims:
+    return replace(
+        victims,
+        parameters={name: one.double() for name, one in victims.parameters.items()},
+        updates={name: one.double() for name, one in victims.updates.items()},
+        soft_targets=None
+        if victims.soft_targets is None
+        else victims.soft_targets.double(),
+    )
