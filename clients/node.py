@@ -164,7 +164,7 @@ def _real_client(context: Context, config: Config) -> ClientNode:
     dataset = load_dataset(config.data)
     check_split_size(len(dataset.train), config.instahide.private_count)
     pool = load_pool(config, dataset.image_shape)
-    augmentation = augmentation_for(config.data, dataset)
+    augmentation = augmentation_for(config.data, dataset.image_shape)
     return ClientNode(name, config, dataset.train, pool, augmentation, False)
 
 

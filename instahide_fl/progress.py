@@ -6,8 +6,10 @@ engine, because the run folder is all it looks at.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -140,6 +142,22 @@ class BuildProgress:
         if not self._console.is_terminal and done * LINES // total > self._lines:
             self._lines = done * LINES // total
             self._console.print(f"{done:,}/{total:,} images  {passed}  {speed}")
+
+
+@contextlib.contextmanager
+def steps_bar(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar for work of known length.
+
+    Args:
+        console: where to draw.
+        what: is going on.
+
+    Yields:
+        A function to call with steps done and steps in all.
+    """
+    with _bar(console) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _bar(console: Console, *fields: str) -> Progress:

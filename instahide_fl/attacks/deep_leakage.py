@@ -17,7 +17,7 @@ from torch import Tensor
 
 from instahide_fl.attacks.attack import Advance, Attack, Reconstruction, Recovered
 from instahide_fl.attacks.gradient_matching import simulated_updates, squared_distance
-from instahide_fl.attacks.guess import SoftLabels, check_updates, starting_point
+from instahide_fl.attacks.guess import GuessedLabels, check_updates, starting_point
 from instahide_fl.attacks.victims import (
     Victims,
     attack_device,
@@ -111,7 +111,7 @@ class DeepLeakage(Attack):
         shape, classes = view.image_shape, view.num_classes
         images = starting_point((1, count, *shape), rng).to(device, torch.float64)
         logits = starting_point((1, count, classes), rng).to(device, torch.float64)
-        labels = SoftLabels(victim, view, logits)
+        labels = GuessedLabels(victim, view, logits)
         moving = [images.requires_grad_(), *labels.moving]
         optimizer = torch.optim.LBFGS(
             moving,

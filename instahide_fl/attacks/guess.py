@@ -52,7 +52,7 @@ class Box:
         torch.clamp(images, self.low, self.high, out=images)
 
 
-class SoftLabels:
+class GuessedLabels:
     """Labels of V problems with M images each: known, or to be found with the images.
 
     Unknown ones are softmax(logits) times a weight in (0, 1], because an encoding with

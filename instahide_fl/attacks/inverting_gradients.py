@@ -25,7 +25,7 @@ from instahide_fl.attacks.gradient_matching import (
 )
 from instahide_fl.attacks.guess import (
     Box,
-    SoftLabels,
+    GuessedLabels,
     best_of_restarts,
     check_updates,
     repeat_victims,
@@ -128,7 +128,7 @@ class InvertingGradients(Attack):
         victims: Victims,
         view: AdversaryView,
         images: Tensor,
-        labels: SoftLabels,
+        labels: GuessedLabels,
         step_done: Callable[[int], None],
     ) -> _Best:
         """Move all guesses, and keep the best match of each."""
@@ -155,7 +155,9 @@ class InvertingGradients(Attack):
                 break
         return best
 
-    def _distance(self, victims: Victims, images: Tensor, labels: SoftLabels) -> Tensor:
+    def _distance(
+        self, victims: Victims, images: Tensor, labels: GuessedLabels
+    ) -> Tensor:
         measure = cosine_distance if self.distance == "cosine" else squared_distance
         found = simulated_updates(victims, images, labels.values())
         return measure(found, victims.updates)
@@ -199,12 +201,12 @@ def _shifted(advance: Advance, before: int, total: int, step: int) -> None:
 
 def _start(
     victims: Victims, view: AdversaryView, rng: np.random.Generator
-) -> tuple[Tensor, SoftLabels]:
+) -> tuple[Tensor, GuessedLabels]:
     count, images = len(victims), victims.steps.images
     pixels = starting_point((count, images, *view.image_shape), rng)
     logits = starting_point((count, images, view.num_classes), rng)
     device = victims.device
-    labels = SoftLabels(victims, view, logits.to(device))
+    labels = GuessedLabels(victims, view, logits.to(device))
     return pixels.to(device).requires_grad_(), labels
 
 

@@ -10,6 +10,7 @@ import sys
 
 import typer
 
+from instahide_fl.cli.attack import attack
 from instahide_fl.cli.common import errors
 from instahide_fl.cli.data import data_app
 from instahide_fl.cli.encode import encode
@@ -27,6 +28,7 @@ app = typer.Typer(
 app.command()(run)
 app.command()(encode)
 app.command()(evaluate)
+app.command()(attack)
 app.add_typer(data_app, name="data")
 app.add_typer(pool_app, name="pool")
 

@@ -138,10 +138,17 @@ def train_rows(text: str, count: int) -> slice:
     return slice(start, stop)
 
 
-def augmentation_for(config: DataConfig, dataset: ImageDataset) -> Augmentation | None:
-    """Return the augmentation that `data.augment` asks for, or None."""
+def augmentation_for(
+    config: DataConfig, image_shape: tuple[int, int, int]
+) -> Augmentation | None:
+    """Return the augmentation that `data.augment` asks for, or None.
+
+    Args:
+        config: the `[data]` table.
+        image_shape: C, H, W.
+    """
     choice = config.augment
-    channels, height, _ = dataset.image_shape
+    channels, height, _ = image_shape
     if choice == "auto":
         choice = "crop-flip" if channels == 3 else "none"
     if choice == "none":

@@ -91,7 +91,7 @@ def load_federated_data(config: Config) -> FederatedData:
         check_split_size(min(map(len, partition)), config.instahide.private_count)
     pool = load_pool(config, dataset.image_shape)
     return FederatedData(
-        dataset, partition, pool, augmentation_for(config.data, dataset)
+        dataset, partition, pool, augmentation_for(config.data, dataset.image_shape)
     )
 
 

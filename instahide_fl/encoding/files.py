@@ -63,7 +63,7 @@ def encode_dataset(
     dataset = load_dataset(config.data, config.seed)
     check_split_size(len(dataset.train), config.instahide.private_count)
     pool = load_pool(config, dataset.image_shape)
-    augmentation = augmentation_for(config.data, dataset)
+    augmentation = augmentation_for(config.data, dataset.image_shape)
     encoder = build_encoder(config.instahide, pool, augmentation)
     rng = stream(config.seed, "encode") if seeded else operating_system_stream()
     count = min(limit or len(dataset.train), len(dataset.train))

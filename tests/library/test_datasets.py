@@ -115,7 +115,7 @@ def test_mnist_5k_is_divided_by_the_seed():
     assert not torch.equal(first.train.targets, other.train.targets)
     together = torch.cat([first.train.targets, first.test.targets])
     assert together.bincount().tolist() == [500] * 10
-    assert augmentation_for(DataConfig(), first) is None
+    assert augmentation_for(DataConfig(), first.image_shape) is None
 
 
 def test_a_hugging_face_folder_is_read_pixel_by_pixel(tmp_path, own_cache):
@@ -128,7 +128,7 @@ def test_a_hugging_face_folder_is_read_pixel_by_pixel(tmp_path, own_cache):
         )
         assert loaded.class_names == ("cat", "dog")
         assert loaded.train.targets.tolist() == [0, 1] * 6
-    assert augmentation_for(config, loaded) == Augmentation(1, flip=True)
+    assert augmentation_for(config, loaded.image_shape) == Augmentation(1, flip=True)
     resized = load_dataset(config.model_copy(update={"image_size": 4}))
     assert resized.image_shape == (3, 4, 4)
 

@@ -1,0 +1,48 @@
+"""The attacks, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from instahide_fl.attacks.attack import Attack
+from instahide_fl.attacks.batch_statistics import BatchStatistics
+from instahide_fl.attacks.decode_encodings import DecodeEncodings
+from instahide_fl.attacks.deep_leakage import DeepLeakage, ImprovedDeepLeakage
+from instahide_fl.attacks.first_layer import FirstLayer
+from instahide_fl.attacks.hard_labels import HardLabels
+from instahide_fl.attacks.imprint import Imprint
+from instahide_fl.attacks.inverting_gradients import InvertingGradients
+from instahide_fl.attacks.soft_labels import SoftLabels
+from instahide_fl.attacks.two_step import TwoStep
+from instahide_fl.errors import ConfigError
+
+ATTACKS: Mapping[str, type[Attack]] = {
+    attack.name: attack
+    for attack in (
+        SoftLabels,
+        HardLabels,
+        FirstLayer,
+        BatchStatistics,
+        Imprint,
+        DeepLeakage,
+        ImprovedDeepLeakage,
+        InvertingGradients,
+        TwoStep,
+        DecodeEncodings,
+    )
+}
+
+
+def build_attack(name: str, settings: Mapping[str, object]) -> Attack:
+    """Return an attack with these settings.
+
+    Args:
+        name: as in `ATTACKS`.
+        settings: by name, for instance {"iterations": 200}; others keep their default.
+
+    Raises:
+        ConfigError: there is no such attack or setting, or a value is not valid.
+    """
+    if name not in ATTACKS:
+        raise ConfigError(f"--attack must be one of {', '.join(ATTACKS)}, got {name!r}")
+    return ATTACKS[name](**settings)

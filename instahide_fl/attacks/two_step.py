@@ -1,0 +1,75 @@
+"""Two steps: recover encodings from the updates of several rounds, then decode them.
+
+Huang et al., "Evaluating Gradient Inversion Attacks and Defenses in Federated
+Learning", NeurIPS 2021, section 5, attack InstaHide in this way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from instahide_fl.attacks.attack import Advance, Attack, Reconstruction, Recovered
+from instahide_fl.attacks.decode_encodings import DecodeEncodings, decode_recovered
+from instahide_fl.attacks.decoding.choice import Decoder
+from instahide_fl.attacks.first_layer import FirstLayer
+from instahide_fl.attacks.inverting_gradients import InvertingGradients
+from instahide_fl.config.table import Count
+from instahide_fl.errors import AttackError
+from instahide_fl.transcript.threat_model import AdversaryView, Knowledge
+
+
+class TwoStep(Attack):
+    """Gradient inversion, then decoding with mapping and coefficients given."""
+
+    section = "two_step"
+
+    name: ClassVar[str] = "two_step"
+    summary: ClassVar[str] = (
+        "private images from the updates of several rounds: encodings first, then "
+        "decoded with mapping and coefficients known"
+    )
+    needs: ClassVar[frozenset[Knowledge]] = frozenset(
+        {Knowledge.PARAMETERS, Knowledge.UPDATES, Knowledge.MAPPING}
+    )
+    cost: ClassVar[str] = "that of the first step for each round and client"
+    source: ClassVar[str] = "Huang et al., NeurIPS 2021, arXiv:2112.00059"
+    threat_model: ClassVar[str] = "auditor"
+
+    first_step: Literal["auto", "first_layer", "inverting_gradients"] = "auto"
+    """`auto`: first_layer where the network begins with a linear layer."""
+    iterations: Count = 1000
+    """Of inverting_gradients."""
+    decoder: Decoder | Literal["auto"] = "auto"
+    """As of decode_encodings."""
+
+    def reconstruct(
+        self, view: AdversaryView, rng: np.random.Generator, advance: Advance
+    ) -> Reconstruction:
+        """Attack every update, then every client; see `Attack.reconstruct`."""
+        found = self._encodings(view, rng, advance)
+        settings = DecodeEncodings(decoder=self.decoder)
+        decoded = decode_recovered(found, view, settings, rng, lambda done, total: None)
+        return Reconstruction("private", decoded.recovered, decoded.diagnostics)
+
+    def _encodings(
+        self, view: AdversaryView, rng: np.random.Generator, advance: Advance
+    ) -> Sequence[Recovered]:
+        several = [one for one in view.observations if one.num_examples != 1]
+        if several:
+            raise AttackError(
+                f"attack two_step needs updates of one encoding, client "
+                f"{several[0].client} sent one of {several[0].num_examples}: their "
+                f"order within a batch is unknown; record a run with "
+                f"train.batch-size = 1 and train.local-batches = 1"
+            )
+        if self.first_step != "inverting_gradients":
+            try:
+                return FirstLayer().reconstruct(view, rng, advance).recovered
+            except AttackError:
+                if self.first_step == "first_layer":
+                    raise
+        inverting = InvertingGradients(iterations=self.iterations)
+        return inverting.reconstruct(view, rng, advance).recovered
