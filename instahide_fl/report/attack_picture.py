@@ -1,0 +1,91 @@
+"""Pictures of an attack: what it recovered, and how that changes with training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from instahide_fl.files import atomic_file
+from instahide_fl.report.contact_sheet import save_contact_sheet
+
+if TYPE_CHECKING:
+    from instahide_fl.attacks.scores import Column
+    from instahide_fl.report.audit import AttackResult
+
+COLUMNS = 12  # images side by side
+
+
+def save_attack_pictures(result: AttackResult, folder: Path) -> None:
+    """Draw NAME.png, and NAME-rounds.png where several rounds were attacked.
+
+    Nothing is drawn of an attack that recovers no images.
+
+    Args:
+        result: of the attack.
+        folder: where to.
+
+    Raises:
+        OutputError: a file cannot be written.
+    """
+    name = result.attack.name
+    if result.scores.shown:
+        _save_grid(folder / f"{name}.png", result)
+    if len(result.by_round) > 1 and result.scores.private:
+        _save_rounds(folder / f"{name}-rounds.png", result)
+
+
+def _save_grid(path: Path, result: AttackResult) -> None:
+    originals, encodings, found = (
+        torch.cat([getattr(one, kind) for one in result.scores.shown])[:COLUMNS]
+        for kind in ("originals", "encodings", "reconstructions")
+    )
+    method = result.run.config.instahide.method
+    rows = [("private image", _bytes(originals))]
+    if method != "none":
+        rows.append(("its encoding", _bytes(encodings)))
+    recovered = "decoded image" if result.scores.target == "private" else "recovered"
+    rows.append((recovered, _bytes(found)))
+    title = f"{result.attack.name} by {result.threat_model.name}: {result.verdict}"
+    save_contact_sheet(path, rows, title)
+
+
+def _save_rounds(path: Path, result: AttackResult) -> None:
+    """Draw leakage beside accuracy, round by round."""
+    rounds = list(result.by_round)
+    figure = Figure(figsize=(7, 4), dpi=120)
+    leakage = figure.subplots()
+    columns: list[tuple[str, list[Column | None]]] = [
+        ("against the private image", [s.private for s in result.by_round.values()]),
+        ("against the encoding", [s.encoding for s in result.by_round.values()]),
+    ]
+    for label, column in columns:
+        known = [
+            (number, one.attack.sign_ssim.mean)
+            for number, one in zip(rounds, column, strict=True)
+            if one is not None
+        ]
+        if known:
+            leakage.plot(*zip(*known, strict=True), marker="o", label=label)
+    leakage.set(xlabel="round", ylabel="SSIM of reconstructions", ylim=(-0.05, 1.05))
+    rows = result.run.folder.metrics()
+    accuracies = [
+        (row["round"], row["test_accuracy"])
+        for row in rows
+        if row["test_accuracy"] is not None
+    ]
+    accuracy = leakage.twinx()
+    accuracy.plot(
+        *zip(*accuracies, strict=True), color="gray", linestyle="--", label="accuracy"
+    )
+    accuracy.set(ylabel="accuracy on clean test images", ylim=(-0.05, 1.05))
+    figure.legend(loc="upper center", ncols=3, fontsize=8)
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, format="png", bbox_inches="tight")
+
+
+def _bytes(images: Tensor) -> Tensor:
+    return (images.clamp(0, 1) * 255).round().to(torch.uint8)
