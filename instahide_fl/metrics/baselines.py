@@ -23,13 +23,13 @@ def matched_noise(images: Tensor, rng: np.random.Generator) -> Tensor:
         f32[M,C,H,W].
     """
     count, _, height, width = images.shape
-    noise = torch.from_numpy(rng.standard_normal((count, 1, height, width)))
-    phases = torch.fft.rfft2(noise).angle()
+    white = torch.from_numpy(rng.standard_normal((count, 1, height, width)))
+    phases = torch.fft.rfft2(white).angle()
     phases[:, :, 0, 0] = 0  # keeps the mean
-    turned = torch.fft.rfft2(images.double()) * torch.polar(
-        torch.ones_like(phases), phases
-    )
-    return torch.fft.irfft2(turned, s=(height, width)).float()
+    turn = torch.polar(torch.ones_like(phases), phases)
+    turned = torch.fft.rfft2(images.double()) * turn
+    noise: Tensor = torch.fft.irfft2(turned, s=(height, width))
+    return noise.float()
 
 
 def mean_of_others(images: Tensor, left_out: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 SMALLEST = 64  # pixels; smaller images vanish in AlexNet and are enlarged
 BATCH = 64
+BACKBONE = "alexnet-owt-7be5be79.pth"  # torchvision's name for it
 
 
 def lpips_absent() -> str | None:
@@ -58,10 +59,7 @@ def _prepared(images: Tensor) -> Tensor:
 
 
 def _backbone_file() -> Path:
-    from torchvision.models import AlexNet_Weights
-
-    name = Path(AlexNet_Weights.IMAGENET1K_V1.url).name
-    return Path(torch.hub.get_dir()) / "checkpoints" / name
+    return Path(torch.hub.get_dir()) / "checkpoints" / BACKBONE
 
 
 def _network() -> nn.Module:
