@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from instahide_fl.attacks.attack import Target
-from instahide_fl.attacks.victims import Victims
+from instahide_fl.attacks.shown import ShownImages
 from instahide_fl.metrics.identification import Identification
 from instahide_fl.metrics.labels import HardLabels, SoftLabels
 from instahide_fl.metrics.scores import ImageScores, Summary
@@ -60,7 +60,7 @@ class Scores:
         lpips: of the private column in the better sign, or why there is none.
         hard_labels: None if it named no classes.
         soft_labels: None if it gave none.
-        victims: to draw.
+        shown: to draw.
         caveats: what to know when reading the figures.
     """
 
@@ -72,7 +72,7 @@ class Scores:
     lpips: Summary | str
     hard_labels: HardLabels | None
     soft_labels: SoftLabels | None
-    victims: tuple[Victims, ...]
+    shown: tuple[ShownImages, ...]
     caveats: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:

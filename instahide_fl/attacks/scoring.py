@@ -14,7 +14,7 @@ from instahide_fl.attacks.label_scoring import score_hard_labels, score_soft_lab
 from instahide_fl.attacks.originals import Originals, truths_of, uninformed_guess
 from instahide_fl.attacks.pairing import EncodingTruth, Pairing, PrivateTruth
 from instahide_fl.attacks.scores import Column, Identified, Scores
-from instahide_fl.attacks.victims import Victims, align_victims, first_of_each_client
+from instahide_fl.attacks.shown import ShownImages, align_shown, first_of_each_client
 from instahide_fl.data.augment import Augmentation
 from instahide_fl.errors import ShapeError
 from instahide_fl.metrics.baselines import matched_noise
@@ -69,7 +69,7 @@ def score(
         lpips=_lpips(scored),
         hard_labels=score_hard_labels(reconstruction, truths, num_classes, rng),
         soft_labels=score_soft_labels(reconstruction, truths, num_classes),
-        victims=first_of_each_client(one.victims for one in scored),
+        shown=first_of_each_client(one.shown for one in scored),
         caveats=tuple(_caveats(reconstruction, truths, augmentation)),
     )
 
@@ -84,8 +84,8 @@ class _Scored:
         noise: the same of draws of matched noise.
         uninformed: guesses against the private images of the same victims.
         uninformed_encoding: against their encodings; None if none were recovered.
-        shown: f32[R,C,H,W], reconstructions in their better sign, clipped.
-        victims: to draw.
+        in_better_sign: f32[R,C,H,W], reconstructions in their better sign, clipped.
+        shown: to draw.
     """
 
     reconstructions: int
@@ -93,8 +93,8 @@ class _Scored:
     noise: Sequence[Pairing]
     uninformed: Comparison
     uninformed_encoding: Comparison | None
-    shown: Tensor
-    victims: Victims
+    in_better_sign: Tensor
+    shown: ShownImages
 
 
 @dataclass(frozen=True)
@@ -126,8 +126,8 @@ class _Scorer:
             noise=noise,
             uninformed=plain.compare(guess, found.candidates),
             uninformed_encoding=_uninformed_encoding(truth, found, statistics),
-            shown=torch.where(flipped, plain.opposite(picked), plain.shown(picked)),
-            victims=align_victims(client, images, found, statistics),
+            in_better_sign=torch.where(flipped, plain.opposite(picked), plain.shown(picked)),
+            shown=align_shown(client, images, found, statistics),
         )
 
     def _truth(self, recovered: Recovered) -> EncodingTruth | PrivateTruth:
@@ -226,7 +226,7 @@ def _lpips(scored: Sequence[_Scored]) -> Summary | str:
         return "no images were recovered"
     if reason := lpips_absent():
         return reason
-    shown = torch.cat([one.shown for one in scored])
+    shown = torch.cat([one.in_better_sign for one in scored])
     originals = torch.cat([one.found.originals for one in scored])
     return Summary.of_error(lpips(shown, originals))
 

@@ -190,14 +190,14 @@ def test_the_picture_shows_the_first_victims_in_aligned_rows(rng):
     truths, statistics = federation(rng, "instahide")
     truth = truths[1, "0"]
     images = -truth.encodings.flip(0)
-    (victims,) = scored(truths, statistics, "encoding", rng, images=images).victims
+    (victims,) = scored(truths, statistics, "encoding", rng, images=images).shown
     assert len(victims.originals) == len(victims.ssim) == 8
     torch.testing.assert_close(
         victims.encodings, statistics.restore(truth.encodings[:8])
     )
     torch.testing.assert_close(victims.reconstructions, victims.encodings)
     private = statistics.normalise(truth.images)
-    (victims,) = scored(truths, statistics, "private", rng, images=private).victims
+    (victims,) = scored(truths, statistics, "private", rng, images=private).shown
     torch.testing.assert_close(victims.reconstructions, victims.originals)
     place = (truth.key.private_index == truth.rows[0]).float()
     strongest = (place * truth.key.coefficients).sum(1).argmax()

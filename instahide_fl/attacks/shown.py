@@ -16,7 +16,7 @@ SHOWN = 8  # victims of a client
 
 
 @dataclass(frozen=True)
-class Victims:
+class ShownImages:
     """Images of one client to draw in aligned rows: the first few, not the best.
 
     Attributes:
@@ -36,9 +36,9 @@ class Victims:
     ssim: Tensor
 
 
-def align_victims(
+def align_shown(
     client: str, images: Tensor, paired: Pairing, statistics: ChannelStatistics
-) -> Victims:
+) -> ShownImages:
     """Take a client's first victims, in the order of the truth.
 
     Args:
@@ -51,7 +51,7 @@ def align_victims(
     judged = paired.encoding or paired.private
     plain = images[paired.index[first]]
     flipped = judged.flipped[first][:, None, None, None]
-    return Victims(
+    return ShownImages(
         client,
         paired.originals[first],
         paired.encodings[first],
@@ -60,13 +60,13 @@ def align_victims(
     )
 
 
-def first_of_each_client(victims: Iterable[Victims]) -> tuple[Victims, ...]:
+def first_of_each_client(victims: Iterable[ShownImages]) -> tuple[ShownImages, ...]:
     """Join the victims of a client's rounds, and keep the first few."""
-    by_client: dict[str, list[Victims]] = {}
+    by_client: dict[str, list[ShownImages]] = {}
     for some in victims:
         by_client.setdefault(some.client, []).append(some)
     return tuple(
-        Victims(
+        ShownImages(
             client,
             torch.cat([some.originals for some in parts])[:SHOWN],
             torch.cat([some.encodings for some in parts])[:SHOWN],
