@@ -1,0 +1,128 @@
+"""What scoring an attack gives: figures, those of its baselines, and images to show."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from instahide_fl.attacks.attack import Target
+from instahide_fl.attacks.shown import ShownImages
+from instahide_fl.metrics.identification import Identification
+from instahide_fl.metrics.labels import HardLabels, SoftLabels
+from instahide_fl.metrics.scores import ImageScores, Summary
+
+
+@dataclass(frozen=True)
+class Column:
+    """Reconstructed images against one kind of truth, and the same of baselines.
+
+    Attributes:
+        attack: of the reconstructions.
+        no_information: of the mean of other images, for the same victims.
+        matched_noise: of noise with the statistics of the reconstructions, matched to
+            victims by the same rule; several draws together.
+    """
+
+    attack: ImageScores
+    no_information: ImageScores
+    matched_noise: ImageScores
+
+
+@dataclass(frozen=True)
+class Identified:
+    """How often reconstructions, and the matched noise, pointed at their image."""
+
+    attack: Identification
+    matched_noise: Identification
+
+    @property
+    def chance(self) -> float:
+        """What nothing better than chance reaches: a random draw, or the noise."""
+        drawn = self.attack.chance / self.attack.count if self.attack.count else 1.0
+        return max(drawn, self.matched_noise.precision)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as it is written into an attack's file."""
+        written = self.attack.to_json()
+        return {**written, "chance": self.chance} if self.attack.count else written
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How well an attack did.
+
+    Attributes:
+        target: what it recovered.
+        reconstructions: images that it returned.
+        private: its images against private ones; None if there are none.
+        encoding: against encodings; None likewise, or if it recovered private images.
+        identified: None where the scorer had to match by similarity.
+        lpips: of the private column in the better sign, or why there is none.
+        hard_labels: None if it named no classes.
+        soft_labels: None if it gave none.
+        shown: to draw.
+        caveats: what to know when reading the figures.
+    """
+
+    target: Target
+    reconstructions: int
+    private: Column | None
+    encoding: Column | None
+    identified: Identified | None
+    lpips: Summary | str
+    hard_labels: HardLabels | None
+    soft_labels: SoftLabels | None
+    shown: tuple[ShownImages, ...]
+    caveats: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the entries metrics, baseline and caveats of an attack's file."""
+        metrics: dict[str, Any] = {}
+        if self.private:
+            metrics["private"] = {
+                **self.private.attack.to_json(),
+                "identification": self._identification(),
+                "lpips": self.lpips.to_json()
+                if isinstance(self.lpips, Summary)
+                else {"absent": self.lpips},
+            }
+        if self.encoding:
+            metrics["encoding"] = self.encoding.attack.to_json()
+        if labels := self._labels():
+            metrics["labels"] = labels
+        return {
+            "metrics": metrics,
+            "baseline": self._baseline(),
+            "caveats": list(self.caveats),
+        }
+
+    def _identification(self) -> dict[str, Any]:
+        if self.identified is None:
+            return {"absent": "images were matched by similarity, which decides it"}
+        return self.identified.to_json()
+
+    def _labels(self) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        if self.hard_labels:
+            found["hard"] = self.hard_labels.to_json()
+        if self.soft_labels:
+            found["soft"] = self.soft_labels.to_json()
+        return found
+
+    def _baseline(self) -> dict[str, Any]:
+        columns = {"private": self.private, "encoding": self.encoding}
+        present = {name: column for name, column in columns.items() if column}
+        if not self.private:
+            return {}
+        uninformed = self.private.no_information
+        return {
+            "ssim": uninformed.ssim.mean,
+            "psnr": uninformed.psnr.mean,
+            "no_information": {
+                name: column.no_information.to_json()
+                for name, column in present.items()
+            },
+            "matched_noise": {
+                name: column.matched_noise.to_json() for name, column in present.items()
+            },
+        }

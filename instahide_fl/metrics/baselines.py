@@ -1,0 +1,50 @@
+"""What an adversary gets who learned nothing: the measure of every other figure."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def matched_noise(images: Tensor, rng: np.random.Generator) -> Tensor:
+    """Return images of the same statistics that show nothing.
+
+    The phases of an image's Fourier transform are replaced by those of white noise, the
+    same for all channels. Mean colour, contrast, smoothness and the correlation of
+    colours stay what they were: noise from a blurred image is as blurred. Shuffled
+    pixels would be a baseline that any smooth blob beats.
+
+    Args:
+        images: f32[M,C,H,W].
+        rng: draws the phases.
+
+    Returns:
+        f32[M,C,H,W].
+    """
+    count, _, height, width = images.shape
+    white = torch.from_numpy(rng.standard_normal((count, 1, height, width)))
+    phases = torch.fft.rfft2(white).angle()
+    phases[:, :, 0, 0] = 0  # keeps the mean
+    turn = torch.polar(torch.ones_like(phases), phases)
+    turned = torch.fft.rfft2(images.double()) * turn
+    noise: Tensor = torch.fft.irfft2(turned, s=(height, width))
+    return noise.float()
+
+
+def mean_of_others(images: Tensor, left_out: Tensor) -> Tensor:
+    """Return, for each victim, the mean of all images but its own.
+
+    A mean that contains the victim would be a leak itself where there are few images.
+
+    Args:
+        images: f32[N,C,H,W].
+        left_out: i64[R,p], the rows of each victim; a row may appear twice in it.
+
+    Returns:
+        f32[R,C,H,W].
+    """
+    kept = torch.ones(len(left_out), len(images), dtype=torch.float64)
+    kept.scatter_(1, left_out, 0.0)
+    kept /= kept.sum(dim=1, keepdim=True).clamp_min(1)
+    return torch.einsum("rn,nchw->rchw", kept, images.double()).float()

@@ -1,0 +1,129 @@
+"""Comparing reconstructions with what they are meant to show, in every fair way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from instahide_fl.metrics.correction import fit_colours, negative
+from instahide_fl.metrics.similarity import mse, pairwise_ssim, psnr, ssim
+from instahide_fl.types import ChannelStatistics
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Reconstructions against originals, one row a pair.
+
+    Attributes:
+        ssim: f64[R] in [-1, 1], as reconstructed.
+        psnr: f64[R] in dB.
+        mse: f64[R].
+        sign_ssim: f64[R], of the better of x and -x.
+        sign_psnr: f64[R], likewise.
+        affine_ssim: f64[R], after the oracle's fit of the colours.
+        affine_psnr: f64[R], likewise.
+        choice: i64[R], which of its candidates a reconstruction was compared with.
+        flipped: bool[R], whether -x resembles it more than x.
+    """
+
+    ssim: Tensor
+    psnr: Tensor
+    mse: Tensor
+    sign_ssim: Tensor
+    sign_psnr: Tensor
+    affine_ssim: Tensor
+    affine_psnr: Tensor
+    choice: Tensor
+    flipped: Tensor
+
+    def __len__(self) -> int:
+        return len(self.ssim)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Comparison]) -> Comparison:
+        """Put comparisons, at least one, below each other."""
+        return cls(
+            *(
+                torch.cat([getattr(part, column.name) for part in parts])
+                for column in fields(cls)
+            )
+        )
+
+
+@dataclass(frozen=True)
+class Comparer:
+    """How images are brought into the units that they are compared in.
+
+    Attributes:
+        statistics: constants that images are normalised with.
+        clip: whether to clip to [0, 1]: private images lie there, encodings do not.
+    """
+
+    statistics: ChannelStatistics
+    clip: bool
+
+    def shown(self, images: Tensor) -> Tensor:
+        """Clip if these images are to be clipped."""
+        return images.clamp(0, 1) if self.clip else images
+
+    def opposite(self, images: Tensor) -> Tensor:
+        """Return the negatives, likewise."""
+        return self.shown(negative(images, self.statistics))
+
+    def pairwise(self, images: Tensor, originals: Tensor) -> Tensor:
+        """Return the SSIM of each image, in its better sign, with each original.
+
+        Args:
+            images: f32[M,C,H,W], in units of [0, 1], not clipped.
+            originals: f32[N,C,H,W].
+
+        Returns:
+            f64[M,N].
+        """
+        return torch.maximum(
+            pairwise_ssim(self.shown(images), originals),
+            pairwise_ssim(self.opposite(images), originals),
+        )
+
+    def compare(self, images: Tensor, candidates: Tensor) -> Comparison:
+        """Compare each image with the most similar of its own candidates.
+
+        All columns speak of the same candidate: that of highest SSIM in the better
+        sign.
+
+        Args:
+            images: f32[R,C,H,W], in units of [0, 1], not clipped.
+            candidates: f32[R,p,C,H,W].
+        """
+        plain, opposite = self.shown(images), self.opposite(images)
+        similar = torch.maximum(
+            ssim(plain[:, None], candidates), ssim(opposite[:, None], candidates)
+        )
+        choice = similar.argmax(dim=1)
+        originals = candidates[torch.arange(len(images)), choice]
+        fitted = self.shown(fit_colours(images, originals))
+        raw = ssim(plain, originals)
+        turned = ssim(opposite, originals)
+        return Comparison(
+            ssim=raw,
+            psnr=psnr(plain, originals),
+            mse=mse(plain, originals),
+            sign_ssim=torch.maximum(raw, turned),
+            sign_psnr=_best(psnr, plain, opposite, originals),
+            affine_ssim=ssim(fitted, originals),
+            affine_psnr=psnr(fitted, originals),
+            choice=choice,
+            flipped=turned > raw,
+        )
+
+
+def _best(
+    measure: Callable[[Tensor, Tensor], Tensor],
+    plain: Tensor,
+    opposite: Tensor,
+    originals: Tensor,
+) -> Tensor:
+    return torch.maximum(measure(plain, originals), measure(opposite, originals))

@@ -1,0 +1,76 @@
+"""Whether a reconstruction points at the right image among a client's own.
+
+After "image identification precision" (Yin et al., "See through Gradients", CVPR 2021):
+the nearest neighbour of a reconstruction, among images of the same class, is the true
+one or is not. A shift of colours that lowers SSIM hardly matters to it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Identification:
+    """How many reconstructions found their image.
+
+    Attributes:
+        hits: reconstructions whose nearest neighbour is a true component.
+        chance: hits that a neighbour drawn at random would have, on average.
+        count: reconstructions with at least one wrong image to choose from.
+    """
+
+    hits: int = 0
+    chance: float = 0.0
+    count: int = 0
+
+    def __add__(self, other: Identification) -> Identification:
+        return Identification(
+            self.hits + other.hits,
+            self.chance + other.chance,
+            self.count + other.count,
+        )
+
+    @property
+    def precision(self) -> float:
+        """Share of hits; 0 if there was nothing to choose from."""
+        return self.hits / self.count if self.count else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as it is written into an attack's file."""
+        if not self.count:
+            return {"absent": "no client has another image of the same class"}
+        return {
+            "precision": self.precision,
+            "chance": self.chance / self.count,
+            "count": self.count,
+        }
+
+
+def identify(similarity: Tensor, components: Tensor, targets: Tensor) -> Identification:
+    """Count reconstructions whose nearest neighbour is a true component.
+
+    Args:
+        similarity: f64[R,n], of each reconstruction with each private image of the
+            client.
+        components: i64[R,p], the true images of each reconstruction.
+        targets: i64[n], their classes; neighbours are sought among the images of the
+            components' classes.
+    """
+    true = torch.zeros_like(similarity, dtype=torch.bool)
+    true.scatter_(1, components, True)
+    wanted = targets[components]  # (R, p)
+    allowed = (targets[None, :, None] == wanted[:, None, :]).any(dim=2)
+    nearest = similarity.masked_fill(~allowed, -torch.inf).argmax(dim=1, keepdim=True)
+    choices, right = allowed.sum(dim=1), true.sum(dim=1)
+    open_rows = choices > right
+    hit = true.gather(1, nearest)[:, 0]
+    return Identification(
+        int(hit[open_rows].sum()),
+        float((right / choices)[open_rows].double().sum()),
+        int(open_rows.sum()),
+    )

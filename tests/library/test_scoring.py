@@ -1,0 +1,294 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from instahide_fl.attacks.attack import Reconstruction, Recovered
+from instahide_fl.attacks.scores import Column
+from instahide_fl.attacks.scoring import score
+from instahide_fl.attacks.verdict import (
+    FROM_WORST,
+    LEAKS,
+    LEAKS_TO_ADVERSARY,
+    NO_LEAK,
+    NO_VERDICT,
+    beats_baseline,
+    column_beats,
+    verdict,
+    worst,
+)
+from instahide_fl.config import EncoderConfig
+from instahide_fl.data.augment import Augmentation
+from instahide_fl.encoding.encoder import build_encoder
+from instahide_fl.errors import AttackError, ShapeError, TranscriptError
+from instahide_fl.metrics.scores import Summary
+from instahide_fl.transcript.threat_model import threat_model
+from instahide_fl.transcript.truth import RecordingEncoder
+from instahide_fl.types import PrivateSplit
+
+SERVER, AUDITOR = threat_model("honest-server"), threat_model("auditor")
+CLASSES = 4
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Images here are so small that threads would only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def smooth_images(rng, count):
+    coarse = torch.from_numpy(rng.random((count, 3, 5, 5), dtype=np.float32))
+    fine = F.interpolate(coarse, (20, 20), mode="bicubic", align_corners=True)
+    return fine.clamp(0, 1)
+
+
+def federation(rng, method="none", clients=1, rounds=1, batch=12, augmentation=None):
+    """Return the truths of a small federation, and one client's split."""
+    pixels = (smooth_images(rng, 40) * 255).to(torch.uint8)
+    targets = torch.from_numpy(rng.integers(0, CLASSES, 40))
+    split = PrivateSplit(pixels, targets, CLASSES)
+    config = EncoderConfig(method=method, scope="inside", num_mixed=2)
+    truths = {}
+    for number in range(1, rounds + 1):
+        for client in map(str, range(clients)):
+            encoder = RecordingEncoder(
+                build_encoder(config, None, augmentation=augmentation)
+            )
+            own = split.share(torch.arange(40)[int(client) :: clients])
+            own = own.normalised_with(split.statistics)
+            index = torch.from_numpy(rng.permutation(len(own))[:batch])
+            encoder.encode(index, own, rng)
+            truths[number, client] = encoder.truth(number, client, own)
+    return truths, split.statistics
+
+
+def scored(truths, statistics, target, rng, **fields):
+    one = Recovered("0", 1, **fields)
+    return score(Reconstruction(target, (one,)), truths, statistics, CLASSES, rng)
+
+
+def noise_like(truths, statistics, rng, count):
+    white = torch.from_numpy(rng.standard_normal((count, 3, 20, 20))).float()
+    smooth = statistics.normalise(smooth_images(rng, count) * 255)
+    return {
+        "white": white,
+        "smooth": smooth,
+        "constant": torch.zeros_like(white),
+        "mean of all": smooth.mean(0, keepdim=True).expand_as(smooth),
+    }
+
+
+@pytest.mark.parametrize("batch", [1, 3, 12])
+@pytest.mark.parametrize(
+    ("target", "method"),
+    [("encoding", "none"), ("encoding", "instahide"), ("private", "none")],
+)
+def test_noise_is_no_leak_with_few_images_or_many(batch, target, method, rng):
+    truths, statistics = federation(rng, method, batch=batch)
+    for name, images in noise_like(truths, statistics, rng, batch).items():
+        scores = scored(truths, statistics, target, rng, images=images)
+        assert verdict(SERVER, scores) == NO_LEAK, name
+
+
+@pytest.mark.parametrize("batch", [1, 3, 12])
+@pytest.mark.parametrize("target", ["encoding", "private"])
+def test_near_copies_leak_in_either_sign_with_few_images_or_many(batch, target, rng):
+    truths, statistics = federation(rng, batch=batch)
+    truth = truths[1, "0"]
+    noise = torch.from_numpy(rng.standard_normal(truth.encodings.shape)).float()
+    for sign in (1, -1):
+        images = sign * (truth.encodings + 0.1 * noise).flip(0)
+        scores = scored(truths, statistics, target, rng, images=images)
+        assert scores.private.attack.sign_ssim.mean > 0.8
+        assert (scores.private.attack.ssim.mean > 0.8) == (sign == 1)
+        assert verdict(SERVER, scores) == LEAKS
+        assert verdict(AUDITOR, scores) == LEAKS_TO_ADVERSARY
+
+
+def test_one_copy_among_much_noise_leaks(rng):
+    truths, statistics = federation(rng)
+    images = noise_like(truths, statistics, rng, 12)["white"]
+    images[7] = truths[1, "0"].encodings[3]
+    scores = scored(truths, statistics, "private", rng, images=images)
+    assert scores.private.attack.ssim.best > 0.99
+    assert verdict(SERVER, scores) == LEAKS
+
+
+def test_an_encoding_recovered_exactly_is_no_leak_by_itself(rng):
+    truths, statistics = federation(rng, "instahide")
+    images = truths[1, "0"].encodings.flip(0)
+    scores = scored(truths, statistics, "encoding", rng, images=images)
+    assert scores.encoding.attack.ssim.mean == pytest.approx(1)
+    assert column_beats(scores.encoding)
+    assert scores.private.attack.sign_ssim.mean < 0.3
+    assert verdict(SERVER, scores) == NO_LEAK
+
+
+def test_a_mixup_encoding_recovered_shows_the_images_in_it(rng):
+    truths, statistics = federation(rng, "mixup")
+    images = truths[1, "0"].encodings
+    scores = scored(truths, statistics, "encoding", rng, images=images)
+    assert scores.identified.attack.precision > scores.identified.chance + 0.3
+    assert verdict(SERVER, scores) == LEAKS
+
+
+def test_private_images_are_sought_in_all_rounds_and_rows_are_believed(rng):
+    truths, statistics = federation(rng, "instahide", rounds=3)
+    rows = torch.unique(torch.cat([truth.rows for truth in truths.values()]))
+    assert len(rows) > len(truths[1, "0"].rows)
+    images = torch.empty(len(rows), 3, 20, 20)
+    for truth in truths.values():
+        at = torch.searchsorted(rows, truth.rows)
+        images[at] = statistics.normalise(truth.images)
+    joined = Recovered("0", 0, images=images.flip(0))
+
+    def make(one):
+        found = Reconstruction("private", (one,))
+        return score(found, truths, statistics, CLASSES, rng)
+
+    assert make(joined).private.attack.ssim.mean == pytest.approx(1)
+    assert make(joined).identified is None
+    known = make(replace(joined, images=images, rows=rows))
+    assert known.private.attack.ssim.mean == pytest.approx(1)
+    assert known.identified.attack.precision == 1
+    wrong = make(replace(joined, images=images, rows=rows.roll(1)))
+    assert wrong.private.attack.ssim.mean < 0.5
+    assert not beats_baseline(wrong)
+    with pytest.raises(ShapeError, match="rows of client 0"):
+        make(replace(joined, rows=rows + 1000))
+
+
+def test_the_figures_are_written_as_json_without_nan(rng):
+    truths, statistics = federation(rng, clients=2, batch=10)
+    images = truths[1, "1"].encodings[:9]
+    one = Recovered("1", 1, images=images)
+    other = Recovered("0", 1, images=torch.full_like(images, torch.nan))
+    scores = score(
+        Reconstruction("encoding", (one, other)), truths, statistics, CLASSES, rng
+    )
+    written = json.loads(json.dumps(scores.to_json(), allow_nan=False))
+    private = written["metrics"]["private"]
+    assert private["count"] == 18
+    assert private["ssim"]["share_above_0.5"] >= 0.5
+    assert set(private["ssim"]) == {"mean", "best", "share_above_0.5", "spread"}
+    assert set(private["sign_best"]) == set(private["affine_oracle"])
+    assert "absent" in private["lpips"] or private["lpips"]["best"] < 0.01
+    assert 0 < written["baseline"]["ssim"] < 0.6
+    assert set(written["baseline"]["matched_noise"]) == {"private", "encoding"}
+    assert written["caveats"][0].startswith("9 reconstructions held values")
+
+
+def test_the_picture_shows_the_first_victims_in_aligned_rows(rng):
+    truths, statistics = federation(rng, "instahide")
+    truth = truths[1, "0"]
+    images = -truth.encodings.flip(0)
+    (victims,) = scored(truths, statistics, "encoding", rng, images=images).shown
+    assert len(victims.originals) == len(victims.ssim) == 8
+    torch.testing.assert_close(
+        victims.encodings, statistics.restore(truth.encodings[:8])
+    )
+    torch.testing.assert_close(victims.reconstructions, victims.encodings)
+    private = statistics.normalise(truth.images)
+    (victims,) = scored(truths, statistics, "private", rng, images=private).shown
+    torch.testing.assert_close(victims.reconstructions, victims.originals)
+    place = (truth.key.private_index == truth.rows[0]).float()
+    strongest = (place * truth.key.coefficients).sum(1).argmax()
+    torch.testing.assert_close(
+        victims.encodings[0], statistics.restore(truth.encodings)[strongest]
+    )
+
+
+def test_encodings_are_held_against_images_as_they_were_cropped(rng):
+    augmentation = Augmentation(padding=4, flip=True)
+    truths, statistics = federation(rng, augmentation=augmentation)
+    one = Recovered("0", 1, images=truths[1, "0"].encodings)
+    made = Reconstruction("encoding", (one,))
+    known = score(made, truths, statistics, CLASSES, rng, augmentation)
+    assert known.private.attack.ssim.mean == pytest.approx(1)
+    assert known.caveats == ()
+    unknown = score(made, truths, statistics, CLASSES, rng)
+    assert unknown.private.attack.ssim.mean < 0.8
+    assert "cropped and mirrored" in unknown.caveats[0]
+
+
+def test_labels_count_unless_they_were_given(rng):
+    truths, statistics = federation(rng, "instahide")
+    truth = truths[1, "0"]
+    soft = scored(
+        truths, statistics, "labels", rng, soft_targets=truth.soft_targets.flip(0)
+    )
+    assert soft.soft_labels.errors.max() < 1e-6
+    assert soft.to_json()["metrics"]["labels"]["soft"]["max_error"] < 1e-6
+    assert verdict(SERVER, soft) == LEAKS
+    assert verdict(AUDITOR, soft) == NO_LEAK
+    hard = scored(truths, statistics, "labels", rng, classes=truth.targets)
+    assert hard.hard_labels.overlap == 1
+    with pytest.raises(ShapeError, match=r"0\.\.3"):
+        scored(truths, statistics, "labels", rng, classes=truth.targets + 9)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 12])
+def test_guessed_labels_are_no_leak(batch):
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        truths, statistics = federation(rng, "instahide", batch=batch)
+        guess = torch.from_numpy(rng.dirichlet(np.ones(CLASSES), batch)).float()
+        classes = torch.from_numpy(rng.integers(0, CLASSES, batch))
+        fields = {"soft_targets": guess, "classes": classes}
+        scores = scored(truths, statistics, "labels", rng, **fields)
+        assert verdict(SERVER, scores) == NO_LEAK
+
+
+def test_an_attack_that_fails_where_nothing_is_hidden_has_no_verdict(rng):
+    truths, statistics = federation(rng)
+    noise = noise_like(truths, statistics, rng, 12)["smooth"]
+    failed = scored(truths, statistics, "private", rng, images=noise)
+    images = truths[1, "0"].encodings
+    worked = scored(truths, statistics, "private", rng, images=images)
+    assert verdict(SERVER, failed, control=failed) == NO_VERDICT
+    assert verdict(SERVER, failed, control=worked) == NO_LEAK
+    assert verdict(SERVER, worked, control=failed) == LEAKS
+    nothing = scored(truths, statistics, "private", rng)
+    assert nothing.private is None
+    assert verdict(SERVER, nothing) == NO_LEAK
+
+
+def test_a_method_is_judged_by_its_worst_row():
+    assert worst(reversed(FROM_WORST)) == LEAKS
+    assert worst([NO_LEAK, NO_VERDICT, NO_LEAK]) == NO_VERDICT
+    with pytest.raises(AttackError, match="run one"):
+        worst([])
+
+
+def test_reconstructions_that_do_not_fit_the_truth_are_refused(rng):
+    truths, statistics = federation(rng)
+    with pytest.raises(ShapeError, match="3, 20, 20"):
+        scored(truths, statistics, "private", rng, images=torch.zeros(2, 3, 8, 8))
+    stranger = Reconstruction(
+        "private", (Recovered("7", 1, torch.zeros(1, 3, 20, 20)),)
+    )
+    with pytest.raises(TranscriptError, match=r"record\.truth"):
+        score(stranger, truths, statistics, CLASSES, rng)
+
+
+@pytest.mark.parametrize(("share", "leaks"), [(0.1, True), (0.01, False)])
+def test_a_few_recognisable_images_leak_though_none_stands_out(share, leaks, rng):
+    truths, statistics = federation(rng)
+    images = truths[1, "0"].encodings
+    column = scored(truths, statistics, "private", rng, images=images).private
+    attack = Summary(mean=0.15, best=0.6, spread=0.1, share_above_half=share)
+    chance = Summary(mean=0.12, best=0.45, spread=0.1, share_above_half=0.0)
+    column = Column(
+        replace(column.attack, count=100, sign_ssim=attack),
+        replace(column.no_information, count=100, sign_ssim=chance),
+        replace(column.matched_noise, count=500, sign_ssim=chance),
+    )
+    assert column_beats(column) == leaks
