@@ -28,7 +28,7 @@ from instahide_fl.attacks.linear_layers import LayerTensors
 
 ITERATIONS = 40
 STARTS_AT_ONCE = 100
-ORTHOGONAL = 1e-5  # cosine of a row and a direction that it does not contribute to
+ORTHOGONAL = (1e-5, 1e-2)  # bounds of the cosine that passes for 0
 NOISE = 1e-7  # singular values below this share of the first are rounding
 VERIFIED = 0.95  # share of units whose activity an image must explain
 
@@ -72,26 +72,42 @@ def disaggregate(
     left, values, right = torch.linalg.svd(gradient.weight, full_matrices=False)
     rank = min(batch_size, int((values > NOISE * values[0]).sum()))
     rows, basis = left[:, :rank], values[:rank, None] * right[:rank]
+    tolerance = _tolerance(values, rank)
     found = torch.empty(0, rank, dtype=torch.float64)
     images = torch.empty(0, gradient.weight.shape[1], dtype=torch.float64)
     used = 0
     while used < starts and len(images) < rank:
         drawn = rng.standard_normal((STARTS_AT_ONCE, rank))
-        found = torch.cat([found, sparse_directions(rows, torch.from_numpy(drawn))])
+        directions = sparse_directions(rows, torch.from_numpy(drawn), tolerance)
+        found = torch.cat([found, directions])
         used += STARTS_AT_ONCE
         advance(min(used, starts), starts)
-        found = _sparsest_basis(rows, found)
+        found = _sparsest_basis(rows, found, tolerance)
         if len(found) == rank:
-            images = _verified(found, rows, basis, gradient.bias, parameters)
+            images = _images(found, rows, basis, gradient.bias)
+            images = images[_explains(images, found, rows, parameters, tolerance)]
     return Disaggregated(images, rank, used)
 
 
-def sparse_directions(rows: Tensor, starts: Tensor) -> Tensor:
+def _tolerance(values: Tensor, rank: int) -> float:
+    """Return the cosine below which a direction and a row count as orthogonal.
+
+    Args:
+        values: singular values of the gradient; those beyond the rank are rounding
+            errors, which coordinates along the last direction show most.
+        rank: of the gradient without them.
+    """
+    noise = float(values[rank] / values[rank - 1]) if rank < len(values) else 0.0
+    return min(max(noise, ORTHOGONAL[0]), ORTHOGONAL[1])
+
+
+def sparse_directions(rows: Tensor, starts: Tensor, tolerance: float) -> Tensor:
     """Descend to directions that are orthogonal to many rows.
 
     Args:
         rows: f64[J,r].
         starts: f64[S,r].
+        tolerance: cosine that passes for 0.
 
     Returns:
         f64[S,r], unit vectors.
@@ -104,23 +120,24 @@ def sparse_directions(rows: Tensor, starts: Tensor) -> Tensor:
         weights = 1 / ((directions @ units.T).abs() + softening)
         moments = (weights @ products).view(len(starts), rows.shape[1], -1)
         directions = torch.linalg.eigh(moments)[1][:, :, 0]
-        softening = max(0.7 * softening, 0.01 * ORTHOGONAL)
+        softening = max(0.7 * softening, 0.01 * tolerance)
     return directions
 
 
 def _unit_rows(rows: Tensor) -> Tensor:
     """Return the rows scaled to length 1, without those that are rounding errors."""
     lengths = rows.norm(dim=1, keepdim=True)
-    return (rows / lengths)[lengths[:, 0] > 1e-3 * lengths.max()]
+    units: Tensor = rows / lengths
+    return units[lengths[:, 0] > 1e-3 * lengths.max()]
 
 
-def _sparsest_basis(rows: Tensor, directions: Tensor) -> Tensor:
+def _sparsest_basis(rows: Tensor, directions: Tensor, tolerance: float) -> Tensor:
     """Choose independent directions, sparsest first.
 
     A direction that belongs to two images is orthogonal to the rows of neither, which
     are fewer than those of one, so it comes after the directions it depends on.
     """
-    inside = (directions @ _unit_rows(rows).T).abs() < ORTHOGONAL
+    inside = (directions @ _unit_rows(rows).T).abs() < tolerance
     counts = inside.sum(1)
     chosen: list[Tensor] = []
     for index in counts.argsort(descending=True).tolist():
@@ -132,19 +149,29 @@ def _sparsest_basis(rows: Tensor, directions: Tensor) -> Tensor:
     return torch.stack(chosen) if chosen else directions[:0]
 
 
-def _verified(
+def _images(
+    directions: Tensor, rows: Tensor, basis: Tensor, bias_gradient: Tensor
+) -> Tensor:
+    """Return the images f64[r,D] that each contribute along one direction only."""
+    shares = directions @ rows.T  # (r, J), those of an image up to its scale
+    scale = torch.linalg.lstsq(shares.T, bias_gradient[:, None]).solution
+    images: Tensor = torch.linalg.solve(directions.T, basis) / scale
+    return images
+
+
+def _explains(
+    images: Tensor,
     directions: Tensor,
     rows: Tensor,
-    basis: Tensor,
-    bias_gradient: Tensor,
     parameters: LayerTensors,
+    tolerance: float,
 ) -> Tensor:
-    """Return the images that these directions belong to, if their activity fits."""
-    shares = directions @ rows.T  # (r, J), each row up to scale
-    scale = torch.linalg.lstsq(shares.T, bias_gradient[:, None]).solution
-    images = torch.linalg.solve(directions.T, basis) / scale
+    """Tell which images activate the units that they contribute to, bool[r]."""
     active = images @ parameters.weight.T + parameters.bias > 0
-    sizes = shares.abs() / rows.norm(dim=1).clamp_min(1e-300)
-    contributes = sizes > ORTHOGONAL
-    agreement = (active == contributes).double().mean(dim=1)
-    return images[agreement >= VERIFIED]
+    lengths = rows.norm(dim=1)
+    contributes = (directions @ rows.T).abs() > tolerance * lengths
+    # Rows of length 0 are of units that no image activates, or of rounding errors.
+    counted = lengths > 1e-3 * lengths.max()
+    agreement = (active == contributes)[:, counted].double().mean(dim=1)
+    fits: Tensor = agreement >= VERIFIED
+    return fits
