@@ -1,0 +1,217 @@
+"""A malicious server's first layer that sorts images into bins.
+
+Source: Fowl et al., "Robbing the Fed: Directly Obtaining Private Data in Federated
+Learning with Modified Models", ICLR 2022 (arXiv:2110.13057). All units of the first
+layer share one direction w and differ by their threshold, so the rows of neighbouring
+units differ by the images whose <w,x> lies between their thresholds: often a single
+one. Two things are ours. The thresholds are quantiles over public encodings. And the
+units are divided among several directions, whose bins are read together (`bins`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from instahide_fl.attacks.attack import Advance, Attack, Reconstruction, Recovered
+from instahide_fl.attacks.bins import empty_bins
+from instahide_fl.attacks.linear_layers import (
+    LayerTensors,
+    LinearLayer,
+    first_linear_layer,
+    last_linear_layer,
+    layer_gradient,
+    layer_parameters,
+    require_one_step,
+)
+from instahide_fl.config import Config
+from instahide_fl.data.federated import load_pool
+from instahide_fl.data.pool import MixingPool
+from instahide_fl.encoding.encoder import build_encoder
+from instahide_fl.errors import AttackError
+from instahide_fl.rng import stream
+from instahide_fl.transcript.threat_model import AdversaryView, Knowledge, Observation
+from instahide_fl.types import ChannelStatistics, PrivateSplit
+
+DIRECTIONS = 8
+PUBLIC_ENCODINGS = 4_000
+PREDICTION = 0.85  # of class 0, whatever the image
+SPREAD = 0.3  # of the logit of class 0 among images
+
+
+class Imprint(Attack):
+    """Exact encodings of large batches, for a server that chooses the parameters."""
+
+    section = "imprint"
+    name: ClassVar[str] = "imprint"
+    summary: ClassVar[str] = (
+        "encodings of a large batch, exactly, from a crafted first layer that sorts "
+        "them into bins"
+    )
+    needs: ClassVar[frozenset[Knowledge]] = frozenset(
+        {Knowledge.PARAMETERS, Knowledge.UPDATES, Knowledge.CRAFTED}
+    )
+    cost: ClassVar[str] = "below a second a client"
+    source: ClassVar[str] = 'Fowl et al., "Robbing the Fed", ICLR 2022'
+    threat_model: ClassVar[str] = "malicious-server"
+
+    def reconstruct(
+        self, view: AdversaryView, rng: np.random.Generator, advance: Advance
+    ) -> Reconstruction:
+        """Subtract the rows of neighbouring units.
+
+        Raises:
+            AttackError: the parameters were not crafted, or a client took several
+                local steps.
+        """
+        if view.config.record.crafted != "imprint":
+            raise AttackError(
+                f"attack imprint needs a round with crafted parameters: run with "
+                f'--set record.crafted=imprint, got "{view.config.record.crafted}"'
+            )
+        first, _ = _layers(view.config, view.image_shape, view.num_classes)
+        recovered = []
+        for done, observation in enumerate(view.observations):
+            recovered.append(_recover(view, observation, first))
+            advance(done + 1, len(view.observations))
+        return Reconstruction("encoding", tuple(recovered))
+
+
+def crafted_parameters(
+    arrays: Mapping[str, Tensor],
+    config: Config,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    statistics: ChannelStatistics,
+) -> dict[str, Tensor]:
+    """Return parameters that make clients send single images.
+
+    Args:
+        arrays: the global ones, by name; not written to.
+        config: the run's settings; directions and public encodings follow its seed.
+        image_shape: C, H, W.
+        num_classes: K.
+        statistics: constants that clients normalise with. Public images, which have
+            others, are normalised with their own, so as to look like private ones.
+
+    Returns:
+        By name, in the shapes of `arrays`.
+
+    Raises:
+        AttackError: the network is not one linear layer, relu and another.
+        PoolError: no public images of this shape are at hand.
+    """
+    first, last = _layers(config, image_shape, num_classes)
+    encodings = public_encodings(config, image_shape)
+    sorting = sorting_layer(encodings, len(arrays[first.bias]), config.seed)
+    head_weight = torch.zeros_like(arrays[last.weight])
+    head_bias = torch.zeros_like(arrays[last.bias])
+    # Only class 0 listens, to all units alike. What a unit sends of an image is then
+    # S p - y, with p the prediction of class 0, y the label there and S the label's
+    # sum: a p far from any usual y / S keeps it away from 0.
+    head_weight[0] = 1.0
+    odds = max(1, num_classes - 1) * PREDICTION / (1 - PREDICTION)
+    centre = float(_activity(sorting, encodings).median())
+    head_bias[0] = math.log(odds) - centre
+    return {
+        **arrays,
+        first.weight: sorting.weight.to(arrays[first.weight]),
+        first.bias: sorting.bias.to(arrays[first.bias]),
+        last.weight: head_weight,
+        last.bias: head_bias,
+    }
+
+
+def public_encodings(config: Config, image_shape: tuple[int, int, int]) -> Tensor:
+    """Encode public images as the run encodes private ones, f64[N,D].
+
+    Args:
+        config: the run's settings. Where its encodings use no pool, `photos` serves.
+        image_shape: C, H, W.
+    """
+    channels, height, _ = image_shape
+    pool = load_pool(config, image_shape) or MixingPool.photos(height, channels)
+    pool.check_fits(image_shape, 0)
+    targets = torch.zeros(len(pool), dtype=torch.int64)
+    split = PrivateSplit(pool.images, targets, 1, pool.statistics)
+    rng = stream(config.seed, "imprint", "encodings")
+    rows = torch.from_numpy(rng.permutation(len(pool))[:PUBLIC_ENCODINGS])
+    encoder = build_encoder(config.instahide, pool)
+    batch, _ = encoder.encode(rows, split, rng)
+    return batch.images.flatten(1).double()
+
+
+def sorting_layer(encodings: Tensor, units: int, seed: int) -> LayerTensors:
+    """Return a layer whose units compare <w,x> with thresholds, direction by direction.
+
+    Args:
+        encodings: f64[N,D], public.
+        units: J.
+        seed: of the directions.
+
+    Returns:
+        Weight f64[J,D], bias f64[J], so small that the sum of all activities varies by
+        `SPREAD` among encodings and the prediction does not saturate.
+    """
+    count = max(1, min(DIRECTIONS, units // 2))
+    rng = stream(seed, "imprint", "directions")
+    directions = torch.from_numpy(rng.standard_normal((count, encodings.shape[1])))
+    products = encodings @ directions.T  # (N, count)
+    weights, thresholds = [], []
+    for number, part in enumerate(np.array_split(np.arange(units), count)):
+        weights.append(directions[number].expand(len(part), -1))
+        thresholds.append(_thresholds(products[:, number], len(part)))
+    raw = LayerTensors(torch.cat(weights), -torch.cat(thresholds))
+    scale = SPREAD / _activity(raw, encodings).std().clamp_min(1e-12)
+    return LayerTensors(raw.weight * scale, raw.bias * scale)
+
+
+def _thresholds(values: Tensor, count: int) -> Tensor:
+    """Return quantiles that divide values into bins; all exceed the first."""
+    levels = torch.arange(1, count, dtype=values.dtype) / count
+    low, high = values.min(), values.max()
+    return torch.cat([(2 * low - high)[None], torch.quantile(values, levels)])
+
+
+def _activity(layer: LayerTensors, images: Tensor) -> Tensor:
+    """Return the sum of all units' activities for images f64[N,D]."""
+    return torch.relu(images @ layer.weight.T + layer.bias).sum(dim=1)
+
+
+def _layers(
+    config: Config, image_shape: tuple[int, int, int], num_classes: int
+) -> tuple[LinearLayer, LinearLayer]:
+    """Return the two layers of an mlp.
+
+    Raises:
+        AttackError: the network is another.
+    """
+    first = first_linear_layer(config, image_shape, num_classes)
+    last = last_linear_layer(config, image_shape, num_classes)
+    fits = first is not None and config.model.activation == "relu"
+    if first is None or last is None or not fits:
+        raise AttackError(
+            f"imprint crafts a network of a linear layer, relu and a linear layer: set "
+            f'model.name = "mlp" and model.activation = "relu", got '
+            f"{config.model.name!r} and {config.model.activation!r}"
+        )
+    return first, last
+
+
+def _recover(
+    view: AdversaryView, observation: Observation, layer: LinearLayer
+) -> Recovered:
+    require_one_step(Imprint.name, observation)
+    gradient = layer_gradient(view.config, observation, layer)
+    images, passes = empty_bins(gradient, layer_parameters(observation, layer))
+    return Recovered(
+        observation.client,
+        observation.round,
+        images=images.float().view(-1, *view.image_shape),
+        diagnostics={"images": float(len(images)), "passes": float(passes)},
+    )

@@ -1,0 +1,120 @@
+"""The soft label, and so the coefficients, of a single encoding from the last layer."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from instahide_fl.attacks.attack import Advance, Attack, Reconstruction, Recovered
+from instahide_fl.attacks.linear_layers import (
+    LayerTensors,
+    LinearLayer,
+    layer_gradient,
+    layer_parameters,
+    require_head,
+    require_one_step,
+)
+from instahide_fl.errors import AttackError
+from instahide_fl.transcript.threat_model import AdversaryView, Knowledge, Observation
+
+
+class SoftLabels(Attack):
+    """Soft labels of batches of one, whatever the architecture before the head."""
+
+    section = "soft_labels"
+    name: ClassVar[str] = "soft_labels"
+    summary: ClassVar[str] = (
+        "soft label and private coefficients of a batch of one, exactly, from the last "
+        "layer"
+    )
+    needs: ClassVar[frozenset[Knowledge]] = frozenset(
+        {Knowledge.PARAMETERS, Knowledge.UPDATES}
+    )
+    cost: ClassVar[str] = "milliseconds a client"
+    source: ClassVar[str] = (
+        'extends Zhao et al., "iDLG: Improved Deep Leakage from Gradients", 2020 '
+        "(arXiv:2001.02610), to soft labels"
+    )
+
+    def reconstruct(
+        self, view: AdversaryView, rng: np.random.Generator, advance: Advance
+    ) -> Reconstruction:
+        """Solve the gradient of the last bias for the label.
+
+        Raises:
+            AttackError: the last layer is not linear with a bias, or an update is of
+                several images or steps.
+        """
+        head = require_head(self.name, view)
+        recovered = []
+        for done, observation in enumerate(view.observations):
+            recovered.append(_recover(view, observation, head))
+            advance(done + 1, len(view.observations))
+        return Reconstruction("labels", tuple(recovered))
+
+
+def soft_label(
+    gradient: LayerTensors, parameters: LayerTensors, weight: float | None
+) -> Tensor:
+    """Return the soft label of one image.
+
+    The gradient of the last bias is S p - y, with p the prediction and S the sum of y.
+    That of the weight is its outer product with the layer's input h, so h, and p, are
+    known. A class that is not in the image has y = 0 and shows S.
+
+    Args:
+        gradient: of the last layer.
+        parameters: of the last layer.
+        weight: S, where it is known; None finds it, if at least one y is 0.
+
+    Returns:
+        f64[K].
+    """
+    row = int(gradient.bias.abs().argmax())
+    features = gradient.weight[row] / gradient.bias[row]
+    logits = parameters.weight @ features + parameters.bias
+    prediction = torch.softmax(logits, dim=0)
+    if weight is None:
+        # A prediction of nearly 0 would divide rounding errors by itself.
+        seen = prediction > 1e-3 * prediction.max()
+        weight = float((gradient.bias / prediction)[seen].max())
+    return (weight * prediction - gradient.bias).clamp_min(0)
+
+
+def _recover(
+    view: AdversaryView, observation: Observation, head: LinearLayer
+) -> Recovered:
+    require_one_step(SoftLabels.name, observation)
+    if observation.num_examples != 1:
+        raise AttackError(
+            f"attack soft_labels reads the label of a single image, client "
+            f"{observation.client} sent the gradient of {observation.num_examples} in "
+            f"round {observation.round}: record a run with train.batch-size = 1 and "
+            f"train.local-batches = 1, or use hard_labels"
+        )
+    gradient = layer_gradient(view.config, observation, head)
+    if not gradient.bias.any():
+        raise AttackError(
+            f"client {observation.client} sent no gradient of {head.bias} in round "
+            f"{observation.round}: attack an earlier round"
+        )
+    # Private coefficients sum to 1 unless public images take a part.
+    known = None if view.config.instahide.uses_pool else 1.0
+    label = soft_label(gradient, layer_parameters(observation, head), known)
+    entries = label.sort(descending=True).values
+    private = 1
+    if view.config.instahide.method != "none":
+        private = min(view.config.instahide.private_count, len(entries))
+    diagnostics = {"weight": float(label.sum())} | {
+        f"lambda_{number}": float(entries[number - 1])
+        for number in range(1, private + 1)
+    }
+    return Recovered(
+        observation.client,
+        observation.round,
+        soft_targets=label[None].float(),
+        diagnostics=diagnostics,
+    )
