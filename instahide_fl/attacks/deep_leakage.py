@@ -18,6 +18,7 @@ from torch import Tensor
 from instahide_fl.attacks.attack import Advance, Attack, Reconstruction, Recovered
 from instahide_fl.attacks.gradient_matching import simulated_updates, squared_distance
 from instahide_fl.attacks.guess import GuessedLabels, check_updates, starting_point
+from instahide_fl.attacks.recovered_labels import with_recovered_labels
 from instahide_fl.attacks.victims import (
     Victims,
     attack_device,
@@ -63,15 +64,17 @@ class DeepLeakage(Attack):
     ) -> Reconstruction:
         """Attack every observed update by itself; see `Attack.reconstruct`."""
         check_updates(view, self.name)
+        if self.labels_first:
+            view = with_recovered_labels(view)
         device, model = attack_device(self.device), network(view)
         # Second-order steps need more digits than the gradients themselves have.
         model = model.double()
         total = len(view.observations)
         recovered = []
         for number, observation in enumerate(view.observations):
-            victim = _double(stack_victims(view, model, [observation], device))
-            if not self.labels_first:
-                victim = replace(victim, soft_targets=None)
+            victim = _double(
+                stack_victims(view, model, [observation], device, self.labels_first)
+            )
             recovered.append(self._leak(victim, view, rng))
             advance(number + 1, total)
         return Reconstruction("encoding", tuple(recovered))
@@ -96,7 +99,7 @@ class DeepLeakage(Attack):
             one.client,
             one.round,
             images=best[1][0].float().cpu(),
-            soft_targets=best[2][0].float().cpu(),
+            soft_targets=None if self.labels_first else best[2][0].float().cpu(),
             diagnostics={"distance": best[0], "starts": float(starts)},
         )
 
@@ -132,7 +135,8 @@ class DeepLeakage(Attack):
         loss = float("inf")
         for _ in range(self.iterations):
             before = loss
-            loss = float(optimizer.step(closure))  # type: ignore[no-untyped-call]
+            stepped: Tensor = optimizer.step(closure)  # type: ignore[no-untyped-call]
+            loss = float(stepped.detach())
             if loss < self.matched / 100 or loss == before or not np.isfinite(loss):
                 break
         with torch.no_grad():

@@ -31,6 +31,7 @@ from instahide_fl.attacks.guess import (
     repeat_victims,
     starting_point,
 )
+from instahide_fl.attacks.recovered_labels import with_recovered_labels
 from instahide_fl.attacks.victims import (
     Victims,
     alike,
@@ -42,7 +43,7 @@ from instahide_fl.config.table import Count, CountOrZero
 from instahide_fl.transcript.threat_model import AdversaryView, Knowledge, Observation
 
 MILESTONES = (3 / 8, 5 / 8, 7 / 8)  # of the iterations, after which the step shrinks
-CHUNK_VALUES = 40_000_000  # of stacked updates that are attacked at once
+SIDE_BY_SIDE = 32  # victims times restarts
 
 
 class InvertingGradients(Attack):
@@ -85,9 +86,11 @@ class InvertingGradients(Attack):
     ) -> Reconstruction:
         """Attack every observed update; see `Attack.reconstruct`."""
         check_updates(view, self.name)
+        if self.labels == "auto":
+            view = with_recovered_labels(view)
         device, model = attack_device(self.device), network(view)
         chunks = [
-            stack_victims(view, model, part, device)
+            stack_victims(view, model, part, device, self.labels == "auto")
             for group in alike(view.observations)
             for part in _chunks(group, self.restarts)
         ]
@@ -108,16 +111,15 @@ class InvertingGradients(Attack):
         many = repeat_victims(victims, self.restarts)
         images, labels = _start(many, view, rng)
         found = self._descend(many, view, images, labels, step_done)
-        pixels, targets, losses = (
+        pixels, losses = (
             best_of_restarts(one, found.losses, self.restarts).cpu()
-            for one in (found.images, found.soft_targets, found.losses)
+            for one in (found.images, found.losses)
         )
         return [
             Recovered(
                 one.client,
                 one.round,
                 images=pixels[i],
-                soft_targets=targets[i],
                 diagnostics={"distance": losses[i].item()},
             )
             for i, one in enumerate(victims.observations)
@@ -137,12 +139,12 @@ class InvertingGradients(Attack):
         moving = [images, *labels.moving]
         optimizer = torch.optim.Adam(moving, lr=self.step_size)
         marks = {int(share * self.iterations) for share in MILESTONES}
-        best = _Best.before_any(images, labels.values())
+        best = _Best.before_any(images)
         for step in range(self.iterations):
             distance = self._distance(victims, images, labels)
             prior = self.total_variation * total_variation(images, hidden_signs)
             slopes = torch.autograd.grad((distance + prior).sum(), moving)
-            best.keep(distance.detach(), images, labels.values(), step)
+            best.keep(distance.detach(), images, step)
             for value, slope in zip(moving, slopes, strict=True):
                 value.grad = slope.sign() if self.signed and value is images else slope
             if step in marks:
@@ -169,29 +171,24 @@ class _Best:
 
     Attributes:
         images: f32[V,M,C,H,W].
-        soft_targets: f32[V,M,K].
         losses: f32[V].
         latest: step in which any problem's match last became better by 1 in 1000.
     """
 
     images: Tensor
-    soft_targets: Tensor
     losses: Tensor
     latest: int = 0
 
     @classmethod
-    def before_any(cls, images: Tensor, soft_targets: Tensor) -> _Best:
+    def before_any(cls, images: Tensor) -> _Best:
         worst = torch.full((len(images),), float("inf"), device=images.device)
-        return cls(images.detach().clone(), soft_targets.detach().clone(), worst)
+        return cls(images.detach().clone(), worst)
 
-    def keep(
-        self, losses: Tensor, images: Tensor, soft_targets: Tensor, step: int
-    ) -> None:
+    def keep(self, losses: Tensor, images: Tensor, step: int) -> None:
         better = losses < self.losses
         if bool((losses < 0.999 * self.losses).any()):
             self.latest = step
         self.images[better] = images.detach()[better]
-        self.soft_targets[better] = soft_targets.detach()[better]
         self.losses = torch.where(better, losses, self.losses)
 
 
@@ -213,5 +210,5 @@ def _start(
 def _chunks(
     group: tuple[Observation, ...], restarts: int
 ) -> list[tuple[Observation, ...]]:
-    size = max(1, 32 // restarts)
+    size = max(1, SIDE_BY_SIDE // restarts)
     return [group[at : at + size] for at in range(0, len(group), size)]

@@ -7,13 +7,15 @@ Learning", NeurIPS 2021, section 5, attack InstaHide in this way.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
+from pydantic import Field
 
 from instahide_fl.attacks.attack import Advance, Attack, Reconstruction, Recovered
 from instahide_fl.attacks.decode_encodings import DecodeEncodings, decode_recovered
 from instahide_fl.attacks.decoding.choice import Decoder
+from instahide_fl.attacks.decoding.mixtures import EXACT
 from instahide_fl.attacks.first_layer import FirstLayer
 from instahide_fl.attacks.inverting_gradients import InvertingGradients
 from instahide_fl.config.table import Count
@@ -42,6 +44,9 @@ class TwoStep(Attack):
     """`auto`: first_layer where the network begins with a linear layer."""
     iterations: Count = 1000
     """Of inverting_gradients."""
+    error_variance: Annotated[float, Field(gt=0)] = 0.05
+    """Of the pixels that inverting_gradients recovers, in normalised units: how little
+    the decoder trusts them. Those of first_layer are exact."""
     decoder: Decoder | Literal["auto"] = "auto"
     """As of decode_encodings."""
 
@@ -49,14 +54,17 @@ class TwoStep(Attack):
         self, view: AdversaryView, rng: np.random.Generator, advance: Advance
     ) -> Reconstruction:
         """Attack every update, then every client; see `Attack.reconstruct`."""
-        found = self._encodings(view, rng, advance)
+        found, variance = self._encodings(view, rng, advance)
         settings = DecodeEncodings(decoder=self.decoder)
-        decoded = decode_recovered(found, view, settings, rng, lambda done, total: None)
+        decoded = decode_recovered(
+            found, view, settings, rng, lambda done, total: None, variance
+        )
         return Reconstruction("private", decoded.recovered, decoded.diagnostics)
 
     def _encodings(
         self, view: AdversaryView, rng: np.random.Generator, advance: Advance
-    ) -> Sequence[Recovered]:
+    ) -> tuple[Sequence[Recovered], float]:
+        """Return what was recovered, and how far off its pixels are."""
         several = [one for one in view.observations if one.num_examples != 1]
         if several:
             raise AttackError(
@@ -67,9 +75,10 @@ class TwoStep(Attack):
             )
         if self.first_step != "inverting_gradients":
             try:
-                return FirstLayer().reconstruct(view, rng, advance).recovered
+                return FirstLayer().reconstruct(view, rng, advance).recovered, EXACT
             except AttackError:
                 if self.first_step == "first_layer":
                     raise
         inverting = InvertingGradients(iterations=self.iterations)
-        return inverting.reconstruct(view, rng, advance).recovered
+        found = inverting.reconstruct(view, rng, advance).recovered
+        return found, self.error_variance

@@ -103,6 +103,7 @@ def stack_victims(
     model: nn.Module,
     observations: Sequence[Observation],
     device: torch.device,
+    with_labels: bool = True,
 ) -> Victims:
     """Put updates side by side.
 
@@ -111,6 +112,7 @@ def stack_victims(
         model: of `network`.
         observations: of one group of `alike`.
         device: to compute on.
+        with_labels: keep the labels that are known.
 
     Raises:
         AttackError: an update lacks parameters of the network.
@@ -132,7 +134,7 @@ def stack_victims(
         name: sent[0][name] if shared else torch.stack([one[name] for one in sent])
         for name in names
     }
-    known = [one.soft_targets for one in observations]
+    known = [one.soft_targets if with_labels else None for one in observations]
     steps = Steps(first.kind, first.batch_sizes)
     if first.kind == "delta":
         steps = Steps(

@@ -141,7 +141,9 @@ def _save(result: AttackResult, folder: Path) -> None:
 def _print_results(results: Sequence[AttackResult]) -> None:
     from instahide_fl.attacks.verdict import worst
 
-    table = Table("attack", "adversary", "encoding", "private", "chance", "verdict")
+    table = Table()
+    for heading in ("attack", "adversary", "encoding", "private", "chance", "verdict"):
+        table.add_column(heading, overflow="fold")
     for one in results:
         scores = one.scores
         table.add_row(
