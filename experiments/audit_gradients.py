@@ -1,0 +1,275 @@
+"""What can the server reconstruct? Every method, attacked from gradients.
+
+    python experiments/audit_gradients.py --data cifar10
+    python experiments/audit_gradients.py --data hf:PATH --out runs/audit-gradients
+
+For each network and batch size it simulates one round of every method with the same
+images, attacks what the server saw, and writes the table of docs/attacks/README.md. The
+run without any defence is the control of the others: where an attack fails on it, its
+row has no verdict. A cell that is done already is not computed again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from instahide_fl.attacks.registry import build_attack
+from instahide_fl.config import Config, Scalar
+from instahide_fl.engine.inline import run_inline
+from instahide_fl.files import write_text
+from instahide_fl.progress import steps_bar
+from instahide_fl.report.attack_picture import save_attack_pictures
+from instahide_fl.report.audit import (
+    AttackResult,
+    RecordedRun,
+    open_recorded_run,
+    run_attack,
+    save_result,
+)
+from instahide_fl.run_folder import RunFolder
+from instahide_fl.transcript.threat_model import THREAT_MODELS
+
+RESULTS = Path(__file__).parent / "results" / "audit-gradients.json"
+PAGE = Path(__file__).parents[1] / "docs" / "attacks" / "README.md"
+BEGIN, END = "<!-- results: begin -->\n", "<!-- results: end -->"
+EXACT = 1e-4  # largest error of a pixel, in normalised units
+
+METHODS: dict[str, dict[str, Scalar]] = {
+    "none": {"instahide.method": "none"},
+    "Mixup, k=4": {"instahide.method": "mixup", "instahide.scope": "inside"},
+    "InstaHide inside, k=4": {"instahide.scope": "inside"},
+    "InstaHide cross, k=6": {"instahide.scope": "cross", "instahide.num-mixed": 6},
+}
+ALL: dict[str, Scalar] = {
+    "data.augment": "none",
+    "partition.num-clients": 1000,
+    "record.rounds": "all",
+    "record.truth": True,
+    "train.rounds": 1,
+    "train.clients-per-round": 5,
+    "instahide.num-mixed": 4,
+    # Gradients of a network that has hardly been trained leak most.
+    "server.learning-rate": 1e-6,
+}
+CNN: dict[str, Scalar] = {"model.name": "strided-cnn", "model.width": 32}
+SIX_IMAGES: dict[str, Scalar] = {
+    "data.train-rows": "0:6",
+    "partition.num-clients": 1,
+    "partition.min-size": 6,
+    "train.clients-per-round": 0,
+    "train.batch-size": 1,
+    "train.rounds": 60,
+    "train.evaluate-every": 60,
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One attack on one network and batch size, for every method.
+
+    Attributes:
+        title: in the table.
+        attack: its name.
+        run: settings of the run.
+        methods: which of METHODS; empty takes all.
+        settings: of the attack.
+    """
+
+    title: str
+    attack: str
+    run: Mapping[str, Scalar]
+    methods: tuple[str, ...] = ()
+    settings: tuple[tuple[str, Scalar], ...] = ()
+
+
+def _batch(size: int, clients: int = 5) -> dict[str, Scalar]:
+    return {"train.batch-size": size, "train.clients-per-round": clients}
+
+
+ROWS = [
+    Row("hard labels, batch 1", "hard_labels", {**CNN, **_batch(1)}, ("none",)),
+    Row("soft labels and coefficients, batch 1", "soft_labels", {**CNN, **_batch(1)}),
+    Row(
+        "first layer fully connected, batch 1",
+        "first_layer",
+        {"model.name": "mlp", **_batch(1)},
+    ),
+    Row(
+        "first layer fully connected, batch 4",
+        "first_layer",
+        {"model.name": "mlp", **_batch(4)},
+    ),
+    Row(
+        "imprint (malicious server), batch 32",
+        "imprint",
+        {"model.name": "mlp", "record.crafted": "imprint", **_batch(32)},
+    ),
+    Row("Inverting Gradients, batch 1", "inverting_gradients", {**CNN, **_batch(1)}),
+    Row(
+        "Inverting Gradients, batch 8",
+        "inverting_gradients",
+        {**CNN, **_batch(8, clients=2)},
+    ),
+    Row(
+        "iDLG, LeNet with sigmoid, batch 1",
+        "idlg",
+        {
+            "model.name": "strided-lenet",
+            "model.activation": "sigmoid",
+            **_batch(1, clients=3),
+        },
+    ),
+    Row(
+        "two steps: first layer, then decoding, 6 images x 10",
+        "two_step",
+        {"model.name": "mlp", **SIX_IMAGES},
+        ("none", "Mixup, k=4", "InstaHide inside, k=4"),
+    ),
+    Row(
+        "two steps: Inverting Gradients, then decoding, 6 images x 10",
+        "two_step",
+        {**CNN, **SIX_IMAGES},
+        ("none", "InstaHide inside, k=4"),
+    ),
+    Row(
+        "decoding of the true encodings, 6 images x 10",
+        "decode_encodings",
+        {**CNN, **SIX_IMAGES},
+        ("none", "Mixup, k=4", "InstaHide inside, k=4"),
+    ),
+]
+
+
+def main() -> None:
+    """Run what is missing, and write results and table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", default="cifar10", help="as data.dataset")
+    parser.add_argument("--out", type=Path, default=Path("runs/audit-gradients"))
+    parser.add_argument("--only", default="", help="rows whose attack has this name")
+    arguments = parser.parse_args()
+    console = Console(soft_wrap=True)
+    torch.set_num_threads(1)
+    known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    for row in ROWS:
+        if arguments.only in ("", row.attack):
+            _audit(row, arguments.data, arguments.out, known, console)
+    _write_table(known)
+
+
+def _audit(
+    row: Row,
+    data: str,
+    out: Path,
+    known: dict[str, dict[str, object]],
+    console: Console,
+) -> None:
+    """Fill one row of the table, cell by cell."""
+    cells = known.setdefault(row.title, {})
+    control: AttackResult | None = None
+    for method in row.methods or tuple(METHODS):
+        if method in cells:
+            continue
+        folder = out / _slug(row.title) / _slug(method)
+        run = _recorded(folder, {**ALL, **METHODS[method], **row.run}, data)
+        attack = build_attack(row.attack, dict(row.settings))
+        adversary = THREAT_MODELS[attack.threat_model]
+        with steps_bar(console, f"{row.title}, {method}") as advance:
+            result = run_attack(run, attack, adversary, 0, advance, with_control=False)
+        if control is not None:
+            result = replace(result, control=control.scores, control_note="")
+        elif method == "none":
+            control = result
+        save_result(result, folder / "attacks")
+        save_attack_pictures(result, folder / "attacks")
+        cells[method] = _cell(result)
+        console.print(f"{row.title}, {method}: {cells[method]}", markup=False)
+        write_text(RESULTS, json.dumps(known, indent=2) + "\n")
+
+
+def _recorded(folder: Path, settings: Mapping[str, Scalar], data: str) -> RecordedRun:
+    """Simulate a run, unless its folder is there."""
+    if not RunFolder(folder).finished:
+        values = {**settings, "data.dataset": data, "output.folder": str(folder)}
+        config = Config().with_values(values).located(Path.cwd())
+        path = Path(config.output.folder)
+        run_inline(config, RunFolder.create(path, config))
+    return open_recorded_run(folder)
+
+
+def _cell(result: AttackResult) -> dict[str, object]:
+    """Return what the table shows of a result."""
+    scores = result.scores
+    cell: dict[str, object] = {
+        "verdict": result.verdict,
+        "seconds": round(result.seconds, 1),
+        "images": scores.reconstructions,
+    }
+    for name, column in (("encoding", scores.encoding), ("private", scores.private)):
+        if column is not None:
+            found = column.attack.sign_ssim
+            cell[name] = {"mean": round(found.mean, 3), "best": round(found.best, 3)}
+    if scores.private is not None:
+        chance = scores.private.no_information.sign_ssim.mean
+        cell["no_information"] = round(chance, 3)
+    if scores.hard_labels is not None:
+        cell["labels_right"] = scores.hard_labels.overlap
+    if scores.soft_labels is not None:
+        cell["largest_label_error"] = float(scores.soft_labels.errors.max())
+    if scores.encoding is not None:
+        cell |= _exactness(result)
+    return cell
+
+
+def _exactness(result: AttackResult) -> dict[str, object]:
+    """Count encodings that came back with no pixel off by more than EXACT."""
+    errors: list[float] = []
+    for one in result.reconstruction.recovered:
+        truth = result.run.truths[one.round, one.client].encodings.flatten(1)
+        found = torch.empty(0) if one.images is None else one.images.flatten(1)
+        for wanted in truth:
+            off = (found - wanted).abs()
+            errors.append(float(off.amax(1).min()) if len(found) else float("inf"))
+    exact = sum(error <= EXACT for error in errors)
+    return {"exact": exact, "of": len(errors), "largest_error": max(errors)}
+
+
+def _slug(text: str) -> str:
+    kept = "".join(c if c.isalnum() else "-" for c in text.lower())
+    return "-".join(part for part in kept.split("-") if part)
+
+
+def _write_table(known: Mapping[str, Mapping[str, Mapping[str, object]]]) -> None:
+    lines = ["| attack | " + " | ".join(METHODS) + " |"]
+    lines.append("| --- |" + " --- |" * len(METHODS))
+    for title, cells in known.items():
+        texts = [_text(cells[method]) if method in cells else "" for method in METHODS]
+        lines.append(f"| {title} | " + " | ".join(texts) + " |")
+    page = PAGE.read_text(encoding="utf-8")
+    before, after = page.index(BEGIN) + len(BEGIN), page.index(END)
+    table = "\n".join(lines) + "\n"
+    write_text(PAGE, page[:before] + table + page[after:])
+
+
+def _text(cell: Mapping[str, object]) -> str:
+    parts = []
+    if "labels_right" in cell:
+        parts.append(f"{cell['labels_right']:.0%} right")
+    if "largest_label_error" in cell:
+        parts.append(f"largest error {cell['largest_label_error']:.0e}")
+    if cell.get("exact"):
+        parts.append(f"{cell['exact']} of {cell['of']} exact")
+    for name in ("encoding", "private"):
+        if isinstance(found := cell.get(name), dict):
+            parts.append(f"{name} {found['mean']:.2f}")
+    return f"{', '.join(parts)}; {cell['verdict']}"
+
+
+if __name__ == "__main__":
+    main()
