@@ -68,7 +68,8 @@ class InvertingGradients(Attack):
     step_size: Annotated[float, Field(gt=0)] = 0.1
     """Of Adam, in normalised pixel values; a tenth after 3/8, 5/8 and 7/8."""
     total_variation: Annotated[float, Field(ge=0)] = 0.01
-    """Weight of the smoothness prior; of |x| where signs were flipped."""
+    """Weight of the smoothness prior, of |x| where signs were flipped; it shrinks with
+    the step."""
     distance: Literal["cosine", "squared"] = "cosine"
     """What is made small between the gradients."""
     signed: bool = True
@@ -142,7 +143,9 @@ class InvertingGradients(Attack):
         best = _Best.before_any(images)
         for step in range(self.iterations):
             distance = self._distance(victims, images, labels)
-            prior = self.total_variation * total_variation(images, hidden_signs)
+            # It guides the search, and would keep the end from matching exactly.
+            weight = self.total_variation * optimizer.param_groups[0]["lr"]
+            prior = weight / self.step_size * total_variation(images, hidden_signs)
             slopes = torch.autograd.grad((distance + prior).sum(), moving)
             best.keep(distance.detach(), images, step)
             for value, slope in zip(moving, slopes, strict=True):
