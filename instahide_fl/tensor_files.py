@@ -26,9 +26,14 @@ def save_tensors(
     Raises:
         OutputError: it cannot be written.
     """
-    stored = {
-        name: array.detach().cpu().contiguous() for name, array in tensors.items()
-    }
+    stored: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for name, array in tensors.items():
+        kept = array.detach().cpu().contiguous()
+        memory = kept.untyped_storage().data_ptr()
+        # The format refuses tensors that share memory: krum's choice is an update.
+        stored[name] = kept.clone() if memory in taken else kept
+        taken.add(memory)
     with atomic_file(path) as temporary:
         data = safetensors.torch.save(stored, dict(metadata))
         with temporary.open("wb") as file:
