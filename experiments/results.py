@@ -19,8 +19,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from instahide_fl.config import Config
 from instahide_fl.files import atomic_file, write_text
-from instahide_fl.run_folder import PROVENANCE, SUMMARY, RunFolder
+from instahide_fl.run_folder import EVALUATION, PROVENANCE, SUMMARY, RunFolder
 
 HERE = Path(__file__).parent
 RESULTS, README = HERE / "results", HERE / "README.md"
@@ -70,12 +71,35 @@ def describe(folder: RunFolder) -> tuple[str, Row]:
         "seed": made["seed"],
         "accuracy": summary["final_accuracy"],
         "rounds": summary["rounds"],
+        "epochs_per_round": epochs_per_round(folder.config(), made["clients"]),
+        "encoded": encoded_accuracy(folder),
         "seconds": round(summary["seconds"]),
         "hardware": cores if made["engine"] != "inline" else "1 core",
         "versions": {name: made["versions"][name] for name in ("torch", "flwr", "ray")},
         "curve": curve,
     }
     return config.stem, row
+
+
+def epochs_per_round(config: Config, images: Mapping[str, int]) -> float:
+    """Return which share of all training images a round uses, on average.
+
+    Args:
+        config: the run's settings.
+        images: by client.
+    """
+    share = (config.train.clients_per_round or len(images)) / len(images)
+    if config.train.mode == "update":
+        return share * config.train.local_epochs
+    wanted = config.train.batch_size * config.train.local_batches
+    used = sum(min(count, wanted) for count in images.values())
+    return share * used / sum(images.values())
+
+
+def encoded_accuracy(folder: RunFolder) -> list[float]:
+    """Return K and the accuracy on the average of K encodings, or nothing."""
+    found = folder.read_json(EVALUATION).get("encoded")
+    return [found["encodings"], found["accuracy"]] if found else []
 
 
 def table() -> str:
@@ -107,6 +131,8 @@ def _line(
         accuracy += f" ± {stdev(found):.1f} ({len(found)} seeds)"
     if any(still_rising(row["curve"]) for row in rows):
         accuracy += ", still rising"
+    if encoded := rows[0].get("encoded"):
+        accuracy += f"; {encoded[1]:.1%} on {encoded[0]} encodings"
     sets = "".join(f" --set {one}" for one in changes)
     minutes = mean(row["seconds"] for row in rows) / 60
     command = f"`experiments/{config}{sets}`"
@@ -127,7 +153,7 @@ def still_rising(curve: Sequence[Sequence[float]], margin: float = 0.005) -> boo
 
 
 def draw(names: Mapping[str, str]) -> None:
-    """Draw accuracy over rounds.
+    """Draw accuracy over epochs.
 
     Args:
         names: label by experiment.
@@ -140,8 +166,9 @@ def draw(names: Mapping[str, str]) -> None:
             continue
         row = json.loads(path.read_text())[0]
         rounds, accuracy = zip(*row["curve"], strict=True)
-        axes.plot(rounds, [100 * one for one in accuracy], marker=".", label=label)
-    axes.set_xlabel("rounds (one local epoch each)")
+        epochs = [one * row["epochs_per_round"] for one in rounds]
+        axes.plot(epochs, [100 * one for one in accuracy], marker=".", label=label)
+    axes.set_xlabel("epochs: passes over all training images")
     axes.set_ylabel("accuracy on clean test images, %")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
