@@ -36,6 +36,7 @@ bench: $(READY) ## Measure speed and memory against the alternatives (about 30 m
 	$(BIN)/python -m benchmarks.encoder
 	$(BIN)/python -m benchmarks.engines
 	$(BIN)/python -m benchmarks.pool
+	$(BIN)/python -m benchmarks.attacks
 	$(BIN)/python -m benchmarks.tables
 
 picture: $(READY) ## Draw the pictures of README and docs/ again.

@@ -40,6 +40,12 @@ SECTIONS = {
         "`straightforward` is the published procedure on the whole set at once, with a "
         "loop over images for the coefficients; the others encode 1,000 at a time.",
     ),
+    "attacks": (
+        "Inverting Gradients",
+        "Updates of one image of 3x32x32 each, network of three convolutions (113,738 "
+        "parameters), labels known, one core. `published` is the paper's algorithm, "
+        "line by line.",
+    ),
     "pool-build": (
         "Building a pool",
         "`instahide-fl pool build` with its defaults, the whole command. Peak memory "

@@ -7,7 +7,7 @@ learning?", NeurIPS 2020. All victims and restarts are attacked side by side.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, ClassVar, Literal
 
@@ -17,10 +17,14 @@ from pydantic import Field
 from torch import Tensor
 
 from instahide_fl.attacks.attack import Advance, Attack, Reconstruction, Recovered
+from instahide_fl.attacks.batch_statistics import BatchStatistics
 from instahide_fl.attacks.gradient_matching import (
+    LayerStatistics,
     cosine_distance,
+    layer_statistics,
     simulated_updates,
     squared_distance,
+    statistics_distance,
     total_variation,
 )
 from instahide_fl.attacks.guess import (
@@ -40,6 +44,7 @@ from instahide_fl.attacks.victims import (
     stack_victims,
 )
 from instahide_fl.config.table import Count, CountOrZero
+from instahide_fl.errors import AttackError
 from instahide_fl.transcript.threat_model import AdversaryView, Knowledge, Observation
 
 MILESTONES = (3 / 8, 5 / 8, 7 / 8)  # of the iterations, after which the step shrinks
@@ -70,6 +75,9 @@ class InvertingGradients(Attack):
     total_variation: Annotated[float, Field(ge=0)] = 0.01
     """Weight of the smoothness prior, of |x| where signs were flipped; it shrinks with
     the step."""
+    batch_statistics: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the BatchNorm prior ("See through Gradients", Yin et al., CVPR 2021):
+    how far the guess's statistics are from those that running statistics give away."""
     distance: Literal["cosine", "squared"] = "cosine"
     """What is made small between the gradients."""
     signed: bool = True
@@ -87,6 +95,8 @@ class InvertingGradients(Attack):
     ) -> Reconstruction:
         """Attack every observed update; see `Attack.reconstruct`."""
         check_updates(view, self.name)
+        if self.batch_statistics:
+            view.require(self.name, {Knowledge.BUFFERS})
         if self.labels == "auto":
             view = with_recovered_labels(view)
         device, model = attack_device(self.device), network(view)
@@ -136,7 +146,7 @@ class InvertingGradients(Attack):
     ) -> _Best:
         """Move all guesses, and keep the best match of each."""
         box = Box.of(view, victims.device)
-        hidden_signs = view.config.instahide.method == "instahide"
+        prior = _Prior.of(self, victims, view)
         moving = [images, *labels.moving]
         optimizer = torch.optim.Adam(moving, lr=self.step_size)
         marks = {int(share * self.iterations) for share in MILESTONES}
@@ -144,9 +154,9 @@ class InvertingGradients(Attack):
         for step in range(self.iterations):
             distance = self._distance(victims, images, labels)
             # It guides the search, and would keep the end from matching exactly.
-            weight = self.total_variation * optimizer.param_groups[0]["lr"]
-            prior = weight / self.step_size * total_variation(images, hidden_signs)
-            slopes = torch.autograd.grad((distance + prior).sum(), moving)
+            shrunk = optimizer.param_groups[0]["lr"] / self.step_size
+            loss = distance + shrunk * prior(images)
+            slopes = torch.autograd.grad(loss.sum(), moving)
             best.keep(distance.detach(), images, step)
             for value, slope in zip(moving, slopes, strict=True):
                 value.grad = slope.sign() if self.signed and value is images else slope
@@ -166,6 +176,70 @@ class InvertingGradients(Attack):
         measure = cosine_distance if self.distance == "cosine" else squared_distance
         found = simulated_updates(victims, images, labels.values())
         return measure(found, victims.updates)
+
+
+@dataclass(frozen=True)
+class _Prior:
+    """What is known of images before any gradient is seen.
+
+    Attributes:
+        settings: of the attack: the weights.
+        victims: V of them.
+        hidden_signs: whether signs were flipped, so that only |x| is smooth.
+        statistics: of the victims' batches, or None if they are not used.
+    """
+
+    settings: InvertingGradients
+    victims: Victims
+    hidden_signs: bool
+    statistics: LayerStatistics | None
+
+    @classmethod
+    def of(
+        cls, settings: InvertingGradients, victims: Victims, view: AdversaryView
+    ) -> _Prior:
+        known = None
+        if settings.batch_statistics:
+            known = _known_statistics(victims, view)
+        signs = view.config.instahide.method == "instahide"
+        return cls(settings, victims, signs, known)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return how unlikely guesses are, as f32[V]."""
+        variation = total_variation(images, self.hidden_signs)
+        unlikely = self.settings.total_variation * variation
+        if self.statistics is None:
+            return unlikely
+        found = layer_statistics(self.victims, images)
+        off = statistics_distance(found, self.statistics)
+        return unlikely + self.settings.batch_statistics * off
+
+
+def _known_statistics(victims: Victims, view: AdversaryView) -> LayerStatistics:
+    """Return what running statistics tell about the victims' batches.
+
+    Raises:
+        AttackError: there are none, or several batches went into them.
+    """
+    if len(victims.steps.batch_sizes) > 1 or view.config.train.local_batches > 1:
+        raise AttackError(
+            "inverting_gradients.batch-statistics: running statistics average several "
+            "batches here, and single ones are needed; set it to 0"
+        )
+    own = replace(view, observations=victims.observations)
+    found = BatchStatistics().reconstruct(
+        own, np.random.default_rng(0), lambda done, total: None
+    )
+    every = [one.statistics for one in found.recovered]
+    layers = [name.removesuffix(".mean") for name in every[0] if name.endswith(".mean")]
+
+    def stacked(kind: str) -> tuple[Tensor, ...]:
+        return tuple(
+            torch.stack([one[f"{layer}.{kind}"] for one in every]).to(victims.device)
+            for layer in layers
+        )
+
+    return LayerStatistics(stacked("mean"), stacked("variance"))
 
 
 @dataclass

@@ -22,7 +22,8 @@ from instahide_fl.attacks.guess import Box, best_of_restarts
 from instahide_fl.attacks.inverting_gradients import InvertingGradients
 from instahide_fl.attacks.victims import alike, network, stack_victims
 from instahide_fl.data.pool import MixingPool
-from instahide_fl.errors import AttackError
+from instahide_fl.errors import AttackError, ThreatModelError
+from instahide_fl.transcript.threat_model import THREAT_MODELS
 from instahide_fl.types import PrivateSplit
 from tests.library.attack_views import observed_client, settings
 
@@ -155,6 +156,26 @@ def test_statistics_of_layers_are_those_of_the_true_batch(photos):
     other = layer_statistics(victims, torch.zeros(1, 4, 3, 8, 8))
     assert isinstance(other, LayerStatistics)
     assert statistics_distance(other, wanted).item() > 1
+
+
+def test_running_statistics_help_where_they_are_known(photos):
+    few = photos.share(torch.arange(4))
+    config = settings("none", 4, **CNN, model__normalization="batch")
+    view, truth = observed_client(config, few, None)
+    view = replace(
+        view,
+        observations=(replace(view.observations[0], soft_targets=truth.soft_targets),),
+    )
+    errors = []
+    for weight in (0.0, 0.01):
+        attack = InvertingGradients(iterations=150, batch_statistics=weight)
+        (one,) = attack.reconstruct(view, np.random.default_rng(0), silent).recovered
+        off = torch.cdist(one.images.flatten(1), truth.encodings.flatten(1), p=1)
+        errors.append(off.amin(1).mean())
+    assert errors[1] < 0.95 * errors[0]
+    blind = replace(view, threat_model=THREAT_MODELS["participant"])
+    with pytest.raises(ThreatModelError, match="running statistics"):
+        attack.reconstruct(blind, np.random.default_rng(0), silent)
 
 
 def test_signs_do_not_change_the_variation_of_absolute_values():
