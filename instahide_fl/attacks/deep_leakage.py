@@ -38,7 +38,7 @@ class DeepLeakage(Attack):
 
     name: ClassVar[str] = "dlg"
     summary: ClassVar[str] = (
-        "Finds encodings and labels whose gradient is the observed one, by L-BFGS."
+        "encodings and labels whose gradient is the observed one, by L-BFGS"
     )
     needs: ClassVar[frozenset[Knowledge]] = frozenset(
         {Knowledge.PARAMETERS, Knowledge.UPDATES}
@@ -154,7 +154,7 @@ class ImprovedDeepLeakage(DeepLeakage):
 
     name: ClassVar[str] = "idlg"
     summary: ClassVar[str] = (
-        "As dlg, with labels that were given, or recovered from the last layer."
+        "as dlg, with labels that were given, or recovered from the last layer"
     )
     source: ClassVar[str] = "Zhao et al., 2020, arXiv:2001.02610"
     labels_first: ClassVar[bool] = True

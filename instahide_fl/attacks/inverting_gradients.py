@@ -58,7 +58,7 @@ class InvertingGradients(Attack):
 
     name: ClassVar[str] = "inverting_gradients"
     summary: ClassVar[str] = (
-        "Finds encodings whose gradient points the way that the observed one does."
+        "encodings, by moving images until their gradient points the way observed"
     )
     needs: ClassVar[frozenset[Knowledge]] = frozenset(
         {Knowledge.PARAMETERS, Knowledge.UPDATES}

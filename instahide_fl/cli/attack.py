@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -14,7 +14,10 @@ from instahide_fl.config import Scalar, parse_assignment
 from instahide_fl.errors import AttackError, ConfigError, ThreatModelError
 
 if TYPE_CHECKING:
+    from instahide_fl.attacks.attack import Attack
+    from instahide_fl.attacks.scores import Column
     from instahide_fl.report.audit import AttackResult, RecordedRun
+    from instahide_fl.transcript.threat_model import ThreatModel
 
 
 def attack(
@@ -106,7 +109,9 @@ def _by_attack(assignments: Sequence[str]) -> dict[str, dict[str, Scalar]]:
     return settings
 
 
-def _chosen(names: list[str] | None, settings: dict[str, dict[str, Scalar]]) -> Any:
+def _chosen(
+    names: list[str] | None, settings: dict[str, dict[str, Scalar]]
+) -> list[Attack]:
     """Build the attacks; settings of one that does not run are a mistake.
 
     Raises:
@@ -121,7 +126,7 @@ def _chosen(names: list[str] | None, settings: dict[str, dict[str, Scalar]]) -> 
 
 
 def _run_one(
-    run: RecordedRun, one: Any, adversary: Any, seed: int, control: bool
+    run: RecordedRun, one: Attack, adversary: ThreatModel, seed: int, control: bool
 ) -> AttackResult:
     from instahide_fl.progress import steps_bar
     from instahide_fl.report.audit import run_attack
@@ -167,7 +172,7 @@ def _print_results(results: Sequence[AttackResult]) -> None:
             errors.print(f"{one.attack.name}: {caveat}")
 
 
-def _ssim(column: Any) -> str:
+def _ssim(column: Column | None) -> str:
     if column is None:
         return ""
     found = column.attack.sign_ssim
