@@ -268,7 +268,8 @@ def _text(cell: Mapping[str, object]) -> str:
     for name in ("encoding", "private"):
         if isinstance(found := cell.get(name), dict):
             parts.append(f"{name} {found['mean']:.2f}")
-    return f"{', '.join(parts)}; {cell['verdict']}"
+    verdict = str(cell["verdict"]).replace(" by this attack", "")
+    return f"{', '.join(parts)}; {verdict}"
 
 
 if __name__ == "__main__":

@@ -74,6 +74,8 @@ class Attack(Table):
     """What it costs, in words."""
     source: ClassVar[str]
     """Where it was published."""
+    by_default: ClassVar[bool] = True
+    """Whether it runs where no attack is named: not if it takes minutes."""
     threat_model: ClassVar[str] = "honest-server"
     """The adversary that it is run as unless another is asked for."""
 

@@ -43,8 +43,10 @@ class DeepLeakage(Attack):
     needs: ClassVar[frozenset[Knowledge]] = frozenset(
         {Knowledge.PARAMETERS, Knowledge.UPDATES}
     )
-    cost: ClassVar[str] = "seconds a victim; small networks with smooth activations"
+    cost: ClassVar[str] = "half a minute a client; small networks, smooth activations"
     source: ClassVar[str] = "Zhu et al., NeurIPS 2019, arXiv:1906.08935"
+
+    by_default: ClassVar[bool] = False
 
     iterations: Count = 60
     """Calls of L-BFGS, each of at most 20 steps."""

@@ -84,6 +84,7 @@ def disaggregate(
         advance(min(used, starts), starts)
         found = _sparsest_basis(rows, found, tolerance)
         if len(found) == rank:
+            found = _unmixed(rows, found, tolerance)
             images = _images(found, rows, basis, gradient.bias)
             images = images[_explains(images, found, rows, parameters, tolerance)]
     return Disaggregated(images, rank, used)
@@ -147,6 +148,30 @@ def _sparsest_basis(rows: Tensor, directions: Tensor, tolerance: float) -> Tenso
         if torch.linalg.svdvals(candidate)[-1] > 1e-3:
             chosen.append(directions[index])
     return torch.stack(chosen) if chosen else directions[:0]
+
+
+def _unmixed(rows: Tensor, directions: Tensor, tolerance: float) -> Tensor:
+    """Take out of each direction what another one adds to it.
+
+    Two similar images activate nearly the same units. The descent then stops between
+    their two directions, where the rows that both leave inactive are orthogonal. How
+    much to subtract is a ratio that all rows share which only one of the two leaves
+    inactive: the ratio that makes most rows orthogonal is taken.
+    """
+    units, unmixed = _unit_rows(rows), directions.clone()
+    for one in range(len(unmixed)):
+        for other in range(len(unmixed)):
+            if one == other:
+                continue
+            along, beside = units @ unmixed[one], units @ unmixed[other]
+            ratios = (along / beside)[beside.abs() > tolerance]
+            tried = unmixed[one] - ratios[:, None] * unmixed[other]
+            tried = torch.nn.functional.normalize(tried)
+            counts = ((tried @ units.T).abs() < tolerance).sum(1)
+            before = (along.abs() < tolerance).sum()
+            if len(counts) and counts.max() > before:
+                unmixed[one] = tried[counts.argmax()]
+    return unmixed
 
 
 def _images(

@@ -26,7 +26,9 @@ def attack(
     ] = None,
     names: Annotated[
         list[str] | None,
-        typer.Option("--attack", metavar="NAME", help="Default: all that apply."),
+        typer.Option(
+            "--attack", metavar="NAME", help="Default: all that apply, but slow ones."
+        ),
     ] = None,
     threat_model: Annotated[
         str | None,
@@ -119,9 +121,10 @@ def _chosen(
     """
     from instahide_fl.attacks.registry import ATTACKS, build_attack
 
-    wanted = list(dict.fromkeys(names or ATTACKS))
+    usual = [name for name, one in ATTACKS.items() if one.by_default]
+    wanted = list(dict.fromkeys(names or usual))
     for name in settings.keys() - set(wanted):
-        raise ConfigError(f"--set {name}.…: add --attack {name}, or leave it out")
+        raise ConfigError(f"--set {name}. ...: add --attack {name}, or leave it out")
     return [build_attack(name, settings.get(name, {})) for name in wanted]
 
 

@@ -86,10 +86,10 @@ def test_the_server_reads_encodings_and_labels_but_not_the_images(encoded):
 
 
 def test_without_a_name_all_that_apply_are_run(encoded):
-    few = ["dlg.iterations=1", "idlg.iterations=1", "inverting_gradients.iterations=5"]
-    arguments = [word for one in few for word in ("--set", one)]
-    output = attack(encoded, "--rounds", "1", *arguments)
+    few = ("--rounds", "1", "--set", "inverting_gradients.iterations=5")
+    output = attack(encoded, *few)
     assert "imprint: left out" in output
+    assert not (encoded.path / "attacks" / "dlg.json").exists()
     assert result(encoded, "inverting_gradients")["round"] == 1
 
 
@@ -108,7 +108,12 @@ def test_mapping_and_several_rounds_give_the_private_images(decodable):
         (["--rounds", "9"], TranscriptError, "round 9 .*recorded: 1-2"),
         (["--attack", "guess"], ConfigError, "must be one of soft_labels"),
         (["--threat-model", "nobody"], ConfigError, "must be one of honest-server"),
-        (["--set", "dlg.iteration=3"], ConfigError, "did you mean dlg.iterations"),
+        (["--set", "dlg.iterations=3"], ConfigError, "add --attack dlg"),
+        (
+            ["--attack", "dlg", "--set", "dlg.iteration=3"],
+            ConfigError,
+            "did you mean dlg.iterations",
+        ),
         (["--set", "iterations=3"], ConfigError, "ATTACK.KEY"),
         (
             ["--attack", "dlg", "--threat-model", "participant"],
