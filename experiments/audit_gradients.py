@@ -36,7 +36,7 @@ from instahide_fl.report.audit import (
 from instahide_fl.run_folder import RunFolder
 from instahide_fl.transcript.threat_model import THREAT_MODELS
 
-RESULTS = Path(__file__).parent / "results" / "audit-gradients.json"
+RESULTS = Path(__file__).parent / "audits" / "gradients.json"
 PAGE = Path(__file__).parents[1] / "docs" / "attacks" / "README.md"
 BEGIN, END = "<!-- results: begin -->\n", "<!-- results: end -->"
 EXACT = 1e-4  # largest error of a pixel, in normalised units
