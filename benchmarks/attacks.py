@@ -46,7 +46,7 @@ SHAPE, CLASSES = (3, 32, 32), 10
 STEP, VARIATION = 0.1, 0.01
 
 
-def run(iterations: int = 1000, victims: int = 8, compared: int = 5) -> dict[str, Any]:
+def run(iterations: int = 500, victims: int = 8, compared: int = 5) -> dict[str, Any]:
     """Attack the same victims in three ways.
 
     Args:
