@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.reporting import main_of
+from instahide_fl.attacks.attack import silent
 from instahide_fl.attacks.inverting_gradients import InvertingGradients
 from instahide_fl.config import Config
 from instahide_fl.data.pool import MixingPool
@@ -124,7 +125,7 @@ def _together(observations: Sequence[Observation], iterations: int) -> list[Tens
     attack = InvertingGradients(
         iterations=iterations, step_size=STEP, total_variation=VARIATION
     )
-    found = attack.reconstruct(view, np.random.default_rng(0), lambda done, total: None)
+    found = attack.reconstruct(view, np.random.default_rng(0), silent)
     return [one.images[0] for one in found.recovered if one.images is not None]
 
 

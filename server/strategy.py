@@ -159,7 +159,6 @@ class Strategy:
             self.config,
             recorder.image_shape,
             recorder.num_classes,
-            self.statistics,
         )
 
     def _collect(

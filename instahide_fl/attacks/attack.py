@@ -15,6 +15,11 @@ from instahide_fl.transcript.threat_model import AdversaryView, Knowledge
 Advance: TypeAlias = Callable[[int, int], None]
 """Called with steps done and steps in all, for a progress bar."""
 
+
+def silent(done: int, total: int) -> None:
+    """Show nothing: for a step inside another attack."""
+
+
 Target: TypeAlias = Literal["encoding", "private", "labels", "statistics"]
 
 
@@ -69,7 +74,10 @@ class Attack(Table):
     name: ClassVar[str]
     summary: ClassVar[str]
     """What it recovers and how, in one line."""
-    needs: ClassVar[frozenset[Knowledge]]
+    needs: ClassVar[frozenset[Knowledge]] = frozenset(
+        {Knowledge.PARAMETERS, Knowledge.UPDATES}
+    )
+    """What the threat model has to give; most attacks work on single updates."""
     cost: ClassVar[str]
     """What it costs, in words."""
     source: ClassVar[str]

@@ -15,9 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from instahide_fl.attacks.gradient_matching import simulated_updates
-from instahide_fl.attacks.victims import Steps, Victims
+from instahide_fl.attacks.victims import Steps, Victims, training_network
 from instahide_fl.config import Config
-from instahide_fl.models.registry import build_model
 from instahide_fl.transcript.recorded import RoundTranscript
 from instahide_fl.transcript.threat_model import step_sizes
 from instahide_fl.transcript.truth import ClientTruth
@@ -50,12 +49,12 @@ def control_of(
         config: the run's settings.
         transcripts: of the run.
         truths: of every client in them.
+
+    Raises:
+        AttackError: the network has dropout, so what was sent cannot be repeated.
     """
     first = transcripts[0]
-    model = build_model(
-        config.model, first.image_shape, first.num_classes, config.seed
-    ).train()
-    torch.func.replace_all_batch_norm_modules_(model)
+    model = training_network(config, first.image_shape, first.num_classes)
     plain: dict[tuple[int, str], ClientTruth] = {}
     rounds = []
     for seen in transcripts:

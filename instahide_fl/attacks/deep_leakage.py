@@ -22,11 +22,11 @@ from instahide_fl.attacks.recovered_labels import with_recovered_labels
 from instahide_fl.attacks.victims import (
     Victims,
     attack_device,
-    network,
     stack_victims,
+    training_network,
 )
 from instahide_fl.config.table import Count
-from instahide_fl.transcript.threat_model import AdversaryView, Knowledge
+from instahide_fl.transcript.threat_model import AdversaryView
 
 INNER_STEPS = 20  # of L-BFGS in one iteration
 
@@ -39,9 +39,6 @@ class DeepLeakage(Attack):
     name: ClassVar[str] = "dlg"
     summary: ClassVar[str] = (
         "encodings and labels whose gradient is the observed one, by L-BFGS"
-    )
-    needs: ClassVar[frozenset[Knowledge]] = frozenset(
-        {Knowledge.PARAMETERS, Knowledge.UPDATES}
     )
     cost: ClassVar[str] = "half a minute a client; small networks, smooth activations"
     source: ClassVar[str] = "Zhu et al., NeurIPS 2019, arXiv:1906.08935"
@@ -68,7 +65,10 @@ class DeepLeakage(Attack):
         check_updates(view, self.name)
         if self.labels_first:
             view = with_recovered_labels(view)
-        device, model = attack_device(self.device), network(view)
+        device, model = (
+            attack_device(self.device),
+            training_network(view.config, view.image_shape, view.num_classes),
+        )
         # Second-order steps need more digits than the gradients themselves have.
         model = model.double()
         total = len(view.observations)

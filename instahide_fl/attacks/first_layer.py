@@ -16,7 +16,7 @@ from instahide_fl.attacks.linear_layers import (
 )
 from instahide_fl.config.table import Count
 from instahide_fl.errors import AttackError
-from instahide_fl.transcript.threat_model import AdversaryView, Knowledge, Observation
+from instahide_fl.transcript.threat_model import AdversaryView, Observation
 
 
 class FirstLayer(Attack):
@@ -26,9 +26,6 @@ class FirstLayer(Attack):
     name: ClassVar[str] = "first_layer"
     summary: ClassVar[str] = (
         "encodings of a small batch, exactly, from a fully-connected first layer"
-    )
-    needs: ClassVar[frozenset[Knowledge]] = frozenset(
-        {Knowledge.PARAMETERS, Knowledge.UPDATES}
     )
     cost: ClassVar[str] = "below a second a client at batch 8, seconds at batch 16"
     source: ClassVar[str] = (

@@ -18,7 +18,7 @@ from instahide_fl.attacks.linear_layers import (
 )
 from instahide_fl.config.table import Count
 from instahide_fl.models.arrays import live_arrays
-from instahide_fl.transcript.threat_model import AdversaryView, Knowledge, Observation
+from instahide_fl.transcript.threat_model import AdversaryView, Observation
 
 
 class HardLabels(Attack):
@@ -28,9 +28,6 @@ class HardLabels(Attack):
     name: ClassVar[str] = "hard_labels"
     summary: ClassVar[str] = (
         "labels of a batch with repeats, from the last layer; of encodings, classes"
-    )
-    needs: ClassVar[frozenset[Knowledge]] = frozenset(
-        {Knowledge.PARAMETERS, Knowledge.UPDATES}
     )
     cost: ClassVar[str] = "milliseconds a client"
     source: ClassVar[str] = (

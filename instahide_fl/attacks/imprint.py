@@ -36,7 +36,7 @@ from instahide_fl.encoding.encoder import build_encoder
 from instahide_fl.errors import AttackError
 from instahide_fl.rng import stream
 from instahide_fl.transcript.threat_model import AdversaryView, Knowledge, Observation
-from instahide_fl.types import ChannelStatistics, PrivateSplit
+from instahide_fl.types import PrivateSplit
 
 DIRECTIONS = 8
 PUBLIC_ENCODINGS = 4_000
@@ -87,7 +87,6 @@ def crafted_parameters(
     config: Config,
     image_shape: tuple[int, int, int],
     num_classes: int,
-    statistics: ChannelStatistics,
 ) -> dict[str, Tensor]:
     """Return parameters that make clients send single images.
 
@@ -96,8 +95,6 @@ def crafted_parameters(
         config: the run's settings; directions and public encodings follow its seed.
         image_shape: C, H, W.
         num_classes: K.
-        statistics: constants that clients normalise with. Public images, which have
-            others, are normalised with their own, so as to look like private ones.
 
     Returns:
         By name, in the shapes of `arrays`.

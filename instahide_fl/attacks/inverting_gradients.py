@@ -16,7 +16,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from instahide_fl.attacks.attack import Advance, Attack, Reconstruction, Recovered
+from instahide_fl.attacks.attack import (
+    Advance,
+    Attack,
+    Reconstruction,
+    Recovered,
+    silent,
+)
 from instahide_fl.attacks.batch_statistics import BatchStatistics
 from instahide_fl.attacks.gradient_matching import (
     LayerStatistics,
@@ -40,8 +46,8 @@ from instahide_fl.attacks.victims import (
     Victims,
     alike,
     attack_device,
-    network,
     stack_victims,
+    training_network,
 )
 from instahide_fl.config.table import Count, CountOrZero
 from instahide_fl.errors import AttackError
@@ -59,9 +65,6 @@ class InvertingGradients(Attack):
     name: ClassVar[str] = "inverting_gradients"
     summary: ClassVar[str] = (
         "encodings, by moving images until their gradient points the way observed"
-    )
-    needs: ClassVar[frozenset[Knowledge]] = frozenset(
-        {Knowledge.PARAMETERS, Knowledge.UPDATES}
     )
     cost: ClassVar[str] = "seconds to minutes a victim; a GPU helps large networks"
     source: ClassVar[str] = "Geiping et al., NeurIPS 2020, arXiv:2003.14053"
@@ -99,7 +102,10 @@ class InvertingGradients(Attack):
             view.require(self.name, {Knowledge.BUFFERS})
         if self.labels == "auto":
             view = with_recovered_labels(view)
-        device, model = attack_device(self.device), network(view)
+        device, model = (
+            attack_device(self.device),
+            training_network(view.config, view.image_shape, view.num_classes),
+        )
         chunks = [
             stack_victims(view, model, part, device, self.labels == "auto")
             for group in alike(view.observations)
@@ -227,9 +233,7 @@ def _known_statistics(victims: Victims, view: AdversaryView) -> LayerStatistics:
             "batches here, and single ones are needed; set it to 0"
         )
     own = replace(view, observations=victims.observations)
-    found = BatchStatistics().reconstruct(
-        own, np.random.default_rng(0), lambda done, total: None
-    )
+    found = BatchStatistics().reconstruct(own, np.random.default_rng(0), silent)
     every = [one.statistics for one in found.recovered]
     layers = [name.removesuffix(".mean") for name in every[0] if name.endswith(".mean")]
 

@@ -18,7 +18,7 @@ from instahide_fl.attacks.linear_layers import (
     require_one_step,
 )
 from instahide_fl.errors import AttackError
-from instahide_fl.transcript.threat_model import AdversaryView, Knowledge, Observation
+from instahide_fl.transcript.threat_model import AdversaryView, Observation
 
 
 class SoftLabels(Attack):
@@ -29,9 +29,6 @@ class SoftLabels(Attack):
     summary: ClassVar[str] = (
         "soft label and private coefficients of a batch of one, exactly, from the last "
         "layer"
-    )
-    needs: ClassVar[frozenset[Knowledge]] = frozenset(
-        {Knowledge.PARAMETERS, Knowledge.UPDATES}
     )
     cost: ClassVar[str] = "milliseconds a client"
     source: ClassVar[str] = (
@@ -51,7 +48,7 @@ class SoftLabels(Attack):
         head = require_head(self.name, view)
         recovered = []
         for done, observation in enumerate(view.observations):
-            recovered.append(_recover(view, observation, head))
+            recovered.append(recover_label(view, observation, head))
             advance(done + 1, len(view.observations))
         return Reconstruction("labels", tuple(recovered))
 
@@ -84,9 +81,19 @@ def soft_label(
     return (weight * prediction - gradient.bias).clamp_min(0)
 
 
-def _recover(
+def recover_label(
     view: AdversaryView, observation: Observation, head: LinearLayer
 ) -> Recovered:
+    """Return the soft label of one client's single image.
+
+    Args:
+        view: tells the method.
+        observation: the client.
+        head: the network's last layer.
+
+    Raises:
+        AttackError: the update is of several images or steps, or holds no gradient.
+    """
     require_one_step(SoftLabels.name, observation)
     if observation.num_examples != 1:
         raise AttackError(

@@ -12,7 +12,13 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from instahide_fl.attacks.attack import Advance, Attack, Reconstruction, Recovered
+from instahide_fl.attacks.attack import (
+    Advance,
+    Attack,
+    Reconstruction,
+    Recovered,
+    silent,
+)
 from instahide_fl.attacks.decode_encodings import DecodeEncodings, decode_recovered
 from instahide_fl.attacks.decoding.choice import Decoder
 from instahide_fl.attacks.decoding.mixtures import EXACT
@@ -56,9 +62,7 @@ class TwoStep(Attack):
         """Attack every update, then every client; see `Attack.reconstruct`."""
         found, variance = self._encodings(view, rng, advance)
         settings = DecodeEncodings(decoder=self.decoder)
-        decoded = decode_recovered(
-            found, view, settings, rng, lambda done, total: None, variance
-        )
+        decoded = decode_recovered(found, view, settings, rng, silent, variance)
         return Reconstruction("private", decoded.recovered, decoded.diagnostics)
 
     def _encodings(

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from instahide_fl.attacks.linear_layers import build_network
+from instahide_fl.config import Config
 from instahide_fl.errors import AttackError
-from instahide_fl.models.registry import build_model
 from instahide_fl.transcript.threat_model import AdversaryView, Observation
 from instahide_fl.types import UpdateKind
 
@@ -70,14 +71,23 @@ class Victims:
         return next(iter(self.updates.values())).device
 
 
-def network(view: AdversaryView) -> nn.Module:
-    """Build the run's network, as it computes gradients: in training mode.
+def training_network(
+    config: Config, image_shape: tuple[int, int, int], num_classes: int
+) -> nn.Module:
+    """Return the run's network as it computes gradients: in training mode.
 
     BatchNorm normalises by the batch at hand then; its running statistics take no part
     in a gradient, so they are taken out.
+
+    Args:
+        config: the run's settings.
+        image_shape: C, H, W.
+        num_classes: K.
+
+    Raises:
+        AttackError: it has dropout.
     """
-    config = view.config
-    model = build_model(config.model, view.image_shape, view.num_classes, config.seed)
+    model = build_network(config, image_shape, num_classes)
     torch.func.replace_all_batch_norm_modules_(model)
     for module in model.modules():
         if isinstance(module, nn.Dropout):
@@ -109,7 +119,7 @@ def stack_victims(
 
     Args:
         view: of the adversary.
-        model: of `network`.
+        model: of `training_network`.
         observations: of one group of `alike`.
         device: to compute on.
         with_labels: keep the labels that are known.

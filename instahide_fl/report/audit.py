@@ -12,6 +12,7 @@ from typing import Any
 
 from instahide_fl.attacks.attack import Advance, Attack, Reconstruction
 from instahide_fl.attacks.control import Truths, control_of, undefended
+from instahide_fl.attacks.linear_layers import build_network
 from instahide_fl.attacks.scores import Scores
 from instahide_fl.attacks.scoring import score
 from instahide_fl.attacks.verdict import beats_baseline, verdict
@@ -21,7 +22,6 @@ from instahide_fl.data.datasets import augmentation_for
 from instahide_fl.errors import OutputError, TranscriptError
 from instahide_fl.files import write_text
 from instahide_fl.models.arrays import shared_buffers
-from instahide_fl.models.registry import build_model
 from instahide_fl.rng import stream
 from instahide_fl.run_folder import CONFIG, RunFolder
 from instahide_fl.transcript.recorded import (
@@ -80,9 +80,7 @@ class RecordedRun:
     @cached_property
     def _buffers(self) -> list[str]:
         first = self.transcripts[0]
-        model = build_model(
-            self.config.model, first.image_shape, first.num_classes, self.config.seed
-        )
+        model = build_network(self.config, first.image_shape, first.num_classes)
         return list(shared_buffers(model))
 
 

@@ -43,7 +43,7 @@ def observed_client(config, split, pool, craft=None):
     model = build_model(config.model, shape, split.num_classes, config.seed)
     arrays = get_arrays(model)
     if craft is not None:
-        arrays = craft(arrays, config, shape, split.num_classes, split.statistics)
+        arrays = craft(arrays, config, shape, split.num_classes)
     encoder = RecordingEncoder(build_encoder(config.instahide, pool))
     rng = np.random.default_rng(0)
     sent = local_update(model, arrays, split, encoder, config.train, rng)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from instahide_fl.attacks.attack import silent
 from instahide_fl.attacks.deep_leakage import DeepLeakage, ImprovedDeepLeakage
 from instahide_fl.attacks.gradient_matching import (
     LayerStatistics,
@@ -20,7 +21,7 @@ from instahide_fl.attacks.gradient_matching import (
 )
 from instahide_fl.attacks.guess import Box, best_of_restarts
 from instahide_fl.attacks.inverting_gradients import InvertingGradients
-from instahide_fl.attacks.victims import alike, network, stack_victims
+from instahide_fl.attacks.victims import alike, stack_victims, training_network
 from instahide_fl.data.pool import MixingPool
 from instahide_fl.errors import AttackError, ThreatModelError
 from instahide_fl.transcript.threat_model import THREAT_MODELS
@@ -49,8 +50,8 @@ def pool():
     return MixingPool.photos(8, 3)
 
 
-def silent(done, total):
-    return None
+def built(view):
+    return training_network(view.config, view.image_shape, view.num_classes)
 
 
 CNN = {"model__name": "strided-cnn", "model__width": 32}
@@ -70,7 +71,7 @@ def test_the_true_encodings_give_the_observed_update(photos, method, changes):
     config = settings(method, 4, **CNN, train__learning_rate=0.05, **changes)
     view, truth = observed_client(config, few, pool())
     (group,) = alike(view.observations)
-    victims = stack_victims(view, network(view), group, CPU)
+    victims = stack_victims(view, built(view), group, CPU)
     found = simulated_updates(victims, truth.encodings[None], truth.soft_targets[None])
     for name, array in found.items():
         torch.testing.assert_close(array, victims.updates[name], rtol=1e-4, atol=1e-6)
@@ -149,7 +150,7 @@ def test_deep_leakage_matches_the_gradient_exactly(photos, attack):
 def test_statistics_of_layers_are_those_of_the_true_batch(photos):
     config = settings("none", 4, **CNN, model__normalization="batch")
     view, truth = observed_client(config, photos.share(torch.arange(4)), None)
-    victims = stack_victims(view, network(view), view.observations, CPU)
+    victims = stack_victims(view, built(view), view.observations, CPU)
     wanted = layer_statistics(victims, truth.encodings[None])
     assert [mean.shape for mean in wanted.means] == [(1, 32), (1, 64), (1, 128)]
     assert statistics_distance(wanted, wanted).item() == 0

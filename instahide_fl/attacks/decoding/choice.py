@@ -7,12 +7,11 @@ from typing import Literal, TypeAlias
 import numpy as np
 from torch import Tensor
 
+from instahide_fl.attacks.attack import Advance, silent
 from instahide_fl.attacks.decoding.least_squares import (
     ITERATIONS,
-    Progress,
     folded_least_squares,
     ridge,
-    silent,
 )
 from instahide_fl.attacks.decoding.mixtures import Mixtures
 from instahide_fl.attacks.decoding.second_moments import second_moments
@@ -50,7 +49,7 @@ def decode(
     rng: np.random.Generator,
     largest: Tensor | None = None,
     iterations: int = ITERATIONS,
-    advance: Progress = silent,
+    advance: Advance = silent,
 ) -> Tensor:
     """Decode.
 

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeAlias
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from instahide_fl.attacks.attack import Advance, silent
 from instahide_fl.attacks.decoding.mixtures import Mixtures, gram, sparse_rows
-
-Progress: TypeAlias = Callable[[int, int], None]
 
 ITERATIONS = 40
 SMOOTH_SHARE = 0.7  # of the iterations; the rest polish without smoothing
-
-
-def silent(done: int, total: int) -> None:
-    """Tell nobody how far it is."""
 
 
 class LeastSquares:
@@ -68,7 +60,7 @@ def folded_least_squares(
     mixtures: Mixtures,
     largest: Tensor | None = None,
     iterations: int = ITERATIONS,
-    advance: Progress = silent,
+    advance: Advance = silent,
 ) -> Tensor:
     """Decode encodings with random signs, from few of them for each image.
 
@@ -102,7 +94,7 @@ def alternating_minimisation(
     largest: Tensor | None = None,
     iterations: int = ITERATIONS,
     smoothing: float = 0.0,
-    advance: Progress = silent,
+    advance: Advance = silent,
 ) -> Tensor:
     """Improve images: signs from the images, images from the signs, and again.
 

@@ -14,11 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from instahide_fl.attacks.attack import Advance, silent
 from instahide_fl.attacks.decoding.least_squares import (
     ITERATIONS,
-    Progress,
     alternating_minimisation,
-    silent,
 )
 from instahide_fl.attacks.decoding.mixtures import Mixtures, gram, sparse_rows
 from instahide_fl.attacks.decoding.sign_coherence import coherent_signs
@@ -34,7 +33,7 @@ def second_moments(
     rng: np.random.Generator,
     largest: Tensor | None = None,
     iterations: int = ITERATIONS,
-    advance: Progress = silent,
+    advance: Advance = silent,
 ) -> Tensor:
     """Decode encodings with random signs and an unknown public part.
 
