@@ -19,7 +19,7 @@ from instahide_fl.attacks.verdict import beats_baseline, verdict
 from instahide_fl.config import Config, parse_rounds
 from instahide_fl.data.augment import Augmentation
 from instahide_fl.data.datasets import augmentation_for
-from instahide_fl.errors import OutputError, TranscriptError
+from instahide_fl.errors import AttackError, OutputError, TranscriptError
 from instahide_fl.files import write_text
 from instahide_fl.models.arrays import shared_buffers
 from instahide_fl.rng import stream
@@ -248,11 +248,16 @@ def run_attack(
     )
     seconds = time.perf_counter() - start
     scores = _scored(run, found, seed)
-    control = None
+    control: Scores | None = None
+    plain: RecordedRun | None = None
     if run.config.instahide.method == "none":
         control = scores
     elif not note:
-        plain = run.control()
+        try:
+            plain = run.control()
+        except AttackError as error:
+            note = str(error)
+    if plain is not None:
         tried = _reconstruct(
             plain,
             attack,

@@ -102,6 +102,14 @@ def test_mapping_and_several_rounds_give_the_private_images(decodable):
         assert found["verdict"] == "leaks to this adversary"
 
 
+def test_a_control_that_cannot_be_repeated_is_left_out_with_the_reason(tmp_path):
+    changes = {"model.name": "cnn-dropout", "train.rounds": 1}
+    folder = start(run_inline, tmp_path / "run", **{**RECORDED, **changes})
+    attack(folder, "--attack", "soft_labels")
+    found = result(folder, "soft_labels")
+    assert "drops units at random" in found["control"]["absent"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "text"),
     [
