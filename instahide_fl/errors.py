@@ -71,6 +71,10 @@ class EngineError(InstaHideError, RuntimeError):
     """The runtime that carries the apps failed (Flower, Ray, a child process)."""
 
 
+class StudyError(InstaHideError, RuntimeError):
+    """Runs of a study failed."""
+
+
 def error_named(name: str, message: str) -> InstaHideError:
     """Rebuild an error from its class name, as read back from a run folder.
 

@@ -22,15 +22,17 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import safetensors
-from torch import Tensor
 
 from instahide_fl.config import Config
 from instahide_fl.errors import InstaHideError, OutputError, error_named
 from instahide_fl.files import explained, write_text
 from instahide_fl.tensor_files import load_tensors, save_tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CONFIG = "config.toml"
 PROVENANCE = "provenance.json"

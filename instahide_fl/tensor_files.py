@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-
-import safetensors
-import safetensors.torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from instahide_fl.files import atomic_file
+
+# PyTorch is imported where it is used: a study that is finished is told without it.
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def save_tensors(
@@ -26,6 +27,8 @@ def save_tensors(
     Raises:
         OutputError: it cannot be written.
     """
+    import safetensors.torch
+
     stored: dict[str, Tensor] = {}
     taken: set[int] = set()
     for name, array in tensors.items():
@@ -49,6 +52,8 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         OSError: the file cannot be read.
         SafetensorError: it is truncated or of another kind.
     """
+    import safetensors
+
     with safetensors.safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         return tensors, dict(file.metadata() or {})

@@ -13,6 +13,7 @@ LAYERS = [
     {"types", "config", "rng"},
     {"files", "tensor_files", "wire", "provenance"},
     {"data", "models", "run_folder"},
+    {"study"},
     {"encoding"},
     {"training", "aggregation"},
     {"transcript", "metrics"},
@@ -20,6 +21,7 @@ LAYERS = [
     {"report"},
     {"progress"},
     {"engine"},
+    {"compare"},
     {"cli"},
 ]
 

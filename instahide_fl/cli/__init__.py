@@ -12,6 +12,7 @@ import typer
 
 from instahide_fl.cli.attack import attack
 from instahide_fl.cli.common import errors
+from instahide_fl.cli.compare import compare
 from instahide_fl.cli.data import data_app
 from instahide_fl.cli.encode import encode
 from instahide_fl.cli.evaluate import evaluate
@@ -29,6 +30,7 @@ app.command()(run)
 app.command()(encode)
 app.command()(evaluate)
 app.command()(attack)
+app.command()(compare)
 app.add_typer(data_app, name="data")
 app.add_typer(pool_app, name="pool")
 

@@ -4,7 +4,7 @@
 reads and writes them.
 """
 
-from instahide_fl.config.run import Config, Scalar, parse_assignment
+from instahide_fl.config.run import Config, Scalar, flatten_tables, parse_assignment
 from instahide_fl.config.tables import (
     DataConfig,
     EncoderConfig,
@@ -30,6 +30,7 @@ __all__ = [
     "Scalar",
     "ServerConfig",
     "TrainConfig",
+    "flatten_tables",
     "parse_assignment",
     "parse_rounds",
 ]

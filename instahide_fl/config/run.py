@@ -147,7 +147,7 @@ class Config(Table):
 
     def to_run_config(self) -> dict[str, Scalar]:
         """Return the settings as Flower's flat run config."""
-        return dict(_flatten(self.model_dump(by_alias=True)))
+        return flatten_tables(self.model_dump(by_alias=True))
 
     def to_toml(self) -> str:
         """Return the settings as TOML text, without `output`."""
@@ -187,7 +187,7 @@ class Config(Table):
         """
         try:
             with path.open("rb") as file:
-                given = dict(_flatten(tomllib.load(file)))
+                given = flatten_tables(tomllib.load(file))
             return cls.from_run_config({**given, **(changes or {})})
         except OSError as error:
             raise ConfigError(
@@ -219,6 +219,11 @@ def parse_assignment(text: str) -> tuple[str, Scalar]:
 
 def _absolute(value: str, folder: Path) -> str:
     return os.path.normpath(folder / Path(value).expanduser())
+
+
+def flatten_tables(tables: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of TOML tables by dotted name."""
+    return dict(_flatten(tables))
 
 
 def _flatten(table: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:

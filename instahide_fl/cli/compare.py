@@ -1,0 +1,158 @@
+"""The command `compare`."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.live import Live
+
+from instahide_fl.cli.common import console, errors, interrupt
+from instahide_fl.errors import ConfigError, OutputError, StudyError
+from instahide_fl.study.folder import StudyFolder
+from instahide_fl.study.plan import PlannedRun, plan_runs
+from instahide_fl.study.settings import StudyConfig, fit_for_folder
+
+
+def compare(
+    study_file: Annotated[
+        Path, typer.Argument(metavar="STUDY.toml", help="What to compare.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Default: studies/ and the file's name."),
+    ] = None,
+    jobs: Annotated[
+        int, typer.Option(help="Runs side by side; 0: as many as there are CPUs.")
+    ] = 0,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Finish what is missing in the folder.")
+    ] = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Say which runs there would be, and stop.")
+    ] = False,
+) -> None:
+    """Train every method under the same budget, attack each, and write the report."""
+    from instahide_fl.compare.execution import side_by_side
+
+    study = StudyConfig.from_toml(study_file)
+    runs = plan_runs(study, Path.cwd())
+    if plan:
+        _print_plan(runs)
+        return
+    folder = StudyFolder(out or Path("studies") / fit_for_folder(study_file.stem))
+    if folder.state() and not resume and not _all_finished(folder, runs):
+        raise OutputError(
+            f"{folder.path} holds an unfinished study: add --resume to finish it, or "
+            f"choose another --out"
+        )
+    folder.open_for(study_file, runs)
+    missing = [run for run in runs if not folder.finished(run)]
+    if not missing:
+        folder.save(study, runs, {}, {})
+        console.print(f"all {len(runs)} runs are finished", markup=False)
+    else:
+        _check_attacks(study)
+        count = min(len(missing), side_by_side(runs[0].config, jobs))
+        failures = _carry_out(folder, study, runs, missing, count)
+        for name, reason in failures.items():
+            errors.print(f"{name} failed: {reason}")
+        if len(failures) == len(runs):
+            raise StudyError(f"every run of the study in {folder.path} failed")
+    _write_report(folder)
+    if missing and failures:
+        raise StudyError(
+            f"{len(failures)} of {len(runs)} runs failed; once the reason is gone, "
+            f"add --resume"
+        )
+
+
+def _all_finished(folder: StudyFolder, runs: Sequence[PlannedRun]) -> bool:
+    return all(folder.finished(run) for run in runs)
+
+
+def _print_plan(runs: Sequence[PlannedRun]) -> None:
+    for run in runs:
+        console.print(run.name, markup=False, highlight=False)
+    audits = sum(len(run.audits) for run in runs)
+    console.print(f"{len(runs)} runs, {audits} audits", highlight=False)
+
+
+def _check_attacks(study: StudyConfig) -> None:
+    """Find mistakes in the audits before anything runs.
+
+    Raises:
+        ConfigError: an attack, one of its settings, or a threat model is not valid.
+    """
+    from instahide_fl.attacks.registry import build_attack
+    from instahide_fl.transcript.threat_model import threat_model
+
+    for audit in study.audits:
+        for name in audit.attack_settings.keys() - set(audit.attacks):
+            raise ConfigError(
+                f"audit {audit.name!r}: attack-settings are for {name!r}, which is not "
+                f"among its attacks"
+            )
+        try:
+            for name in audit.attacks:
+                build_attack(name, audit.attack_settings.get(name, {}))
+            if audit.threat_model:
+                threat_model(audit.threat_model)
+        except ConfigError as error:
+            raise ConfigError(f"audit {audit.name!r}: {error}") from None
+
+
+def _carry_out(
+    folder: StudyFolder,
+    study: StudyConfig,
+    runs: Sequence[PlannedRun],
+    missing: Sequence[PlannedRun],
+    count: int,
+) -> dict[str, str]:
+    """Do the missing runs under a live table; return why some failed."""
+    from instahide_fl.compare.execution import Lanes
+    from instahide_fl.compare.table import progress_table
+
+    failures: dict[str, str] = {}
+    seconds: dict[str, float] = {}
+    folder.save(study, runs, failures, seconds)
+    # Whoever ends us with SIGTERM (a scheduler, a time limit) gets the same clean-up.
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        with Lanes(folder.path, count) as lanes, _live() as live:
+            for ended in lanes.carry_out(missing):
+                if ended is not None:
+                    _note(ended.run, ended.failure, failures)
+                    seconds[ended.run.name] = ended.seconds
+                    folder.save(study, runs, failures, seconds)
+                running = {run.name for run, _ in lanes.running.values()}
+                if console.is_terminal:
+                    live.update(
+                        progress_table(folder, runs, running, failures), refresh=True
+                    )
+    except KeyboardInterrupt:
+        errors.print(
+            "interrupted: add --resume to the same command to finish what is missing"
+        )
+        raise typer.Exit(1) from None
+    console.print(progress_table(folder, runs, (), failures))
+    return failures
+
+
+def _live() -> Live:
+    return Live(console=console, auto_refresh=False, transient=True)
+
+
+def _note(run: PlannedRun, failure: str, failures: dict[str, str]) -> None:
+    if failure:
+        failures[run.name] = failure
+    if not console.is_terminal:
+        state = f"failed: {failure}" if failure else "finished"
+        console.print(f"{run.name} {state}", markup=False, highlight=False)
+
+
+def _write_report(folder: StudyFolder) -> None:
+    console.print(f"study folder: {folder.path}", markup=False)

@@ -1,0 +1,1 @@
+"""Carrying out a study: runs side by side, each trained and then attacked."""

@@ -1,0 +1,63 @@
+"""The table that shows a study while it is carried out."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+from rich.table import Table
+
+from instahide_fl.run_folder import RunFolder
+from instahide_fl.study.folder import AUDIT, StudyFolder
+from instahide_fl.study.plan import PlannedRun
+
+
+def progress_table(
+    folder: StudyFolder,
+    runs: Sequence[PlannedRun],
+    running: Collection[str],
+    failures: Mapping[str, str],
+) -> Table:
+    """Show each method with the states of its runs.
+
+    Args:
+        folder: of the study.
+        runs: all of them.
+        running: names of those that are being carried out.
+        failures: why runs failed, by name.
+    """
+    table = Table()
+    for heading in ("method", "seed", "training", "accuracy", "audits"):
+        table.add_column(heading)
+    for run in runs:
+        varied = "".join(f", {name} = {value}" for name, value in run.axes.items())
+        training, accuracy = _training(folder.run(run), run, running)
+        table.add_row(
+            f"{run.method}{varied}",
+            str(run.seed),
+            "failed" if run.name in failures else training,
+            accuracy,
+            _audits(folder, run),
+            style="red" if run.name in failures else None,
+        )
+    return table
+
+
+def _training(
+    folder: RunFolder, run: PlannedRun, running: Collection[str]
+) -> tuple[str, str]:
+    rows = folder.metrics()
+    known = [row["test_accuracy"] for row in rows if row["test_accuracy"] is not None]
+    accuracy = f"{known[-1]:.1%}" if known else ""
+    if folder.finished:
+        return "done", accuracy
+    if run.name not in running:
+        return "waiting", accuracy
+    done = int(rows[-1]["round"]) if rows else 0
+    return f"round {done}/{run.config.train.rounds}", accuracy
+
+
+def _audits(folder: StudyFolder, run: PlannedRun) -> str:
+    made = sum(
+        (folder.audit(run, audit).path / AUDIT).is_file() for audit, _ in run.audits
+    )
+    return f"{made}/{len(run.audits)}" if run.audits else ""

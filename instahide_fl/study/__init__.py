@@ -1,0 +1,1 @@
+"""Studies: several methods under one budget, each trained and then attacked."""

@@ -1,0 +1,192 @@
+"""A study's folder: what it holds, and what of it is finished.
+
+study.toml          the study, as it was given
+study.json          its runs with their states; rewritten after each of them
+runs/NAME/          a run folder each
+runs/NAME/audits/   a run folder for each audit, with attacks/ in it
+report.html         what came out (`instahide-fl report`)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from instahide_fl.config import Config
+from instahide_fl.errors import ConfigError, OutputError
+from instahide_fl.files import write_text
+from instahide_fl.run_folder import CONFIG, RunFolder
+from instahide_fl.study.plan import PlannedRun
+from instahide_fl.study.settings import AuditConfig, StudyConfig
+
+STUDY = "study.toml"
+STATE = "study.json"
+RUNS = "runs"
+AUDITS = "audits"
+AUDIT = "audit.json"  # written last: an audit without it is not finished
+
+Status: TypeAlias = Literal["finished", "failed", "missing"]
+
+
+@dataclass(frozen=True)
+class StudyFolder:
+    """Reads and writes a study's folder.
+
+    Attributes:
+        path: the folder.
+    """
+
+    path: Path
+
+    def open_for(self, source: Path, runs: Sequence[PlannedRun]) -> None:
+        """Make the folder, or check that what is in it belongs to this study.
+
+        Args:
+            source: the study file.
+            runs: of the study.
+
+        Raises:
+            OutputError: the folder holds something else, or runs under the same names
+                that were made with other settings.
+        """
+        if self.path.exists() and (
+            not self.path.is_dir()
+            or (any(self.path.iterdir()) and not (self.path / STUDY).is_file())
+        ):
+            raise OutputError(
+                f"{self.path} exists already and holds no study: choose another --out"
+            )
+        for run in runs:
+            self._check_unchanged(run)
+        try:
+            text = source.read_text(encoding="utf-8")
+        except OSError as error:
+            raise OutputError(f"cannot read {source}: {error.strerror}") from None
+        if not self._holds(text):
+            write_text(self.path / STUDY, text)
+
+    def run(self, run: PlannedRun) -> RunFolder:
+        """Return the folder of a run, whether it is there or not."""
+        return RunFolder(self.path / RUNS / run.name)
+
+    def audit(self, run: PlannedRun, audit: AuditConfig) -> RunFolder:
+        """Return the folder of an audit's short run, whether it is there or not."""
+        return RunFolder(self.run(run).path / AUDITS / audit.folder)
+
+    def finished(self, run: PlannedRun) -> bool:
+        """Tell whether a run was trained and all its audits were made."""
+        return self.run(run).finished and not self.missing_audits(run)
+
+    def missing_audits(self, run: PlannedRun) -> list[tuple[AuditConfig, Config]]:
+        """Return the audits of a run that are yet to be made."""
+        return [
+            (audit, config)
+            for audit, config in run.audits
+            if not audit_is_finished(self.audit(run, audit), audit)
+        ]
+
+    def save(
+        self,
+        study: StudyConfig,
+        runs: Sequence[PlannedRun],
+        failures: Mapping[str, str],
+        seconds: Mapping[str, float],
+    ) -> None:
+        """Write study.json.
+
+        Args:
+            study: the study.
+            runs: all of them.
+            failures: why runs failed, by name.
+            seconds: that runs took just now, by name; others keep what is known.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        known = {one["name"]: one["seconds"] for one in self.state().get("runs", [])}
+        state = {
+            "title": study.title,
+            "question": study.question,
+            "methods": [one.name for one in study.methods],
+            "axes": study.axes,
+            "seeds": study.seeds,
+            "audits": [
+                {"name": one.name, "start": one.start, "attacks": one.attacks}
+                for one in study.audits
+            ],
+            "runs": [
+                {
+                    "name": run.name,
+                    "method": run.method,
+                    "axes": dict(run.axes),
+                    "seed": run.seed,
+                    "folder": f"{RUNS}/{run.name}",
+                    "status": self._status(run, failures),
+                    "reason": failures.get(run.name, ""),
+                    "seconds": seconds.get(run.name, known.get(run.name, 0.0)),
+                }
+                for run in runs
+            ],
+        }
+        text = json.dumps(state, indent=2) + "\n"
+        if not (self.path / STATE).is_file() or text != _text(self.path / STATE):
+            write_text(self.path / STATE, text)
+
+    def state(self) -> dict[str, Any]:
+        """Read study.json; an absent one is empty.
+
+        Raises:
+            OutputError: it is damaged.
+        """
+        return RunFolder(self.path).read_json(STATE)
+
+    def _status(self, run: PlannedRun, failures: Mapping[str, str]) -> Status:
+        if run.name in failures:
+            return "failed"
+        return "finished" if self.finished(run) else "missing"
+
+    def _holds(self, text: str) -> bool:
+        return (self.path / STUDY).is_file() and _text(self.path / STUDY) == text
+
+    def _check_unchanged(self, run: PlannedRun) -> None:
+        folder = self.run(run)
+        if not (folder.path / CONFIG).is_file():
+            return
+        try:
+            there, wanted = _compared(folder.config()), _compared(run.config)
+        except ConfigError as error:
+            raise OutputError(f"the run in {folder.path} is damaged: {error}") from None
+        changed = [name for name in wanted if there.get(name) != wanted[name]]
+        if changed:
+            name = changed[0]
+            raise OutputError(
+                f"{folder.path} was made with {name} = {there.get(name)!r}, the study "
+                f"says {wanted[name]!r} now: choose another --out, or remove that "
+                f"folder to make the run anew"
+            )
+
+
+def audit_is_finished(folder: RunFolder, audit: AuditConfig) -> bool:
+    """Tell whether all attacks of an audit were tried.
+
+    Args:
+        folder: of its short run.
+        audit: with the attacks that are wanted.
+    """
+    return set(audit.attacks) <= set(folder.read_json(AUDIT).get("attacks", []))
+
+
+def _compared(config: Config) -> dict[str, object]:
+    """Return what makes a run the run it is: not where it ran and was written."""
+    return {
+        name: value
+        for name, value in config.to_run_config().items()
+        if not name.startswith(("output.", "resources."))
+    }
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8")

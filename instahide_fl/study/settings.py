@@ -1,0 +1,185 @@
+"""A study file: what is compared, what is varied, what is attacked."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from instahide_fl.config import Config, Scalar, flatten_tables
+from instahide_fl.config.table import CountOrZero, Table
+from instahide_fl.errors import ConfigError
+
+
+class MethodConfig(Table):
+    """One thing that is compared: a row of the tables, a colour of the plots."""
+
+    section: ClassVar[str] = "methods"
+
+    name: Annotated[str, Field(min_length=1)]
+    """As it stands in tables and plots."""
+    settings: dict[str, Any] = Field(default={})
+    """What it changes of the base, as TOML tables."""
+    axes: list[str] | None = None
+    """The axes that it varies along; without it, all that make a difference to it."""
+
+    @property
+    def changes(self) -> dict[str, Scalar]:
+        """Its settings by dotted name."""
+        return flatten_tables(self.settings)
+
+
+class AuditConfig(Table):
+    """A short recorded run after the training of each method, which is attacked.
+
+    Attacks on gradients are measured at batch sizes that nobody trains with, so they do
+    not work on the training itself. Whatever defends the training defends this run.
+    """
+
+    section: ClassVar[str] = "audits"
+
+    name: Annotated[str, Field(min_length=1)]
+    """As it stands in the report, for instance "gradients, batch 1"."""
+    attacks: Annotated[list[str], Field(min_length=1)]
+    """What is tried, by the names of `instahide-fl attack --list`."""
+    start: Literal["initial", "trained"] = "initial"
+    """The parameters that the short run starts from: those that the training started
+    from, or its result. Gradients of a fresh network leak most."""
+    threat_model: str = ""
+    """The adversary; empty takes each attack's own."""
+    settings: dict[str, Any] = Field(default={})
+    """What the short run changes of the method's settings, as TOML tables. Without
+    `record.rounds`, all its rounds are recorded."""
+    attack_settings: dict[str, dict[str, Scalar]] = Field(default={})
+    """Settings of attacks, by attack."""
+    methods: list[str] | None = None
+    """The methods that it is for; without it, all."""
+    seeds: CountOrZero = 0
+    """How many of the study's seeds it is run with, from the first; 0 takes all."""
+
+    @property
+    def changes(self) -> dict[str, Scalar]:
+        """Its settings by dotted name, with all that an audit needs."""
+        recorded: dict[str, Scalar] = {"record.rounds": "all", "record.truth": True}
+        return {**recorded, **flatten_tables(self.settings)}
+
+    @property
+    def folder(self) -> str:
+        """Its name, fit for a folder."""
+        return fit_for_folder(self.name)
+
+
+class StudyConfig(Table):
+    """A study."""
+
+    title: Annotated[str, Field(min_length=1)]
+    """What the report is called."""
+    question: str = ""
+    """What it is for, in a paragraph."""
+    seeds: list[CountOrZero] = Field(default=[0], min_length=1)
+    """Each method is run once with each."""
+    base: dict[str, Any] = Field(default={})
+    """Settings of all runs, as TOML tables."""
+    methods: Annotated[list[MethodConfig], Field(min_length=1)]
+    """What is compared."""
+    axes: dict[str, list[Scalar]] = Field(default={})
+    """Settings that are varied, by dotted name, with their values."""
+    audits: list[AuditConfig] = Field(default=[])
+    """What is attacked."""
+
+    @field_validator("axes")
+    @classmethod
+    def _no_empty_axis(cls, axes: dict[str, list[Scalar]]) -> dict[str, list[Scalar]]:
+        for name, values in axes.items():
+            if not values or len(set(values)) < len(values):
+                raise ValueError(
+                    f"{name!r} needs a list of different values, got {values}"
+                )
+        return axes
+
+    @model_validator(mode="after")
+    def _check_names(self) -> Self:
+        _check_distinct("methods", [one.name for one in self.methods])
+        _check_distinct("audits", [one.name for one in self.audits])
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds must differ, got {self.seeds}")
+        for audit in self.audits:
+            for name in audit.methods or []:
+                if name not in {one.name for one in self.methods}:
+                    raise ValueError(
+                        f"audits: {audit.name!r} is for the method {name!r}, which the "
+                        f"study does not have"
+                    )
+        return self
+
+    @model_validator(mode="after")
+    def _check_axes(self) -> Self:
+        fixed = {"seed": "the list seeds"} if "seed" in self.axes else {}
+        for method in self.methods:
+            for name in method.axes or []:
+                if name not in self.axes:
+                    raise ValueError(
+                        f"methods: {method.name!r} names the axis {name!r}, which "
+                        f"[axes] lacks"
+                    )
+            varied = self.axes if method.axes is None else method.axes
+            for name in varied:
+                if name in method.changes:
+                    fixed[name] = f"the method {method.name!r}"
+        for name, whose in fixed.items():
+            raise ValueError(
+                f"axes: {name} contradicts {whose}, which sets it too: leave it out of "
+                f"one of them, or list the method's own axes (axes = [])"
+            )
+        return self
+
+    @classmethod
+    def from_toml(cls, path: Path) -> StudyConfig:
+        """Read a study file.
+
+        Raises:
+            ConfigError: the file is missing, is not TOML, or holds a bad setting.
+        """
+        try:
+            with path.open("rb") as file:
+                given = tomllib.load(file)
+        except OSError as error:
+            raise ConfigError(
+                f"cannot read the study file {path}: {error.strerror}"
+            ) from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path} is not valid TOML: {error}") from None
+        try:
+            return cls(**given)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from None
+
+    def base_config(self, folder: Path) -> Config:
+        """Return the settings that all runs share.
+
+        Args:
+            folder: that relative paths start from.
+
+        Raises:
+            ConfigError: a setting is unknown or not valid.
+        """
+        try:
+            return Config.from_run_config(flatten_tables(self.base)).located(folder)
+        except ConfigError as error:
+            raise ConfigError(f"base: {error}") from None
+
+
+def fit_for_folder(name: str) -> str:
+    """Return a name in lower case, with hyphens for all that paths may not hold."""
+    return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-.") or "unnamed"
+
+
+def _check_distinct(what: str, names: Sequence[str]) -> None:
+    for place, name in enumerate(names):
+        for other in names[:place]:
+            if fit_for_folder(name) == fit_for_folder(other):
+                raise ValueError(f"{what}: {other!r} and {name!r} have the same name")
