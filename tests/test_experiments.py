@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from instahide_fl.config import Config
+from instahide_fl.study.plan import plan_runs
+from instahide_fl.study.settings import StudyConfig
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 FILES = sorted(EXPERIMENTS.glob("*.toml"))
@@ -16,7 +19,10 @@ FILES = sorted(EXPERIMENTS.glob("*.toml"))
 @pytest.mark.parametrize("path", FILES, ids=[path.stem for path in FILES])
 def test_an_experiment_asks_a_question_and_its_settings_are_valid(path):
     assert path.read_text().startswith("# ")
-    Config.from_toml(path)
+    if "methods" in tomllib.loads(path.read_text()):
+        assert plan_runs(StudyConfig.from_toml(path), EXPERIMENTS)
+    else:
+        Config.from_toml(path)
     assert f"{path.name}" in (EXPERIMENTS / "README.md").read_text()
 
 

@@ -1,0 +1,127 @@
+"""`instahide-fl compare`: whole studies, interrupted ones, and runs that fail."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+
+from tests.e2e.support import COMMAND, processes
+
+pytestmark = pytest.mark.slow
+
+STUDY = """
+title = "A small study"
+seeds = [0, 1]
+
+[base.train]
+rounds = {rounds}
+batch-size = 8
+checkpoint-every = 1
+evaluate-every = {rounds}
+[base.partition]
+num-clients = 2
+[base.model]
+name = "mlp"
+width = 1
+
+[[methods]]
+name = "plain"
+[methods.settings.instahide]
+method = "none"
+
+[[methods]]
+name = "InstaHide"
+[methods.settings.pool]
+source = "{pool}"
+
+[[audits]]
+name = "batch 1"
+attacks = ["first_layer", "batch_statistics"]
+[audits.settings.train]
+rounds = 1
+batch-size = 1
+"""
+
+
+def study_file(folder, rounds=2, pool="photos"):
+    path = folder / "study.toml"
+    path.write_text(STUDY.format(rounds=rounds, pool=pool))
+    return path
+
+
+def compare(*arguments):
+    return subprocess.run(
+        [*COMMAND, "compare", *map(str, arguments)], capture_output=True, text=True
+    )
+
+
+def states(out):
+    return {
+        run["name"]: run["status"]
+        for run in json.loads((out / "study.json").read_text())["runs"]
+    }
+
+
+def test_a_killed_study_loses_at_most_the_runs_in_progress(tmp_path):
+    path, out = study_file(tmp_path, rounds=3000), tmp_path / "out"
+    command = [*COMMAND, "compare", str(path), "--out", str(out), "--jobs", "2"]
+    killed = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    metrics = out / "runs" / "plain-seed-0" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not metrics.exists() or metrics.read_text().count("\n") < 5:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    deadline = time.monotonic() + 30
+    while processes() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not processes()
+    done = json.loads(metrics.read_text().splitlines()[-1])["round"]
+    # The same study, cut short so that the test does not take long.
+    for config in out.glob("runs/*/config.toml"):
+        text = config.read_text()
+        text = text.replace("rounds = 3000", f"rounds = {done + 3}")
+        text = text.replace("evaluate-every = 3000", f"evaluate-every = {done + 3}")
+        config.write_text(text)
+    path = study_file(tmp_path, rounds=done + 3)
+    refused = compare(path, "--out", out)
+    assert refused.returncode == 2
+    assert "--resume" in refused.stderr
+    finished = compare(path, "--out", out, "--resume")
+    assert finished.returncode == 0, finished.stderr
+    assert set(states(out).values()) == {"finished"}
+    rounds = [json.loads(line)["round"] for line in metrics.read_text().splitlines()]
+    assert rounds == list(range(1, done + 4))
+    resumed = (out / "runs" / "plain-seed-0" / "model.safetensors").read_bytes()
+
+    whole = tmp_path / "whole"
+    assert compare(path, "--out", whole).returncode == 0
+    model = whole / "runs" / "plain-seed-0" / "model.safetensors"
+    assert model.read_bytes() == resumed
+    audit = whole / "runs" / "instahide-seed-1" / "audits" / "batch-1"
+    result = json.loads((audit / "attacks" / "first_layer.json").read_text())
+    assert result["metrics"]["encoding"]["ssim"]["mean"] > 0.99
+    left_out = json.loads((audit / "audit.json").read_text())["left_out"]
+    assert "BatchNorm" in left_out["batch_statistics"]
+
+    before = {one: os.stat(one).st_mtime_ns for one in whole.rglob("*.json")}
+    again = compare(path, "--out", whole)
+    assert again.returncode == 0
+    assert "all 4 runs are finished" in again.stdout
+    assert before == {one: os.stat(one).st_mtime_ns for one in whole.rglob("*.json")}
+
+
+def test_a_run_that_fails_is_told_and_the_others_are_finished(tmp_path):
+    path = study_file(tmp_path, pool=tmp_path / "no-pool")
+    ended = compare(path, "--out", tmp_path / "out")
+    assert ended.returncode == 1
+    assert "2 of 4 runs failed" in ended.stderr
+    found = json.loads((tmp_path / "out" / "study.json").read_text())["runs"]
+    assert [run["status"] for run in found] == ["finished"] * 2 + ["failed"] * 2
+    assert "no-pool" in found[-1]["reason"]
