@@ -18,6 +18,7 @@ LAYERS = [
     {"transcript", "metrics"},
     {"attacks"},
     {"report"},
+    {"challenge"},
     {"progress"},
     {"engine"},
     {"cli"},

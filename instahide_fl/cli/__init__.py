@@ -11,6 +11,7 @@ import sys
 import typer
 
 from instahide_fl.cli.attack import attack
+from instahide_fl.cli.challenge import challenge_app
 from instahide_fl.cli.common import errors
 from instahide_fl.cli.data import data_app
 from instahide_fl.cli.encode import encode
@@ -31,6 +32,7 @@ app.command()(evaluate)
 app.command()(attack)
 app.add_typer(data_app, name="data")
 app.add_typer(pool_app, name="pool")
+app.add_typer(challenge_app, name="challenge")
 
 
 def main() -> None:
