@@ -93,17 +93,7 @@ def make_challenge(
         instahide=config.resolved().instahide,
         pool=None if pool is None else _about_pool(config, pool),
     )
-    truth = ClientTruth(
-        ROUND,
-        CLIENT,
-        private.images,
-        private.targets,
-        torch.arange(images),
-        batch.images,
-        batch.soft_targets,
-        key,
-        (len(key),),
-    )
+    truth = _truth(private, batch, key)
     published = PublishedChallenge(batch.images, batch.soft_targets, settings)
     return Challenge(published, truth, rows, config.data.dataset)
 
@@ -210,6 +200,20 @@ def _partners(
         for row in conflicts:
             other = rng.integers(len(partner))
             partner[[row, other]] = partner[[other, row]]
+
+
+def _truth(private: PrivateSplit, batch: EncodedBatch, key: EncodingKey) -> ClientTruth:
+    return ClientTruth(
+        ROUND,
+        CLIENT,
+        private.images,
+        private.targets,
+        torch.arange(len(private)),
+        batch.images,
+        batch.soft_targets,
+        key,
+        (len(key),),
+    )
 
 
 def _own_images(split: PrivateSplit, rows: Tensor) -> PrivateSplit:

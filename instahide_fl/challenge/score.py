@@ -92,7 +92,7 @@ class ChallengeScore:
         return {
             "this decryption": self.submitted,
             "its negative": self.negative,
-            "mean image (no information)": self.mean_image,
+            "mean image": self.mean_image,
             "perfect": self.perfect,
         }
 

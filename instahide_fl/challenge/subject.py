@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from instahide_fl.attacks.control import Truths, undefended, undefended_truth
-from instahide_fl.challenge.files import PublishedChallenge, read_published
+from instahide_fl.challenge.files import SETTINGS, PublishedChallenge, read_published
 from instahide_fl.challenge.make import CLIENT, ROUND
 from instahide_fl.challenge.settings import ChallengeSettings, PublishedPool
 from instahide_fl.config import Config
@@ -48,6 +48,7 @@ class ChallengeSubject:
         soft_targets: f32[E,K].
         pool: the public images; None if they are not at hand, or none were mixed in.
         truth: None where nobody knows it.
+        notes: what had to be assumed, or is not at hand.
     """
 
     config: Config
@@ -56,6 +57,7 @@ class ChallengeSubject:
     soft_targets: Tensor
     pool: MixingPool | None
     truth: ClientTruth | None
+    notes: tuple[str, ...] = ()
 
     @property
     def truths(self) -> Truths:
@@ -140,8 +142,14 @@ class ChallengeSubject:
         )
 
     def about(self) -> dict[str, Any]:
-        """Return how many encodings there are."""
-        return {"challenge": True, "encodings": len(self.encodings)}
+        """Return that it is a challenge, and how many encodings it has."""
+        count = len(self.encodings)
+        return {
+            "challenge": True,
+            "round": ROUND,
+            "batch_size": count,
+            "encodings": count,
+        }
 
     def accuracies(self) -> Mapping[int, float | None]:
         """Return nothing: no network was trained."""
@@ -177,7 +185,19 @@ def open_challenge(
         published.soft_targets,
         opened,
         _truth(folder, published),
+        tuple(_notes(published, opened)),
     )
+
+
+def _notes(published: PublishedChallenge, pool: MixingPool | None) -> Iterator[str]:
+    instahide = published.settings.instahide
+    if published.assumed:
+        yield (
+            f"no {SETTINGS}: k = {instahide.num_mixed}, {instahide.scope}, and pixels "
+            f"mapped to [-1, 1] are assumed, as in the original challenge"
+        )
+    if instahide.uses_pool and pool is None:
+        yield "the public images are not at hand (--pool): attacks do without them"
 
 
 def _config(settings: ChallengeSettings, dataset: str) -> Config:

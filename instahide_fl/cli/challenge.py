@@ -119,6 +119,8 @@ def challenge_attack(
     chosen = attacks_to_run(names, threat_model, settings, _usual(threat_model))
     with console.status("opening the challenge"):
         subject = open_challenge(folder, pool, dataset)
+    for note in subject.notes:
+        errors.print(note)
     place = folder / RESULTS
     results = run_attacks(subject, chosen, seed, control, place, strict=bool(names))
     if not results:
@@ -269,7 +271,7 @@ def _decrypt(
 def _print_score(score: ChallengeScore, maker: str) -> None:
     from instahide_fl.challenge.leaderboard import HOW_TO_READ, LEADERBOARD
 
-    table = Table(title=maker)
+    table = Table(title=maker, caption="below the line: the published leaderboard")
     table.add_column("", overflow="fold")
     for heading in ("Max_SSIM", "Mean_SSIM", "Min_L2", "Mean_L2", "best", "> 0.5"):
         table.add_column(heading, justify="right")
@@ -286,9 +288,7 @@ def _print_score(score: ChallengeScore, maker: str) -> None:
     table.add_section()
     for row in LEADERBOARD:
         figures = (row.max_ssim, row.mean_ssim, row.min_l2, row.mean_l2)
-        table.add_row(
-            f"leaderboard: {row.attack}", *(f"{value:.2f}" for value in figures)
-        )
+        table.add_row(row.attack, *(f"{value:.2f}" for value in figures))
     console.print(table)
     console.print(HOW_TO_READ, markup=False, highlight=False)
 
