@@ -18,11 +18,12 @@ from typing import Any
 
 from instahide_fl.challenge.leaderboard import LEADERBOARD
 from instahide_fl.errors import ConfigError, DataError
+from instahide_fl.transcript.threat_model import THREAT_MODELS, Knowledge
 
 NO_PROTECTION = (
-    "The first part is no measure of safety: the hardness of k-sum protects nobody "
-    "here, since no attack guesses public images. They find encodings that share an "
-    "image, and solve for it."
+    "These counts are no measure of safety, and the hardness of k-sum protects nobody "
+    "here: no attack tries combinations. Attacks find encodings that share an image, "
+    "and solve for the image."
 )
 
 
@@ -55,14 +56,12 @@ class Measured:
 
     Attributes:
         attack: its name.
-        adversary: as whom it ran; empty if that was not reported.
         cost: in words.
         reached: in words.
         where: who measured it, on what.
     """
 
     attack: str
-    adversary: str
     cost: str
     reached: str
     where: str
@@ -123,7 +122,6 @@ def published_costs() -> tuple[Measured, ...]:
     return tuple(
         Measured(
             one.attack,
-            "",
             one.cost,
             f"Max_SSIM {one.max_ssim:.2f}",
             "reported on the InstaHide Challenge's leaderboard, k = 6, E = 5,000",
@@ -165,14 +163,21 @@ def _result(path: Path, where: str) -> Measured | None:
     try:
         return Measured(
             str(content["attack"]),
-            str(content["threat_model"]),
             f"{float(content['seconds']):,.1f} s",
             _reached(content["metrics"], str(content["verdict"])),
-            f"measured, {where}: {content['method']} {content['scope']}, "
-            f"k = {content['num_mixed']}",
+            f"measured on {where}, {content['method']} {content['scope']}, "
+            f"k = {content['num_mixed']}, as {content['threat_model']}"
+            + _given(str(content["threat_model"])),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path} is not the result of an attack: {error!r}") from None
+
+
+def _given(adversary: str) -> str:
+    """Say what finding the mapping would have cost on top."""
+    known = THREAT_MODELS.get(adversary)
+    told = known is not None and Knowledge.MAPPING in known.knows
+    return ", who is told which images were mixed: finding out is extra" if told else ""
 
 
 def _reached(metrics: dict[str, Any], verdict: str) -> str:

@@ -40,8 +40,8 @@ class Submission:
 CARLINI_COST = "2 GPU hours + 2 CPU hours, after about 10 GPU hours of preparation"
 
 LEADERBOARD = (
-    Submission(*("Carlini et al., v1", 0.90, 0.43, 0.01, 0.31), CARLINI_COST, "O(E^3)"),
-    Submission(*("Carlini et al., v2", 0.79, 0.37, 0.05, 0.42), CARLINI_COST, "O(E^3)"),
+    Submission(*("Carlini v1", 0.90, 0.43, 0.01, 0.31), CARLINI_COST, "O(E^3)"),
+    Submission(*("Carlini v2", 0.79, 0.37, 0.05, 0.42), CARLINI_COST, "O(E^3)"),
     Submission(
         *("PRNG attack", 0.98, 0.47, 0.00, 0.27),
         "120 CPU hours",

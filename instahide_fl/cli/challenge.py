@@ -26,14 +26,13 @@ from instahide_fl.cli.common import (
     DATASET_HELP,
     Assignments,
     console,
-    errors,
     print_rows,
     read_settings,
     refuse_existing,
 )
 from instahide_fl.errors import AttackError
 
-# PyTorch is imported where it is used: costs are printed without it.
+# PyTorch is imported where it is used, so that --help is quick.
 if TYPE_CHECKING:
     from instahide_fl.challenge.cost import Measured
     from instahide_fl.challenge.score import ChallengeScore
@@ -86,7 +85,9 @@ def challenge_make(
     settings = made.published.settings
     print_rows(
         ("encodings", f"{images * encodings:,} of {images} images, in {out}"),
-        ("mixed", f"k = {settings.instahide.num_mixed}, {method} {scope}"),
+        ("method", f"{method}, {scope}, k = {settings.instahide.num_mixed}")
+        if method != "none"
+        else ("method", "none: the images themselves"),
         ("keys", settings.keys),
         ("keep to yourself", out / "truth"),
     )
@@ -120,7 +121,7 @@ def challenge_attack(
     with console.status("opening the challenge"):
         subject = open_challenge(folder, pool, dataset)
     for note in subject.notes:
-        errors.print(note)
+        console.print(note, markup=False)
     place = folder / RESULTS
     results = run_attacks(subject, chosen, seed, control, place, strict=bool(names))
     if not results:
@@ -198,11 +199,11 @@ def challenge_cost(
     console.print("Guessing, as the scheme's authors conjectured (nobody does it):")
     for one in guesses:
         console.print(f"    {one.what}: {one.formula}: {one.count}", markup=False)
+    console.print(NO_PROTECTION, markup=False)
     console.print("What the work of attacks grows with:")
     for name, count in counts.items():
         console.print(f"    {name}: {count:,}", markup=False)
     _print_costs(costs)
-    errors.print(NO_PROTECTION)
 
 
 def _challenge_config(
@@ -295,8 +296,8 @@ def _print_score(score: ChallengeScore, maker: str) -> None:
 
 def _print_costs(costs: Sequence[Measured]) -> None:
     table = Table(title="What attacks cost")
-    for heading in ("attack", "adversary", "cost", "reached", "where"):
+    for heading in ("attack", "cost", "reached", "where"):
         table.add_column(heading, overflow="fold")
     for one in costs:
-        table.add_row(one.attack, one.adversary, one.cost, one.reached, one.where)
+        table.add_row(one.attack, one.cost, one.reached, one.where)
     console.print(table)

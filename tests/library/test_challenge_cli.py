@@ -63,7 +63,7 @@ def test_inside_an_auditor_decodes_everything(command, challenge):
     assert result["control"]["succeeds"]
     code, out, _ = command("challenge", "score", "c")
     assert code == 0
-    assert "Carlini et al., v2" in out
+    assert "Carlini v2" in out
     score = json.loads(Path("c/score.json").read_text())
     assert score["metrics"]["max_ssim"] > 0.95
     assert score["metrics"]["max_ssim"] > score["baseline"]["mean_image"]["max_ssim"]
@@ -110,7 +110,7 @@ def test_without_the_truth_there_are_pictures_but_no_figures(
     Path("c/settings.toml").unlink()
     code, out, err = command("challenge", "attack", "c")
     assert code == 0
-    assert "pixels mapped to [-1, 1] are assumed" in err
+    assert "pixels mapped to [-1, 1] are assumed" in out
     assert "not scored" in out.replace("\n", " ")
     assert "the truth is not known" in err
     result = json.loads(Path("c/attacks/carlini.json").read_text())
@@ -162,10 +162,10 @@ def test_a_pool_that_is_too_small_is_refused(command, challenge, rng):
 
 
 def test_costs_say_that_guessing_protects_nobody(command):
-    code, out, err = command("challenge", "cost", "--num-mixed", 5)
+    code, out, _ = command("challenge", "cost", "--num-mixed", 5)
     assert code == 0
     assert "1.0e21" in out
     assert "preparation" in out
-    assert "protects nobody" in err
+    assert "protects nobody" in out
     code, out, _ = command("challenge", "cost", "--json")
     assert json.loads(out)["counts"]["encodings E = n T"] == 5000
