@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from instahide_fl.attacks.control import Truths, undefended, undefended_truth
+from instahide_fl.attacks.registry import ATTACKS
 from instahide_fl.challenge.files import SETTINGS, PublishedChallenge, read_published
 from instahide_fl.challenge.make import CLIENT, ROUND
 from instahide_fl.challenge.settings import ChallengeSettings, PublishedPool
@@ -30,11 +31,14 @@ from instahide_fl.transcript.threat_model import (
     KnownMapping,
     Observation,
     ThreatModel,
+    threat_model,
 )
 from instahide_fl.transcript.truth import ClientTruth, read_truth, truth_path
 from instahide_fl.types import ChannelStatistics
 
 HOLDERS = ("encodings-holder", "auditor-of-encodings")
+EXPECTED = ("decode_encodings", "carlini")
+"""Attacks that run unasked even where they are slow: what a challenge is for."""
 
 
 @dataclass(frozen=True)
@@ -187,6 +191,25 @@ def open_challenge(
         _truth(folder, published),
         tuple(_notes(published, opened)),
     )
+
+
+def attacks_on_encodings(adversary: str | None) -> list[str]:
+    """Return the attacks to run where none is named: registering one is enough.
+
+    Args:
+        adversary: whom all are run as; None for each attack's own, of which only those
+            who hold encodings count.
+
+    Raises:
+        ConfigError: there is no such adversary.
+    """
+    known = None if adversary is None else threat_model(adversary).knows
+    return [
+        name
+        for name, attack in ATTACKS.items()
+        if (attack.by_default or name in EXPECTED)
+        and (attack.threat_model in HOLDERS if known is None else attack.needs <= known)
+    ]
 
 
 def _notes(published: PublishedChallenge, pool: MixingPool | None) -> Iterator[str]:

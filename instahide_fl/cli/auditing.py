@@ -11,7 +11,13 @@ from rich.table import Table
 
 from instahide_fl.cli.common import console, errors
 from instahide_fl.config import Scalar, parse_assignment
-from instahide_fl.errors import AttackError, ConfigError, ThreatModelError
+from instahide_fl.errors import (
+    AttackError,
+    ConfigError,
+    DataError,
+    PoolError,
+    ThreatModelError,
+)
 
 if TYPE_CHECKING:
     from instahide_fl.attacks.attack import Attack
@@ -119,6 +125,8 @@ def run_attacks(
 
     Raises:
         AttackError: an attack does not apply.
+        DataError: an attack lacks images to train on.
+        PoolError: an attack lacks the public images.
         ThreatModelError: an adversary lacks what an attack needs.
     """
     from instahide_fl.progress import steps_bar
@@ -130,7 +138,7 @@ def run_attacks(
         try:
             with steps_bar(console, one.name) as advance:
                 result = run_attack(subject, one, adversary, seed, advance, control)
-        except (AttackError, ThreatModelError) as error:
+        except (AttackError, DataError, PoolError, ThreatModelError) as error:
             if strict:
                 raise
             console.print(f"{one.name}: left out: {error}", markup=False)

@@ -44,9 +44,6 @@ challenge_app = typer.Typer(
     help="Challenges in the format of the InstaHide Challenge.", no_args_is_help=True
 )
 
-EXPECTED = ("decode_encodings", "carlini")
-"""Run without --attack even where they are slow: what a challenge is for."""
-
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a challenge.")]
 
 
@@ -113,11 +110,12 @@ def challenge_attack(
     control: ControlOption = True,
 ) -> None:
     """Attack a challenge, and write a decryption of every encoding."""
-    from instahide_fl.challenge.subject import open_challenge
+    from instahide_fl.challenge.subject import attacks_on_encodings, open_challenge
     from instahide_fl.report.audit import RESULTS
 
     settings = settings_by_attack(assignments or [])
-    chosen = attacks_to_run(names, threat_model, settings, _usual(threat_model))
+    usual = attacks_on_encodings(threat_model)
+    chosen = attacks_to_run(names, threat_model, settings, usual)
     with console.status("opening the challenge"):
         subject = open_challenge(folder, pool, dataset)
     for note in subject.notes:
@@ -224,28 +222,6 @@ def _challenge_config(
         'data.augment="none"',
     ]
     return read_settings(None, [*given, *(assignments or [])], None)
-
-
-def _usual(adversary: str | None) -> list[str]:
-    """Return the attacks on encodings alone, without those that are slow and rare.
-
-    One that is registered with a threat model of encodings is found here.
-    """
-    from instahide_fl.attacks.registry import ATTACKS
-    from instahide_fl.challenge.subject import HOLDERS
-    from instahide_fl.transcript.threat_model import threat_model
-
-    def applies(name: str) -> bool:
-        attack = ATTACKS[name]
-        if adversary is not None:
-            return attack.needs <= threat_model(adversary).knows
-        return attack.threat_model in HOLDERS
-
-    return [
-        name
-        for name, attack in ATTACKS.items()
-        if (attack.by_default or name in EXPECTED) and applies(name)
-    ]
 
 
 def _decrypt(

@@ -190,13 +190,11 @@ def run_attack(
     note = "not asked for" if hides else "nothing is hidden here in the first place"
     if parts == 2:
         try:
-            control, note = (
-                _control(
-                    *(subject, attack, model, seed),
-                    lambda done, total: advance(total + done, 2 * total),
-                ),
-                "",
+            control = _control(
+                *(subject, attack, model, seed),
+                lambda done, total: advance(total + done, 2 * total),
             )
+            note = ""
         except AttackError as error:
             note = str(error)
     by_round = _by_round(subject, found, seed)
