@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import torch
 
+from instahide_fl import cli
 from instahide_fl.data.pool import MixingPool
 from instahide_fl.types import PrivateSplit
 
@@ -24,3 +27,18 @@ def split(rng):
 def pool(rng):
     images = rng.integers(0, 256, (30, 3, 8, 8), dtype=np.uint8)
     return MixingPool.from_images(torch.from_numpy(images))
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """The command line as a user types it: exit code, output and errors."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["instahide-fl", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        printed = capsys.readouterr()
+        return ended.value.code or 0, printed.out, printed.err
+
+    return call

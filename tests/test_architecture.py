@@ -19,6 +19,7 @@ LAYERS = [
     {"transcript", "metrics"},
     {"attacks"},
     {"report"},
+    {"challenge"},
     {"progress"},
     {"engine"},
     {"compare"},

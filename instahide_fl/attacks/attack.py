@@ -35,6 +35,8 @@ class Recovered:
         classes: i64[M], hard labels; None if none.
         rows: i64[M], which images of the client these are, where the adversary knows
             (an auditor does); None to let the scorer match them.
+        links: f32[E,M], how much of each recovered image is in each of the client's
+            encodings, as far as the attack knows; None if it does not say.
         statistics: of the batch, by layer, for instance "norm1.mean"; empty if none.
         diagnostics: numbers about how it went.
     """
@@ -45,6 +47,7 @@ class Recovered:
     soft_targets: Tensor | None = None
     classes: Tensor | None = None
     rows: Tensor | None = None
+    links: Tensor | None = None
     statistics: dict[str, Tensor] = field(default_factory=dict)
     diagnostics: dict[str, float] = field(default_factory=dict)
 

@@ -61,7 +61,7 @@ def control_of(
         updates = {}
         for client, update in seen.updates.items():
             truth = truths[seen.round, client]
-            own = plain[seen.round, client] = _plain(
+            own = plain[seen.round, client] = undefended_truth(
                 truth, seen.statistics, seen.num_classes
             )
             arrays = _update(model, config, seen, own, update)
@@ -70,10 +70,16 @@ def control_of(
     return rounds, plain
 
 
-def _plain(
+def undefended_truth(
     truth: ClientTruth, statistics: ChannelStatistics, num_classes: int
 ) -> ClientTruth:
-    """Return the truth of a client that trained on the images themselves."""
+    """Return the truth of a client that trained on the images themselves.
+
+    Args:
+        truth: of a client; the first image of each encoding takes its place.
+        statistics: constants that images are normalised with.
+        num_classes: K.
+    """
     own = truth.components[:, 0]
     count = len(own)
     key = EncodingKey(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from instahide_fl.attacks.attack import Target
+from instahide_fl.attacks.attack import Reconstruction, Target
 from instahide_fl.attacks.shown import ShownImages
 from instahide_fl.metrics.identification import Identification
 from instahide_fl.metrics.labels import HardLabels, SoftLabels
@@ -74,6 +74,27 @@ class Scores:
     soft_labels: SoftLabels | None
     shown: tuple[ShownImages, ...]
     caveats: tuple[str, ...]
+
+    @classmethod
+    def without_truth(cls, reconstruction: Reconstruction) -> Scores:
+        """Return what can be said of an attack where nobody knows the truth."""
+        reason = "the truth is not known, so nothing was scored"
+        return cls(
+            target=reconstruction.target,
+            reconstructions=sum(
+                len(one.images)
+                for one in reconstruction.recovered
+                if one.images is not None
+            ),
+            private=None,
+            encoding=None,
+            identified=None,
+            lpips=reason,
+            hard_labels=None,
+            soft_labels=None,
+            shown=(),
+            caveats=(reason,),
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return the entries metrics, baseline and caveats of an attack's file."""

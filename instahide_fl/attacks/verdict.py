@@ -19,7 +19,8 @@ LEAKS = "leaks"
 LEAKS_TO_ADVERSARY = "leaks to this adversary"
 NO_VERDICT = "no verdict: this attack also fails where nothing is hidden"
 NO_LEAK = "no leak found by this attack (not a proof)"
-FROM_WORST = (LEAKS, LEAKS_TO_ADVERSARY, NO_VERDICT, NO_LEAK)
+NOT_SCORED = "not scored: the truth is not known"
+FROM_WORST = (LEAKS, LEAKS_TO_ADVERSARY, NO_VERDICT, NOT_SCORED, NO_LEAK)
 
 MEAN_MARGIN = 0.1
 """SSIM by which the mean exceeds both baselines, at least."""

@@ -11,6 +11,7 @@ import sys
 import typer
 
 from instahide_fl.cli.attack import attack
+from instahide_fl.cli.challenge import challenge_app
 from instahide_fl.cli.common import errors
 from instahide_fl.cli.compare import compare
 from instahide_fl.cli.data import data_app
@@ -33,6 +34,7 @@ app.command()(attack)
 app.command()(compare)
 app.add_typer(data_app, name="data")
 app.add_typer(pool_app, name="pool")
+app.add_typer(challenge_app, name="challenge")
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from instahide_fl.files import atomic_file
+from instahide_fl.metrics.correction import negative
 from instahide_fl.report.contact_sheet import save_contact_sheet
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ def save_attack_pictures(result: AttackResult, folder: Path) -> None:
     name = result.attack.name
     if result.scores.shown:
         _save_grid(folder / f"{name}.png", result)
+    elif not result.subject.truths:
+        _save_recovered(folder / f"{name}.png", result)
     if len(result.by_round) > 1 and result.scores.private:
         _save_rounds(folder / f"{name}-rounds.png", result)
 
@@ -43,12 +46,31 @@ def _save_grid(path: Path, result: AttackResult) -> None:
         torch.cat([getattr(one, kind) for one in result.scores.shown])[:COLUMNS]
         for kind in ("originals", "encodings", "reconstructions")
     )
-    method = result.run.config.instahide.method
+    method = result.subject.config.instahide.method
     rows = [("private image", _bytes(originals))]
     if method != "none":
         rows.append(("its encoding", _bytes(encodings)))
     recovered = "decoded image" if result.scores.target == "private" else "recovered"
     rows.append((recovered, _bytes(found)))
+    title = f"{result.attack.name} by {result.threat_model.name}: {result.verdict}"
+    save_contact_sheet(path, rows, title)
+
+
+def _save_recovered(path: Path, result: AttackResult) -> None:
+    """Draw what came out where there is nothing to hold it against."""
+    statistics = result.subject.statistics
+    images = [
+        statistics.restore(one.images[:COLUMNS].cpu().nan_to_num(0.0, 0.0, 0.0))
+        for one in result.reconstruction.recovered
+        if one.images is not None and len(one.images)
+    ]
+    if not images:
+        return
+    first = torch.cat(images)[:COLUMNS]
+    rows = [
+        ("recovered", _bytes(first)),
+        ("its negative", _bytes(negative(first, statistics))),
+    ]
     title = f"{result.attack.name} by {result.threat_model.name}: {result.verdict}"
     save_contact_sheet(path, rows, title)
 
@@ -71,11 +93,10 @@ def _save_rounds(path: Path, result: AttackResult) -> None:
         if known:
             leakage.plot(*zip(*known, strict=True), marker="o", label=label)
     leakage.set(xlabel="round", ylabel="SSIM of reconstructions", ylim=(-0.05, 1.05))
-    rows = result.run.folder.metrics()
     accuracies = [
-        (row["round"], row["test_accuracy"])
-        for row in rows
-        if row["test_accuracy"] is not None
+        (number, one)
+        for number, one in result.subject.accuracies().items()
+        if one is not None
     ]
     accuracy = leakage.twinx()
     accuracy.plot(

@@ -1,139 +1,82 @@
-"""An audit of a recorded run: attack it, score what came out, and write it down."""
+"""An audit: attack a run or a challenge, score what came out, and write it down."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from instahide_fl.attacks.attack import Advance, Attack, Reconstruction
-from instahide_fl.attacks.control import Truths, control_of, undefended
-from instahide_fl.attacks.linear_layers import build_network
+from instahide_fl.attacks.control import Truths
 from instahide_fl.attacks.scores import Scores
 from instahide_fl.attacks.scoring import score
-from instahide_fl.attacks.verdict import beats_baseline, verdict
-from instahide_fl.config import Config, parse_rounds
+from instahide_fl.attacks.verdict import NOT_SCORED, beats_baseline, verdict
+from instahide_fl.config import Config
 from instahide_fl.data.augment import Augmentation
-from instahide_fl.data.datasets import augmentation_for
-from instahide_fl.errors import AttackError, OutputError, TranscriptError
+from instahide_fl.errors import AttackError
 from instahide_fl.files import write_text
-from instahide_fl.models.arrays import shared_buffers
 from instahide_fl.rng import stream
-from instahide_fl.run_folder import CONFIG, RunFolder
-from instahide_fl.transcript.recorded import (
-    HOW_TO_RECORD,
-    RoundTranscript,
-    read_transcript,
-    recorded_rounds,
-)
-from instahide_fl.transcript.threat_model import (
-    AdversaryView,
-    ThreatModel,
-    build_view,
-    read_truths,
-)
+from instahide_fl.transcript.threat_model import AdversaryView, ThreatModel
+from instahide_fl.types import ChannelStatistics
 
 RESULTS = "attacks"
 
 
-@dataclass(frozen=True)
-class RecordedRun:
-    """A run whose server kept transcripts.
+class Subject(Protocol):
+    """What is attacked: a recorded run, or a challenge."""
 
-    Attributes:
-        folder: of the run.
-        config: its settings.
-        transcripts: of the rounds to attack, at least one.
-        truths: of every client in them.
-    """
+    @property
+    def config(self) -> Config:
+        """Its settings."""
 
-    folder: RunFolder
-    config: Config
-    transcripts: Sequence[RoundTranscript]
-    truths: Truths
+    @property
+    def truths(self) -> Truths:
+        """Of every client, to score with; empty if nobody knows it."""
+
+    @property
+    def statistics(self) -> ChannelStatistics:
+        """Constants that private images are normalised with."""
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
 
     @property
     def augmentation(self) -> Augmentation | None:
-        """What clients did to private images before mixing."""
-        return augmentation_for(self.config.data, self.transcripts[0].image_shape)
+        """What was done to private images before mixing."""
 
     def view(self, model: ThreatModel) -> AdversaryView:
-        """Return what an adversary has of the run."""
-        return build_view(
-            model, self.config, self.transcripts, self.truths, self._buffers
-        )
+        """Return what an adversary has.
 
-    def control(self) -> RecordedRun:
-        """Return the same clients in the same rounds with nothing hidden."""
-        transcripts, truths = control_of(self.config, self.transcripts, self.truths)
-        return RecordedRun(self.folder, undefended(self.config), transcripts, truths)
+        Raises:
+            ThreatModelError: nobody could give that adversary what it knows.
+        """
 
-    @property
-    def is_crafted(self) -> bool:
-        """Whether clients were sent crafted parameters."""
-        return self.config.record.crafted != "none"
+    def control(self) -> Subject:
+        """Return the same with nothing hidden.
 
-    @cached_property
-    def _buffers(self) -> list[str]:
-        first = self.transcripts[0]
-        model = build_network(self.config, first.image_shape, first.num_classes)
-        return list(shared_buffers(model))
+        Raises:
+            AttackError: that cannot be computed, and why.
+        """
 
+    def about(self) -> dict[str, Any]:
+        """Return what to write beside the figures."""
 
-def open_recorded_run(path: Path, rounds: str = "") -> RecordedRun:
-    """Open a run to attack it.
-
-    Args:
-        path: its folder.
-        rounds: those to attack, as in `record.rounds`; empty takes all recorded ones.
-
-    Raises:
-        OutputError: there is no run.
-        ConfigError: its settings, or `rounds`, are not valid.
-        TranscriptError: no round was recorded, not these ones, without the truth, or a
-            file is damaged.
-    """
-    folder = RunFolder(path)
-    if not (path / CONFIG).is_file():
-        raise OutputError(f"{path} is not a run folder (no {CONFIG})")
-    known = recorded_rounds(path)
-    if not known:
-        raise TranscriptError(f"{path} has no transcript: {HOW_TO_RECORD}")
-    wanted = parse_rounds(rounds or "all")
-    chosen = [
-        number
-        for number in known
-        if any(first <= number <= last for first, last in wanted)
-    ]
-    for first, last in wanted:
-        if first == last and first not in known:
-            read_transcript(path, int(first))  # says which rounds there are
-    if not chosen:
-        read_transcript(path, int(wanted[0][0]))
-    transcripts = [read_transcript(path, number) for number in chosen]
-    truths = read_truths(path, transcripts)
-    for seen in transcripts:
-        if absent := [one for one in seen.updates if (seen.round, one) not in truths]:
-            raise TranscriptError(
-                f"the truth of client {absent[0]} in round {seen.round} of {path} was "
-                f"not written, and without it an attack cannot be scored: simulate the "
-                f"run again with --set record.truth=true"
-            )
-    return RecordedRun(folder, folder.config(), transcripts, truths)
+    def accuracies(self) -> Mapping[int, float | None]:
+        """Return the test accuracy after each round; empty if nothing was trained."""
 
 
 @dataclass(frozen=True)
 class AttackResult:
-    """What an attack did to a run.
+    """What an attack did to its subject.
 
     Attributes:
         attack: with its settings.
         threat_model: the adversary.
-        run: what was attacked.
+        subject: what was attacked.
         seed: of the attack.
         seconds: it took, without the control.
         reconstruction: what it returned.
@@ -146,7 +89,7 @@ class AttackResult:
 
     attack: Attack
     threat_model: ThreatModel
-    run: RecordedRun
+    subject: Subject
     seed: int
     seconds: float
     reconstruction: Reconstruction
@@ -158,23 +101,20 @@ class AttackResult:
     @property
     def verdict(self) -> str:
         """In words; see `attacks.verdict`."""
+        if not self.subject.truths:
+            return NOT_SCORED
         return verdict(self.threat_model, self.scores, self.control)
 
     def to_json(self) -> dict[str, Any]:
         """Return what is written to attacks/NAME.json."""
-        rounds = [seen.round for seen in self.run.transcripts]
-        sizes = {
-            u.num_examples for t in self.run.transcripts for u in t.updates.values()
-        }
         found = self.scores.to_json()
         return {
             "attack": self.attack.name,
             "threat_model": self.threat_model.name,
-            "method": self.run.config.instahide.method,
-            "scope": self.run.config.instahide.scope,
-            "num_mixed": self.run.config.instahide.num_mixed,
-            "round": rounds[0] if len(rounds) == 1 else rounds,
-            "batch_size": max(sizes, default=0),
+            "method": self.subject.config.instahide.method,
+            "scope": self.subject.config.instahide.scope,
+            "num_mixed": self.subject.config.instahide.num_mixed,
+            **self.subject.about(),
             "images": self.scores.reconstructions,
             "seed": self.seed,
             "seconds": round(self.seconds, 3),
@@ -196,9 +136,7 @@ class AttackResult:
         }
 
     def _rounds_json(self) -> list[dict[str, Any]]:
-        accuracy = {
-            row["round"]: row["test_accuracy"] for row in self.run.folder.metrics()
-        }
+        accuracy = self.subject.accuracies()
         return [
             {
                 "round": number,
@@ -219,17 +157,17 @@ class AttackResult:
 
 
 def run_attack(
-    run: RecordedRun,
+    subject: Subject,
     attack: Attack,
     model: ThreatModel,
     seed: int,
     advance: Advance,
     with_control: bool = True,
 ) -> AttackResult:
-    """Attack a run and score what came out.
+    """Attack, and score what came out if the truth is known.
 
     Args:
-        run: the recorded run.
+        subject: a recorded run or a challenge.
         attack: with its settings.
         model: the adversary.
         seed: of starting points and of the baselines' noise.
@@ -238,76 +176,68 @@ def run_attack(
 
     Raises:
         ThreatModelError: the adversary lacks what the attack needs.
-        AttackError: the attack does not apply to this run.
+        AttackError: the attack does not apply here.
     """
-    note = _no_control(run, with_control)
-    parts = 1 if note else 2
+    hides = subject.config.instahide.method != "none"
+    parts = 2 if hides and with_control else 1
     start = time.perf_counter()
     found = _reconstruct(
-        run, attack, model, seed, lambda done, total: advance(done, parts * total)
+        subject, attack, model, seed, lambda done, total: advance(done, parts * total)
     )
     seconds = time.perf_counter() - start
-    scores = _scored(run, found, seed)
-    control: Scores | None = None
-    plain: RecordedRun | None = None
-    if run.config.instahide.method == "none":
-        control = scores
-    elif not note:
+    scores = _scored(subject, found, seed)
+    control: Scores | None = None if hides else scores
+    note = "not asked for" if hides else "nothing is hidden here in the first place"
+    if parts == 2:
         try:
-            plain = run.control()
+            control = _control(
+                *(subject, attack, model, seed),
+                lambda done, total: advance(total + done, 2 * total),
+            )
+            note = ""
         except AttackError as error:
             note = str(error)
-    if plain is not None:
-        tried = _reconstruct(
-            plain,
-            attack,
-            model,
-            seed,
-            lambda done, total: advance(total + done, 2 * total),
-        )
-        control = _scored(plain, tried, seed)
-    by_round = _by_round(run, found, seed)
+    by_round = _by_round(subject, found, seed)
     return AttackResult(
-        attack, model, run, seed, seconds, found, scores, by_round, control, note
+        attack, model, subject, seed, seconds, found, scores, by_round, control, note
     )
 
 
-def _no_control(run: RecordedRun, wanted: bool) -> str:
-    """Return why there is no second attack; empty if there is one."""
-    if run.config.instahide.method == "none":
-        return "the run itself hides nothing"
-    if run.is_crafted:
-        return "the parameters were crafted for this run's encodings"
-    return "" if wanted else "not asked for"
+def _control(
+    subject: Subject, attack: Attack, model: ThreatModel, seed: int, advance: Advance
+) -> Scores:
+    plain = subject.control()
+    return _scored(plain, _reconstruct(plain, attack, model, seed, advance), seed)
 
 
 def _reconstruct(
-    run: RecordedRun, attack: Attack, model: ThreatModel, seed: int, advance: Advance
+    subject: Subject, attack: Attack, model: ThreatModel, seed: int, advance: Advance
 ) -> Reconstruction:
-    view = run.view(model)
+    view = subject.view(model)
     view.require(attack.name, attack.needs)
     return attack.reconstruct(view, stream(seed, "attack", attack.name), advance)
 
 
-def _scored(run: RecordedRun, found: Reconstruction, seed: int) -> Scores:
-    first = run.transcripts[0]
+def _scored(subject: Subject, found: Reconstruction, seed: int) -> Scores:
+    if not subject.truths:
+        return Scores.without_truth(found)
     return score(
         found,
-        run.truths,
-        first.statistics,
-        first.num_classes,
+        subject.truths,
+        subject.statistics,
+        subject.num_classes,
         stream(seed, "score"),
-        run.augmentation,
+        subject.augmentation,
     )
 
 
-def _by_round(run: RecordedRun, found: Reconstruction, seed: int) -> dict[int, Scores]:
+def _by_round(subject: Subject, found: Reconstruction, seed: int) -> dict[int, Scores]:
     rounds = sorted({one.round for one in found.recovered})
     if len(rounds) < 2:
         return {}
     return {
         number: _scored(
-            run,
+            subject,
             replace(
                 found,
                 recovered=tuple(one for one in found.recovered if one.round == number),

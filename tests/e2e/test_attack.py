@@ -16,7 +16,7 @@ from instahide_fl.errors import (
     ThreatModelError,
     TranscriptError,
 )
-from instahide_fl.report.audit import open_recorded_run
+from instahide_fl.report.recorded_run import open_recorded_run
 from instahide_fl.transcript.recorded import transcript_path
 from tests.e2e.support import start
 

@@ -16,24 +16,9 @@ import pytest
 import torch
 from PIL import Image
 
-from instahide_fl import cli
 from instahide_fl.data.pool import MixingPool
 
 QUICK = ["--engine", "inline", "--set", "train.rounds=2", "--set", "model.width=4"]
-
-
-@pytest.fixture
-def command(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["instahide-fl", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        printed = capsys.readouterr()
-        return ended.value.code or 0, printed.out, printed.err
-
-    return call
 
 
 def test_run_then_the_folder_cannot_be_overwritten(command):

@@ -1,0 +1,113 @@
+"""From what an attack recovered to a submission: one image for each encoding.
+
+Two things are decided here, neither of them by looking at the truth:
+
+- **Which image.** Each encoding gets the recovered image that weighs most in it, by the
+  links that the attack found or by the key if the adversary was given it. Without
+  either, it gets the image x for which |e| is closest to a + b |x|, with the best a and
+  b >= 0: signs are folded away on both sides, and the other images in the encoding only
+  raise a and add noise.
+- **Which sign.** Signs of pixels are lost in encodings, so all images of an attack may
+  come out negative together. Of the two, the one is taken that leaves [0, 1] less.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from instahide_fl.attacks.attack import Reconstruction, Recovered
+from instahide_fl.metrics.correction import negative
+from instahide_fl.transcript.threat_model import AdversaryView, KnownMapping
+from instahide_fl.types import ChannelStatistics
+
+
+def decryption_of(reconstruction: Reconstruction, view: AdversaryView) -> Tensor | None:
+    """Return one image for each encoding of a challenge.
+
+    Args:
+        reconstruction: of an attack on it.
+        view: that the attack had.
+
+    Returns:
+        f32[E,C,H,W] in [0, 1]; None if no private images were recovered.
+    """
+    if reconstruction.target != "private":
+        return None
+    seen = view.observations[0]
+    for found in reconstruction.recovered:
+        if found.images is None or not len(found.images) or seen.encodings is None:
+            continue
+        images = found.images.detach().cpu().float().nan_to_num(0.0, 0.0, 0.0)
+        chosen = assign(found, images, seen.encodings, seen.mapping)
+        return in_likelier_sign(images, view.statistics)[chosen]
+    return None
+
+
+def assign(
+    recovered: Recovered,
+    images: Tensor,
+    encodings: Tensor,
+    mapping: KnownMapping | None,
+) -> Tensor:
+    """Return which recovered image each encoding shows most of.
+
+    Args:
+        recovered: with links or rows, or without.
+        images: f32[M,C,H,W], normalised.
+        encodings: f32[E,C,H,W], normalised.
+        mapping: of the key; None if the adversary was not given it.
+
+    Returns:
+        i64[E] in 0..M-1.
+    """
+    weights = recovered.links
+    if weights is None and recovered.rows is not None and mapping is not None:
+        private = mapping.private_index
+        own = mapping.coefficients[:, : private.shape[1]]
+        same = private[:, :, None] == recovered.rows[None, None, :]
+        weights = (own[:, :, None] * same).sum(dim=1)
+    folded = folded_similarity(encodings, images)
+    if weights is None:
+        return folded.argmax(dim=1)
+    weights = weights.detach().cpu()
+    linked = weights.amax(dim=1) > 0
+    return torch.where(linked, weights.argmax(dim=1), folded.argmax(dim=1))
+
+
+def folded_similarity(encodings: Tensor, images: Tensor) -> Tensor:
+    """Return the correlation of |e| and |x| over pixels, for each pair.
+
+    The residual of the fit |e| = a + b |x| falls as it rises.
+
+    Args:
+        encodings: f32[E,C,H,W], normalised.
+        images: f32[M,C,H,W], normalised.
+
+    Returns:
+        f32[E,M] in [-1, 1]; 0 for images without any contrast.
+    """
+    return _standardised(encodings) @ _standardised(images).T
+
+
+def in_likelier_sign(images: Tensor, statistics: ChannelStatistics) -> Tensor:
+    """Return images, or the negatives of all, whichever leave [0, 1] less.
+
+    Args:
+        images: f32[M,C,H,W], normalised.
+        statistics: constants that they are normalised with.
+
+    Returns:
+        f32[M,C,H,W], clipped to [0, 1].
+    """
+    plain = statistics.restore(images)
+    opposite = negative(plain, statistics)
+    excess = [(one - one.clamp(0, 1)).square().sum() for one in (plain, opposite)]
+    return (opposite if excess[1] < excess[0] else plain).clamp(0, 1)
+
+
+def _standardised(images: Tensor) -> Tensor:
+    folded = images.abs().flatten(1)
+    centred = folded - folded.mean(dim=1, keepdim=True)
+    length = centred.square().sum(dim=1, keepdim=True).sqrt()
+    return centred / length.clamp_min(1e-12)

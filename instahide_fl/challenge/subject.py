@@ -1,0 +1,291 @@
+"""A challenge as something to attack: the same audit as that of a recorded run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from instahide_fl.attacks.control import Truths, undefended, undefended_truth
+from instahide_fl.attacks.registry import ATTACKS
+from instahide_fl.challenge.files import SETTINGS, PublishedChallenge, read_published
+from instahide_fl.challenge.make import CLIENT, ROUND
+from instahide_fl.challenge.settings import ChallengeSettings, PublishedPool
+from instahide_fl.config import Config
+from instahide_fl.data.augment import Augmentation
+from instahide_fl.data.datasets import augmentation_for
+from instahide_fl.data.pool import MixingPool
+from instahide_fl.errors import (
+    AttackError,
+    DataError,
+    PoolError,
+    ThreatModelError,
+    TranscriptError,
+)
+from instahide_fl.transcript.threat_model import (
+    AdversaryView,
+    Knowledge,
+    KnownMapping,
+    Observation,
+    ThreatModel,
+    threat_model,
+)
+from instahide_fl.transcript.truth import ClientTruth, read_truth, truth_path
+from instahide_fl.types import ChannelStatistics
+
+HOLDERS = ("encodings-holder", "auditor-of-encodings")
+EXPECTED = ("decode_encodings", "carlini")
+"""Attacks that run unasked even where they are slow: what a challenge is for."""
+
+
+@dataclass(frozen=True)
+class ChallengeSubject:
+    """Encodings of one client, "challenge", in one round.
+
+    Attributes:
+        config: the settings that were published, as those of a run.
+        statistics: constants that private images are normalised with.
+        encodings: f32[E,C,H,W], normalised.
+        soft_targets: f32[E,K].
+        pool: the public images; None if they are not at hand, or none were mixed in.
+        truth: None where nobody knows it.
+        notes: what had to be assumed, or is not at hand.
+    """
+
+    config: Config
+    statistics: ChannelStatistics
+    encodings: Tensor
+    soft_targets: Tensor
+    pool: MixingPool | None
+    truth: ClientTruth | None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def truths(self) -> Truths:
+        """The truth by round and client; empty where nobody knows it."""
+        return {} if self.truth is None else {(ROUND, CLIENT): self.truth}
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """C, H, W."""
+        channels, height, width = self.encodings.shape[1:]
+        return channels, height, width
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return self.soft_targets.shape[1]
+
+    @property
+    def augmentation(self) -> Augmentation | None:
+        """What was done to private images before mixing."""
+        return augmentation_for(self.config.data, self.image_shape)
+
+    def view(self, model: ThreatModel) -> AdversaryView:
+        """Return what an adversary has of the challenge.
+
+        Raises:
+            ThreatModelError: it holds no encodings, or knows what only the truth tells.
+        """
+        knows = model.knows
+        if Knowledge.ENCODINGS not in knows:
+            raise ThreatModelError(
+                f"a challenge consists of encodings, which the threat model "
+                f"{model.name} does not have: choose {' or '.join(HOLDERS)}"
+            )
+        mapping = None
+        if Knowledge.MAPPING in knows:
+            if self.truth is None:
+                raise ThreatModelError(
+                    f"the threat model {model.name} gives mapping and coefficients of "
+                    f"the key, which only truth/ tells, and this challenge has none: "
+                    f"choose encodings-holder"
+                )
+            key = self.truth.key
+            mapping = KnownMapping(key.private_index, key.coefficients)
+        observation = Observation(
+            ROUND,
+            CLIENT,
+            num_examples=0,
+            learning_rate_factor=1.0,
+            kind="gradient",
+            encodings=self.encodings,
+            soft_targets=self.soft_targets if Knowledge.LABELS in knows else None,
+            mapping=mapping,
+        )
+        return AdversaryView(
+            model,
+            self.config,
+            self.statistics,
+            self.image_shape,
+            self.num_classes,
+            (observation,),
+            (),
+            self.pool if Knowledge.POOL in knows else None,
+        )
+
+    def control(self) -> ChallengeSubject:
+        """Return a challenge of the same images with nothing hidden.
+
+        Raises:
+            AttackError: the images are not known.
+        """
+        if self.truth is None:
+            raise AttackError(
+                "the truth is not known, so neither are the images to hide nothing of"
+            )
+        plain = undefended_truth(self.truth, self.statistics, self.num_classes)
+        config = undefended(self.config)
+        return ChallengeSubject(
+            *(config, self.statistics, plain.encodings, plain.soft_targets),
+            pool=None,
+            truth=plain,
+        )
+
+    def about(self) -> dict[str, Any]:
+        """Return that it is a challenge, and how many encodings it has."""
+        count = len(self.encodings)
+        return {
+            "challenge": True,
+            "round": ROUND,
+            "batch_size": count,
+            "encodings": count,
+        }
+
+    def accuracies(self) -> Mapping[int, float | None]:
+        """Return nothing: no network was trained."""
+        return {}
+
+
+def open_challenge(
+    folder: Path, pool: str | None = None, dataset: str | None = None
+) -> ChallengeSubject:
+    """Open a challenge to attack it.
+
+    Args:
+        folder: of the challenge, with or without `truth/`.
+        pool: where the public images are: a folder, or `photos`. None takes the
+            embedded pool if the challenge was made with it, and else does without.
+        dataset: as in `data.dataset`: where an attack that trains finds images like the
+            private ones. None leaves the name that was published.
+
+    Raises:
+        DataError: a file is missing, damaged, or does not fit the others.
+        PoolError: the pool is not the one that the challenge was made with.
+    """
+    published = read_published(folder)
+    settings = published.settings
+    opened = _opened_pool(settings, pool)
+    config = _config(settings, dataset or settings.data.dataset)
+    if opened is not None and opened.folder is not None:
+        config = config.with_values({"pool.source": str(opened.folder)})
+    return ChallengeSubject(
+        config,
+        settings.statistics,
+        published.encodings,
+        published.soft_targets,
+        opened,
+        _truth(folder, published),
+        tuple(_notes(published, opened)),
+    )
+
+
+def attacks_on_encodings(adversary: str | None) -> list[str]:
+    """Return the attacks to run where none is named: registering one is enough.
+
+    Args:
+        adversary: whom all are run as; None for each attack's own, of which only those
+            who hold encodings count.
+
+    Raises:
+        ConfigError: there is no such adversary.
+    """
+    known = None if adversary is None else threat_model(adversary).knows
+    return [
+        name
+        for name, attack in ATTACKS.items()
+        if (attack.by_default or name in EXPECTED)
+        and (attack.threat_model in HOLDERS if known is None else attack.needs <= known)
+    ]
+
+
+def _notes(published: PublishedChallenge, pool: MixingPool | None) -> Iterator[str]:
+    instahide = published.settings.instahide
+    if published.assumed:
+        yield (
+            f"no {SETTINGS}: k = {instahide.num_mixed}, {instahide.scope}, and pixels "
+            f"mapped to [-1, 1] are assumed, as in the original challenge"
+        )
+    if instahide.uses_pool and pool is None:
+        yield "the public images are not at hand (--pool): attacks do without them"
+
+
+def _config(settings: ChallengeSettings, dataset: str) -> Config:
+    """Put what was published into the form of a run's settings."""
+    about = settings.instahide.model_dump(by_alias=True)
+    values = {f"instahide.{name}": value for name, value in about.items()}
+    values |= {"data.dataset": dataset, "data.augment": settings.data.augment}
+    return Config.from_run_config(values)
+
+
+def _opened_pool(settings: ChallengeSettings, source: str | None) -> MixingPool | None:
+    about = settings.pool
+    if source is None and (about is None or about.source != "photos"):
+        return None
+    channels, height, _ = settings.image_shape
+    if source in (None, "photos"):
+        found = MixingPool.photos(height, channels)
+    else:
+        found = MixingPool.open(Path(str(source)).expanduser())
+    if _is_another(found, about):
+        if source is None:
+            return None
+        raise PoolError(
+            f"--pool {source} has sha256 {found.sha256[:12]}, the challenge was made "
+            f"with {about.sha256[:12] if about else ''}: give that one, or none"
+        )
+    found.check_fits(settings.image_shape, settings.instahide.public_count)
+    return found
+
+
+def _is_another(pool: MixingPool, about: PublishedPool | None) -> bool:
+    return about is not None and pool.sha256 != about.sha256
+
+
+def _truth(folder: Path, published: PublishedChallenge) -> ClientTruth | None:
+    if not truth_path(folder, ROUND, CLIENT).is_file():
+        return None
+    try:
+        truth = read_truth(folder, ROUND, CLIENT)
+    except TranscriptError as error:
+        raise DataError(str(error)) from None
+    expected = (published.encodings.shape, published.soft_targets.shape)
+    if (truth.encodings.shape, truth.soft_targets.shape) != expected:
+        raise DataError(
+            f"{folder}: truth/ is of encodings {tuple(truth.encodings.shape)}, "
+            f"published are {tuple(published.encodings.shape)}: it belongs to another "
+            f"challenge"
+        )
+    return truth
+
+
+def open_truth(folder: Path) -> tuple[ClientTruth, ChannelStatistics]:
+    """Open what a challenge hides, to score a decryption of it.
+
+    Returns:
+        Originals and keys, and the constants that images are normalised with.
+
+    Raises:
+        DataError: the truth is missing, or a file is damaged.
+    """
+    published = read_published(folder)
+    truth = _truth(folder, published)
+    if truth is None:
+        raise DataError(
+            f"{truth_path(folder, ROUND, CLIENT)} is missing: only whoever made a "
+            f"challenge can score it, with the truth/ that challenge make wrote"
+        )
+    return truth, published.settings.statistics

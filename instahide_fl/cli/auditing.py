@@ -1,0 +1,186 @@
+"""What the commands `attack` and `challenge attack` share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from instahide_fl.cli.common import console, errors
+from instahide_fl.config import Scalar, parse_assignment
+from instahide_fl.errors import (
+    AttackError,
+    ConfigError,
+    DataError,
+    PoolError,
+    ThreatModelError,
+)
+
+if TYPE_CHECKING:
+    from instahide_fl.attacks.attack import Attack
+    from instahide_fl.attacks.scores import Column
+    from instahide_fl.report.audit import AttackResult, Subject
+    from instahide_fl.transcript.threat_model import ThreatModel
+
+Names = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--attack", metavar="NAME", help="Default: all that apply, but slow ones."
+    ),
+]
+ThreatModelOption = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="The adversary; default: each attack's own."),
+]
+SettingsOfAttacks = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="ATTACK.KEY=VALUE",
+        help="A setting of an attack, e.g. dlg.restarts=5.",
+    ),
+]
+Seed = Annotated[int, typer.Option(min=0, help="Of starting points.")]
+ControlOption = Annotated[
+    bool,
+    typer.Option(help="Attack the same images without any defence as well."),
+]
+
+
+def settings_by_attack(assignments: Sequence[str]) -> dict[str, dict[str, Scalar]]:
+    """Sort settings by the attack that they are for.
+
+    Args:
+        assignments: as typed, ATTACK.KEY=VALUE.
+
+    Raises:
+        ConfigError: one names no attack.
+    """
+    from instahide_fl.attacks.registry import ATTACKS
+
+    settings: dict[str, dict[str, Scalar]] = {}
+    for key, value in map(parse_assignment, assignments):
+        name, dot, setting = key.partition(".")
+        if not dot or name not in ATTACKS:
+            raise ConfigError(
+                f"--set {key}: attacks' settings are ATTACK.KEY, with ATTACK one of "
+                f"{', '.join(ATTACKS)}"
+            )
+        settings.setdefault(name, {})[setting] = value
+    return settings
+
+
+def attacks_to_run(
+    names: Sequence[str] | None,
+    adversary: str | None,
+    settings: Mapping[str, Mapping[str, Scalar]],
+    usual: Sequence[str] | None = None,
+) -> list[tuple[Attack, ThreatModel]]:
+    """Build the attacks; settings of one that does not run are a mistake.
+
+    Args:
+        names: of attacks; None for the usual ones.
+        adversary: whom all are run as; None for each attack's own.
+        settings: by attack.
+        usual: taken without names; None for all but slow ones.
+
+    Raises:
+        ConfigError: a name or a setting is not valid.
+    """
+    from instahide_fl.attacks.registry import ATTACKS, build_attack
+    from instahide_fl.transcript.threat_model import threat_model as named
+
+    if adversary is not None:
+        named(adversary)
+    if usual is None:
+        usual = [name for name, one in ATTACKS.items() if one.by_default]
+    wanted = list(dict.fromkeys(names or usual))
+    for name in settings.keys() - set(wanted):
+        raise ConfigError(f"--set {name}. ...: add --attack {name}, or leave it out")
+    attacks = [build_attack(name, settings.get(name, {})) for name in wanted]
+    return [(one, named(adversary or one.threat_model)) for one in attacks]
+
+
+def run_attacks(
+    subject: Subject,
+    chosen: Sequence[tuple[Attack, ThreatModel]],
+    seed: int,
+    control: bool,
+    folder: Path,
+    strict: bool,
+) -> list[AttackResult]:
+    """Run attacks one by one, and write down what each did.
+
+    Args:
+        subject: a recorded run or a challenge.
+        chosen: attacks, and as whom.
+        seed: of starting points.
+        control: whether to attack the same with nothing hidden as well.
+        folder: for NAME.json and NAME.png.
+        strict: whether an attack that does not apply is an error; it is left out
+            otherwise.
+
+    Raises:
+        AttackError: an attack does not apply.
+        DataError: an attack lacks images to train on.
+        PoolError: an attack lacks the public images.
+        ThreatModelError: an adversary lacks what an attack needs.
+    """
+    from instahide_fl.progress import steps_bar
+    from instahide_fl.report.attack_picture import save_attack_pictures
+    from instahide_fl.report.audit import run_attack, save_result
+
+    results = []
+    for one, adversary in chosen:
+        try:
+            with steps_bar(console, one.name) as advance:
+                result = run_attack(subject, one, adversary, seed, advance, control)
+        except (AttackError, DataError, PoolError, ThreatModelError) as error:
+            if strict:
+                raise
+            console.print(f"{one.name}: left out: {error}", markup=False)
+            continue
+        save_result(result, folder)
+        save_attack_pictures(result, folder)
+        results.append(result)
+    return results
+
+
+def print_results(results: Sequence[AttackResult]) -> None:
+    """Print a table of all, at least one, and the verdict on the method."""
+    from instahide_fl.attacks.verdict import worst
+
+    table = Table()
+    for heading in ("attack", "adversary", "encoding", "private", "chance", "verdict"):
+        table.add_column(heading, overflow="fold")
+    for one in results:
+        scores = one.scores
+        table.add_row(
+            one.attack.name,
+            one.threat_model.name,
+            _ssim(scores.encoding),
+            _ssim(scores.private),
+            f"{scores.private.no_information.sign_ssim.mean:.2f}"
+            if scores.private
+            else "",
+            one.verdict,
+        )
+    console.print(table)
+    console.print("SSIM, mean (best), in the better sign")
+    config = results[0].subject.config.instahide
+    console.print(
+        f"method {config.method}: {worst(one.verdict for one in results)}", markup=False
+    )
+    for one in results:
+        for caveat in one.scores.caveats:
+            errors.print(f"{one.attack.name}: {caveat}")
+
+
+def _ssim(column: Column | None) -> str:
+    if column is None:
+        return ""
+    found = column.attack.sign_ssim
+    return f"{found.mean:.2f} ({found.best:.2f})"
