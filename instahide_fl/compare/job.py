@@ -14,18 +14,18 @@ import torch
 
 from instahide_fl.attacks.attack import silent
 from instahide_fl.attacks.registry import build_attack
-from instahide_fl.config import Config
+from instahide_fl.config import Config, Scalar
 from instahide_fl.engine.inline import run_inline
 from instahide_fl.engine.run import check_run
-from instahide_fl.errors import AttackError, ThreatModelError
+from instahide_fl.errors import AttackError, DataError, PoolError, ThreatModelError
 from instahide_fl.files import explained
 from instahide_fl.report.attack_picture import save_attack_pictures
 from instahide_fl.report.audit import (
     RESULTS,
-    open_recorded_run,
     run_attack,
     save_result,
 )
+from instahide_fl.report.recorded_run import open_recorded_run
 from instahide_fl.run_folder import MODEL, PROVENANCE, RunFolder
 from instahide_fl.study.folder import AUDIT, StudyFolder
 from instahide_fl.study.plan import PlannedRun
@@ -67,7 +67,10 @@ def _train(folder: RunFolder, config: Config) -> None:
             shutil.rmtree(folder.path, ignore_errors=True)
         RunFolder.create(folder.path, config)
         folder.write_json(PROVENANCE, {"command": "instahide-fl compare"})
-    output = {"output.folder": str(folder.path.absolute()), "output.resume": resumed}
+    output: dict[str, Scalar] = {
+        "output.folder": str(folder.path.absolute()),
+        "output.resume": resumed,
+    }
     run_inline(config.with_values(output), folder)
 
 
@@ -90,7 +93,7 @@ def _audit(
         adversary = threat_model(audit.threat_model or attack.threat_model)
         try:
             result = run_attack(recorded, attack, adversary, config.seed, silent)
-        except (AttackError, ThreatModelError) as error:
+        except (AttackError, DataError, PoolError, ThreatModelError) as error:
             left_out[name] = str(error)
             continue
         save_result(result, folder.path / RESULTS)
