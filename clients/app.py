@@ -17,6 +17,12 @@ from clients.records import (
     reply_description,
     reply_update,
 )
+from clients.secure_aggregation import (
+    answer_key_shares,
+    answer_public_keys,
+    answer_unmask,
+    reply_masked,
+)
 from instahide_fl.errors import ProtocolError
 from instahide_fl.provenance import code_hash
 from instahide_fl.training.local import local_steps
@@ -28,6 +34,7 @@ from instahide_fl.training.scaffold import (
 )
 from instahide_fl.transcript.truth import write_truth
 from instahide_fl.wire import ClientDescription
+from instahide_fl.wire_masks import KEY_SHARES, PUBLIC_KEYS, UNMASK
 
 app = ClientApp()
 
@@ -84,4 +91,26 @@ def train(message: Message, context: Context) -> Message:
     if keeper:
         folder = Path(node.config.output.folder)
         write_truth(folder, keeper.truth(instruction.round, node.client, split))
+    if node.config.secure_aggregation.enabled:
+        return reply_masked(message, context, node.client, update, node.config)
     return reply_update(message, node.client, update)
+
+
+@app.query(PUBLIC_KEYS)
+def public_keys(message: Message, context: Context) -> Message:
+    """Begin a round of secure aggregation."""
+    return answer_public_keys(message, context, open_node(context).client)
+
+
+@app.query(KEY_SHARES)
+def key_shares(message: Message, context: Context) -> Message:
+    """Share this round's secrets among its clients."""
+    node = open_node(context)
+    return answer_key_shares(message, context, node.client, node.config)
+
+
+@app.query(UNMASK)
+def unmask(message: Message, context: Context) -> Message:
+    """Help to take the masks off the sum."""
+    node = open_node(context)
+    return answer_unmask(message, context, node.client, node.config)

@@ -56,7 +56,7 @@ class ClientDescription:
         Raises:
             ProtocolError: the other side speaks another version.
         """
-        _check_schema(values)
+        check_schema(values)
         return cls(
             str(values["client"]),
             int(values[NUM_EXAMPLES]),
@@ -99,7 +99,7 @@ class RoundInstruction:
         Raises:
             ProtocolError: the other side speaks another version.
         """
-        _check_schema(values)
+        check_schema(values)
         statistics = ChannelStatistics(tuple(values["mean"]), tuple(values["std"]))
         return cls(
             int(values["round"]),
@@ -132,11 +132,16 @@ class UpdateHeader:
         Raises:
             ProtocolError: the other side speaks another version.
         """
-        _check_schema(values)
+        check_schema(values)
         return cls(str(values["client"]), str(values["kind"]))
 
 
-def _check_schema(values: Mapping[str, Any]) -> None:
+def check_schema(values: Mapping[str, Any]) -> None:
+    """Check that a message is of this version.
+
+    Raises:
+        ProtocolError: the other side speaks another one.
+    """
     if values.get("schema") != SCHEMA:
         raise ProtocolError(
             f"a message of schema {values.get('schema')} came, this side speaks "

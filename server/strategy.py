@@ -20,6 +20,7 @@ from server.cohort import Clients
 from server.collection import reduce_updates
 from server.recorder import Recorder
 from server.records import UpdateReader, round_content
+from server.secure_aggregation import SecureRound
 
 
 @dataclass(frozen=True)
@@ -171,6 +172,11 @@ class Strategy:
         """Return the sum of the valid updates and the failures, by node."""
         train = self.config.train
         shapes = {name: tuple(value.shape) for name, value in sent.items()}
+        if self.config.secure_aggregation.enabled:
+            nodes = {client: self.clients.nodes[client] for client in cohort}
+            sizes = {client: self.clients.num_examples[client] for client in cohort}
+            secure = SecureRound(grid, self.config, instruction.round, nodes, sizes)
+            return secure.reduce(round_content(instruction, sent), shapes)
         return reduce_updates(
             grid,
             round_content(instruction, sent),

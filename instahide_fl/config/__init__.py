@@ -15,7 +15,12 @@ from instahide_fl.config.tables import (
     ResourcesConfig,
     parse_rounds,
 )
-from instahide_fl.config.training_tables import ModelConfig, ServerConfig, TrainConfig
+from instahide_fl.config.training_tables import (
+    ModelConfig,
+    SecureAggregationConfig,
+    ServerConfig,
+    TrainConfig,
+)
 
 __all__ = [
     "Config",
@@ -28,6 +33,7 @@ __all__ = [
     "RecordConfig",
     "ResourcesConfig",
     "Scalar",
+    "SecureAggregationConfig",
     "ServerConfig",
     "TrainConfig",
     "flatten_tables",

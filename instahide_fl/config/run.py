@@ -21,7 +21,12 @@ from instahide_fl.config.tables import (
     RecordConfig,
     ResourcesConfig,
 )
-from instahide_fl.config.training_tables import ModelConfig, ServerConfig, TrainConfig
+from instahide_fl.config.training_tables import (
+    ModelConfig,
+    SecureAggregationConfig,
+    ServerConfig,
+    TrainConfig,
+)
 from instahide_fl.errors import ConfigError
 
 Scalar: TypeAlias = bool | int | float | str
@@ -40,6 +45,7 @@ class Config(Table):
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
     server: ServerConfig = ServerConfig()
+    secure_aggregation: SecureAggregationConfig = SecureAggregationConfig()
     record: RecordConfig = RecordConfig()
     resources: ResourcesConfig = ResourcesConfig()
     output: OutputConfig = OutputConfig()
@@ -59,7 +65,24 @@ class Config(Table):
             )
         if cohort or clients:
             self._check_robust(cohort or clients)
+            self._check_secure(cohort or clients)
         return self
+
+    def _check_secure(self, cohort: int) -> None:
+        if not self.secure_aggregation.enabled:
+            return
+        rule = self.server.aggregation
+        if rule not in ("weighted-mean", "mean"):
+            raise ValueError(
+                f"secure-aggregation.enabled hides single updates, which "
+                f'server.aggregation = "{rule}" compares: set it to "weighted-mean" or '
+                f'"mean"'
+            )
+        if cohort < 3:
+            raise ValueError(
+                f"secure-aggregation.enabled needs at least 3 clients in a round, got "
+                f"{cohort}: of two, each would know the other's update"
+            )
 
     def _check_robust(self, cohort: int) -> None:
         rule, bad = self.server.aggregation, self.server.malicious_clients

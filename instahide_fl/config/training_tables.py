@@ -189,3 +189,19 @@ class ServerConfig(Table):
     epsilon: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
     """Added to the denominator of adam, yogi and adagrad (tau of Reddi et al.).
     `auto`: 1e-8 in mode gradient, 1e-3 in mode update."""
+
+
+class SecureAggregationConfig(Table):
+    """Whether the server sees single updates, or only their sum."""
+
+    section = "secure-aggregation"
+
+    enabled: bool = False
+    """Clients mask their updates so that only the sum of a round can be read (Bonawitz
+    et al., CCS 2017). It hides who sent what, not what the sum itself gives away."""
+    threshold: Annotated[float, Field(gt=0.5, le=1)] = 0.67
+    """Share of a cohort that has to stay to the end of a round; with fewer, nobody can
+    read the sum. As many clients together could unmask the others."""
+    largest_value: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 16.0
+    """Absolute value that an entry of an update may have. Updates travel as integers of
+    32 bits: among n clients their resolution is n * largest-value / 2^31."""

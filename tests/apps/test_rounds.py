@@ -117,7 +117,7 @@ class TamperedGrid(InProcessGrid):
         return self.tamper(message.metadata.dst_node_id - 1000, reply, message)
 
 
-def run_tampered(tmp_path, config, tamper, nodes=None):
+def run_tampered(tmp_path, config, tamper, nodes=None, grid=TamperedGrid):
     config = config.with_values({"output.folder": str(tmp_path / "run")})
     run_config = config.to_run_config()
     count = config.partition.num_clients
@@ -125,9 +125,9 @@ def run_tampered(tmp_path, config, tamper, nodes=None):
         {"partition-id": i, "num-partitions": count} for i in range(count)
     ]
     with importable_app() as (clients, server), logging_to(tmp_path / "log"):
-        grid = TamperedGrid(clients.app, nodes, run_config)
-        grid.tamper = tamper
-        server.app(grid, server_context(run_config))
+        broken = grid(clients.app, nodes, run_config)
+        broken.tamper = tamper
+        server.app(broken, server_context(run_config))
     return RunFolder(tmp_path / "run")
 
 

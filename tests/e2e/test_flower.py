@@ -27,6 +27,7 @@ pytestmark = pytest.mark.slow
             "train.control-variates": True,  # clients keep state
             "train.schedule": "cosine",
             "model.normalization": "batch",  # and send statistics
+            "secure-aggregation.enabled": True,  # in four stages
         },
     ],
 )

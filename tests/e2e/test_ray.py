@@ -73,6 +73,7 @@ class _WithoutReducing:
         {"partition.scheme": "dirichlet", "train.mode": "update"},
         {"train.mode": "update", "train.control-variates": True},
         {"server.aggregation": "median", "model.normalization": "batch"},
+        {"secure-aggregation.enabled": True},
     ],
 )
 def test_any_number_of_workers_gives_the_bytes_of_inline(tmp_path, cluster, changes):

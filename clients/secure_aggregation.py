@@ -1,0 +1,261 @@
+"""Secure aggregation on the client's side: keys, shares, and the masked update.
+
+Key agreement, encryption and secret sharing are Flower's; the masks are in
+`instahide_fl.aggregation.masking`. Secrets come from the operating system, in
+simulation too: they cancel in the sum, so a seed still gives the same bits.
+"""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.common.secure_aggregation.crypto.shamir import create_shares
+from flwr.common.secure_aggregation.crypto.symmetric_encryption import (
+    decrypt,
+    encrypt,
+    generate_shared_key,
+)
+from flwr.common.secure_aggregation.secaggplus_utils import (
+    share_keys_plaintext_concat,
+    share_keys_plaintext_separate,
+)
+from flwr.supercore.primitives.asymmetric import (
+    bytes_to_private_key,
+    bytes_to_public_key,
+    generate_key_pairs,
+    private_key_to_bytes,
+    public_key_to_bytes,
+)
+
+from instahide_fl.aggregation.masking import FixedPoint, add_masks, flatten_arrays
+from instahide_fl.aggregation.mean import WEIGHTS
+from instahide_fl.config import Config
+from instahide_fl.engine.arrays import to_record
+from instahide_fl.errors import ProtocolError
+from instahide_fl.rng import new_secret
+from instahide_fl.types import ClientUpdate
+from instahide_fl.wire import ABOUT, ARRAYS, METRICS, SCHEMA, UpdateHeader
+from instahide_fl.wire_masks import (
+    CIPHERTEXTS,
+    CLIENTS,
+    DROPPED,
+    EXCHANGE_KEYS,
+    LARGEST_WEIGHT,
+    MASK_KEYS,
+    MASKS,
+    ROUND,
+    SHARES,
+    SURVIVORS,
+    VECTOR,
+    checked,
+    shares_needed,
+)
+
+_STATE = "secure-aggregation"  # a record in Context.state, which stays on the node
+
+
+def answer_public_keys(message: Message, context: Context, client: str) -> Message:
+    """Make this round's keys and send the public ones (stage 1)."""
+    about = checked(message.content[ABOUT], ROUND)
+    mask_key, mask_public = generate_key_pairs()
+    exchange_key, exchange_public = generate_key_pairs()
+    context.state[_STATE] = ConfigRecord(
+        {
+            "round": int(about[ROUND]),
+            "seed": new_secret(),
+            "mask-key": private_key_to_bytes(mask_key),
+            "exchange-key": private_key_to_bytes(exchange_key),
+        }
+    )
+    return _reply(
+        message,
+        {
+            "client": client,
+            MASK_KEYS: public_key_to_bytes(mask_public),
+            EXCHANGE_KEYS: public_key_to_bytes(exchange_public),
+        },
+    )
+
+
+def answer_key_shares(
+    message: Message, context: Context, client: str, config: Config
+) -> Message:
+    """Share the secrets of this round among the clients (stage 2).
+
+    Raises:
+        ProtocolError: keys are missing, twice, or too few.
+    """
+    about = checked(
+        message.content[ABOUT],
+        *(ROUND, CLIENTS, MASK_KEYS, EXCHANGE_KEYS),
+    )
+    state = _open(context, int(about[ROUND]))
+    peers = list(about[CLIENTS])
+    keys = [*about[MASK_KEYS], *about[EXCHANGE_KEYS]]
+    if client not in peers or len(set(keys)) < 2 * len(peers):
+        raise ProtocolError("the public keys of a round are not each client's own")
+    needed = shares_needed(len(peers), config.secure_aggregation.threshold)
+    own = peers.index(client)
+    seeds = create_shares(bytes(state["seed"]), needed, len(peers))
+    masks = create_shares(bytes(state["mask-key"]), needed, len(peers))
+    ciphertexts = []
+    for place in range(len(peers)):
+        if place == own:
+            continue
+        secret = _agreed(state["exchange-key"], about[EXCHANGE_KEYS][place])
+        plain = share_keys_plaintext_concat(own, place, seeds[place], masks[place])
+        ciphertexts.append(encrypt(secret, plain))
+    state.update(
+        {
+            CLIENTS: peers,
+            MASK_KEYS: list(about[MASK_KEYS]),
+            EXCHANGE_KEYS: list(about[EXCHANGE_KEYS]),
+            "own-seed-share": seeds[own],
+            "own-key-share": masks[own],
+        }
+    )
+    context.state[_STATE] = ConfigRecord(state)
+    return _reply(message, {CIPHERTEXTS: ciphertexts})
+
+
+def reply_masked(
+    message: Message,
+    context: Context,
+    client: str,
+    update: ClientUpdate,
+    config: Config,
+) -> Message:
+    """Send the update with masks on it (stage 3).
+
+    Besides the arrays, the vector holds the weight of the update and its loss times
+    that weight: the server learns both as sums only.
+
+    Raises:
+        ProtocolError: the server asks for an update without masks, or a ciphertext is
+            not what it should be.
+    """
+    if MASKS not in message.content:
+        raise ProtocolError(
+            f"client {client} sends masked updates only (secure-aggregation.enabled), "
+            f"and the server asked for a plain one"
+        )
+    about = checked(
+        message.content[MASKS],
+        *(ROUND, CLIENTS, CIPHERTEXTS, LARGEST_WEIGHT),
+    )
+    state = _open(context, int(about[ROUND]))
+    peers = list(state[CLIENTS])
+    senders = [peers.index(name) for name in about[CLIENTS]]
+    own = peers.index(client)
+    needed = shares_needed(len(peers), config.secure_aggregation.threshold)
+    if len(senders) + 1 < needed:
+        raise ProtocolError(
+            f"{len(senders) + 1} clients of {len(peers)} shared their keys, "
+            f"secure-aggregation.threshold asks for {needed}"
+        )
+    _keep_shares(state, own, senders, list(about[CIPHERTEXTS]))
+    weight = WEIGHTS[config.server.aggregation](update) / float(about[LARGEST_WEIGHT])
+    values = torch.cat(
+        [
+            flatten_arrays(update.arrays, weight),
+            torch.tensor([weight, weight * update.metrics["train_loss"]]).double(),
+        ]
+    )
+    numbers = FixedPoint(config.secure_aggregation.largest_value, len(peers))
+    agreed = {
+        place: _seed(_agreed(state["mask-key"], state[MASK_KEYS][place]))
+        for place in senders
+    }
+    masked = add_masks(
+        numbers.encode(values),
+        [bytes(state["seed"]), *(s for place, s in agreed.items() if place > own)],
+        [s for place, s in agreed.items() if place < own],
+    )
+    context.state[_STATE] = ConfigRecord(state)
+    header = UpdateHeader(client, update.kind)
+    content = RecordDict(
+        {
+            ARRAYS: to_record({VECTOR: torch.from_numpy(masked.view(np.int32))}),
+            ABOUT: ConfigRecord(header.to_values()),
+            METRICS: MetricRecord({"seconds": update.metrics.get("seconds", 0.0)}),
+        }
+    )
+    return Message(content, reply_to=message)
+
+
+def answer_unmask(
+    message: Message, context: Context, client: str, config: Config
+) -> Message:
+    """Send the shares that the sum needs, and forget all secrets (stage 4).
+
+    Raises:
+        ProtocolError: the server asks for both secrets of a client, or too few are
+            left.
+    """
+    about = checked(
+        message.content[ABOUT],
+        *(ROUND, SURVIVORS, DROPPED),
+    )
+    state = _open(context, int(about[ROUND]))
+    peers = list(state[CLIENTS])
+    # One answer for each round: a second one could ask for the other secret.
+    del context.state[_STATE]
+    survivors = [peers.index(name) for name in about[SURVIVORS]]
+    dropped = [peers.index(name) for name in about[DROPPED]]
+    asked = survivors + dropped
+    needed = shares_needed(len(peers), config.secure_aggregation.threshold)
+    if len(set(asked)) < len(asked) or len(set(survivors)) < needed:
+        raise ProtocolError(
+            f"client {client} refuses to unmask: {len(survivors)} of {len(peers)} "
+            f"updates came (secure-aggregation.threshold asks for {needed}), and no "
+            f"client may be both there and gone"
+        )
+    shares = [state[f"seed-share-{place}"] for place in survivors]
+    shares += [state[f"key-share-{place}"] for place in dropped]
+    return _reply(message, {SHARES: shares})
+
+
+def _keep_shares(
+    state: dict[str, Any], own: int, senders: list[int], ciphertexts: list[bytes]
+) -> None:
+    state[f"seed-share-{own}"] = state["own-seed-share"]
+    state[f"key-share-{own}"] = state["own-key-share"]
+    for place, ciphertext in zip(senders, ciphertexts, strict=True):
+        secret = _agreed(state["exchange-key"], state[EXCHANGE_KEYS][place])
+        plain = decrypt(secret, ciphertext)
+        sender, receiver, seed, key = share_keys_plaintext_separate(plain)
+        if (sender, receiver) != (place, own):
+            raise ProtocolError("a client's shares were passed on to the wrong client")
+        state[f"seed-share-{place}"] = seed
+        state[f"key-share-{place}"] = key
+
+
+def _open(context: Context, round_number: int) -> dict[str, Any]:
+    record = context.state.config_records.get(_STATE)
+    if record is None or record["round"] != round_number:
+        raise ProtocolError(
+            f"this client has no keys for round {round_number}: it was not asked for "
+            f"them, or has unmasked this round already"
+        )
+    return dict(record)
+
+
+def _agreed(private: object, public: object) -> bytes:
+    assert isinstance(private, bytes)
+    assert isinstance(public, bytes)
+    return generate_shared_key(
+        bytes_to_private_key(private), bytes_to_public_key(public)
+    )
+
+
+def _seed(shared: bytes) -> bytes:
+    return base64.urlsafe_b64decode(shared)
+
+
+def _reply(message: Message, values: dict[str, Any]) -> Message:
+    record = ConfigRecord({"schema": SCHEMA, **values})
+    return Message(RecordDict({ABOUT: record}), reply_to=message)

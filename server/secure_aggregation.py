@@ -1,0 +1,326 @@
+"""Secure aggregation on the server's side: it passes keys on and learns the sum.
+
+The stages are in `instahide_fl.wire_masks`. What a client sends is masked by secrets
+that the server lacks; once all masked updates are in, the clients that are left give
+it what takes the masks off the sum, and off nothing else.
+"""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
+from flwr.common.secure_aggregation.crypto.shamir import combine_shares
+from flwr.common.secure_aggregation.crypto.symmetric_encryption import (
+    generate_shared_key,
+)
+from flwr.serverapp import Grid
+from flwr.supercore.primitives.asymmetric import (
+    bytes_to_private_key,
+    bytes_to_public_key,
+)
+
+from instahide_fl.aggregation.masking import (
+    FixedPoint,
+    Vector,
+    add_masks,
+    split_vector,
+)
+from instahide_fl.aggregation.reduction import Contribution, Reduced, UpdateSum
+from instahide_fl.config import Config
+from instahide_fl.engine.arrays import from_record
+from instahide_fl.errors import InstaHideError, ProtocolError, RoundError
+from instahide_fl.wire import ABOUT, ARRAYS, METRICS, SCHEMA, UpdateHeader
+from instahide_fl.wire_masks import (
+    CIPHERTEXTS,
+    CLIENTS,
+    DROPPED,
+    EXCHANGE_KEYS,
+    KEY_SHARES,
+    LARGEST_WEIGHT,
+    MASK_KEYS,
+    MASKS,
+    PUBLIC_KEYS,
+    ROUND,
+    SHARES,
+    SURVIVORS,
+    UNMASK,
+    VECTOR,
+    checked,
+    shares_needed,
+)
+from server.collection import collect
+from server.records import failure_reason, round_message
+
+
+@dataclass(frozen=True)
+class Masked:
+    """What came of a client in stage 3.
+
+    Attributes:
+        vector: u32[N], uniform to whoever lacks its masks.
+        seconds: that the client computed.
+    """
+
+    vector: Vector
+    seconds: float
+
+
+@dataclass
+class SecureRound:
+    """One round, stage by stage.
+
+    Attributes:
+        grid: Flower's.
+        config: of the run.
+        round: 1, 2, ...
+        nodes: node id by client key, of the cohort in client order.
+        sizes: images by client key.
+        failures: reason by client key, of those that dropped out.
+    """
+
+    grid: Grid
+    config: Config
+    round: int
+    nodes: Mapping[str, int]
+    sizes: Mapping[str, int]
+    failures: dict[str, str] = field(default_factory=dict)
+
+    def reduce(
+        self, content: RecordDict, shapes: Mapping[str, tuple[int, ...]]
+    ) -> Reduced:
+        """Return the sum of the cohort's updates.
+
+        Args:
+            content: what every client receives to train.
+            shapes: of the parameters, by name.
+
+        Raises:
+            RoundError: too few clients were left to take the masks off.
+        """
+        keys = self._public_keys()
+        peers = list(keys)
+        needed = shares_needed(len(peers), self.config.secure_aggregation.threshold)
+        ciphertexts = self._key_shares(keys)
+        self._check_enough(ciphertexts, needed)
+        masked = self._masked_updates(content, peers, ciphertexts)
+        self._check_enough(masked, needed)
+        start = time.perf_counter()
+        shares = self._unmask(peers, list(ciphertexts), list(masked))
+        self._check_enough(shares, needed)
+        total = self._total(keys, list(ciphertexts), masked, shares)
+        return self._reduced(total, masked, peers, shapes, time.perf_counter() - start)
+
+    def _public_keys(self) -> dict[str, tuple[bytes, bytes]]:
+        replies = self._ask(PUBLIC_KEYS, {client: {} for client in self.nodes})
+        found: dict[str, tuple[bytes, bytes]] = {}
+        for client in self.nodes:
+            if client in replies:
+                values = checked(replies[client], MASK_KEYS, EXCHANGE_KEYS)
+                found[client] = values[MASK_KEYS], values[EXCHANGE_KEYS]
+        return found
+
+    def _key_shares(
+        self, keys: Mapping[str, tuple[bytes, bytes]]
+    ) -> dict[str, dict[str, bytes]]:
+        """Return, by sender, the ciphertext for each receiver."""
+        public = {
+            CLIENTS: list(keys),
+            MASK_KEYS: [mask for mask, _ in keys.values()],
+            EXCHANGE_KEYS: [exchange for _, exchange in keys.values()],
+        }
+        replies = self._ask(KEY_SHARES, dict.fromkeys(keys, public))
+        return {
+            sender: dict(
+                zip(
+                    [one for one in keys if one != sender],
+                    checked(replies[sender], CIPHERTEXTS)[CIPHERTEXTS],
+                    strict=True,
+                )
+            )
+            for sender in keys
+            if sender in replies
+        }
+
+    def _masked_updates(
+        self,
+        content: RecordDict,
+        peers: Sequence[str],
+        ciphertexts: Mapping[str, Mapping[str, bytes]],
+    ) -> dict[str, Masked]:
+        heaviest = self._heaviest(peers)
+        messages = {}
+        for client in ciphertexts:
+            senders = [one for one in ciphertexts if one != client]
+            masks = ConfigRecord(
+                {
+                    "schema": SCHEMA,
+                    ROUND: self.round,
+                    CLIENTS: senders,
+                    CIPHERTEXTS: [ciphertexts[one][client] for one in senders],
+                    LARGEST_WEIGHT: heaviest,
+                }
+            )
+            whole = RecordDict({**content, MASKS: masks})
+            messages[client] = round_message(whole, self.nodes[client], str(self.round))
+        return self._send(messages, self._read_masked)
+
+    def _heaviest(self, peers: Sequence[str]) -> float:
+        """Return the largest weight of an update, which they are divided by."""
+        train = self.config.train
+        if self.config.server.aggregation == "mean":
+            return 1.0
+        images = max(self.sizes[client] for client in peers)
+        if train.mode == "gradient":
+            images = min(images, train.batch_size * train.local_batches)
+        return float(images)
+
+    def _read_masked(self, reply: Message) -> Masked:
+        about, record = reply.content[ABOUT], reply.content[ARRAYS]
+        assert isinstance(about, ConfigRecord)
+        assert isinstance(record, ArrayRecord)
+        header = UpdateHeader.from_values(about)
+        if header.kind != self.config.train.update_kind:
+            raise ProtocolError(f"the update of client {header.client} is of a kind")
+        vector = from_record(record)[VECTOR].cpu().numpy()
+        if vector.dtype != np.int32 or vector.ndim != 1:
+            raise ProtocolError(f"client {header.client} sent no masked vector")
+        seconds = reply.content.metric_records[METRICS]["seconds"]
+        assert isinstance(seconds, float)
+        return Masked(vector.view(np.uint32), seconds)
+
+    def _unmask(
+        self, peers: Sequence[str], shared: Sequence[str], survivors: Sequence[str]
+    ) -> dict[str, dict[str, bytes]]:
+        """Return, by who answers, a share of each client's secret."""
+        dropped = [one for one in shared if one not in survivors]
+        asked = {SURVIVORS: list(survivors), DROPPED: dropped}
+        replies = self._ask(UNMASK, dict.fromkeys(survivors, asked))
+        return {
+            client: dict(
+                zip(
+                    [*survivors, *dropped],
+                    checked(values, SHARES)[SHARES],
+                    strict=True,
+                )
+            )
+            for client, values in replies.items()
+        }
+
+    def _total(
+        self,
+        keys: Mapping[str, tuple[bytes, bytes]],
+        shared: Sequence[str],
+        masked: Mapping[str, Masked],
+        shares: Mapping[str, Mapping[str, bytes]],
+    ) -> Vector:
+        """Add up the masked vectors and take off what masks are left."""
+        vectors = [one.vector for one in masked.values()]
+        if len({len(vector) for vector in vectors}) > 1:
+            raise RoundError("the masked updates of a round differ in length")
+        total = vectors[0].copy()
+        for vector in vectors[1:]:
+            total += vector
+        secrets = {
+            client: combine_shares([one[client] for one in shares.values()])
+            for client in shared
+        }
+        place = {client: number for number, client in enumerate(keys)}
+        added: list[bytes] = []
+        taken = [secrets[client] for client in masked]
+        for gone in (client for client in shared if client not in masked):
+            private = bytes_to_private_key(secrets[gone])
+            for client in masked:
+                public = bytes_to_public_key(keys[client][0])
+                seed = base64.urlsafe_b64decode(generate_shared_key(private, public))
+                (taken if place[gone] > place[client] else added).append(seed)
+        return add_masks(total, added, taken)
+
+    def _reduced(
+        self,
+        total: Vector,
+        masked: Mapping[str, Masked],
+        peers: Sequence[str],
+        shapes: Mapping[str, tuple[int, ...]],
+        seconds: float,
+    ) -> Reduced:
+        numbers = FixedPoint(self.config.secure_aggregation.largest_value, len(peers))
+        values = numbers.decode(total)
+        size = sum(int(np.prod(shape)) for shape in shapes.values())
+        if len(values) != size + 2:
+            raise RoundError("the masked updates do not have the model's parameters")
+        weight, loss = float(values[-2]), float(values[-1])
+        arrays = split_vector(values[:-2], shapes)
+        took = [one.seconds for one in masked.values()]
+        contributions = {
+            self.nodes[client]: Contribution(
+                self.sizes[client],
+                one.vector.nbytes,
+                {"train_loss": loss / weight, "seconds": one.seconds},
+            )
+            for client, one in masked.items()
+        }
+        return Reduced(
+            UpdateSum(arrays, 1.0, weight, owned=True),
+            contributions,
+            {self.nodes[client]: reason for client, reason in self.failures.items()},
+            max(took),
+            seconds,
+        )
+
+    def _ask(
+        self, query: str, values: Mapping[str, Mapping[str, Any]]
+    ) -> dict[str, ConfigRecord]:
+        """Send a stage's query to clients and return what they answer."""
+        messages = {}
+        for client, one in values.items():
+            record = ConfigRecord({"schema": SCHEMA, ROUND: self.round, **one})
+            messages[client] = Message(
+                RecordDict({ABOUT: record}),
+                self.nodes[client],
+                f"{MessageType.QUERY}.{query}",
+                group_id=str(self.round),
+            )
+        return self._send(messages, _about)
+
+    def _send(self, messages: Mapping[str, Message], read: Any) -> dict[str, Any]:
+        """Send messages; return what is read of each reply, and note who failed."""
+        timeout = self.config.train.timeout
+        names = {self.nodes[client]: client for client in messages}
+        found: dict[str, Any] = {}
+        silent = dict.fromkeys(
+            messages, f"no answer within {timeout:g} s (train.timeout)"
+        )
+        for reply in collect(self.grid, list(messages.values()), timeout):
+            client = names[reply.metadata.src_node_id]
+            try:
+                if reply.has_error():
+                    raise RoundError(failure_reason(reply))
+                found[client] = read(reply)
+                del silent[client]
+            except InstaHideError as error:
+                silent[client] = str(error)
+            except KeyError as error:
+                silent[client] = f"a client's reply lacks the record {error}"
+        self.failures |= silent
+        return {client: found[client] for client in messages if client in found}
+
+    def _check_enough(self, left: Iterable[str], needed: int) -> None:
+        count = len(list(left))
+        if count < needed:
+            reasons = "; ".join(f"{who}: {why}" for who, why in self.failures.items())
+            raise RoundError(
+                f"round {self.round}: {count} clients are left, "
+                f"secure-aggregation.threshold asks for {needed} ({reasons})"
+            )
+
+
+def _about(reply: Message) -> ConfigRecord:
+    record = reply.content[ABOUT]
+    assert isinstance(record, ConfigRecord)
+    return record
