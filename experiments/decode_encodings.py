@@ -3,7 +3,7 @@
     python experiments/decode_encodings.py --data cifar10 --pool POOL
     python experiments/decode_encodings.py --data hf:PATH --pool POOL --only mixup
 
-Encodes the first n training images T times, attacks the encodings as `instahide-fl attack`
+Encodes the first n training images T times, attacks them as `instahide-fl attack`
 does, and writes the tables of docs/attacks/. POOL is a folder made by `instahide-fl pool
 build`, or `photos`. A cell that is done already is not computed again.
 """
@@ -93,6 +93,10 @@ ROWS = [
         *(50, 20, 10, 5),
         decoder="folded-least-squares",
     ),
+    Row("mixup_recovery", "Mixup, inside k=4", MIXUP_INSIDE, (50, 20, 10, 5, 3, 2)),
+    Row("mixup_recovery", "Mixup, cross k=6", MIXUP_CROSS, (50, 20, 10, 5)),
+    Row("mixup_recovery", "InstaHide, inside k=4", INSIDE, (50, 20, 10)),
+    Row("mixup_recovery", "InstaHide, cross k=6", CROSS, (50, 20, 10)),
 ]
 
 

@@ -1,4 +1,4 @@
-"""A client's encodings without a federation, as an attack sees them, and their score."""
+"""Encodings of a client without a federation, as an attack sees them, and scored."""
 
 from __future__ import annotations
 
