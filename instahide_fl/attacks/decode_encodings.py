@@ -177,7 +177,7 @@ def decode_clients(
             '(instahide.method = "instahide"): use auto, second-moments or '
             "folded-least-squares"
         )
-    pool = _known_pool(known := list(known), view, settings)
+    pool = known_pool(known := list(known), view, settings.public_part)
     by_client: dict[str, list[KnownEncodings]] = {}
     for one in known:
         by_client.setdefault(one.client, []).append(one)
@@ -206,11 +206,17 @@ def decode_clients(
     return Reconstruction("private", tuple(recovered))
 
 
-def _known_pool(
-    known: Sequence[KnownEncodings], view: AdversaryView, settings: DecodeEncodings
+def known_pool(
+    known: Sequence[KnownEncodings],
+    view: AdversaryView,
+    public_part: Literal["unknown", "known"],
 ) -> MixingPool | None:
-    """Return the pool if public images are to be taken off, and there are any."""
-    if settings.public_part == "unknown" or not view.config.instahide.uses_pool:
+    """Return the pool if public images are to be taken off, and there are any.
+
+    Raises:
+        AttackError: they are, and the adversary does not know them.
+    """
+    if public_part == "unknown" or not view.config.instahide.uses_pool:
         return None
     if view.pool is None or any(one.mapping.public_index is None for one in known):
         raise AttackError(

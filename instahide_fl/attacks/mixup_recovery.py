@@ -12,6 +12,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from instahide_fl.attacks.attack import (
@@ -101,9 +102,7 @@ class _Client:
     soft_targets: Tensor
     in_a_round: int
 
-    def values(
-        self, flipped: bool
-    ) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+    def values(self, flipped: bool) -> NDArray[np.float32]:
         """f32[E,D]: pixels, or where signs were flipped magnitudes less their mean."""
         pixels = self.images.flatten(1)
         if flipped:
@@ -163,7 +162,9 @@ def _all_private(
     return _decoded(client, view, order, weights, found, rng)
 
 
-def _about(mixing: np.ndarray, values: np.ndarray) -> dict[str, float]:
+def _about(
+    mixing: NDArray[np.float64], values: NDArray[np.float32]
+) -> dict[str, float]:
     """Say how much of the encodings the images explain."""
     basis = np.linalg.qr(mixing)[0]
     left = values - basis @ (basis.T @ values)
@@ -213,8 +214,8 @@ def _with_public(
 def _decoded(
     client: _Client,
     view: AdversaryView,
-    chosen: np.ndarray,
-    weights: np.ndarray,
+    chosen: NDArray[np.int64],
+    weights: NDArray[np.float64],
     count: int,
     rng: np.random.Generator,
 ) -> Recovered:
