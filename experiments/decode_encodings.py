@@ -4,8 +4,8 @@
     python experiments/decode_encodings.py --data hf:PATH --pool POOL --only mixup
 
 Encodes the first n training images T times, attacks them as `instahide-fl attack`
-does, and writes the tables of docs/attacks/. POOL is a folder made by `instahide-fl pool
-build`, or `photos`. A cell that is done already is not computed again.
+does, and writes the tables of docs/attacks/. POOL is a folder made by `instahide-fl
+pool build`, or `photos`. A cell that is done already is not computed again.
 """
 
 from __future__ import annotations
@@ -46,7 +46,6 @@ MIXUP_CROSS: dict[str, Scalar] = {
 INSIDE = MIXUP_INSIDE | {"instahide.method": "instahide"}
 CROSS = MIXUP_CROSS | {"instahide.method": "instahide"}
 AUGMENTED: dict[str, Scalar] = {"data.augment": "crop-flip"}
-ORACLE = "auditor-of-encodings"
 
 
 @dataclass(frozen=True)
@@ -60,6 +59,7 @@ class Row:
         times: T, encodings of each image.
         images: n.
         attack: its settings.
+        name: of the attack, if it is not the page's.
     """
 
     page: str
@@ -68,12 +68,28 @@ class Row:
     times: tuple[int, ...]
     images: int = 100
     attack: tuple[tuple[str, Scalar], ...] = ()
+    name: str = ""
 
 
 def _decoding(
     title: str, settings: Mapping[str, Scalar], *times: int, **attack: Scalar
 ) -> Row:
     return Row("decode_encodings", title, settings, times, attack=tuple(attack.items()))
+
+
+def _augmented(
+    title: str, settings: Mapping[str, Scalar], *times: int, public: bool = False
+) -> Row:
+    known: tuple[tuple[str, Scalar], ...] = (
+        (("public_part", "known"),) if public else ()
+    )
+    return Row("registered_decoding", title, AUGMENTED | settings, times, attack=known)
+
+
+def _unregistered(title: str, settings: Mapping[str, Scalar], *times: int) -> Row:
+    page, attack = "registered_decoding", "decode_encodings"
+    title = f"{title}, not registered"
+    return Row(page, title, AUGMENTED | settings, times, name=attack)
 
 
 ROWS = [
@@ -95,8 +111,15 @@ ROWS = [
     ),
     Row("mixup_recovery", "Mixup, inside k=4", MIXUP_INSIDE, (50, 20, 10, 5, 3, 2)),
     Row("mixup_recovery", "Mixup, cross k=6", MIXUP_CROSS, (50, 20, 10, 5)),
-    Row("mixup_recovery", "InstaHide, inside k=4", INSIDE, (50, 20, 10)),
-    Row("mixup_recovery", "InstaHide, cross k=6", CROSS, (50, 20, 10)),
+    Row("mixup_recovery", "InstaHide, inside k=4", INSIDE, (20, 10)),
+    Row("mixup_recovery", "InstaHide, cross k=6", CROSS, (20, 10)),
+    _unregistered("Mixup, inside k=4", MIXUP_INSIDE, 20),
+    _unregistered("InstaHide, inside k=4", INSIDE, 20),
+    _unregistered("InstaHide, cross k=6", CROSS, 50, 20),
+    _augmented("Mixup, inside k=4", MIXUP_INSIDE, 20),
+    _augmented("InstaHide, cross k=6", CROSS, 50, 20),
+    _augmented("InstaHide, inside k=4", INSIDE, 20),
+    _augmented("InstaHide, cross k=6, public images known", CROSS, 50, public=True),
 ]
 
 
@@ -132,7 +155,7 @@ def _cells(only: str) -> Iterator[tuple[Row, int]]:
 def _cell(row: Row, times: int, common: Mapping[str, Scalar]) -> dict[str, object]:
     """Encode, attack and score."""
     client = encode_client({**common, **row.settings}, row.images, times)
-    attack = build_attack(row.page, dict(row.attack))
+    attack = build_attack(row.name or row.page, dict(row.attack))
     start = time.perf_counter()
     try:
         found = attack.reconstruct(

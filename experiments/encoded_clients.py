@@ -15,6 +15,7 @@ from instahide_fl.data.federated import load_pool
 from instahide_fl.data.pool import MixingPool
 from instahide_fl.encoding.encoder import build_encoder
 from instahide_fl.metrics.matching import match_one_to_one
+from instahide_fl.metrics.registration import registered_ssim
 from instahide_fl.metrics.similarity import pairwise_ssim, psnr, ssim
 from instahide_fl.rng import stream
 from instahide_fl.transcript.threat_model import (
@@ -36,21 +37,28 @@ class Scored:
         ssim: mean.
         psnr: mean, dB.
         above_half: share of images with SSIM above 0.5.
+        flipped: SSIM, plain or mirrored; None where nothing is augmented.
+        registered: SSIM in the best position of up to four pixels; likewise.
     """
 
     count: int
     ssim: float
     psnr: float
     above_half: float
+    flipped: float | None = None
+    registered: float | None = None
 
     def to_json(self) -> dict[str, object]:
         """Return rounded figures."""
-        return {
-            "count": self.count,
-            "ssim": round(self.ssim, 4),
-            "psnr": round(self.psnr, 1),
-            "above_half": round(self.above_half, 3),
+        figures = {
+            "ssim": self.ssim,
+            "psnr": self.psnr,
+            "above_half": self.above_half,
+            "flipped": self.flipped,
+            "registered": self.registered,
         }
+        known = {name: one for name, one in figures.items() if one is not None}
+        return {"count": self.count} | {name: round(known[name], 4) for name in known}
 
 
 @dataclass(frozen=True)
@@ -115,12 +123,16 @@ class EncodedClient:
         if rows is None:
             index, rows = match_one_to_one(pairwise_ssim(shown, originals))
             shown = shown[index]
-        similar = ssim(shown, originals[rows])
+        matched = originals[rows]
+        similar = ssim(shown, matched)
+        augmented = self.rounds[0][1].augmentation is not None
         return Scored(
             len(shown),
             float(similar.mean()),
-            float(psnr(shown, originals[rows]).mean()),
+            float(psnr(shown, matched).mean()),
             float((similar > 0.5).float().mean()),
+            float(registered_ssim(shown, matched, 0).mean()) if augmented else None,
+            float(registered_ssim(shown, matched).mean()) if augmented else None,
         )
 
 

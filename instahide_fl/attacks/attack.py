@@ -58,11 +58,13 @@ class Reconstruction:
             batches.
         recovered: client by client.
         diagnostics: numbers about the attack as a whole.
+        aligned: whether the attack looked for crops and mirroring, and undid them.
     """
 
     target: Target
     recovered: tuple[Recovered, ...]
     diagnostics: dict[str, float] = field(default_factory=dict)
+    aligned: bool = False
 
 
 class Attack(Table):

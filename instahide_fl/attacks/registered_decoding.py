@@ -90,4 +90,4 @@ class RegisteredDecoding(Attack):
             }
             one = Recovered(client, 0, images, rows=rows, diagnostics=about)
             recovered.append(one)
-        return Reconstruction("private", tuple(recovered))
+        return Reconstruction("private", tuple(recovered), aligned=True)

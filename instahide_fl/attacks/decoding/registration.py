@@ -145,7 +145,7 @@ class _State:
         folded: bool,
     ) -> _State:
         """Start from grey images in unknown positions."""
-        count, channels, height, width = mixtures.images_shape
+        count, _, height, width = mixtures.images_shape
         sources = positions(augmentation, height, width)
         mean, std = np.float32(statistics.mean), np.float32(statistics.std)
         values = mixtures.encodings.flatten(1).numpy()
