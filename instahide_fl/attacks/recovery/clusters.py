@@ -74,7 +74,8 @@ def images_of_classes(soft_targets: Floats, images: int) -> Indices:
         i64[K]; a class that was seen has one at least.
     """
     share = soft_targets.sum(0) / soft_targets.sum()
-    return np.maximum(np.round(images * share), share > 0).astype(np.int64)
+    whole = np.maximum(np.round(images * share), share > 0)
+    return np.asarray(whole, np.int64)
 
 
 def find_links(evidence: Evidence, per_class: Indices, seed: int) -> Links:
@@ -168,7 +169,7 @@ def _repaired(links: Links, evidence: Evidence, seed: int) -> Links | None:
     most, repair = 0.0, None
     for number in np.unique(links.classes):
         own = np.flatnonzero(links.classes == number)
-        splits = [_split(one, links, evidence, seed) for one in own]
+        splits = [_split(int(one), links, evidence, seed) for one in own]
         for split, (gain, halves) in zip(own, splits, strict=True):
             for kept, dropped in combinations(own[own != split], 2):
                 saved = gain - _merging_cost(kept, dropped, links, evidence)
@@ -186,7 +187,8 @@ def _repaired(links: Links, evidence: Evidence, seed: int) -> Links | None:
 
 def _sizes(links: Links, evidence: Evidence) -> Floats:
     weight = (evidence.certainty[:, None] * evidence.weights**2).ravel()
-    return np.bincount(links.chosen.ravel(), weight, len(links.centres))
+    sizes = np.bincount(links.chosen.ravel(), weight, len(links.centres))
+    return np.asarray(sizes, np.float64)
 
 
 def _merging_cost(one: int, other: int, links: Links, evidence: Evidence) -> float:
