@@ -14,7 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from instahide_fl.attacks.attack import Advance, Attack, Reconstruction, Recovered
+from instahide_fl.attacks.attack import (
+    Advance,
+    Attack,
+    Reconstruction,
+    Recovered,
+    continued,
+)
 from instahide_fl.attacks.decoding.choice import Decoder, choose_decoder, decode
 from instahide_fl.attacks.decoding.least_squares import ITERATIONS
 from instahide_fl.attacks.decoding.mixtures import (
@@ -191,7 +197,7 @@ def decode_clients(
         if method == "none":
             recovered.append(_unhidden(client, parts))
             continue
-        ahead = _continued(advance, number, len(by_client))
+        ahead = continued(advance, number, len(by_client))
         mixtures, rows = join(parts, error_variance, pool)
         decoder = settings.decoder
         if decoder == "auto":
@@ -225,10 +231,6 @@ def known_pool(
             f"auditor-of-encodings, or public_part = unknown"
         )
     return view.pool
-
-
-def _continued(advance: Advance, before: int, clients: int) -> Advance:
-    return lambda done, total: advance(before * total + done, clients * total)
 
 
 def _about(mixtures: Mixtures, decoder: Decoder) -> dict[str, float]:

@@ -6,7 +6,13 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from instahide_fl.attacks.attack import Advance, Attack, Reconstruction, Recovered
+from instahide_fl.attacks.attack import (
+    Advance,
+    Attack,
+    Reconstruction,
+    Recovered,
+    continued,
+)
 from instahide_fl.attacks.decode_encodings import (
     KnownEncodings,
     join,
@@ -80,14 +86,11 @@ class RegisteredDecoding(Attack):
                 folded,
                 rng,
                 self.sweeps,
-                lambda done, total, number=number: advance(
-                    number * total + done, len(known) * total
-                ),
+                continued(advance, number, len(known)),
             )
             about = {
                 "encodings": float(len(mixtures.encodings)),
                 "encodings_per_image": mixtures.encodings_per_image,
             }
-            one = Recovered(client, 0, images, rows=rows, diagnostics=about)
-            recovered.append(one)
+            recovered.append(Recovered(client, 0, images, rows=rows, diagnostics=about))
         return Reconstruction("private", tuple(recovered), aligned=True)

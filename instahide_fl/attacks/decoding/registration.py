@@ -147,7 +147,8 @@ class _State:
         """Start from grey images in unknown positions."""
         count, _, height, width = mixtures.images_shape
         sources = positions(augmentation, height, width)
-        mean, std = np.float32(statistics.mean), np.float32(statistics.std)
+        mean = np.array(statistics.mean, np.float32)
+        std = np.array(statistics.std, np.float32)
         values = mixtures.encodings.flatten(1).numpy()
         weights = mixtures.weights.numpy()
         components = mixtures.components.numpy()
@@ -219,7 +220,7 @@ class _State:
             np.ascontiguousarray(moved[:, some]),
             self.folded,
         )
-        return cost * (moved.shape[1] / len(range(moved.shape[1])[some]))
+        return np.asarray(cost * (moved.shape[1] / len(range(moved.shape[1])[some])))
 
 
 def _moved(image: Floats, sources: Indices) -> Floats:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from instahide_fl.attacks.attack import Advance, silent
+from instahide_fl.attacks.attack import Advance, continued, silent
 from instahide_fl.attacks.decoding.least_squares import (
     ITERATIONS,
     alternating_minimisation,
@@ -67,9 +67,7 @@ def second_moments(
             "and is nearly exact with it"
         )
     images = leading_vectors(mixtures, rng)
-    steps = len(SMOOTHING) * iterations
     for number, smoothing in enumerate(SMOOTHING):
-        before = number * iterations
         images = alternating_minimisation(
             mixtures,
             images * coherent_signs(images),
@@ -77,7 +75,7 @@ def second_moments(
             iterations,
             smoothing,
             doubt=1,
-            advance=lambda done, _, before=before: advance(before + done, steps),
+            advance=continued(advance, number, len(SMOOTHING)),
         )
     return images * coherent_signs(images)
 
