@@ -167,7 +167,7 @@ class _State:
             members=[np.stack(np.nonzero(components == i)) for i in range(count)],
             sources=sources,
             black=-mean / std,
-            brightest=1 / std,
+            brightest=(1 / std).astype(np.float32),
             folded=folded,
             images=images,
             shown=shown,
