@@ -20,6 +20,17 @@ def silent(done: int, total: int) -> None:
     """Show nothing: for a step inside another attack."""
 
 
+def continued(advance: Advance, before: int, parts: int) -> Advance:
+    """Return what tells of one part's steps as of those of all.
+
+    Args:
+        advance: told of all.
+        before: parts that are done.
+        parts: in all, of as many steps each.
+    """
+    return lambda done, total: advance(before * total + done, parts * total)
+
+
 Target: TypeAlias = Literal["encoding", "private", "labels", "statistics"]
 
 
@@ -61,11 +72,13 @@ class Reconstruction:
             batches.
         recovered: client by client.
         diagnostics: numbers about the attack as a whole.
+        aligned: whether the attack looked for crops and mirroring, and undid them.
     """
 
     target: Target
     recovered: tuple[Recovered, ...]
     diagnostics: dict[str, float] = field(default_factory=dict)
+    aligned: bool = False
 
 
 class Attack(Table):

@@ -14,11 +14,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from instahide_fl.attacks.attack import Advance, Attack, Reconstruction, Recovered
+from instahide_fl.attacks.attack import (
+    Advance,
+    Attack,
+    Reconstruction,
+    Recovered,
+    continued,
+)
 from instahide_fl.attacks.decoding.choice import Decoder, choose_decoder, decode
 from instahide_fl.attacks.decoding.least_squares import ITERATIONS
-from instahide_fl.attacks.decoding.mixtures import EXACT, Mixtures, largest_pixel
+from instahide_fl.attacks.decoding.mixtures import (
+    EXACT,
+    Mixtures,
+    largest_pixel,
+    public_part,
+)
 from instahide_fl.config.table import Count
+from instahide_fl.data.pool import MixingPool
 from instahide_fl.errors import AttackError
 from instahide_fl.transcript.threat_model import (
     AdversaryView,
@@ -50,6 +62,9 @@ class DecodeEncodings(Attack):
     encodings of each image, `second-moments`. `auto` chooses."""
     iterations: Count = ITERATIONS
     """Of the alternation between signs and images."""
+    public_part: Literal["unknown", "known"] = "unknown"
+    """`known`: the auditor is also told which public images each encoding mixes; what
+    they add is then taken off before decoding. `unknown` takes it for noise."""
 
     def reconstruct(
         self, view: AdversaryView, rng: np.random.Generator, advance: Advance
@@ -168,6 +183,7 @@ def decode_clients(
             '(instahide.method = "instahide"): use auto, second-moments or '
             "folded-least-squares"
         )
+    pool = known_pool(known := list(known), view, settings.public_part)
     by_client: dict[str, list[KnownEncodings]] = {}
     for one in known:
         by_client.setdefault(one.client, []).append(one)
@@ -181,8 +197,8 @@ def decode_clients(
         if method == "none":
             recovered.append(_unhidden(client, parts))
             continue
-        ahead = _continued(advance, number, len(by_client))
-        mixtures, rows = join(parts, error_variance)
+        ahead = continued(advance, number, len(by_client))
+        mixtures, rows = join(parts, error_variance, pool)
         decoder = settings.decoder
         if decoder == "auto":
             decoder = choose_decoder(mixtures, flipped=method == "instahide")
@@ -196,8 +212,25 @@ def decode_clients(
     return Reconstruction("private", tuple(recovered))
 
 
-def _continued(advance: Advance, before: int, clients: int) -> Advance:
-    return lambda done, total: advance(before * total + done, clients * total)
+def known_pool(
+    known: Sequence[KnownEncodings],
+    view: AdversaryView,
+    public_part: Literal["unknown", "known"],
+) -> MixingPool | None:
+    """Return the pool if public images are to be taken off, and there are any.
+
+    Raises:
+        AttackError: they are, and the adversary does not know them.
+    """
+    if public_part == "unknown" or not view.config.instahide.uses_pool:
+        return None
+    if view.pool is None or any(one.mapping.public_index is None for one in known):
+        raise AttackError(
+            f"public_part = known needs the pool and which of its images were mixed, "
+            f"which the threat model {view.threat_model.name} withholds: choose "
+            f"auditor-of-encodings, or public_part = unknown"
+        )
+    return view.pool
 
 
 def _about(mixtures: Mixtures, decoder: Decoder) -> dict[str, float]:
@@ -205,11 +238,14 @@ def _about(mixtures: Mixtures, decoder: Decoder) -> dict[str, float]:
         "encodings": float(len(mixtures.encodings)),
         "encodings_per_image": mixtures.encodings_per_image,
         "second_moments": float(decoder == "second-moments"),
+        "public_part_known": float(mixtures.public is not None),
     }
 
 
 def join(
-    parts: Sequence[KnownEncodings], error_variance: float = EXACT
+    parts: Sequence[KnownEncodings],
+    error_variance: float = EXACT,
+    pool: MixingPool | None = None,
 ) -> tuple[Mixtures, Tensor]:
     """Put encodings of one client together; those under the same key count once.
 
@@ -219,6 +255,8 @@ def join(
     Args:
         parts: encodings of one client.
         error_variance: of their pixels, normalised.
+        pool: to take public images off, where the mapping says which they are; None
+            leaves them in as noise.
 
     Returns:
         The encodings, whose components refer to the rows; and the rows, i64[n]: which
@@ -228,7 +266,10 @@ def join(
     index = torch.cat([one.mapping.private_index for one in parts]).to(images.device)
     weights = torch.cat([one.mapping.coefficients for one in parts]).to(images.device)
     # float64 holds row numbers and float32 coefficients alike without rounding.
-    keys = torch.cat([index.to(torch.float64), weights.to(torch.float64)], 1)
+    columns = [index.to(torch.float64), weights.to(torch.float64)]
+    if pool is not None:
+        columns += [_public_index(parts, images.device).to(torch.float64)]
+    keys = torch.cat(columns, 1)
     distinct, group, copies = torch.unique(
         keys, dim=0, return_inverse=True, return_counts=True
     )
@@ -239,14 +280,27 @@ def join(
     rows, components = torch.unique(
         distinct[:, :private].to(torch.int64), return_inverse=True
     )
+    coefficients = distinct[:, private : private + weights.shape[1]].to(torch.float32)
+    public = None
+    if pool is not None:
+        chosen = distinct[:, private + weights.shape[1] :].to(torch.int64)
+        public = _public_part(pool, chosen, coefficients)
     mixtures = Mixtures(
-        mean,
-        components,
-        distinct[:, private:].to(torch.float32),
-        len(rows),
-        error_variance=error_variance,
+        mean, components, coefficients, len(rows), public, error_variance
     )
     return mixtures, rows.cpu()
+
+
+def _public_index(parts: Sequence[KnownEncodings], device: torch.device) -> Tensor:
+    known = [one.mapping.public_index for one in parts]
+    return torch.cat([index for index in known if index is not None]).to(device)
+
+
+def _public_part(pool: MixingPool, chosen: Tensor, coefficients: Tensor) -> Tensor:
+    # A pool may be larger than memory: only the images that were mixed are read.
+    used, place = torch.unique(chosen, return_inverse=True)
+    images = pool.statistics.normalise(pool.images[used.to(pool.images.device)])
+    return public_part(images.to(chosen.device), place, coefficients)
 
 
 def _unhidden(client: str, parts: Sequence[KnownEncodings]) -> Recovered:

@@ -48,6 +48,29 @@ class Identified:
 
 
 @dataclass(frozen=True)
+class Registered:
+    """SSIM in the best position: shifted by up to four pixels, plain or mirrored.
+
+    The best of many positions lifts any image, so the same is done to the guess. It
+    does not enter the verdict.
+
+    Attributes:
+        attack: of the reconstructions, in their better sign.
+        no_information: of the mean of other images.
+    """
+
+    attack: Summary
+    no_information: Summary
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as it is written into an attack's file."""
+        return {
+            "ssim": self.attack.to_json(),
+            "no_information": self.no_information.to_json(),
+        }
+
+
+@dataclass(frozen=True)
 class Scores:
     """How well an attack did.
 
@@ -60,6 +83,7 @@ class Scores:
         lpips: of the private column in the better sign, or why there is none.
         hard_labels: None if it named no classes.
         soft_labels: None if it gave none.
+        registered: None unless private images were recovered from augmented ones.
         shown: to draw.
         caveats: what to know when reading the figures.
     """
@@ -72,6 +96,7 @@ class Scores:
     lpips: Summary | str
     hard_labels: HardLabels | None
     soft_labels: SoftLabels | None
+    registered: Registered | None
     shown: tuple[ShownImages, ...]
     caveats: tuple[str, ...]
 
@@ -107,6 +132,8 @@ class Scores:
                 if isinstance(self.lpips, Summary)
                 else {"absent": self.lpips},
             }
+        if self.registered:
+            metrics["private"]["registered"] = self.registered.to_json()
         if self.encoding:
             metrics["encoding"] = self.encoding.attack.to_json()
         if labels := self._labels():

@@ -13,7 +13,7 @@ from instahide_fl.attacks.attack import Reconstruction, Recovered, Target
 from instahide_fl.attacks.label_scoring import score_hard_labels, score_soft_labels
 from instahide_fl.attacks.originals import Originals, truths_of, uninformed_guess
 from instahide_fl.attacks.pairing import EncodingTruth, Pairing, PrivateTruth
-from instahide_fl.attacks.scores import Column, Identified, Scores
+from instahide_fl.attacks.scores import Column, Identified, Registered, Scores
 from instahide_fl.attacks.shown import ShownImages, align_shown, first_of_each_client
 from instahide_fl.data.augment import Augmentation
 from instahide_fl.errors import ShapeError
@@ -21,6 +21,7 @@ from instahide_fl.metrics.baselines import matched_noise
 from instahide_fl.metrics.comparison import Comparer, Comparison
 from instahide_fl.metrics.identification import Identification
 from instahide_fl.metrics.perceptual import lpips, lpips_absent
+from instahide_fl.metrics.registration import registered_ssim
 from instahide_fl.metrics.scores import ImageScores, Summary
 from instahide_fl.transcript.truth import ClientTruth
 from instahide_fl.types import ChannelStatistics
@@ -69,6 +70,7 @@ def score(
         lpips=_lpips(scored),
         hard_labels=score_hard_labels(reconstruction, truths, num_classes, rng),
         soft_labels=score_soft_labels(reconstruction, truths, num_classes),
+        registered=_registered(reconstruction, truths, scored),
         shown=first_of_each_client(one.shown for one in scored),
         caveats=tuple(_caveats(reconstruction, truths, augmentation)),
     )
@@ -85,6 +87,7 @@ class _Scored:
         uninformed: guesses against the private images of the same victims.
         uninformed_encoding: against their encodings; None if none were recovered.
         in_better_sign: f32[R,C,H,W], reconstructions in their better sign, clipped.
+        guess: f32[R,C,H,W] in [0, 1], what is guessed without any attack.
         shown: to draw.
     """
 
@@ -94,6 +97,7 @@ class _Scored:
     uninformed: Comparison
     uninformed_encoding: Comparison | None
     in_better_sign: Tensor
+    guess: Tensor
     shown: ShownImages
 
 
@@ -129,6 +133,7 @@ class _Scorer:
             in_better_sign=torch.where(
                 flipped, plain.opposite(picked), plain.shown(picked)
             ),
+            guess=plain.shown(guess),
             shown=align_shown(client, images, found, statistics),
         )
 
@@ -233,6 +238,24 @@ def _lpips(scored: Sequence[_Scored]) -> Summary | str:
     return Summary.of_error(lpips(shown, originals))
 
 
+def _registered(
+    reconstruction: Reconstruction,
+    truths: Mapping[tuple[int, str], ClientTruth],
+    scored: Sequence[_Scored],
+) -> Registered | None:
+    """Score in the best position, where nobody can know how images lay."""
+    augmented = any(truth.key.augmentation is not None for truth in truths.values())
+    if not scored or not augmented or reconstruction.target != "private":
+        return None
+    originals = torch.cat([one.found.originals for one in scored])
+    shown = torch.cat([one.in_better_sign for one in scored])
+    guess = torch.cat([one.guess for one in scored])
+    return Registered(
+        Summary.of_ssim(registered_ssim(shown, originals)),
+        Summary.of_ssim(registered_ssim(guess, originals)),
+    )
+
+
 def _caveats(
     reconstruction: Reconstruction,
     truths: Mapping[tuple[int, str], ClientTruth],
@@ -257,6 +280,11 @@ def _caveats(
             "images were cropped and mirrored at random before mixing and are held "
             "against the originals without that: similarity is understated; audit with "
             'data.augment="none"'
+        )
+    if augmented and reconstruction.target == "private" and not reconstruction.aligned:
+        found.append(
+            "this attack does not undo crops and mirroring: what it does not find is "
+            "no sign that they protect anything, before registered_decoding has run"
         )
     if reconstruction.target == "statistics":
         found.append("statistics of batches are not scored against the truth")

@@ -19,7 +19,7 @@ from instahide_fl.data.pool import MixingPool
 from instahide_fl.errors import ConfigError, ThreatModelError
 from instahide_fl.transcript.recorded import RoundTranscript
 from instahide_fl.transcript.truth import ClientTruth, read_truth, truth_path
-from instahide_fl.types import ChannelStatistics, UpdateKind
+from instahide_fl.types import ChannelStatistics, EncodingKey, UpdateKind
 
 
 class Knowledge(StrEnum):
@@ -147,10 +147,12 @@ class KnownMapping:
     Attributes:
         private_index: i64[E,p] into the client's images.
         coefficients: f32[E,k], private images first.
+        public_index: i64[E,k-p] into the pool; None for who does not know the pool.
     """
 
     private_index: Tensor
     coefficients: Tensor
+    public_index: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -337,10 +339,16 @@ def _observe(
         soft_targets=truth.soft_targets
         if truth and Knowledge.LABELS in secret
         else None,
-        mapping=KnownMapping(truth.key.private_index, truth.key.coefficients)
+        mapping=_known_mapping(truth.key, knows)
         if truth and Knowledge.MAPPING in secret
         else None,
     )
+
+
+def _known_mapping(key: EncodingKey, knows: frozenset[Knowledge]) -> KnownMapping:
+    # Rows of a pool that one does not have are numbers without a meaning.
+    public = key.public_index if Knowledge.POOL in knows else None
+    return KnownMapping(key.private_index, key.coefficients, public)
 
 
 def step_sizes(config: Config, num_examples: int) -> tuple[int, ...]:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -60,7 +62,7 @@ def error(images, split):
     )
 
 
-def view(split, config, observations):
+def view(split, config, observations, pool=None):
     return AdversaryView(
         threat_model("auditor-of-encodings"),
         Config(instahide=config),
@@ -69,7 +71,7 @@ def view(split, config, observations):
         split.num_classes,
         tuple(observations),
         (),
-        None,
+        pool,
     )
 
 
@@ -82,7 +84,7 @@ def observe(rounds):
             1.0,
             "gradient",
             encodings=images,
-            mapping=KnownMapping(key.private_index, key.coefficients),
+            mapping=KnownMapping(key.private_index, key.coefficients, key.public_index),
         )
         for number, (images, key) in enumerate(rounds)
     ]
@@ -101,6 +103,12 @@ CROSS = EncoderConfig(scope="cross", num_mixed=4)
 def test_mixtures_without_signs_are_solved_exactly(rng, channels):
     split = smooth_split(rng, 10, channels)
     assert error(ridge(mixtures(split, encoded(split, rng, 4, MIXUP))), split) < 1e-2
+
+
+def test_three_encodings_of_each_image_are_enough_inside(rng):
+    split = smooth_split(rng, 30)
+    given = mixtures(split, encoded(split, rng, 3, INSIDE))
+    assert error(second_moments(given, rng), split) < 0.1
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -123,8 +131,21 @@ def test_public_images_hide_little_and_known_ones_less(rng):
     part = public_part(images, key.public_index, key.coefficients)
     given = mixtures(split, rounds, public=part)
     images = folded_least_squares(given)
+    assert float((images - truth(split)).square().mean().sqrt()) < 0.05
+
+
+def test_public_images_told_to_the_auditor_are_taken_off(rng):
+    split = smooth_split(rng, 20)
+    pool = MixingPool.from_images(smooth_split(rng, 200).images)
+    seen = view(split, CROSS, observe(encoded(split, rng, 10, CROSS, pool)), pool)
+    (recovered,) = attack(seen, rng, public_part="known").recovered
+    assert recovered.diagnostics["public_part_known"] == 1
     # The known part fixes the sign as well: no better of two here.
-    assert float((images - truth(split)).square().mean().sqrt()) < 0.12
+    difference = recovered.images - truth(split)[recovered.rows]
+    assert float(difference.square().mean().sqrt()) < 0.12
+
+    with pytest.raises(AttackError, match="which the threat model"):
+        attack(replace(seen, pool=None), rng, public_part="known")
 
 
 def test_neighbours_tell_the_signs_of_pixels(rng):

@@ -219,6 +219,24 @@ def test_encodings_are_held_against_images_as_they_were_cropped(rng):
     assert "cropped and mirrored" in unknown.caveats[0]
 
 
+def test_augmentation_is_no_defence_before_somebody_looked_for_it(rng):
+    augmentation = Augmentation(padding=4, flip=True)
+    truths, statistics = federation(rng, augmentation=augmentation)
+    truth = truths[1, "0"]
+    mirrored = statistics.normalise(truth.images).flip(3)
+    one = Recovered("0", 0, images=mirrored, rows=truth.rows)
+    naive = Reconstruction("private", (one,))
+    found = score(naive, truths, statistics, CLASSES, rng, augmentation)
+    assert any("registered_decoding has run" in one for one in found.caveats)
+    written = found.to_json()["metrics"]["private"]["registered"]
+    assert written["ssim"]["mean"] == pytest.approx(1)
+    assert written["no_information"]["mean"] < 0.9
+
+    looked = replace(naive, aligned=True)
+    found = score(looked, truths, statistics, CLASSES, rng, augmentation)
+    assert not any("registered_decoding" in one for one in found.caveats)
+
+
 def test_labels_count_unless_they_were_given(rng):
     truths, statistics = federation(rng, "instahide")
     truth = truths[1, "0"]

@@ -100,7 +100,7 @@ def test_a_view_holds_exactly_what_its_threat_model_permits(name):
     assert known(view) == model.knows & ALL
 
 
-def test_no_view_holds_signs_images_or_public_choices():
+def test_no_view_holds_signs_or_images_and_public_choices_only_with_the_pool():
     seen, truth = round_and_truth()
     for model in THREAT_MODELS.values():
         view = build_view(model, CONFIG, [seen], {(1, "7"): truth}, [])
@@ -108,7 +108,8 @@ def test_no_view_holds_signs_images_or_public_choices():
             texts = {name for name in dir(one) if not name.startswith("_")}
             assert not texts & {"key", "images", "targets", "sign_bits", "truth"}
             if one.mapping is not None:
-                assert not hasattr(one.mapping, "public_index")
+                given = one.mapping.public_index is not None
+                assert given == (Knowledge.POOL in model.knows)
 
 
 def test_what_is_withheld_is_named_and_so_is_who_has_it():

@@ -66,7 +66,7 @@ def folded_least_squares(
 
     With an unknown public part all signs start negative, and the result resembles -|x|:
     shapes are recognisable, bright and dark are confused. With a known one signs start
-    as that part's, and the result is close to exact.
+    as that part's, trusted little at first, and the result is close to exact.
 
     Args:
         mixtures: the encodings.
@@ -78,13 +78,18 @@ def folded_least_squares(
         f32[n,C,H,W], normalised. Unless the public part is known, each pixel has a sign
         of its own, the same for all n images.
     """
-    values = -mixtures.encodings.abs()
     if mixtures.public is not None:
-        same = mixtures.encodings.abs()
-        values = torch.where(mixtures.public > 0, same, -same) - mixtures.public
-    start = LeastSquares(mixtures).solve(values.flatten(1))
+        nothing = mixtures.encodings.new_zeros(mixtures.images_shape)
+        return alternating_minimisation(
+            mixtures, nothing, largest, iterations, doubt=1, advance=advance
+        )
+    start = LeastSquares(mixtures).solve(-mixtures.encodings.flatten(1).abs())
     return alternating_minimisation(
-        mixtures, start.view(mixtures.images_shape), largest, iterations, 0.0, advance
+        mixtures,
+        start.view(mixtures.images_shape),
+        largest,
+        iterations,
+        advance=advance,
     )
 
 
@@ -94,6 +99,7 @@ def alternating_minimisation(
     largest: Tensor | None = None,
     iterations: int = ITERATIONS,
     smoothing: float = 0.0,
+    doubt: float = 0.0,
     advance: Advance = silent,
 ) -> Tensor:
     """Improve images: signs from the images, images from the signs, and again.
@@ -110,23 +116,27 @@ def alternating_minimisation(
         smoothing: signs are taken from images smoothed by this much, 0..1, less and
             less. Neighbours then correct each other's errors; use it only where the
             signs of neighbouring pixels agree (`coherent_signs`).
+        doubt: variance of the errors of the images at the start, by which signs are
+            trusted less, in units of a pixel's own variance, 0..1; it shrinks to 0.
         advance: told how far it is.
 
     Returns:
         f32[n,C,H,W], normalised.
     """
     folded = mixtures.encodings.flatten(1).abs()
-    certainty = folded / mixtures.noise_variance[:, None]
     known = None if mixtures.public is None else mixtures.public.flatten(1)
     equations = LeastSquares(mixtures)
     bound = None if largest is None else largest.view(-1, 1, 1).to(folded)
+    private = mixtures.weights.square().sum(1)
     for step in range(iterations):
-        amount = smoothing * (1 - step / (SMOOTH_SHARE * iterations))
+        left = max(0.0, 1 - step / (SMOOTH_SHARE * iterations))
+        amount = smoothing * left
+        certainty = 1 / (mixtures.noise_variance + doubt * left**2 * private)
         source = smoothed(images, amount) if amount > 0 else images
         predicted = mixtures.mixing @ source.flatten(1)
         if known is not None:
             predicted += known
-        values = predicted.mul_(certainty).tanh_().mul_(folded)
+        values = predicted.mul_(folded).mul_(certainty[:, None]).tanh_().mul_(folded)
         if known is not None:
             values -= known
         images = equations.solve(values).view(mixtures.images_shape)

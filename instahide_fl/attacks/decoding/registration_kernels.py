@@ -1,0 +1,111 @@
+"""Inner loops of registration, compiled by numba."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+Indices = NDArray[np.int64]
+
+
+@cache
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a loop as machine code; imported here, as numba takes a while."""
+    import numba
+
+    fast: Callable[..., Any] = numba.njit(nogil=True, fastmath=True, cache=True)(
+        function
+    )
+    return fast
+
+
+def misfits(
+    values: Floats,
+    rest: Floats,
+    weights: Floats,
+    noise: Floats,
+    moved: Floats,
+    folded: bool,
+) -> Floats:
+    """Return how badly each position of an image fits each encoding.
+
+    Twice the noise's variance times minus the log-likelihood, up to what all positions
+    share; log cosh z is taken for sqrt(1 + z^2), which is faster and as good.
+
+    Args:
+        values: f32[M,D], encodings, or their magnitudes.
+        rest: f32[M,D], what is expected of everything but the image.
+        weights: f32[M], coefficients of the image.
+        noise: f32[M], variance of what is unknown.
+        moved: f32[Q,D], the image in each position.
+        folded: whether values are magnitudes.
+
+    Returns:
+        f32[M,Q].
+    """
+    out = np.empty((len(values), len(moved)), np.float32)
+    for e in range(len(values)):
+        variance = noise[e] * noise[e]
+        for q in range(len(moved)):
+            total = np.float32(0)
+            for d in range(values.shape[1]):
+                mean = rest[e, d] + weights[e] * moved[q, d]
+                agreement = mean * values[e, d]
+                if folded:
+                    agreement = np.sqrt(agreement * agreement + variance)
+                total += mean * mean - np.float32(2) * agreement
+            out[e, q] = total
+    return out
+
+
+def collect(
+    values: Floats,
+    rest: Floats,
+    weights: Floats,
+    noise: Floats,
+    moved: Floats,
+    sources: Indices,
+    candidates: Indices,
+    posterior: Floats,
+    folded: bool,
+) -> tuple[Floats, Floats]:
+    """Sum what encodings say about the pixels of one image, moved back.
+
+    Args:
+        values: f32[M,D], as for `misfits`; so are rest, weights, noise, moved, folded.
+        rest: f32[M,D].
+        weights: f32[M].
+        noise: f32[M].
+        moved: f32[Q,D].
+        sources: i64[Q,P], which pixel of the image each pixel shows; -1 for none.
+        candidates: i64[M,c], positions.
+        posterior: f32[M,c], their probabilities.
+        folded: whether signs are unknown.
+
+    Returns:
+        f32[D] and f32[P]: right-hand sides and weights of least squares.
+    """
+    pixels = sources.shape[1]
+    total = np.zeros(values.shape[1], np.float32)
+    certainty = np.zeros(pixels, np.float32)
+    for e in range(len(values)):
+        for c in range(candidates.shape[1]):
+            q = candidates[e, c]
+            share = posterior[e, c] * weights[e] / noise[e]
+            for d in range(values.shape[1]):
+                source = sources[q, d % pixels]
+                if source < 0:
+                    continue
+                value = values[e, d]
+                if folded:
+                    mean = rest[e, d] + weights[e] * moved[q, d]
+                    value *= np.tanh(mean * value / noise[e])
+                total[d - d % pixels + source] += share * (value - rest[e, d])
+                if d < pixels:
+                    certainty[source] += share * weights[e]
+    return total, certainty
