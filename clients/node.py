@@ -27,7 +27,13 @@ from instahide_fl.data.pool import MixingPool
 from instahide_fl.encoding.encoder import Encoder, FixedEncodings, build_encoder
 from instahide_fl.errors import ConfigError
 from instahide_fl.models.registry import build_model
-from instahide_fl.rng import keyed_stream, new_secret, operating_system_stream, stream
+from instahide_fl.rng import (
+    client_stream,
+    fixed_stream,
+    keyed_stream,
+    new_secret,
+    operating_system_stream,
+)
 from instahide_fl.training.device import room_for_images, training_device
 from instahide_fl.training.local import LocalTrainer
 from instahide_fl.transcript.truth import RecordingEncoder
@@ -50,7 +56,7 @@ class ClientNode:
         split: the client's private images.
         pool: the mixing pool, if encodings use one.
         augmentation: of private images before mixing.
-        simulated: whether its randomness repeats with the run's seed.
+        simulated: whether it is one of a simulation; else its images are real.
     """
 
     client: str
@@ -60,10 +66,15 @@ class ClientNode:
     augmentation: Augmentation | None
     simulated: bool
 
+    @property
+    def seeded(self) -> bool:
+        """Whether its randomness repeats with the run's seed; a real client's never."""
+        return self.simulated and self.config.instahide.keys == "seeded"
+
     def rng(self, round_number: int) -> np.random.Generator:
         """Return the source of this round's batches and keys."""
-        if self.simulated:
-            return stream(self.config.seed, "client", self.client, round_number)
+        if self.seeded:
+            return client_stream(self.config.seed, self.client, round_number)
         return operating_system_stream()
 
     def encoder(self, context: Context) -> Encoder:
@@ -95,9 +106,9 @@ class ClientNode:
         return self.split.normalised_with(statistics)
 
     def _fixed_streams(self, context: Context) -> Callable[[int], np.random.Generator]:
-        if self.simulated:
+        if self.seeded:
             seed, client = self.config.seed, self.client
-            return lambda which: stream(seed, "fixed-encodings", client, which)
+            return lambda which: fixed_stream(seed, client, which)
         if _SECRETS not in context.state.config_records:
             context.state[_SECRETS] = ConfigRecord({"secret": new_secret()})
         secret = context.state.config_records[_SECRETS]["secret"]

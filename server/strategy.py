@@ -122,7 +122,8 @@ class Strategy:
                 for client, node in nodes.items()
                 if node in reduced.updates
             }
-            recorder.record(instruction, sent, received, aggregate)
+            held = self.clients.num_examples
+            recorder.record(instruction, sent, received, aggregate, held)
         bytes_down = sum(array.nbytes for array in sent.values()) * len(cohort)
         if not recorder.crafts(round_number):
             self.optimizer.step(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from instahide_fl.attacks.attack import Target
+from instahide_fl.attacks.key_scoring import FoundKeys
 from instahide_fl.attacks.shown import ShownImages
 from instahide_fl.metrics.identification import Identification
 from instahide_fl.metrics.labels import HardLabels, SoftLabels
@@ -62,6 +63,7 @@ class Scores:
         soft_labels: None if it gave none.
         shown: to draw.
         caveats: what to know when reading the figures.
+        keys: None if it looked for none.
     """
 
     target: Target
@@ -74,6 +76,7 @@ class Scores:
     soft_labels: SoftLabels | None
     shown: tuple[ShownImages, ...]
     caveats: tuple[str, ...]
+    keys: FoundKeys | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the entries metrics, baseline and caveats of an attack's file."""
@@ -90,6 +93,8 @@ class Scores:
             metrics["encoding"] = self.encoding.attack.to_json()
         if labels := self._labels():
             metrics["labels"] = labels
+        if self.keys:
+            metrics["keys"] = self.keys.to_json()
         return {
             "metrics": metrics,
             "baseline": self._baseline(),

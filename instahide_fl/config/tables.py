@@ -120,6 +120,10 @@ class EncoderConfig(Table):
     refresh: Literal["epoch"] | Count = "epoch"
     """`epoch` draws fresh keys every time an image is used; a number T reuses T fixed
     encodings of each image."""
+    keys: Literal["seeded", "secure"] = "seeded"
+    """In a simulation: `seeded` keys and batches repeat with the run's seed, and
+    whoever finds the seed has them all; `secure` ones come from the operating system,
+    and no run repeats. Those of real clients are always secure."""
 
     @field_validator("refresh", mode="before")
     @classmethod

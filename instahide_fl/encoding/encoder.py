@@ -266,10 +266,20 @@ class FixedEncodings:
             split: the client's own images.
             rng: chooses which of the T.
         """
-        fixed = self.stream_of(int(rng.integers(self.count)))
-        everything = torch.arange(len(split))
-        key = self.encoder.draw_key(everything, split, fixed).rows(index.cpu())
+        key = self.draw_key(index, split, rng)
         return self.encoder.apply_key(key, split), key
+
+    def draw_key(
+        self, index: Tensor, split: PrivateSplit, rng: np.random.Generator
+    ) -> EncodingKey:
+        """Choose one of the T keys for these rows; arguments as for `encode`."""
+        fixed = self.stream_of(self.choose(rng))
+        everything = torch.arange(len(split))
+        return self.encoder.draw_key(everything, split, fixed).rows(index.cpu())
+
+    def choose(self, rng: np.random.Generator) -> int:
+        """Draw which of the T a batch takes."""
+        return int(rng.integers(self.count))
 
 
 def build_encoder(

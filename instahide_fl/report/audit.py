@@ -240,7 +240,7 @@ def run_attack(
         ThreatModelError: the adversary lacks what the attack needs.
         AttackError: the attack does not apply to this run.
     """
-    note = _no_control(run, with_control)
+    note = _no_control(run, attack, with_control)
     parts = 1 if note else 2
     start = time.perf_counter()
     found = _reconstruct(
@@ -272,10 +272,12 @@ def run_attack(
     )
 
 
-def _no_control(run: RecordedRun, wanted: bool) -> str:
+def _no_control(run: RecordedRun, attack: Attack, wanted: bool) -> str:
     """Return why there is no second attack; empty if there is one."""
     if run.config.instahide.method == "none":
         return "the run itself hides nothing"
+    if not attack.has_control:
+        return f"{attack.name} has nothing to find where nothing is hidden"
     if run.is_crafted:
         return "the parameters were crafted for this run's encodings"
     return "" if wanted else "not asked for"
@@ -285,7 +287,7 @@ def _reconstruct(
     run: RecordedRun, attack: Attack, model: ThreatModel, seed: int, advance: Advance
 ) -> Reconstruction:
     view = run.view(model)
-    view.require(attack.name, attack.needs)
+    attack.check(view)
     return attack.reconstruct(view, stream(seed, "attack", attack.name), advance)
 
 
