@@ -85,8 +85,12 @@ class ClientNode:
             return encoder
         return FixedEncodings(encoder, encoding.refresh, self._fixed_streams(context))
 
-    def keeper(self, context: Context, round_number: int) -> RecordingEncoder | None:
+    def keeper(self, encoder: Encoder, round_number: int) -> RecordingEncoder | None:
         """Return an encoder that keeps this round's truth, where that is asked for.
+
+        Args:
+            encoder: does the work.
+            round_number: 1, 2, ...
 
         Raises:
             ConfigError: there is no folder to write it to.
@@ -99,7 +103,7 @@ class ClientNode:
                 "record.truth needs a run folder that clients know: start the run with "
                 "instahide-fl run, or set output.folder"
             )
-        return RecordingEncoder(self.encoder(context))
+        return RecordingEncoder(encoder)
 
     def normalised_with(self, statistics: ChannelStatistics) -> PrivateSplit:
         """Return the split with the constants that the run agreed on."""

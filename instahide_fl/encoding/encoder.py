@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -273,13 +273,10 @@ class FixedEncodings:
         self, index: Tensor, split: PrivateSplit, rng: np.random.Generator
     ) -> EncodingKey:
         """Choose one of the T keys for these rows; arguments as for `encode`."""
-        fixed = self.stream_of(self.choose(rng))
+        which = int(rng.integers(self.count))
         everything = torch.arange(len(split))
-        return self.encoder.draw_key(everything, split, fixed).rows(index.cpu())
-
-    def choose(self, rng: np.random.Generator) -> int:
-        """Draw which of the T a batch takes."""
-        return int(rng.integers(self.count))
+        key = self.encoder.draw_key(everything, split, self.stream_of(which))
+        return replace(key.rows(index.cpu()), repeat=which)
 
 
 def build_encoder(
