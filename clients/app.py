@@ -9,6 +9,12 @@ import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
+from clients.exposures import (
+    keep_exposures,
+    open_rows,
+    read_exposures,
+    warn_of_exposures,
+)
 from clients.node import open_node, shared_trainer
 from clients.records import (
     move_control,
@@ -23,6 +29,7 @@ from clients.secure_aggregation import (
     answer_unmask,
     reply_masked,
 )
+from instahide_fl.encoding.exposures import CountingEncoder
 from instahide_fl.errors import ProtocolError
 from instahide_fl.provenance import code_hash
 from instahide_fl.training.local import local_steps
@@ -67,17 +74,23 @@ def train(message: Message, context: Context) -> Message:
             f"agreed on {instruction.pool_sha256[:12] or 'none'}: copy the run's pool "
             f"to this client and set its path"
         )
-    split = node.normalised_with(instruction.statistics)
+    exposures = read_exposures(node, context, instruction.round)
+    limit = node.config.instahide.max_exposures
+    beyond = exposures.beyond(limit)
+    rows = open_rows(node, exposures)
+    whole = node.normalised_with(instruction.statistics)
+    split = whole if len(rows) == len(whole) else whole.share(rows)
     shape = split.images.shape
     trainer = shared_trainer(
         node.config, (shape[1], shape[2], shape[3]), split.num_classes
     )
     arrays, control = split_control(received)
-    keeper = node.keeper(context, instruction.round)
+    encoder = CountingEncoder(node.encoder(context), exposures, rows)
+    keeper = node.keeper(encoder, instruction.round)
     update = trainer.update(
         arrays,
         split.on(trainer.device),
-        keeper or node.encoder(context),
+        keeper or encoder,
         node.rng(instruction.round),
         instruction.learning_rate_factor,
         gradient_correction(control, read_control(context)) if control else None,
@@ -90,7 +103,10 @@ def train(message: Message, context: Context) -> Message:
         update = replace(update, arrays=with_control(update.arrays, moved))
     if keeper:
         folder = Path(node.config.output.folder)
-        write_truth(folder, keeper.truth(instruction.round, node.client, split))
+        write_truth(folder, keeper.truth(instruction.round, node.client, whole))
+    keep_exposures(node, context, instruction.round, exposures)
+    warn_of_exposures(node, instruction.round, beyond, exposures)
+    update = replace(update, metrics={**update.metrics, **exposures.summary(limit)})
     if node.config.secure_aggregation.enabled:
         return reply_masked(message, context, node.client, update, node.config)
     return reply_update(message, node.client, update)

@@ -27,7 +27,13 @@ from instahide_fl.data.pool import MixingPool
 from instahide_fl.encoding.encoder import Encoder, FixedEncodings, build_encoder
 from instahide_fl.errors import ConfigError
 from instahide_fl.models.registry import build_model
-from instahide_fl.rng import keyed_stream, new_secret, operating_system_stream, stream
+from instahide_fl.rng import (
+    client_stream,
+    fixed_stream,
+    keyed_stream,
+    new_secret,
+    operating_system_stream,
+)
 from instahide_fl.training.device import room_for_images, training_device
 from instahide_fl.training.local import LocalTrainer
 from instahide_fl.transcript.truth import RecordingEncoder
@@ -50,7 +56,7 @@ class ClientNode:
         split: the client's private images.
         pool: the mixing pool, if encodings use one.
         augmentation: of private images before mixing.
-        simulated: whether its randomness repeats with the run's seed.
+        simulated: whether it is one of a simulation; else its images are real.
     """
 
     client: str
@@ -60,10 +66,15 @@ class ClientNode:
     augmentation: Augmentation | None
     simulated: bool
 
+    @property
+    def seeded(self) -> bool:
+        """Whether its randomness repeats with the run's seed; a real client's never."""
+        return self.simulated and self.config.instahide.keys == "seeded"
+
     def rng(self, round_number: int) -> np.random.Generator:
         """Return the source of this round's batches and keys."""
-        if self.simulated:
-            return stream(self.config.seed, "client", self.client, round_number)
+        if self.seeded:
+            return client_stream(self.config.seed, self.client, round_number)
         return operating_system_stream()
 
     def encoder(self, context: Context) -> Encoder:
@@ -74,8 +85,12 @@ class ClientNode:
             return encoder
         return FixedEncodings(encoder, encoding.refresh, self._fixed_streams(context))
 
-    def keeper(self, context: Context, round_number: int) -> RecordingEncoder | None:
+    def keeper(self, encoder: Encoder, round_number: int) -> RecordingEncoder | None:
         """Return an encoder that keeps this round's truth, where that is asked for.
+
+        Args:
+            encoder: does the work.
+            round_number: 1, 2, ...
 
         Raises:
             ConfigError: there is no folder to write it to.
@@ -88,16 +103,16 @@ class ClientNode:
                 "record.truth needs a run folder that clients know: start the run with "
                 "instahide-fl run, or set output.folder"
             )
-        return RecordingEncoder(self.encoder(context))
+        return RecordingEncoder(encoder)
 
     def normalised_with(self, statistics: ChannelStatistics) -> PrivateSplit:
         """Return the split with the constants that the run agreed on."""
         return self.split.normalised_with(statistics)
 
     def _fixed_streams(self, context: Context) -> Callable[[int], np.random.Generator]:
-        if self.simulated:
+        if self.seeded:
             seed, client = self.config.seed, self.client
-            return lambda which: stream(seed, "fixed-encodings", client, which)
+            return lambda which: fixed_stream(seed, client, which)
         if _SECRETS not in context.state.config_records:
             context.state[_SECRETS] = ConfigRecord({"secret": new_secret()})
         secret = context.state.config_records[_SECRETS]["secret"]

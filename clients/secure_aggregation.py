@@ -181,7 +181,9 @@ def reply_masked(
         {
             ARRAYS: to_record({VECTOR: torch.from_numpy(masked.view(np.int32))}),
             ABOUT: ConfigRecord(header.to_values()),
-            METRICS: MetricRecord({"seconds": update.metrics.get("seconds", 0.0)}),
+            METRICS: MetricRecord(
+                {k: v for k, v in update.metrics.items() if k != "train_loss"}
+            ),
         }
     )
     return Message(content, reply_to=message)

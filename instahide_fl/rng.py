@@ -41,6 +41,16 @@ def stream(seed: int, *names: StreamName) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(entropy)))
 
 
+def client_stream(seed: int, client: str, round_number: int) -> np.random.Generator:
+    """Return what a simulated client draws a round's batches and keys from."""
+    return stream(seed, "client", client, round_number)
+
+
+def fixed_stream(seed: int, client: str, which: int) -> np.random.Generator:
+    """Return what a simulated client draws a set of its fixed encodings' keys from."""
+    return stream(seed, "fixed-encodings", client, which)
+
+
 def torch_seed(seed: int, *names: StreamName) -> int:
     """Return a seed in 0..2**63-1 for a torch generator (model initialisation)."""
     return int.from_bytes(_digest(seed, "torch", *names)[:8], "little") >> 1

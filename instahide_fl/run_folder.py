@@ -10,6 +10,7 @@ model.safetensors   final global parameters
 summary.json        written last: a folder without it is not finished
 evaluation.json     accuracy on encodings of test images, if asked for later
 failure.json        why a run ended early
+exposures/          how often simulated clients encoded each image; theirs alone
 transcript/         recorded rounds, as the server saw them (record.rounds)
 truth/              what simulated clients hid in them (record.truth)
 attacks/            what `instahide-fl attack` recovered

@@ -288,6 +288,8 @@ class EncodingKey:
         sign_bits: u8[B,ceil(C*H*W/8)], the mask packed, most significant bit first, 1
             for +1; None without a mask.
         augmentation: of the B*p private sources in row order; None if none was drawn.
+        repeat: where an image has T fixed encodings, which of them these are, 0..T-1;
+            None for fresh ones, and for batches joined.
     """
 
     coefficients: Tensor
@@ -296,6 +298,7 @@ class EncodingKey:
     image_shape: tuple[int, int, int]
     sign_bits: Tensor | None = None
     augmentation: AppliedAugmentation | None = None
+    repeat: int | None = None
 
     @property
     def signs(self) -> Tensor:
@@ -326,6 +329,7 @@ class EncodingKey:
             self.image_shape,
             None if self.sign_bits is None else self.sign_bits[index],
             augmentation,
+            self.repeat,
         )
 
     @classmethod

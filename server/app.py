@@ -174,6 +174,7 @@ def _finish_round(
         "bytes_down": outcome.bytes_down,
         "clients": len(outcome.contributions),
         "failures": len(outcome.failures),
+        "exposures": dict(outcome.exposures),
     }
     folder.append_metrics(row)
     # After the log: resuming drops lines beyond the checkpoint, so none goes missing.
@@ -185,6 +186,12 @@ def _finish_run(folder: RunFolder, optimizer: ServerOptimizer) -> None:
     """Write the model and, last of all, the summary that marks the run as finished."""
     folder.save_model(optimizer.model_arrays)
     rows = folder.metrics()
+    exposures = rows[-1].get("exposures", {})
+    if exposures.get("beyond"):
+        log.warning(
+            "%d images have been in more encodings than instahide.max-exposures",
+            exposures["beyond"],
+        )
     evaluated = [row for row in rows if row["test_accuracy"] is not None]
     best = max(evaluated, key=lambda row: float(row["test_accuracy"]))
     folder.write_json(
@@ -199,5 +206,6 @@ def _finish_run(folder: RunFolder, optimizer: ServerOptimizer) -> None:
             "bytes_up": sum(row["bytes_up"] for row in rows),
             "bytes_down": sum(row["bytes_down"] for row in rows),
             "failures": sum(row["failures"] for row in rows),
+            "exposures": exposures,
         },
     )

@@ -50,6 +50,7 @@ class Recorder:
         sent: Mapping[str, Tensor],
         updates: Mapping[str, ClientUpdate],
         aggregate: Mapping[str, Tensor],
+        images_held: Mapping[str, int],
     ) -> None:
         """Write a round.
 
@@ -58,6 +59,7 @@ class Recorder:
             sent: the parameters, as clients received them.
             updates: as received, by client key in order.
             aggregate: what the server steps with.
+            images_held: by client, as they said before the first round.
 
         Raises:
             OutputError: the transcript cannot be written.
@@ -73,5 +75,6 @@ class Recorder:
             num_classes=self.num_classes,
             learning_rate_factor=instruction.learning_rate_factor,
             pool_sha256=instruction.pool_sha256,
+            images_held={client: images_held[client] for client in updates},
         )
         write_transcript(self.folder, seen)

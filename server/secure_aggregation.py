@@ -64,11 +64,11 @@ class Masked:
 
     Attributes:
         vector: u32[N], uniform to whoever lacks its masks.
-        seconds: that the client computed.
+        metrics: numbers of the client's other than its loss: "seconds".
     """
 
     vector: Vector
-    seconds: float
+    metrics: Mapping[str, float]
 
 
 @dataclass
@@ -190,9 +190,12 @@ class SecureRound:
         vector = from_record(record)[VECTOR].cpu().numpy()
         if vector.dtype != np.int32 or vector.ndim != 1:
             raise ProtocolError(f"client {header.client} sent no masked vector")
-        seconds = reply.content.metric_records[METRICS]["seconds"]
-        assert isinstance(seconds, float)
-        return Masked(vector.view(np.uint32), seconds)
+        metrics = {
+            name: float(value)
+            for name, value in reply.content.metric_records[METRICS].items()
+            if isinstance(value, int | float)
+        }
+        return Masked(vector.view(np.uint32), metrics)
 
     def _unmask(
         self, peers: Sequence[str], shared: Sequence[str], survivors: Sequence[str]
@@ -256,12 +259,12 @@ class SecureRound:
             raise RoundError("the masked updates do not have the model's parameters")
         weight, loss = float(values[-2]), float(values[-1])
         arrays = split_vector(values[:-2], shapes)
-        took = [one.seconds for one in masked.values()]
+        took = [one.metrics.get("seconds", 0.0) for one in masked.values()]
         contributions = {
             self.nodes[client]: Contribution(
                 self.sizes[client],
                 one.vector.nbytes,
-                {"train_loss": loss / weight, "seconds": one.seconds},
+                {**one.metrics, "train_loss": loss / weight},
             )
             for client, one in masked.items()
         }

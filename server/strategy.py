@@ -34,6 +34,7 @@ class RoundOutcome:
         compute_seconds: in which the round waited for clients that were computing.
         transfer_seconds: the rest of the time between sending and having all updates.
         aggregation_seconds: for adding up, mean and optimizer step.
+        exposures: of the private images of these clients, over all rounds so far.
     """
 
     contributions: Mapping[str, Contribution]
@@ -42,6 +43,7 @@ class RoundOutcome:
     compute_seconds: float
     transfer_seconds: float
     aggregation_seconds: float
+    exposures: Mapping[str, float]
 
     @property
     def seconds(self) -> float:
@@ -123,7 +125,8 @@ class Strategy:
                 for client, node in nodes.items()
                 if node in reduced.updates
             }
-            recorder.record(instruction, sent, received, aggregate)
+            held = self.clients.num_examples
+            recorder.record(instruction, sent, received, aggregate, held)
         bytes_down = sum(array.nbytes for array in sent.values()) * len(cohort)
         if not recorder.crafts(round_number):
             self.optimizer.step(
@@ -134,17 +137,19 @@ class Strategy:
             )
         finished = time.perf_counter()
         waited = collected - start - reduced.adding_seconds
+        contributions = {
+            client: reduced.contributions[node]
+            for client, node in nodes.items()
+            if node in reduced.contributions
+        }
         return RoundOutcome(
-            contributions={
-                client: reduced.contributions[node]
-                for client, node in nodes.items()
-                if node in reduced.contributions
-            },
+            contributions=contributions,
             failures=failures,
             bytes_down=bytes_down,
             compute_seconds=min(reduced.compute_seconds, waited),
             transfer_seconds=max(0.0, waited - reduced.compute_seconds),
             aggregation_seconds=finished - collected + reduced.adding_seconds,
+            exposures=join_exposures(contributions, self.clients.num_examples),
         )
 
     def _parameters(self, round_number: int) -> Mapping[str, Tensor]:
@@ -202,6 +207,37 @@ class Strategy:
             return known
         simulated = all(client.isdecimal() for client in self.clients.nodes)
         return min(cohort, self.config.resources.local_workers if simulated else cohort)
+
+
+def join_exposures(
+    contributions: Mapping[str, Contribution], images_held: Mapping[str, int]
+) -> dict[str, float]:
+    """Join what clients say about the exposures of their images.
+
+    Args:
+        contributions: by client key.
+        images_held: by client key.
+
+    Returns:
+        max and mean over all images of these clients; `beyond`, the number of images
+        beyond instahide.max-exposures, if there is a limit. Empty if no client says.
+    """
+    said = [
+        (one.metrics, images_held[client])
+        for client, one in contributions.items()
+        if "exposures_max" in one.metrics
+    ]
+    if not said:
+        return {}
+    images = sum(held for _, held in said)
+    total = sum(metrics["exposures_mean"] * held for metrics, held in said)
+    joined = {
+        "max": max(metrics["exposures_max"] for metrics, _ in said),
+        "mean": total / images,
+    }
+    if all("exposures_beyond" in metrics for metrics, _ in said):
+        joined["beyond"] = sum(metrics["exposures_beyond"] for metrics, _ in said)
+    return joined
 
 
 def _check_enough(

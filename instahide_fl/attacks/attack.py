@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, TypeAlias
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from instahide_fl.config.table import Table
 from instahide_fl.transcript.threat_model import AdversaryView, Knowledge
+from instahide_fl.types import EncodingKey
 
 Advance: TypeAlias = Callable[[int, int], None]
 """Called with steps done and steps in all, for a progress bar."""
@@ -73,12 +74,15 @@ class Reconstruction:
         recovered: client by client.
         diagnostics: numbers about the attack as a whole.
         aligned: whether the attack looked for crops and mirroring, and undid them.
+        keys: of all encodings of a client in a round, by round and client, as far as
+            they were found; None if the attack looks for none.
     """
 
     target: Target
     recovered: tuple[Recovered, ...]
     diagnostics: dict[str, float] = field(default_factory=dict)
     aligned: bool = False
+    keys: Mapping[tuple[int, str], EncodingKey] | None = None
 
 
 class Attack(Table):
@@ -100,8 +104,18 @@ class Attack(Table):
     """Where it was published."""
     by_default: ClassVar[bool] = True
     """Whether it runs where no attack is named: not if it takes minutes."""
+    has_control: ClassVar[bool] = True
+    """Whether it can succeed where nothing is hidden, and so be checked there."""
     threat_model: ClassVar[str] = "honest-server"
     """The adversary that it is run as unless another is asked for."""
+
+    def check(self, view: AdversaryView) -> None:
+        """Refuse an adversary who lacks what the attack needs.
+
+        Raises:
+            ThreatModelError: something is withheld.
+        """
+        view.require(self.name, self.needs)
 
     def reconstruct(
         self, view: AdversaryView, rng: np.random.Generator, advance: Advance

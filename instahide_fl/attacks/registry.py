@@ -12,6 +12,7 @@ from instahide_fl.attacks.first_layer import FirstLayer
 from instahide_fl.attacks.hard_labels import HardLabels
 from instahide_fl.attacks.imprint import Imprint
 from instahide_fl.attacks.inverting_gradients import InvertingGradients
+from instahide_fl.attacks.key_replay import KeyReplay
 from instahide_fl.attacks.mixup_recovery import MixupRecovery
 from instahide_fl.attacks.registered_decoding import RegisteredDecoding
 from instahide_fl.attacks.soft_labels import SoftLabels
@@ -33,6 +34,7 @@ ATTACKS: Mapping[str, type[Attack]] = {
         DecodeEncodings,
         MixupRecovery,
         RegisteredDecoding,
+        KeyReplay,
     )
 }
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from instahide_fl.attacks.attack import Reconstruction, Target
+from instahide_fl.attacks.key_scoring import FoundKeys
 from instahide_fl.attacks.shown import ShownImages
 from instahide_fl.metrics.identification import Identification
 from instahide_fl.metrics.labels import HardLabels, SoftLabels
@@ -86,6 +87,7 @@ class Scores:
         registered: None unless private images were recovered from augmented ones.
         shown: to draw.
         caveats: what to know when reading the figures.
+        keys: None if it looked for none.
     """
 
     target: Target
@@ -99,6 +101,7 @@ class Scores:
     registered: Registered | None
     shown: tuple[ShownImages, ...]
     caveats: tuple[str, ...]
+    keys: FoundKeys | None = None
 
     @classmethod
     def without_truth(cls, reconstruction: Reconstruction) -> Scores:
@@ -138,6 +141,8 @@ class Scores:
             metrics["encoding"] = self.encoding.attack.to_json()
         if labels := self._labels():
             metrics["labels"] = labels
+        if self.keys:
+            metrics["keys"] = self.keys.to_json()
         return {
             "metrics": metrics,
             "baseline": self._baseline(),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from instahide_fl.attacks.attack import Reconstruction, Recovered, Target
+from instahide_fl.attacks.key_scoring import score_keys
 from instahide_fl.attacks.label_scoring import score_hard_labels, score_soft_labels
 from instahide_fl.attacks.originals import Originals, truths_of, uninformed_guess
 from instahide_fl.attacks.pairing import EncodingTruth, Pairing, PrivateTruth
@@ -73,6 +74,7 @@ def score(
         registered=_registered(reconstruction, truths, scored),
         shown=first_of_each_client(one.shown for one in scored),
         caveats=tuple(_caveats(reconstruction, truths, augmentation)),
+        keys=score_keys(reconstruction, truths),
     )
 
 
@@ -275,7 +277,8 @@ def _caveats(
         )
     augmented = any(truth.key.augmentation is not None for truth in truths.values())
     aligned = reconstruction.target == "encoding" and augmentation is not None
-    if augmented and not aligned and reconstruction.target != "labels":
+    undone = reconstruction.keys is not None
+    if augmented and not (aligned or undone) and reconstruction.target != "labels":
         found.append(
             "images were cropped and mirrored at random before mixing and are held "
             "against the originals without that: similarity is understated; audit with "

@@ -37,10 +37,10 @@ SOFT_LABEL_FRACTION = 0.2
 
 
 def beats_baseline(scores: Scores, labels: bool = True) -> bool:
-    """Tell whether an attack got private images or labels better than chance does.
+    """Tell whether an attack got private images, labels or keys better than by chance.
 
     An encoding recovered does not count by itself: only what it shows of the private
-    images in it does.
+    images in it does. A key counts by itself: it opens its encoding.
 
     Args:
         scores: of the attack.
@@ -48,7 +48,8 @@ def beats_baseline(scores: Scores, labels: bool = True) -> bool:
     """
     images = scores.private is not None and column_beats(scores.private)
     named = scores.identified is not None and _identifies(scores.identified)
-    return images or named or (labels and _labels_beat(scores))
+    keys = scores.keys is not None and scores.keys.found > 0
+    return images or named or keys or (labels and _labels_beat(scores))
 
 
 def column_beats(column: Column) -> bool:

@@ -175,6 +175,10 @@ def print_results(results: Sequence[AttackResult]) -> None:
         f"method {config.method}: {worst(one.verdict for one in results)}", markup=False
     )
     for one in results:
+        if (keys := one.scores.keys) is not None:
+            console.print(
+                f"{one.attack.name}: keys of {keys.found:,} of {keys.count:,} encodings"
+            )
         for caveat in one.scores.caveats:
             errors.print(f"{one.attack.name}: {caveat}")
 

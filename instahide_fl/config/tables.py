@@ -120,6 +120,17 @@ class EncoderConfig(Table):
     refresh: Literal["epoch"] | Count = "epoch"
     """`epoch` draws fresh keys every time an image is used; a number T reuses T fixed
     encodings of each image."""
+    keys: Literal["seeded", "secure"] = "seeded"
+    """In a simulation: `seeded` keys and batches repeat with the run's seed, and
+    whoever finds the seed has them all; `secure` ones come from the operating system,
+    and no run repeats. Those of real clients are always secure."""
+    max_exposures: CountOrZero = 0
+    """Distinct encodings that a private image may take part in, over all rounds and as
+    partner of others too; 0 for no limit. See `exposure_action`."""
+    exposure_action: Literal["warn", "stop"] = "warn"
+    """What follows when an image reaches `max_exposures`: `warn` reports how many are
+    beyond it; `stop` leaves the image out from the next round on, and a client that
+    has too few left takes no further part."""
 
     @field_validator("refresh", mode="before")
     @classmethod
@@ -139,6 +150,16 @@ class EncoderConfig(Table):
                 f"scope inside mixes private images only, so num-private must equal "
                 f"num-mixed ({self.num_mixed}), got {self.num_private}: set "
                 f'num-private = "auto" or scope = "cross"'
+            )
+        if (
+            self.max_exposures
+            and self.exposure_action == "stop"
+            and (self.refresh != "epoch")
+        ):
+            raise ValueError(
+                f'exposure-action = "stop" leaves images out of fresh encodings, and '
+                f"refresh = {self.refresh} makes no more of them: set refresh = "
+                f'"epoch" or exposure-action = "warn"'
             )
         if self.method != "none":
             _check_feasible(

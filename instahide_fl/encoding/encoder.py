@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -266,10 +266,17 @@ class FixedEncodings:
             split: the client's own images.
             rng: chooses which of the T.
         """
-        fixed = self.stream_of(int(rng.integers(self.count)))
-        everything = torch.arange(len(split))
-        key = self.encoder.draw_key(everything, split, fixed).rows(index.cpu())
+        key = self.draw_key(index, split, rng)
         return self.encoder.apply_key(key, split), key
+
+    def draw_key(
+        self, index: Tensor, split: PrivateSplit, rng: np.random.Generator
+    ) -> EncodingKey:
+        """Choose one of the T keys for these rows; arguments as for `encode`."""
+        which = int(rng.integers(self.count))
+        everything = torch.arange(len(split))
+        key = self.encoder.draw_key(everything, split, self.stream_of(which))
+        return replace(key.rows(index.cpu()), repeat=which)
 
 
 def build_encoder(

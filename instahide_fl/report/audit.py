@@ -179,7 +179,8 @@ def run_attack(
         AttackError: the attack does not apply here.
     """
     hides = subject.config.instahide.method != "none"
-    parts = 2 if hides and with_control else 1
+    note = _no_control(attack, hides, with_control)
+    parts = 1 if note else 2
     start = time.perf_counter()
     found = _reconstruct(
         subject, attack, model, seed, lambda done, total: advance(done, parts * total)
@@ -187,20 +188,27 @@ def run_attack(
     seconds = time.perf_counter() - start
     scores = _scored(subject, found, seed)
     control: Scores | None = None if hides else scores
-    note = "not asked for" if hides else "nothing is hidden here in the first place"
-    if parts == 2:
+    if not note:
         try:
             control = _control(
                 *(subject, attack, model, seed),
                 lambda done, total: advance(total + done, 2 * total),
             )
-            note = ""
         except AttackError as error:
             note = str(error)
     by_round = _by_round(subject, found, seed)
     return AttackResult(
         attack, model, subject, seed, seconds, found, scores, by_round, control, note
     )
+
+
+def _no_control(attack: Attack, hides: bool, wanted: bool) -> str:
+    """Return why there is no second attack; empty if there is one."""
+    if not hides:
+        return "nothing is hidden here in the first place"
+    if not attack.has_control:
+        return f"{attack.name} has nothing to find where nothing is hidden"
+    return "" if wanted else "not asked for"
 
 
 def _control(
@@ -214,7 +222,7 @@ def _reconstruct(
     subject: Subject, attack: Attack, model: ThreatModel, seed: int, advance: Advance
 ) -> Reconstruction:
     view = subject.view(model)
-    view.require(attack.name, attack.needs)
+    attack.check(view)
     return attack.reconstruct(view, stream(seed, "attack", attack.name), advance)
 
 

@@ -42,7 +42,7 @@ class LocalTrainer:
             momentum=config.momentum,
             weight_decay=config.weight_decay,
         )
-        self._draws = any(isinstance(one, nn.Dropout) for one in model.modules())
+        self._draws = has_dropout(model)
         self._given: dict[str, Tensor] = {}
         self._start: dict[str, Tensor] = {}  # what was given, in the network's layout
         self._moved = True
@@ -103,7 +103,7 @@ class LocalTrainer:
             return
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(int(rng.integers(2**63)))
+            torch.manual_seed(draw_torch_seed(rng))
             yield
 
     def _load(self, arrays: Mapping[str, Tensor]) -> None:
@@ -144,10 +144,8 @@ class LocalTrainer:
         self._optimizer.zero_grad()
         batch_size = self.config.batch_size
         wanted = min(len(split), batch_size * self.config.local_batches)
-        # Without replacement: an image is encoded at most once in a round.
-        rows = torch.from_numpy(rng.choice(len(split), size=wanted, replace=False))
         total = 0.0
-        for index in torch.split(rows, batch_size):
+        for index in batch_rows(len(split), self.config, rng):
             batch, _ = encoder.encode(index, split, rng)
             share = len(index) / wanted
             loss = self._loss(batch) * share
@@ -170,7 +168,7 @@ class LocalTrainer:
         """Train for some epochs and return how far the arrays moved."""
         self._optimizer.state.clear()
         total, seen = 0.0, 0
-        for index in _epochs(len(split), self.config, rng):
+        for index in batch_rows(len(split), self.config, rng):
             batch, _ = encoder.encode(index, split, rng)
             self._optimizer.zero_grad()
             loss = self._loss(batch)
@@ -234,10 +232,36 @@ def local_steps(count: int, config: TrainConfig) -> int:
     return config.local_epochs * math.ceil(count / config.batch_size)
 
 
-def _epochs(
+def batch_rows(
     count: int, config: TrainConfig, rng: np.random.Generator
 ) -> Iterator[Tensor]:
-    """Yield the batches of all local epochs, each epoch in a new random order."""
+    """Yield which images each batch of a round is made of, drawn when it is asked for.
+
+    Args:
+        count: images that the client holds.
+        config: the `[train]` table.
+        rng: of the client in this round; keys are drawn from it between batches.
+
+    Returns:
+        i64[B] for each batch.
+    """
+    if config.mode == "gradient":
+        wanted = min(count, config.batch_size * config.local_batches)
+        # Without replacement: an image is encoded at most once in a round.
+        rows = torch.from_numpy(rng.choice(count, size=wanted, replace=False))
+        for start in range(0, wanted, config.batch_size):
+            yield rows[start : start + config.batch_size]
+        return
     for _ in range(config.local_epochs):
         order = torch.from_numpy(rng.permutation(count))
         yield from torch.split(order, config.batch_size)
+
+
+def has_dropout(model: nn.Module) -> bool:
+    """Tell whether a network drops units at random."""
+    return any(isinstance(one, nn.Dropout) for one in model.modules())
+
+
+def draw_torch_seed(rng: np.random.Generator) -> int:
+    """Draw the seed of dropout's masks, the first that is drawn in a round."""
+    return int(rng.integers(2**63))

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,8 @@ class RoundTranscript:
         num_classes: K.
         learning_rate_factor: of the schedule, sent to clients.
         pool_sha256: of the agreed pool; empty for none.
+        images_held: by client, what it told the server before the first round; empty
+            in transcripts of older versions.
     """
 
     round: int
@@ -56,6 +58,7 @@ class RoundTranscript:
     num_classes: int
     learning_rate_factor: float
     pool_sha256: str
+    images_held: Mapping[str, int] = field(default_factory=dict)
 
 
 def transcript_path(folder: Path, round_number: int) -> Path:
@@ -92,6 +95,7 @@ def write_transcript(folder: Path, seen: RoundTranscript) -> None:
         "num_classes": seen.num_classes,
         "learning_rate_factor": seen.learning_rate_factor,
         "pool_sha256": seen.pool_sha256,
+        "images_held": dict(seen.images_held),
     }
     save_tensors(
         transcript_path(folder, seen.round), tensors, {"about": json.dumps(about)}
@@ -161,6 +165,9 @@ def _from_file(
         num_classes=int(about["num_classes"]),
         learning_rate_factor=float(about["learning_rate_factor"]),
         pool_sha256=str(about["pool_sha256"]),
+        images_held={
+            client: int(count) for client, count in about.get("images_held", {}).items()
+        },
     )
 
 

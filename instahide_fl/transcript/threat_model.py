@@ -172,6 +172,8 @@ class Observation:
         encodings: f32[E,C,H,W], normalised, or None.
         soft_targets: f32[E,K], or None.
         mapping: part of the keys, or None.
+        images_held: by the client, which it tells the server, and a release of
+            encodings says; 0 if unknown.
     """
 
     round: int
@@ -185,6 +187,7 @@ class Observation:
     encodings: Tensor | None = None
     soft_targets: Tensor | None = None
     mapping: KnownMapping | None = None
+    images_held: int = 0
 
 
 @dataclass(frozen=True)
@@ -208,7 +211,8 @@ class AdversaryView:
 
     Attributes:
         threat_model: which adversary.
-        config: the run's settings: both sides of a federation know them.
+        config: the run's settings, which both sides of a federation know, but for the
+            seed: that of a simulation is withheld (0), as it is all of its keys.
         statistics: constants that private images are normalised with.
         image_shape: C, H, W.
         num_classes: K.
@@ -296,7 +300,7 @@ def build_view(
     pool = load_pool(config, first.image_shape) if Knowledge.POOL in knows else None
     return AdversaryView(
         model,
-        config,
+        config.with_values({"seed": 0}),
         first.statistics,
         first.image_shape,
         first.num_classes,
@@ -342,6 +346,7 @@ def _observe(
         mapping=_known_mapping(truth.key, knows)
         if truth and Knowledge.MAPPING in secret
         else None,
+        images_held=seen.images_held.get(client, 0),
     )
 
 

@@ -35,7 +35,7 @@ def test_flower_on_ray_gives_the_bytes_of_inline(tmp_path, changes):
     inline = start(run_inline, tmp_path / "inline", **changes)
     flower = start(run_flower, tmp_path / "flower", **changes)
     assert model_bytes(inline) == model_bytes(flower)
-    keep = ("round", "test_accuracy", "train_loss", "clients", "bytes_up")
+    keep = ("round", "test_accuracy", "train_loss", "clients", "bytes_up", "exposures")
     rows = [
         [{key: row[key] for key in keep} for row in folder.metrics()]
         for folder in (inline, flower)

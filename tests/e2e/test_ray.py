@@ -74,11 +74,17 @@ class _WithoutReducing:
         {"train.mode": "update", "train.control-variates": True},
         {"server.aggregation": "median", "model.normalization": "batch"},
         {"secure-aggregation.enabled": True},
+        # Clients keep counters, and leave images out by them.
+        {
+            "data.train-rows": "0:150",
+            "instahide.max-exposures": 2,
+            "instahide.exposure-action": "stop",
+        },
     ],
 )
 def test_any_number_of_workers_gives_the_bytes_of_inline(tmp_path, cluster, changes):
     expected = start(run_inline, tmp_path / "inline", **changes)
-    keep = ("round", "test_accuracy", "train_loss", "clients", "bytes_up")
+    keep = ("round", "test_accuracy", "train_loss", "clients", "bytes_up", "exposures")
     for workers in (1, 2, 3):
         folder = run_on_cluster(
             tmp_path / str(workers), **changes, **{"resources.workers": workers}

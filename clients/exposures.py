@@ -1,0 +1,156 @@
+"""Where a client keeps its counters of exposures: its state, and a file for later runs.
+
+A run that is resumed starts with clients that remember nothing, so the counters are
+also in a file of the client's: below the run folder in a simulation, where the node
+config says (`exposures-file`) for a real client. The file holds two snapshots, so that
+a run resumed from its checkpoint finds the counters as they were then.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+from flwr.app import Context
+from torch import Tensor
+
+from clients.node import ClientNode
+from instahide_fl.encoding.exposures import Exposures
+from instahide_fl.engine.arrays import from_record, to_record
+from instahide_fl.errors import RoundError
+from instahide_fl.files import atomic_file
+from instahide_fl.tensor_files import load_tensors
+
+FILE = "exposures-file"  # of a real client's node config
+_RECORD = "exposures"  # in Context.state, which stays on the node
+
+log = logging.getLogger("instahide_fl.client")
+
+
+def read_exposures(node: ClientNode, context: Context, round_number: int) -> Exposures:
+    """Return the client's counters as they were before a round.
+
+    Raises:
+        RoundError: those in the file are of other images or settings.
+    """
+    fresh = Exposures.none_yet(len(node.split), node.config.instahide)
+    record = context.state.array_records.get(_RECORD)
+    if record is not None:
+        kept = from_record(record)
+        # A copy: they are written to, and the state must stay if the round fails.
+        return Exposures(kept["counts"].clone(), kept["used"].clone())
+    path = _path(node, context)
+    resumed = not node.simulated or node.config.output.resume
+    if path is None or not resumed or not path.is_file():
+        return fresh
+    snapshots = _snapshots(path)
+    before = [number for number in snapshots if number < round_number]
+    # Keys that do not repeat were really made after the checkpoint: all of them count.
+    chosen = before if node.seeded else list(snapshots)
+    if not chosen:
+        return fresh
+    found = snapshots[max(chosen)]
+    if found.counts.shape != fresh.counts.shape or found.used.shape != fresh.used.shape:
+        raise RoundError(
+            f"{path} counts the exposures of {len(found.counts)} images, client "
+            f"{node.client} holds {len(fresh.counts)}: it is of another data set or "
+            f"another instahide.refresh; move it away to count from 0"
+        )
+    return found
+
+
+def keep_exposures(
+    node: ClientNode, context: Context, round_number: int, exposures: Exposures
+) -> None:
+    """Keep the counters as they are after a round.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    tensors = {"counts": exposures.counts, "used": exposures.used}
+    context.state[_RECORD] = to_record(tensors)
+    path = _path(node, context)
+    if path is None:
+        return
+    every = node.config.train.checkpoint_every
+    checkpoint = (round_number - 1) // every * every
+    known = _snapshots(path) if path.is_file() else {}
+    before = [number for number in known if number <= checkpoint]
+    kept = {max(before): known[max(before)]} if before and node.seeded else {}
+    kept[round_number] = exposures
+    data = {f"{number}/counts": one.counts for number, one in kept.items()}
+    data |= {f"{number}/used": one.used for number, one in kept.items()}
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(safetensors.torch.save(data))
+
+
+def open_rows(node: ClientNode, exposures: Exposures) -> Tensor:
+    """Return the images that may take part in a round, i64[n].
+
+    Raises:
+        RoundError: too few are left for one encoding.
+    """
+    encoding = node.config.instahide
+    stops = encoding.exposure_action == "stop"
+    rows = exposures.below(encoding.max_exposures if stops else 0)
+    needed = 1 if encoding.method == "none" else encoding.private_count
+    if len(rows) < needed:
+        raise RoundError(
+            f"{len(exposures.counts) - len(rows)} of its {len(exposures.counts)} "
+            f"images have reached instahide.max-exposures = {encoding.max_exposures}, "
+            f"and one encoding mixes {needed} that have not: end the run here, or set "
+            f"train.min-updates so that it goes on without such clients"
+        )
+    return rows
+
+
+def warn_of_exposures(
+    node: ClientNode, round_number: int, before: int, exposures: Exposures
+) -> None:
+    """Say in the client's log that images passed the limit in this round.
+
+    Args:
+        node: the client.
+        round_number: 1, 2, ...
+        before: images beyond the limit before the round.
+        exposures: after it.
+    """
+    limit = node.config.instahide.max_exposures
+    beyond = exposures.beyond(limit)
+    if beyond > before:
+        log.warning(
+            "round %d: %d images of client %s have been in more than %d encodings "
+            "(instahide.max-exposures)",
+            *(round_number, beyond, node.client, limit),
+        )
+
+
+def _path(node: ClientNode, context: Context) -> Path | None:
+    if node.simulated:
+        folder = node.config.output.folder
+        name = f"client-{node.client}.safetensors"
+        return Path(folder) / "exposures" / name if folder else None
+    given = context.node_config.get(FILE)
+    return Path(str(given)).expanduser() if given else None
+
+
+def _snapshots(path: Path) -> dict[int, Exposures]:
+    """Read the counters in a file by the round after which they were kept.
+
+    Raises:
+        RoundError: the file is damaged.
+    """
+    try:
+        tensors, _ = load_tensors(path)
+        rounds = {int(name.partition("/")[0]) for name in tensors}
+        return {
+            number: Exposures(tensors[f"{number}/counts"], tensors[f"{number}/used"])
+            for number in rounds
+        }
+    except (OSError, safetensors.SafetensorError, KeyError, ValueError) as error:
+        raise RoundError(
+            f"cannot read the exposures in {path}: {error}; move the file away to "
+            f"count from 0"
+        ) from None

@@ -1,0 +1,103 @@
+"""What a simulated client draws in a round, drawn again from a candidate seed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from instahide_fl.config import EncoderConfig, TrainConfig
+from instahide_fl.data.augment import Augmentation
+from instahide_fl.data.pool import MixingPool
+from instahide_fl.encoding.encoder import FixedEncodings, build_encoder
+from instahide_fl.encoding.mixing import draw_coefficients
+from instahide_fl.rng import client_stream, fixed_stream
+from instahide_fl.training.local import batch_rows, draw_torch_seed
+from instahide_fl.types import EncodingKey, PrivateSplit
+
+
+@dataclass(frozen=True)
+class SeededClient:
+    """A simulated client in a round, as far as its draws go.
+
+    Attributes:
+        client: its key.
+        round: 1, 2, ...
+        images_held: by the client.
+        encoder: the `[instahide]` table.
+        train: the `[train]` table.
+        has_dropout: whether the network draws masks of its own.
+    """
+
+    client: str
+    round: int
+    images_held: int
+    encoder: EncoderConfig
+    train: TrainConfig
+    has_dropout: bool
+
+    def coefficients(self, seed: int, row: int) -> Tensor:
+        """Return what an encoding of the first batch was mixed with; nothing else.
+
+        Args:
+            seed: candidate.
+            row: of the batch.
+
+        Returns:
+            f32[k].
+        """
+        rng = self._stream(seed)
+        index = next(batch_rows(self.images_held, self.train, rng))
+        if self.encoder.refresh != "epoch":
+            which = int(rng.integers(self.encoder.refresh))
+            rng, row = fixed_stream(seed, self.client, which), int(index[row])
+        # Encodings before it come first, those after it do not change it.
+        return draw_coefficients(row + 1, self.encoder, rng)[row]
+
+    def key(
+        self,
+        seed: int,
+        image_shape: tuple[int, int, int],
+        pool: MixingPool | None,
+        augmentation: Augmentation | None,
+        batches: int = -1,
+    ) -> EncodingKey:
+        """Return the keys of a round's encodings, in the order of training.
+
+        Args:
+            seed: candidate.
+            image_shape: C, H, W.
+            pool: public images, if encodings use them.
+            augmentation: of private images before mixing.
+            batches: only the first so many; -1 for all.
+        """
+        rng, split = self._stream(seed), _blank_split(self.images_held, image_shape)
+        mixing = build_encoder(self.encoder, pool, augmentation)
+        refresh = self.encoder.refresh
+        encoder = (
+            mixing
+            if refresh == "epoch"
+            else FixedEncodings(
+                mixing, refresh, lambda which: fixed_stream(seed, self.client, which)
+            )
+        )
+        keys: list[EncodingKey] = []
+        for index in batch_rows(self.images_held, self.train, rng):
+            if len(keys) == batches:
+                break
+            keys.append(encoder.draw_key(index, split, rng))
+        return EncodingKey.concatenate(keys)
+
+    def _stream(self, seed: int) -> np.random.Generator:
+        rng = client_stream(seed, self.client, self.round)
+        if self.has_dropout:
+            draw_torch_seed(rng)
+        return rng
+
+
+def _blank_split(count: int, image_shape: tuple[int, int, int]) -> PrivateSplit:
+    """Return images that take no memory: keys depend on their number and shape only."""
+    images = torch.zeros(1, dtype=torch.uint8).expand(count, *image_shape)
+    return PrivateSplit(images, torch.zeros(count, dtype=torch.int64), 1)
