@@ -14,6 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from instahide_fl.aggregation.mean import WEIGHTS
+from instahide_fl.aggregation.reduction import tree_mean
+from instahide_fl.aggregation.robust import robust_rule
 from instahide_fl.attacks.gradient_matching import simulated_updates
 from instahide_fl.attacks.victims import Steps, Victims, training_network
 from instahide_fl.config import Config
@@ -66,8 +69,16 @@ def control_of(
             )
             arrays = _update(model, config, seen, own, update)
             updates[client] = replace(update, arrays=arrays)
-        rounds.append(replace(seen, updates=updates))
+        mean = _aggregate(config, list(updates.values()))
+        rounds.append(replace(seen, updates=updates, aggregate=mean))
     return rounds, plain
+
+
+def _aggregate(config: Config, updates: Sequence[ClientUpdate]) -> dict[str, Tensor]:
+    """Return what the server would have stepped with."""
+    if rule := robust_rule(config.server):
+        return rule(updates)
+    return tree_mean(updates, WEIGHTS[config.server.aggregation])
 
 
 def _plain(

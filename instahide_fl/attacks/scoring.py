@@ -22,6 +22,7 @@ from instahide_fl.metrics.comparison import Comparer, Comparison
 from instahide_fl.metrics.identification import Identification
 from instahide_fl.metrics.perceptual import lpips, lpips_absent
 from instahide_fl.metrics.scores import ImageScores, Summary
+from instahide_fl.transcript.aggregate import ALL_CLIENTS, truths_together
 from instahide_fl.transcript.truth import ClientTruth
 from instahide_fl.types import ChannelStatistics
 
@@ -41,7 +42,8 @@ def score(
 
     Args:
         reconstruction: of the attack.
-        truths: by round and client.
+        truths: by round and client; those of all clients are joined where the attack
+            was on aggregates.
         statistics: constants that images are normalised with.
         num_classes: K.
         rng: draws the noise and the guesses of the baselines.
@@ -52,6 +54,8 @@ def score(
         TranscriptError: the truth of a client is missing.
         ShapeError: images, rows or labels do not fit the truth.
     """
+    if any(one.client == ALL_CLIENTS for one in reconstruction.recovered):
+        truths = truths_together(truths)
     originals = Originals.of(truths, statistics)
     scorer = _Scorer(reconstruction.target, truths, originals, augmentation, rng)
     with_images = [

@@ -188,7 +188,7 @@ def _print_list() -> None:
 
     for one in ATTACKS.values():
         console.print(f"[bold]{one.name}[/bold]  {one.summary}", highlight=False)
-        needs = ", ".join(sorted(one.needs))
+        needs = one.needs_in_words()
         console.print(
             f"    needs {needs} ({one.threat_model}); {one.cost}; {one.source}",
             highlight=False,

@@ -285,7 +285,7 @@ def _reconstruct(
     run: RecordedRun, attack: Attack, model: ThreatModel, seed: int, advance: Advance
 ) -> Reconstruction:
     view = run.view(model)
-    view.require(attack.name, attack.needs)
+    view.require(attack.name, attack.needs, attack.needs_instead())
     return attack.reconstruct(view, stream(seed, "attack", attack.name), advance)
 
 

@@ -16,7 +16,8 @@ from torch import Tensor
 from instahide_fl.config import Config
 from instahide_fl.data.federated import load_pool
 from instahide_fl.data.pool import MixingPool
-from instahide_fl.errors import ConfigError, ThreatModelError
+from instahide_fl.errors import AttackError, ConfigError, ThreatModelError
+from instahide_fl.transcript.aggregate import ALL_CLIENTS, why_not_one
 from instahide_fl.transcript.recorded import RoundTranscript
 from instahide_fl.transcript.truth import ClientTruth, read_truth, truth_path
 from instahide_fl.types import ChannelStatistics, UpdateKind
@@ -63,6 +64,7 @@ _SEEN_BY_SERVER = frozenset(
         Knowledge.POOL,
     }
 )
+_SEEN_IN_SUMS = frozenset({Knowledge.PARAMETERS, Knowledge.AGGREGATE, Knowledge.POOL})
 
 THREAT_MODELS: dict[str, ThreatModel] = {
     model.name: model
@@ -88,7 +90,13 @@ THREAT_MODELS: dict[str, ThreatModel] = {
         ThreatModel(
             "participant",
             "Another client, who receives the parameters of every round.",
-            frozenset({Knowledge.PARAMETERS, Knowledge.AGGREGATE, Knowledge.POOL}),
+            _SEEN_IN_SUMS,
+            ordinary=True,
+        ),
+        ThreatModel(
+            "secure-aggregation-server",
+            "The server under secure aggregation, which learns sums of updates only.",
+            _SEEN_IN_SUMS,
             ordinary=True,
         ),
         ThreatModel(
@@ -157,9 +165,11 @@ class KnownMapping:
 class Observation:
     """One client in one round, as far as the adversary knows.
 
+    Where only aggregates are seen, all clients of a round stand for one.
+
     Attributes:
         round: 1, 2, ...
-        client: its key.
+        client: its key; `ALL_CLIENTS` for an aggregate.
         num_examples: images that the update was computed on; 0 if unknown.
         learning_rate_factor: of the schedule, in mode update.
         kind: what an update is: "gradient" of the mean loss, or "delta".
@@ -170,6 +180,7 @@ class Observation:
         encodings: f32[E,C,H,W], normalised, or None.
         soft_targets: f32[E,K], or None.
         mapping: part of the keys, or None.
+        clients: whose updates are in it.
     """
 
     round: int
@@ -183,6 +194,16 @@ class Observation:
     encodings: Tensor | None = None
     soft_targets: Tensor | None = None
     mapping: KnownMapping | None = None
+    clients: int = 1
+
+    @property
+    def who(self) -> str:
+        """Who sent the update, in words."""
+        if self.client != ALL_CLIENTS:
+            return f"client {self.client}"
+        if self.clients == 1:
+            return "the only client of the round"
+        return f"the {self.clients} clients of the round together"
 
 
 @dataclass(frozen=True)
@@ -193,11 +214,37 @@ class ObservedRound:
         round: 1, 2, ...
         parameters: sent, by name.
         aggregate: mean of the updates, by name.
+        kind: what the updates are: "gradient" or "delta".
+        clients: whose updates are in the aggregate.
+        num_examples: images that they were computed on, of all clients together.
+        learning_rate_factor: of the schedule, in mode update.
     """
 
     round: int
     parameters: Mapping[str, Tensor]
     aggregate: Mapping[str, Tensor]
+    kind: UpdateKind
+    clients: int
+    num_examples: int
+    learning_rate_factor: float
+
+    def as_one_client(self, config: Config) -> Observation:
+        """Return the round as if one client had trained on all images.
+
+        Args:
+            config: the run's settings, for which `why_not_one` has no objection.
+        """
+        return Observation(
+            round=self.round,
+            client=ALL_CLIENTS,
+            num_examples=self.num_examples,
+            learning_rate_factor=self.learning_rate_factor,
+            kind=self.kind,
+            parameters=self.parameters,
+            update=self.aggregate,
+            batch_sizes=step_sizes(config, self.num_examples),
+            clients=self.clients,
+        )
 
 
 @dataclass(frozen=True)
@@ -210,8 +257,9 @@ class AdversaryView:
         statistics: constants that private images are normalised with.
         image_shape: C, H, W.
         num_classes: K.
-        observations: clients in rounds, in this order; empty if the adversary sees no
-            single client.
+        observations: clients in rounds, in this order. Of an adversary who sees no
+            single client: the aggregates, each as if one client had sent it; empty if
+            they cannot be read so.
         rounds: aggregates; empty if the adversary sees none.
         pool: the public images; None if unknown, or if encodings use none.
     """
@@ -225,28 +273,48 @@ class AdversaryView:
     rounds: tuple[ObservedRound, ...]
     pool: MixingPool | None
 
-    def require(self, attack: str, needs: Iterable[Knowledge]) -> None:
+    def require(
+        self,
+        attack: str,
+        needs: Iterable[Knowledge],
+        or_else: Iterable[Knowledge] | None = None,
+    ) -> None:
         """Check that the threat model gives what an attack needs.
 
         Args:
             attack: its name.
             needs: what it cannot do without.
+            or_else: what it can also do with; None for nothing else.
 
         Raises:
             ThreatModelError: something is withheld.
+            AttackError: only aggregates are left to attack, and they are not what one
+                client would have sent.
         """
-        missing = sorted(set(needs) - self.threat_model.knows)
-        if missing:
+        knows = self.threat_model.knows
+        ways = [set(needs)] + ([] if or_else is None else [set(or_else)])
+        possible = [way for way in ways if way <= knows]
+        if not possible:
             able = [
                 model.name
                 for model in THREAT_MODELS.values()
-                if set(needs) <= model.knows
+                if any(way <= model.knows for way in ways)
             ]
             raise ThreatModelError(
-                f"attack {attack} needs {', '.join(missing)}, which the threat model "
-                f"{self.threat_model.name} withholds: choose one that has it "
-                f"({', '.join(able)})"
+                f"attack {attack} needs {', '.join(sorted(ways[0] - knows))}, which "
+                f"the threat model {self.threat_model.name} withholds: choose one that "
+                f"has it ({', '.join(able)})"
             )
+        if Knowledge.AGGREGATE in possible[0] and Knowledge.UPDATES not in knows:
+            self._require_one_client(attack)
+
+    def _require_one_client(self, attack: str) -> None:
+        for one in self.rounds:
+            if reason := why_not_one(self.config, one.clients):
+                raise AttackError(
+                    f"attack {attack} cannot use the aggregate of round {one.round}: "
+                    f"{reason}"
+                )
 
 
 def build_view(
@@ -283,14 +351,16 @@ def build_view(
                     _observe(model, config, seen, client, truth, hidden)
                 )
     rounds = [
-        ObservedRound(
-            seen.round,
-            _without(seen.parameters, hidden),
-            _without(seen.aggregate, hidden),
-        )
+        _observe_round(seen, hidden)
         for seen in transcripts
         if {Knowledge.PARAMETERS, Knowledge.AGGREGATE} <= knows
     ]
+    if Knowledge.UPDATES not in knows:
+        observations += [
+            one.as_one_client(config)
+            for one in rounds
+            if not why_not_one(config, one.clients)
+        ]
     pool = load_pool(config, first.image_shape) if Knowledge.POOL in knows else None
     return AdversaryView(
         model,
@@ -340,6 +410,19 @@ def _observe(
         mapping=KnownMapping(truth.key.private_index, truth.key.coefficients)
         if truth and Knowledge.MAPPING in secret
         else None,
+    )
+
+
+def _observe_round(seen: RoundTranscript, hidden: set[str]) -> ObservedRound:
+    return ObservedRound(
+        round=seen.round,
+        parameters=_without(seen.parameters, hidden),
+        aggregate=_without(seen.aggregate, hidden),
+        kind=seen.kind,
+        clients=len(seen.updates),
+        # Whoever averages a sum divides by it; settings tell it too (docs).
+        num_examples=sum(one.num_examples for one in seen.updates.values()),
+        learning_rate_factor=seen.learning_rate_factor,
     )
 
 
