@@ -20,6 +20,7 @@ from instahide_fl.aggregation.robust import robust_rule
 from instahide_fl.attacks.gradient_matching import simulated_updates
 from instahide_fl.attacks.victims import Steps, Victims, training_network
 from instahide_fl.config import Config
+from instahide_fl.errors import AttackError
 from instahide_fl.transcript.recorded import RoundTranscript
 from instahide_fl.transcript.threat_model import step_sizes
 from instahide_fl.transcript.truth import ClientTruth
@@ -54,7 +55,8 @@ def control_of(
         truths: of every client in them.
 
     Raises:
-        AttackError: the network has dropout, so what was sent cannot be repeated.
+        AttackError: the network has dropout, so what was sent cannot be repeated, or
+            single updates were not recorded.
     """
     first = transcripts[0]
     model = training_network(config, first.image_shape, first.num_classes)
@@ -76,6 +78,8 @@ def control_of(
 
 def _aggregate(config: Config, updates: Sequence[ClientUpdate]) -> dict[str, Tensor]:
     """Return what the server would have stepped with."""
+    if not updates:
+        raise AttackError("single updates, which a control imitates, were not recorded")
     if rule := robust_rule(config.server):
         return rule(updates)
     return tree_mean(updates, WEIGHTS[config.server.aggregation])

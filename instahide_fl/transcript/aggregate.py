@@ -46,6 +46,20 @@ def why_not_one(config: Config, clients: int) -> str:
     return ""
 
 
+def expected_cohort(config: Config) -> tuple[int, int]:
+    """Return what the settings tell of a round of which only the sum was recorded.
+
+    Returns:
+        Clients, and images that they computed on together: the full batches of clients
+        that hold enough; 0 if unknown (mode update).
+    """
+    train = config.train
+    clients = train.clients_per_round or config.partition.num_clients
+    if train.mode == "update":
+        return clients, 0
+    return clients, clients * train.batch_size * train.local_batches
+
+
 def truths_together(
     truths: Mapping[tuple[int, str], ClientTruth],
 ) -> dict[tuple[int, str], ClientTruth]:

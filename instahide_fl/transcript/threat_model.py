@@ -17,7 +17,11 @@ from instahide_fl.config import Config
 from instahide_fl.data.federated import load_pool
 from instahide_fl.data.pool import MixingPool
 from instahide_fl.errors import AttackError, ConfigError, ThreatModelError
-from instahide_fl.transcript.aggregate import ALL_CLIENTS, why_not_one
+from instahide_fl.transcript.aggregate import (
+    ALL_CLIENTS,
+    expected_cohort,
+    why_not_one,
+)
 from instahide_fl.transcript.recorded import RoundTranscript
 from instahide_fl.transcript.truth import ClientTruth, read_truth, truth_path
 from instahide_fl.types import ChannelStatistics, UpdateKind
@@ -351,7 +355,7 @@ def build_view(
                     _observe(model, config, seen, client, truth, hidden)
                 )
     rounds = [
-        _observe_round(seen, hidden)
+        _observe_round(config, seen, hidden)
         for seen in transcripts
         if {Knowledge.PARAMETERS, Knowledge.AGGREGATE} <= knows
     ]
@@ -413,15 +417,19 @@ def _observe(
     )
 
 
-def _observe_round(seen: RoundTranscript, hidden: set[str]) -> ObservedRound:
+def _observe_round(
+    config: Config, seen: RoundTranscript, hidden: set[str]
+) -> ObservedRound:
+    sizes = [one.num_examples for one in seen.updates.values()]
+    # Whoever averages a sum divides by the images in it.
+    clients, images = (len(sizes), sum(sizes)) if sizes else expected_cohort(config)
     return ObservedRound(
         round=seen.round,
         parameters=_without(seen.parameters, hidden),
         aggregate=_without(seen.aggregate, hidden),
         kind=seen.kind,
-        clients=len(seen.updates),
-        # Whoever averages a sum divides by it; settings tell it too (docs).
-        num_examples=sum(one.num_examples for one in seen.updates.values()),
+        clients=clients,
+        num_examples=images,
         learning_rate_factor=seen.learning_rate_factor,
     )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -86,12 +88,18 @@ def test_clients_of_different_size_count_by_their_images():
     small, few = recorded_round(config, clients=1, size=2)
     updates = [*seen.updates.values(), small.updates["0"]]
     both = {**seen.updates, "2": small.updates["0"]}
-    seen = RoundTranscript(
-        **{**vars(seen), "updates": both, "aggregate": weighted_mean(updates)}
-    )
+    seen = replace(seen, updates=both, aggregate=weighted_mean(updates))
     one, _ = attacked(HardLabels(), config, seen, truths)
     labels = torch.cat([t.soft_targets for t in [*truths.values(), *few.values()]])
     assert one.classes.tolist() == labels.argmax(1).sort().values.tolist()
+
+
+def test_a_sum_without_its_terms_is_of_as_many_images_as_the_settings_say():
+    config = settings("inside", 2, train__clients_per_round=3)
+    seen, truths = recorded_round(config, clients=3)
+    sum_only = replace(seen, updates={})
+    one, _ = attacked(FirstLayer(), config, sum_only, truths)
+    assert len(one.images) == 6
 
 
 def test_one_client_alone_in_a_round_is_as_exposed_as_to_the_server():
