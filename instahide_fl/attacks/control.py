@@ -18,6 +18,11 @@ from instahide_fl.aggregation.mean import WEIGHTS
 from instahide_fl.aggregation.reduction import tree_mean
 from instahide_fl.aggregation.robust import robust_rule
 from instahide_fl.attacks.gradient_matching import simulated_updates
+from instahide_fl.attacks.linear_layers import build_network
+from instahide_fl.attacks.measured_statistics import (
+    measured_statistics,
+    running_momenta,
+)
 from instahide_fl.attacks.victims import Steps, Victims, training_network
 from instahide_fl.config import Config
 from instahide_fl.errors import AttackError
@@ -46,8 +51,8 @@ def control_of(
 ) -> tuple[list[RoundTranscript], dict[tuple[int, str], ClientTruth]]:
     """Return the transcripts and truths of the control.
 
-    Running statistics of BatchNorm are left as they were: only parameters' updates are
-    computed again.
+    After several local steps running statistics of BatchNorm are left as they were: in
+    them parameters moved between the batches.
 
     Args:
         config: the run's settings.
@@ -66,7 +71,7 @@ def control_of(
         updates = {}
         for client, update in seen.updates.items():
             truth = truths[seen.round, client]
-            own = plain[seen.round, client] = _plain(
+            own = plain[seen.round, client] = plain_truth(
                 truth, seen.statistics, seen.num_classes
             )
             arrays = _update(model, config, seen, own, update)
@@ -85,10 +90,16 @@ def _aggregate(config: Config, updates: Sequence[ClientUpdate]) -> dict[str, Ten
     return tree_mean(updates, WEIGHTS[config.server.aggregation])
 
 
-def _plain(
+def plain_truth(
     truth: ClientTruth, statistics: ChannelStatistics, num_classes: int
 ) -> ClientTruth:
-    """Return the truth of a client that trained on the images themselves."""
+    """Return the truth of a client that trained on the images themselves.
+
+    Args:
+        truth: of the client, whatever it trained on.
+        statistics: constants that images are normalised with.
+        num_classes: K.
+    """
     own = truth.components[:, 0]
     count = len(own)
     key = EncodingKey(
@@ -138,4 +149,23 @@ def _update(
     )
     found = simulated_updates(victim, truth.encodings[None], truth.soft_targets[None])
     moved = {name: array[0].detach() for name, array in found.items()}
-    return {**update.arrays, **moved}
+    return {**update.arrays, **moved, **_running(config, seen, truth)}
+
+
+def _running(
+    config: Config, seen: RoundTranscript, truth: ClientTruth
+) -> dict[str, Tensor]:
+    """Return how far the running statistics move that the network keeps, by name."""
+    network = build_network(config, seen.image_shape, seen.num_classes)
+    momenta = running_momenta(network)
+    sizes = truth.batch_sizes
+    if not momenta or (seen.kind == "delta" and len(sizes) > 1):
+        return {}
+    found = measured_statistics(network, seen.parameters, truth.encodings, sizes)
+    moved = {}
+    for layer, momentum in momenta.items():
+        for kind, own in (("mean", "running_mean"), ("variance", "running_var")):
+            name, gained = f"{layer}.{own}", 1 - (1 - momentum) ** len(sizes)
+            off = found[f"{layer}.{kind}"] - seen.parameters[name]
+            moved[name] = (gained * off).float()
+    return moved

@@ -7,6 +7,7 @@ from typing import Any
 
 from instahide_fl.attacks.attack import Target
 from instahide_fl.attacks.shown import ShownImages
+from instahide_fl.attacks.statistics_scoring import StatisticsErrors
 from instahide_fl.metrics.identification import Identification
 from instahide_fl.metrics.labels import HardLabels, SoftLabels
 from instahide_fl.metrics.scores import ImageScores, Summary
@@ -62,6 +63,8 @@ class Scores:
         soft_labels: None if it gave none.
         shown: to draw.
         caveats: what to know when reading the figures.
+        statistics: of batches; a reason why they were not scored, or None if it gave
+            none.
     """
 
     target: Target
@@ -74,6 +77,7 @@ class Scores:
     soft_labels: SoftLabels | None
     shown: tuple[ShownImages, ...]
     caveats: tuple[str, ...]
+    statistics: StatisticsErrors | str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the entries metrics, baseline and caveats of an attack's file."""
@@ -90,6 +94,10 @@ class Scores:
             metrics["encoding"] = self.encoding.attack.to_json()
         if labels := self._labels():
             metrics["labels"] = labels
+        if isinstance(self.statistics, str):
+            metrics["statistics"] = {"absent": self.statistics}
+        elif self.statistics is not None:
+            metrics["statistics"] = self.statistics.to_json()
         return {
             "metrics": metrics,
             "baseline": self._baseline(),

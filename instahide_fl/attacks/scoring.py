@@ -256,12 +256,10 @@ def _caveats(
         )
     augmented = any(truth.key.augmentation is not None for truth in truths.values())
     aligned = reconstruction.target == "encoding" and augmentation is not None
-    if augmented and not aligned and reconstruction.target != "labels":
+    if augmented and not aligned and reconstruction.target in ("encoding", "private"):
         found.append(
             "images were cropped and mirrored at random before mixing and are held "
             "against the originals without that: similarity is understated; audit with "
             'data.augment="none"'
         )
-    if reconstruction.target == "statistics":
-        found.append("statistics of batches are not scored against the truth")
     return found

@@ -15,6 +15,7 @@ from instahide_fl.attacks.control import Truths, control_of, undefended
 from instahide_fl.attacks.linear_layers import build_network
 from instahide_fl.attacks.scores import Scores
 from instahide_fl.attacks.scoring import score
+from instahide_fl.attacks.statistics_scoring import score_statistics
 from instahide_fl.attacks.verdict import beats_baseline, verdict
 from instahide_fl.config import Config, parse_rounds
 from instahide_fl.data.augment import Augmentation
@@ -291,7 +292,7 @@ def _reconstruct(
 
 def _scored(run: RecordedRun, found: Reconstruction, seed: int) -> Scores:
     first = run.transcripts[0]
-    return score(
+    scores = score(
         found,
         run.truths,
         first.statistics,
@@ -299,6 +300,8 @@ def _scored(run: RecordedRun, found: Reconstruction, seed: int) -> Scores:
         stream(seed, "score"),
         run.augmentation,
     )
+    off = score_statistics(found, run.truths, run.config, run.transcripts)
+    return replace(scores, statistics=off)
 
 
 def _by_round(run: RecordedRun, found: Reconstruction, seed: int) -> dict[int, Scores]:

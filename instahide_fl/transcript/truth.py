@@ -63,7 +63,7 @@ class ClientTruth:
     @property
     def components(self) -> Tensor:
         """i64[E,p]: the private images of each encoding, as rows of `images`."""
-        return torch.searchsorted(self.rows, self.key.private_index)
+        return torch.searchsorted(self.rows, self.key.private_index.contiguous())
 
 
 @dataclass
