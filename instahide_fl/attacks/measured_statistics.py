@@ -50,7 +50,7 @@ def measured_statistics(
         for name in momenta
     ]
     with torch.no_grad():
-        for batch in images.split(list(batch_sizes)):
+        for batch in torch.split(images, list(batch_sizes)):
             network(batch)
             for name, value in seen.items():
                 weight = momenta[name.rpartition(".")[0]]
