@@ -384,3 +384,8 @@ class ClientUpdate:
     num_examples: int
     kind: UpdateKind
     metrics: dict[str, float]
+
+
+def client_order(key: str) -> tuple[int, int, str]:
+    """Sort numbered clients by number and named ones after them by name."""
+    return (0, int(key), "") if key.isdecimal() else (1, 0, key)

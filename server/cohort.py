@@ -11,6 +11,7 @@ from flwr.serverapp import Grid
 from instahide_fl.errors import ProtocolError, RoundError
 from instahide_fl.provenance import code_hash
 from instahide_fl.rng import stream
+from instahide_fl.types import client_order
 from instahide_fl.wire import ClientDescription
 from server.collection import collect
 from server.records import failure_reason, questions, read_description
@@ -81,11 +82,6 @@ def find_clients(grid: Grid, expected: int, timeout: float) -> Clients:
         {description.client: description.num_examples for description, _ in found},
         found[0][0].pool_sha256,
     )
-
-
-def client_order(key: str) -> tuple[int, int, str]:
-    """Sort numbered clients by number and named ones after them by name."""
-    return (0, int(key), "") if key.isdecimal() else (1, 0, key)
 
 
 def _wait_for_nodes(grid: Grid, expected: int, timeout: float) -> list[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from flwr.serverapp import Grid
 from torch import Tensor
@@ -21,6 +22,8 @@ from server.collection import reduce_updates
 from server.recorder import Recorder
 from server.records import UpdateReader, round_content
 from server.secure_aggregation import SecureRound
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ class Strategy:
             RoundError: fewer valid updates came than `train.min-updates`.
             OutputError: a transcript cannot be written.
         """
-        train, recorder = self.config.train, self.recorder
+        train = self.config.train
         cohort = self.clients.sample(
             self.config.seed, round_number, train.clients_per_round
         )
@@ -109,39 +112,14 @@ class Strategy:
         start = time.perf_counter()
         reduced = self._collect(grid, instruction, sent, cohort)
         collected = time.perf_counter()
-        nodes = {client: self.clients.nodes[client] for client in cohort}
-        failures = {
-            client: reduced.failures[node]
-            for client, node in nodes.items()
-            if node in reduced.failures
-        }
+        failures = self._by_client(cohort, reduced.failures)
         needed = train.min_updates or len(cohort)
         _check_enough(len(cohort), failures, needed, round_number)
-        assert reduced.total is not None
-        aggregate = reduced.total.mean()
-        if recorder.wants(round_number):
-            received = {
-                client: reduced.updates[node]
-                for client, node in nodes.items()
-                if node in reduced.updates
-            }
-            held = self.clients.num_examples
-            recorder.record(instruction, sent, received, aggregate, held)
         bytes_down = sum(array.nbytes for array in sent.values()) * len(cohort)
-        if not recorder.crafts(round_number):
-            self.optimizer.step(
-                aggregate,
-                train.update_kind,
-                self._learning_rate_factor(round_number, "gradient"),
-                len(reduced.contributions) / len(self.clients.nodes),
-            )
+        self._record_and_step(instruction, sent, cohort, reduced)
         finished = time.perf_counter()
         waited = collected - start - reduced.adding_seconds
-        contributions = {
-            client: reduced.contributions[node]
-            for client, node in nodes.items()
-            if node in reduced.contributions
-        }
+        contributions = self._by_client(cohort, reduced.contributions)
         return RoundOutcome(
             contributions=contributions,
             failures=failures,
@@ -151,6 +129,37 @@ class Strategy:
             aggregation_seconds=finished - collected + reduced.adding_seconds,
             exposures=join_exposures(contributions, self.clients.num_examples),
         )
+
+    def _record_and_step(
+        self,
+        instruction: RoundInstruction,
+        sent: Mapping[str, Tensor],
+        cohort: Sequence[str],
+        reduced: Reduced,
+    ) -> None:
+        """Keep what was seen, if this round is recorded, and move the parameters."""
+        assert reduced.total is not None
+        aggregate, round_number = reduced.total.mean(), instruction.round
+        if self.recorder.wants(round_number):
+            received = self._by_client(cohort, reduced.updates)
+            held = self.clients.num_examples
+            self.recorder.record(instruction, sent, received, aggregate, held)
+        if not self.recorder.crafts(round_number):
+            self.optimizer.step(
+                aggregate,
+                self.config.train.update_kind,
+                self._learning_rate_factor(round_number, "gradient"),
+                len(reduced.contributions) / len(self.clients.nodes),
+            )
+
+    def _by_client(
+        self, cohort: Sequence[str], by_node: Mapping[int, Value]
+    ) -> dict[str, Value]:
+        """Return what there is of the cohort's nodes, by client in order."""
+        nodes = {client: self.clients.nodes[client] for client in cohort}
+        return {
+            client: by_node[node] for client, node in nodes.items() if node in by_node
+        }
 
     def _parameters(self, round_number: int) -> Mapping[str, Tensor]:
         """Return what clients are sent: the global arrays, or crafted ones."""

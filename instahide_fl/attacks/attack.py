@@ -98,6 +98,9 @@ class Attack(Table):
         {Knowledge.PARAMETERS, Knowledge.UPDATES}
     )
     """What the threat model has to give; most attacks work on single updates."""
+    on_aggregates: ClassVar[bool] = False
+    """Whether aggregates of rounds do where single updates are withheld: all clients of
+    a round are then attacked as one."""
     cost: ClassVar[str]
     """What it costs, in words."""
     source: ClassVar[str]
@@ -115,7 +118,20 @@ class Attack(Table):
         Raises:
             ThreatModelError: something is withheld.
         """
-        view.require(self.name, self.needs)
+        view.require(self.name, self.needs, self.needs_instead())
+
+    @classmethod
+    def needs_instead(cls) -> frozenset[Knowledge] | None:
+        """Return what it needs where single updates are withheld; None: no other."""
+        if not cls.on_aggregates:
+            return None
+        return cls.needs - {Knowledge.UPDATES} | {Knowledge.AGGREGATE}
+
+    @classmethod
+    def needs_in_words(cls) -> str:
+        """Return what it needs, for a list of attacks."""
+        needs = ", ".join(sorted(cls.needs))
+        return f"{needs} or {Knowledge.AGGREGATE}" if cls.on_aggregates else needs
 
     def reconstruct(
         self, view: AdversaryView, rng: np.random.Generator, advance: Advance

@@ -6,10 +6,11 @@ import math
 from typing import ClassVar
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 
 from instahide_fl.attacks.attack import Advance, Attack, Reconstruction, Recovered
 from instahide_fl.attacks.linear_layers import build_network
+from instahide_fl.attacks.measured_statistics import running_momenta
 from instahide_fl.config import Config
 from instahide_fl.errors import AttackError
 from instahide_fl.transcript.threat_model import AdversaryView, Knowledge, Observation
@@ -75,13 +76,7 @@ def forward_passes(config: Config, observation: Observation) -> int:
 def _momenta(view: AdversaryView) -> dict[str, float]:
     """Return the momentum of each BatchNorm layer that keeps running statistics."""
     network = build_network(view.config, view.image_shape, view.num_classes)
-    momenta = {
-        name: float(module.momentum)
-        for name, module in network.named_modules()
-        if isinstance(module, nn.BatchNorm2d)
-        and module.track_running_stats
-        and module.momentum is not None
-    }
+    momenta = running_momenta(network)
     if not momenta:
         raise AttackError(
             f"attack batch_statistics reads running statistics of BatchNorm, of which "

@@ -14,9 +14,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from instahide_fl.aggregation.mean import WEIGHTS
+from instahide_fl.aggregation.reduction import tree_mean
+from instahide_fl.aggregation.robust import robust_rule
 from instahide_fl.attacks.gradient_matching import simulated_updates
+from instahide_fl.attacks.linear_layers import build_network
+from instahide_fl.attacks.measured_statistics import (
+    measured_statistics,
+    running_momenta,
+)
 from instahide_fl.attacks.victims import Steps, Victims, training_network
 from instahide_fl.config import Config
+from instahide_fl.errors import AttackError
 from instahide_fl.transcript.recorded import RoundTranscript
 from instahide_fl.transcript.threat_model import step_sizes
 from instahide_fl.transcript.truth import ClientTruth
@@ -42,8 +51,8 @@ def control_of(
 ) -> tuple[list[RoundTranscript], dict[tuple[int, str], ClientTruth]]:
     """Return the transcripts and truths of the control.
 
-    Running statistics of BatchNorm are left as they were: only parameters' updates are
-    computed again.
+    After several local steps running statistics of BatchNorm are left as they were: in
+    them parameters moved between the batches.
 
     Args:
         config: the run's settings.
@@ -51,7 +60,8 @@ def control_of(
         truths: of every client in them.
 
     Raises:
-        AttackError: the network has dropout, so what was sent cannot be repeated.
+        AttackError: the network has dropout, so what was sent cannot be repeated, or
+            single updates were not recorded.
     """
     first = transcripts[0]
     model = training_network(config, first.image_shape, first.num_classes)
@@ -66,8 +76,18 @@ def control_of(
             )
             arrays = _update(model, config, seen, own, update)
             updates[client] = replace(update, arrays=arrays)
-        rounds.append(replace(seen, updates=updates))
+        mean = _aggregate(config, list(updates.values()))
+        rounds.append(replace(seen, updates=updates, aggregate=mean))
     return rounds, plain
+
+
+def _aggregate(config: Config, updates: Sequence[ClientUpdate]) -> dict[str, Tensor]:
+    """Return what the server would have stepped with."""
+    if not updates:
+        raise AttackError("single updates, which a control imitates, were not recorded")
+    if rule := robust_rule(config.server):
+        return rule(updates)
+    return tree_mean(updates, WEIGHTS[config.server.aggregation])
 
 
 def undefended_truth(
@@ -129,4 +149,23 @@ def _update(
     )
     found = simulated_updates(victim, truth.encodings[None], truth.soft_targets[None])
     moved = {name: array[0].detach() for name, array in found.items()}
-    return {**update.arrays, **moved}
+    return {**update.arrays, **moved, **_running(config, seen, truth)}
+
+
+def _running(
+    config: Config, seen: RoundTranscript, truth: ClientTruth
+) -> dict[str, Tensor]:
+    """Return how far the running statistics move that the network keeps, by name."""
+    network = build_network(config, seen.image_shape, seen.num_classes)
+    momenta = running_momenta(network)
+    sizes = truth.batch_sizes
+    if not momenta or (seen.kind == "delta" and len(sizes) > 1):
+        return {}
+    found = measured_statistics(network, seen.parameters, truth.encodings, sizes)
+    moved = {}
+    for layer, momentum in momenta.items():
+        for kind, own in (("mean", "running_mean"), ("variance", "running_var")):
+            name, gained = f"{layer}.{own}", 1 - (1 - momentum) ** len(sizes)
+            off = found[f"{layer}.{kind}"] - seen.parameters[name]
+            moved[name] = (gained * off).float()
+    return moved

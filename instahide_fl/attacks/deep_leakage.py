@@ -22,6 +22,7 @@ from instahide_fl.attacks.recovered_labels import with_recovered_labels
 from instahide_fl.attacks.victims import (
     Victims,
     attack_device,
+    check_batches,
     stack_victims,
     training_network,
 )
@@ -40,6 +41,7 @@ class DeepLeakage(Attack):
     summary: ClassVar[str] = (
         "encodings and labels whose gradient is the observed one, by L-BFGS"
     )
+    on_aggregates: ClassVar[bool] = True
     cost: ClassVar[str] = "half a minute a client; small networks, smooth activations"
     source: ClassVar[str] = "Zhu et al., NeurIPS 2019, arXiv:1906.08935"
 
@@ -69,6 +71,7 @@ class DeepLeakage(Attack):
             attack_device(self.device),
             training_network(view.config, view.image_shape, view.num_classes),
         )
+        check_batches(model, view)
         # Second-order steps need more digits than the gradients themselves have.
         model = model.double()
         total = len(view.observations)

@@ -27,6 +27,7 @@ class FirstLayer(Attack):
     summary: ClassVar[str] = (
         "encodings of a small batch, exactly, from a fully-connected first layer"
     )
+    on_aggregates: ClassVar[bool] = True
     cost: ClassVar[str] = "below a second a client at batch 8, seconds at batch 16"
     source: ClassVar[str] = (
         'Phong et al., "Privacy-Preserving Deep Learning via Additively Homomorphic '
@@ -95,17 +96,17 @@ class FirstLayer(Attack):
         self, view: AdversaryView, observation: Observation, count: int
     ) -> None:
         """Refuse a batch that cannot be taken apart."""
-        activation, client = view.config.model.activation, observation.client
+        activation, who = view.config.model.activation, observation.who
         if activation != "relu":
             raise AttackError(
                 f"attack first_layer takes batches apart by the units that relu leaves "
-                f"inactive: client {client} sent the gradient of {count} images and "
+                f"inactive: {who} sent the gradient of {count} images and "
                 f"model.activation is {activation!r}; record a run with "
                 f'train.batch-size = 1 or model.activation = "relu"'
             )
         if count > self.largest_batch:
             raise AttackError(
-                f"attack first_layer succeeds on small batches: client {client} sent "
+                f"attack first_layer succeeds on small batches: {who} sent "
                 f"the gradient of {count} images, largest-batch is "
                 f"{self.largest_batch}; record a run with a smaller train.batch-size"
             )

@@ -29,6 +29,7 @@ class HardLabels(Attack):
     summary: ClassVar[str] = (
         "labels of a batch with repeats, from the last layer; of encodings, classes"
     )
+    on_aggregates: ClassVar[bool] = True
     cost: ClassVar[str] = "milliseconds a client"
     source: ClassVar[str] = (
         'Zhao et al., "iDLG: Improved Deep Leakage from Gradients", 2020 '

@@ -46,6 +46,7 @@ from instahide_fl.attacks.victims import (
     Victims,
     alike,
     attack_device,
+    check_batches,
     stack_victims,
     training_network,
 )
@@ -66,6 +67,7 @@ class InvertingGradients(Attack):
     summary: ClassVar[str] = (
         "encodings, by moving images until their gradient points the way observed"
     )
+    on_aggregates: ClassVar[bool] = True
     cost: ClassVar[str] = "seconds to minutes a victim; a GPU helps large networks"
     source: ClassVar[str] = "Geiping et al., NeurIPS 2020, arXiv:2003.14053"
 
@@ -106,6 +108,7 @@ class InvertingGradients(Attack):
             attack_device(self.device),
             training_network(view.config, view.image_shape, view.num_classes),
         )
+        check_batches(model, view)
         chunks = [
             stack_victims(view, model, part, device, self.labels == "auto")
             for group in alike(view.observations)

@@ -140,9 +140,9 @@ def require_one_step(attack: str, observation: Observation) -> None:
     steps = len(observation.batch_sizes)
     if steps > 1:
         raise AttackError(
-            f"attack {attack} needs updates of one gradient, client "
-            f"{observation.client} took {steps} local steps in round "
-            f'{observation.round}: set train.mode = "gradient", or local-epochs = 1 '
+            f"attack {attack} needs updates of one gradient, {observation.who} took "
+            f"{steps} local steps in round {observation.round}: "
+            f'set train.mode = "gradient", or local-epochs = 1 '
             f"and a batch-size of all images of a client"
         )
 

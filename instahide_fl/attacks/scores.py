@@ -8,6 +8,7 @@ from typing import Any
 from instahide_fl.attacks.attack import Reconstruction, Target
 from instahide_fl.attacks.key_scoring import FoundKeys
 from instahide_fl.attacks.shown import ShownImages
+from instahide_fl.attacks.statistics_scoring import StatisticsErrors
 from instahide_fl.metrics.identification import Identification
 from instahide_fl.metrics.labels import HardLabels, SoftLabels
 from instahide_fl.metrics.scores import ImageScores, Summary
@@ -88,6 +89,8 @@ class Scores:
         shown: to draw.
         caveats: what to know when reading the figures.
         keys: None if it looked for none.
+        statistics: of batches; a reason why they were not scored, or None if it gave
+            none.
     """
 
     target: Target
@@ -102,6 +105,7 @@ class Scores:
     shown: tuple[ShownImages, ...]
     caveats: tuple[str, ...]
     keys: FoundKeys | None = None
+    statistics: StatisticsErrors | str | None = None
 
     @classmethod
     def without_truth(cls, reconstruction: Reconstruction) -> Scores:
@@ -120,6 +124,7 @@ class Scores:
             lpips=reason,
             hard_labels=None,
             soft_labels=None,
+            registered=None,
             shown=(),
             caveats=(reason,),
         )
@@ -143,6 +148,10 @@ class Scores:
             metrics["labels"] = labels
         if self.keys:
             metrics["keys"] = self.keys.to_json()
+        if isinstance(self.statistics, str):
+            metrics["statistics"] = {"absent": self.statistics}
+        elif self.statistics is not None:
+            metrics["statistics"] = self.statistics.to_json()
         return {
             "metrics": metrics,
             "baseline": self._baseline(),

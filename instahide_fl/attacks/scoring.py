@@ -24,6 +24,7 @@ from instahide_fl.metrics.identification import Identification
 from instahide_fl.metrics.perceptual import lpips, lpips_absent
 from instahide_fl.metrics.registration import registered_ssim
 from instahide_fl.metrics.scores import ImageScores, Summary
+from instahide_fl.transcript.aggregate import ALL_CLIENTS, truths_together
 from instahide_fl.transcript.truth import ClientTruth
 from instahide_fl.types import ChannelStatistics
 
@@ -43,7 +44,8 @@ def score(
 
     Args:
         reconstruction: of the attack.
-        truths: by round and client.
+        truths: by round and client; those of all clients are joined where the attack
+            was on aggregates.
         statistics: constants that images are normalised with.
         num_classes: K.
         rng: draws the noise and the guesses of the baselines.
@@ -54,6 +56,8 @@ def score(
         TranscriptError: the truth of a client is missing.
         ShapeError: images, rows or labels do not fit the truth.
     """
+    if any(one.client == ALL_CLIENTS for one in reconstruction.recovered):
+        truths = truths_together(truths)
     originals = Originals.of(truths, statistics)
     scorer = _Scorer(reconstruction.target, truths, originals, augmentation, rng)
     with_images = [
@@ -278,7 +282,8 @@ def _caveats(
     augmented = any(truth.key.augmentation is not None for truth in truths.values())
     aligned = reconstruction.target == "encoding" and augmentation is not None
     undone = reconstruction.keys is not None
-    if augmented and not (aligned or undone) and reconstruction.target != "labels":
+    pixels = reconstruction.target in ("encoding", "private")
+    if augmented and not (aligned or undone) and pixels:
         found.append(
             "images were cropped and mirrored at random before mixing and are held "
             "against the originals without that: similarity is understated; audit with "
@@ -289,6 +294,4 @@ def _caveats(
             "this attack does not undo crops and mirroring: what it does not find is "
             "no sign that they protect anything, before registered_decoding has run"
         )
-    if reconstruction.target == "statistics":
-        found.append("statistics of batches are not scored against the truth")
     return found

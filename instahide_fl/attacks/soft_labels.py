@@ -30,6 +30,7 @@ class SoftLabels(Attack):
         "soft label and private coefficients of a batch of one, exactly, from the last "
         "layer"
     )
+    on_aggregates: ClassVar[bool] = True
     cost: ClassVar[str] = "milliseconds a client"
     source: ClassVar[str] = (
         'extends Zhao et al., "iDLG: Improved Deep Leakage from Gradients", 2020 '
@@ -96,16 +97,19 @@ def recover_label(
     """
     require_one_step(SoftLabels.name, observation)
     if observation.num_examples != 1:
+        of_one_client = ""
+        if observation.clients > 1:
+            of_one_client = " of one client (train.clients-per-round = 1)"
         raise AttackError(
-            f"attack soft_labels reads the label of a single image, client "
-            f"{observation.client} sent the gradient of {observation.num_examples} in "
-            f"round {observation.round}: record a run with train.batch-size = 1 and "
-            f"train.local-batches = 1, or use hard_labels"
+            f"attack soft_labels reads the label of a single image, {observation.who} "
+            f"sent the gradient of {observation.num_examples} in round "
+            f"{observation.round}: record a run with train.batch-size = 1 and "
+            f"train.local-batches = 1{of_one_client}, or use hard_labels"
         )
     gradient = layer_gradient(view.config, observation, head)
     if not gradient.bias.any():
         raise AttackError(
-            f"client {observation.client} sent no gradient of {head.bias} in round "
+            f"{observation.who} sent no gradient of {head.bias} in round "
             f"{observation.round}: attack an earlier round"
         )
     # Private coefficients sum to 1 unless public images take a part.

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable
 
 from instahide_fl.attacks.scores import Column, Identified, Scores
+from instahide_fl.attacks.statistics_scoring import StatisticsErrors
 from instahide_fl.errors import AttackError
 from instahide_fl.metrics.labels import HardLabels, SoftLabels
 from instahide_fl.metrics.scores import RECOGNISABLE, ImageScores
@@ -34,13 +35,16 @@ SIGNIFICANCE = 0.001
 """Probability of as many hits, or images above 0.5, by chance, at most."""
 SOFT_LABEL_FRACTION = 0.2
 """Mean error of soft labels, of that of an even guess, at most."""
+STATISTICS_FRACTION = 0.2
+"""Mean error of statistics of private batches, of that of an uninformed guess."""
 
 
 def beats_baseline(scores: Scores, labels: bool = True) -> bool:
     """Tell whether an attack got private images, labels or keys better than by chance.
 
     An encoding recovered does not count by itself: only what it shows of the private
-    images in it does. A key counts by itself: it opens its encoding.
+    images in it does. A key counts by itself: it opens its encoding. So do statistics of
+    batches of private images.
 
     Args:
         scores: of the attack.
@@ -49,7 +53,9 @@ def beats_baseline(scores: Scores, labels: bool = True) -> bool:
     images = scores.private is not None and column_beats(scores.private)
     named = scores.identified is not None and _identifies(scores.identified)
     keys = scores.keys is not None and scores.keys.found > 0
-    return images or named or keys or (labels and _labels_beat(scores))
+    measured = _statistics_beat(scores.statistics)
+    found = images or named or keys or measured
+    return found or (labels and _labels_beat(scores))
 
 
 def column_beats(column: Column) -> bool:
@@ -134,6 +140,13 @@ def _by_chance(hits: int, count: int, chance: float) -> float:
     from scipy.stats import binom
 
     return float(binom.sf(hits - 1, count, chance))
+
+
+def _statistics_beat(statistics: StatisticsErrors | str | None) -> bool:
+    if statistics is None or isinstance(statistics, str):
+        return False
+    limit = STATISTICS_FRACTION * float(statistics.uninformed.mean())
+    return float(statistics.private.mean()) <= limit
 
 
 def _labels_beat(scores: Scores) -> bool:

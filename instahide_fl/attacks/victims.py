@@ -98,6 +98,27 @@ def training_network(
     return model.train()
 
 
+def check_batches(model: nn.Module, view: AdversaryView) -> None:
+    """Refuse aggregates of batches that were each normalised by themselves.
+
+    Args:
+        model: of `training_network`.
+        view: of the adversary.
+
+    Raises:
+        AttackError: several clients' batches went through BatchNorm one by one.
+    """
+    several = next((one for one in view.observations if one.clients > 1), None)
+    normalised = any(isinstance(one, nn.BatchNorm2d) for one in model.modules())
+    if several is not None and normalised:
+        raise AttackError(
+            f"BatchNorm normalises each client's batch by itself, so the aggregate of "
+            f"{several.clients} clients is no gradient of one batch: run with "
+            f'model.normalization = "group" or "none" (model.name = '
+            f"{view.config.model.name!r}), or train.clients-per-round = 1"
+        )
+
+
 def alike(observations: Iterable[Observation]) -> Iterator[tuple[Observation, ...]]:
     """Yield observations in groups that can be stacked: same kind, same steps."""
     groups: dict[tuple[object, ...], list[Observation]] = {}

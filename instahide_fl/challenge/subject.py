@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from instahide_fl.errors import (
     ThreatModelError,
     TranscriptError,
 )
+from instahide_fl.transcript.recorded import RoundTranscript
 from instahide_fl.transcript.threat_model import (
     AdversaryView,
     Knowledge,
@@ -62,6 +63,11 @@ class ChallengeSubject:
     pool: MixingPool | None
     truth: ClientTruth | None
     notes: tuple[str, ...] = ()
+
+    @property
+    def transcripts(self) -> Sequence[RoundTranscript]:
+        """None: nothing was trained."""
+        return ()
 
     @property
     def truths(self) -> Truths:

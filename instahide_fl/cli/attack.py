@@ -51,9 +51,9 @@ def attack(
     from instahide_fl.report.recorded_run import open_recorded_run
 
     settings = settings_by_attack(assignments or [])
-    chosen = attacks_to_run(names, threat_model, settings)
     with console.status("opening the run"):
         run = open_recorded_run(run_folder, rounds)
+    chosen = attacks_to_run(names, threat_model, run.config, settings)
     folder = out or run_folder / RESULTS
     results = run_attacks(run, chosen, seed, control, folder, strict=bool(names))
     if not results:
@@ -68,7 +68,7 @@ def _print_list() -> None:
 
     for one in ATTACKS.values():
         console.print(f"[bold]{one.name}[/bold]  {one.summary}", highlight=False)
-        needs = ", ".join(sorted(one.needs))
+        needs = one.needs_in_words()
         console.print(
             f"    needs {needs} ({one.threat_model}); {one.cost}; {one.source}",
             highlight=False,

@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from instahide_fl.cli.common import console, errors
-from instahide_fl.config import Scalar, parse_assignment
+from instahide_fl.config import Config, Scalar, parse_assignment
 from instahide_fl.errors import (
     AttackError,
     ConfigError,
@@ -76,6 +76,7 @@ def settings_by_attack(assignments: Sequence[str]) -> dict[str, dict[str, Scalar
 def attacks_to_run(
     names: Sequence[str] | None,
     adversary: str | None,
+    config: Config,
     settings: Mapping[str, Mapping[str, Scalar]],
     usual: Sequence[str] | None = None,
 ) -> list[tuple[Attack, ThreatModel]]:
@@ -84,6 +85,7 @@ def attacks_to_run(
     Args:
         names: of attacks; None for the usual ones.
         adversary: whom all are run as; None for each attack's own.
+        config: of what is attacked.
         settings: by attack.
         usual: taken without names; None for all but slow ones.
 
@@ -91,17 +93,15 @@ def attacks_to_run(
         ConfigError: a name or a setting is not valid.
     """
     from instahide_fl.attacks.registry import ATTACKS, build_attack
-    from instahide_fl.transcript.threat_model import threat_model as named
+    from instahide_fl.report.audit import adversary_for
 
-    if adversary is not None:
-        named(adversary)
     if usual is None:
         usual = [name for name, one in ATTACKS.items() if one.by_default]
     wanted = list(dict.fromkeys(names or usual))
     for name in settings.keys() - set(wanted):
         raise ConfigError(f"--set {name}. ...: add --attack {name}, or leave it out")
     attacks = [build_attack(name, settings.get(name, {})) for name in wanted]
-    return [(one, named(adversary or one.threat_model)) for one in attacks]
+    return [(one, adversary_for(one, config, adversary or "")) for one in attacks]
 
 
 def run_attacks(

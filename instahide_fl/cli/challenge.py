@@ -115,9 +115,9 @@ def challenge_attack(
 
     settings = settings_by_attack(assignments or [])
     usual = attacks_on_encodings(threat_model)
-    chosen = attacks_to_run(names, threat_model, settings, usual)
     with console.status("opening the challenge"):
         subject = open_challenge(folder, pool, dataset)
+    chosen = attacks_to_run(names, threat_model, subject.config, settings, usual)
     for note in subject.notes:
         console.print(note, markup=False)
     place = folder / RESULTS

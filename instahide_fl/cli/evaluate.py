@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import Progress
@@ -12,6 +12,11 @@ from rich.table import Table
 
 from instahide_fl.cli.common import console, errors
 from instahide_fl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from instahide_fl.encoding.encoder import MixingEncoder
+    from instahide_fl.report.evaluation import CleanEvaluation, EncodedSettings
+    from instahide_fl.training.finished import FinishedRun
 
 
 def evaluate(
@@ -40,10 +45,7 @@ def evaluate(
         EncodedSettings,
         encoder_of,
         evaluate_clean,
-        evaluate_encoded,
-        save_evaluation,
     )
-    from instahide_fl.run_folder import EVALUATION, EVALUATION_PICTURE
     from instahide_fl.training.finished import open_finished_run
 
     given = own_coefficient is not None or average != "softmax" or seed is not None
@@ -59,13 +61,26 @@ def evaluate(
         clean = evaluate_clean(run)
     console.print(f"accuracy {clean.accuracy:.1%}, loss {clean.loss:.4f}: clean images")
     _compare_with_summary(run.summary, clean.accuracy)
-    if encodings is None or encoder is None:
-        return
-    chosen = run.config.seed if seed is None else seed
-    settings = EncodedSettings(encodings, average, chosen)
+    if encodings is not None and encoder is not None:
+        chosen = run.config.seed if seed is None else seed
+        settings = EncodedSettings(encodings, average, chosen)
+        _evaluate_encodings(run_folder, run, clean, encoder, settings)
+
+
+def _evaluate_encodings(
+    run_folder: Path,
+    run: FinishedRun,
+    clean: CleanEvaluation,
+    encoder: MixingEncoder,
+    settings: EncodedSettings,
+) -> None:
+    """Classify encodings of the test images, write the result down and print it."""
+    from instahide_fl.report.evaluation import evaluate_encoded, save_evaluation
+    from instahide_fl.run_folder import EVALUATION, EVALUATION_PICTURE
+
     bar = Progress(console=console, transient=True, disable=not console.is_terminal)
     with bar:
-        total = encodings * len(run.dataset.test)
+        total = settings.encodings * len(run.dataset.test)
         task = bar.add_task("classifying encodings", total=total)
         encoded = evaluate_encoded(
             run, encoder, settings, lambda done: bar.advance(task, done)
@@ -74,7 +89,7 @@ def evaluate(
     _print_by_encodings(encoded.accuracy_by_encodings)
     console.print(
         f"accuracy {encoded.accuracy:.1%}, loss {encoded.loss:.4f}: average of "
-        f"{encodings} encodings of each image"
+        f"{settings.encodings} encodings of each image"
     )
     console.print(f"written to {run_folder}: {EVALUATION}, {EVALUATION_PICTURE}")
 

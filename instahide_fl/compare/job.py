@@ -22,6 +22,7 @@ from instahide_fl.files import explained
 from instahide_fl.report.attack_picture import save_attack_pictures
 from instahide_fl.report.audit import (
     RESULTS,
+    adversary_for,
     run_attack,
     save_result,
 )
@@ -30,7 +31,6 @@ from instahide_fl.run_folder import MODEL, PROVENANCE, RunFolder
 from instahide_fl.study.folder import AUDIT, StudyFolder
 from instahide_fl.study.plan import PlannedRun
 from instahide_fl.study.settings import AuditConfig
-from instahide_fl.transcript.threat_model import threat_model
 
 
 def perform(study: Path, run: PlannedRun) -> float:
@@ -90,7 +90,7 @@ def _audit(
     left_out: dict[str, str] = {}
     for name in audit.attacks:
         attack = build_attack(name, audit.attack_settings.get(name, {}))
-        adversary = threat_model(audit.threat_model or attack.threat_model)
+        adversary = adversary_for(attack, config, audit.threat_model)
         try:
             result = run_attack(recorded, attack, adversary, config.seed, silent)
         except (AttackError, DataError, PoolError, ThreatModelError) as error:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from instahide_fl.data.npy import write_block, write_header
 from instahide_fl.data.source import Block, Content, Part, Source
 from instahide_fl.errors import DataError
 from instahide_fl.files import atomic_folder, cache_folder
@@ -124,24 +125,13 @@ def _write(folder: Path, name: str, content: Content) -> None:
 
 
 def _write_images(folder: Path, part: str, count: int, blocks: Iterable[Block]) -> int:
-    """Write images one block after another and return how many there were.
-
-    Not through a memory map: a disk that fills up would kill the process there, here
-    it is an error.
-    """
+    """Write images one block after another and return how many there were."""
     written = 0
     with (folder / f"{part}-images.npy").open("wb") as file:
         for block in blocks:
             if not written:
-                np.lib.format.write_array_header_1_0(
-                    file,
-                    {
-                        "descr": "|u1",
-                        "fortran_order": False,
-                        "shape": (count, *block.shape[1:]),
-                    },
-                )
-            file.write(np.ascontiguousarray(block).data)
+                write_header(file, (count, *block.shape[1:]))
+            write_block(file, block)
             written += len(block)
     return written
 

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from instahide_fl.data.image_tree import SUFFIXES, list_images
+from instahide_fl.data.npy import write_block, write_header
 from instahide_fl.data.pool_chunks import Chunk, Progress, cut_all, divide
 from instahide_fl.data.pool_manifest import (
     IMAGES,
@@ -201,12 +202,10 @@ def _assemble(
     hasher = new_hasher(shape)
     histogram = np.zeros((options.channels, 256), np.int64)
     with (folder / IMAGES).open("wb") as file:
-        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(file, header)
+        write_header(file, shape)
         for chunk in chunks:
             images, counted = _read(chunk.path)
-            pixels = np.ascontiguousarray(images).data
-            file.write(pixels)
+            pixels = write_block(file, images)
             if len(images):
                 hasher.update(pixels)
             histogram += counted

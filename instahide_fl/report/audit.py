@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,13 +13,19 @@ from instahide_fl.attacks.attack import Advance, Attack, Reconstruction
 from instahide_fl.attacks.control import Truths
 from instahide_fl.attacks.scores import Scores
 from instahide_fl.attacks.scoring import score
+from instahide_fl.attacks.statistics_scoring import score_statistics
 from instahide_fl.attacks.verdict import NOT_SCORED, beats_baseline, verdict
 from instahide_fl.config import Config
 from instahide_fl.data.augment import Augmentation
 from instahide_fl.errors import AttackError
 from instahide_fl.files import write_text
 from instahide_fl.rng import stream
-from instahide_fl.transcript.threat_model import AdversaryView, ThreatModel
+from instahide_fl.transcript.recorded import RoundTranscript
+from instahide_fl.transcript.threat_model import (
+    AdversaryView,
+    ThreatModel,
+    threat_model,
+)
 from instahide_fl.types import ChannelStatistics
 
 RESULTS = "attacks"
@@ -35,6 +41,10 @@ class Subject(Protocol):
     @property
     def truths(self) -> Truths:
         """Of every client, to score with; empty if nobody knows it."""
+
+    @property
+    def transcripts(self) -> Sequence[RoundTranscript]:
+        """Of the rounds that were recorded; empty if nothing was trained."""
 
     @property
     def statistics(self) -> ChannelStatistics:
@@ -156,6 +166,24 @@ class AttackResult:
         }
 
 
+def adversary_for(attack: Attack, config: Config, name: str = "") -> ThreatModel:
+    """Return the adversary that an attack is run as.
+
+    Args:
+        attack: with its own usual adversary.
+        config: of what is attacked. Under secure aggregation the honest server sees
+            sums alone.
+        name: of another adversary; empty takes the attack's own.
+
+    Raises:
+        ConfigError: there is no adversary of this name.
+    """
+    own = attack.threat_model
+    if own == "honest-server" and config.secure_aggregation.enabled:
+        own = "secure-aggregation-server"
+    return threat_model(name or own)
+
+
 def run_attack(
     subject: Subject,
     attack: Attack,
@@ -229,7 +257,7 @@ def _reconstruct(
 def _scored(subject: Subject, found: Reconstruction, seed: int) -> Scores:
     if not subject.truths:
         return Scores.without_truth(found)
-    return score(
+    scores = score(
         found,
         subject.truths,
         subject.statistics,
@@ -237,6 +265,8 @@ def _scored(subject: Subject, found: Reconstruction, seed: int) -> Scores:
         stream(seed, "score"),
         subject.augmentation,
     )
+    off = score_statistics(found, subject.truths, subject.config, subject.transcripts)
+    return replace(scores, statistics=off)
 
 
 def _by_round(subject: Subject, found: Reconstruction, seed: int) -> dict[int, Scores]:

@@ -16,9 +16,14 @@ from torch import Tensor
 from instahide_fl.config import Config
 from instahide_fl.data.federated import load_pool
 from instahide_fl.data.pool import MixingPool
-from instahide_fl.errors import ConfigError, ThreatModelError
+from instahide_fl.errors import AttackError, ConfigError, ThreatModelError
+from instahide_fl.transcript.aggregate import (
+    ALL_CLIENTS,
+    expected_cohort,
+    why_not_one,
+)
 from instahide_fl.transcript.recorded import RoundTranscript
-from instahide_fl.transcript.truth import ClientTruth, read_truth, truth_path
+from instahide_fl.transcript.truth import ClientTruth, clients_with_truth, read_truth
 from instahide_fl.types import ChannelStatistics, EncodingKey, UpdateKind
 
 
@@ -63,6 +68,7 @@ _SEEN_BY_SERVER = frozenset(
         Knowledge.POOL,
     }
 )
+_SEEN_IN_SUMS = frozenset({Knowledge.PARAMETERS, Knowledge.AGGREGATE, Knowledge.POOL})
 
 THREAT_MODELS: dict[str, ThreatModel] = {
     model.name: model
@@ -88,7 +94,13 @@ THREAT_MODELS: dict[str, ThreatModel] = {
         ThreatModel(
             "participant",
             "Another client, who receives the parameters of every round.",
-            frozenset({Knowledge.PARAMETERS, Knowledge.AGGREGATE, Knowledge.POOL}),
+            _SEEN_IN_SUMS,
+            ordinary=True,
+        ),
+        ThreatModel(
+            "secure-aggregation-server",
+            "The server under secure aggregation, which learns sums of updates only.",
+            _SEEN_IN_SUMS,
             ordinary=True,
         ),
         ThreatModel(
@@ -159,9 +171,11 @@ class KnownMapping:
 class Observation:
     """One client in one round, as far as the adversary knows.
 
+    Where only aggregates are seen, all clients of a round stand for one.
+
     Attributes:
         round: 1, 2, ...
-        client: its key.
+        client: its key; `ALL_CLIENTS` for an aggregate.
         num_examples: images that the update was computed on; 0 if unknown.
         learning_rate_factor: of the schedule, in mode update.
         kind: what an update is: "gradient" of the mean loss, or "delta".
@@ -174,6 +188,7 @@ class Observation:
         mapping: part of the keys, or None.
         images_held: by the client, which it tells the server, and a release of
             encodings says; 0 if unknown.
+        clients: whose updates are in it.
     """
 
     round: int
@@ -188,6 +203,16 @@ class Observation:
     soft_targets: Tensor | None = None
     mapping: KnownMapping | None = None
     images_held: int = 0
+    clients: int = 1
+
+    @property
+    def who(self) -> str:
+        """Who sent the update, in words."""
+        if self.client != ALL_CLIENTS:
+            return f"client {self.client}"
+        if self.clients == 1:
+            return "the only client of the round"
+        return f"the {self.clients} clients of the round together"
 
 
 @dataclass(frozen=True)
@@ -198,11 +223,37 @@ class ObservedRound:
         round: 1, 2, ...
         parameters: sent, by name.
         aggregate: mean of the updates, by name.
+        kind: what the updates are: "gradient" or "delta".
+        clients: whose updates are in the aggregate.
+        num_examples: images that they were computed on, of all clients together.
+        learning_rate_factor: of the schedule, in mode update.
     """
 
     round: int
     parameters: Mapping[str, Tensor]
     aggregate: Mapping[str, Tensor]
+    kind: UpdateKind
+    clients: int
+    num_examples: int
+    learning_rate_factor: float
+
+    def as_one_client(self, config: Config) -> Observation:
+        """Return the round as if one client had trained on all images.
+
+        Args:
+            config: the run's settings, for which `why_not_one` has no objection.
+        """
+        return Observation(
+            round=self.round,
+            client=ALL_CLIENTS,
+            num_examples=self.num_examples,
+            learning_rate_factor=self.learning_rate_factor,
+            kind=self.kind,
+            parameters=self.parameters,
+            update=self.aggregate,
+            batch_sizes=step_sizes(config, self.num_examples),
+            clients=self.clients,
+        )
 
 
 @dataclass(frozen=True)
@@ -216,8 +267,9 @@ class AdversaryView:
         statistics: constants that private images are normalised with.
         image_shape: C, H, W.
         num_classes: K.
-        observations: clients in rounds, in this order; empty if the adversary sees no
-            single client.
+        observations: clients in rounds, in this order. Of an adversary who sees no
+            single client: the aggregates, each as if one client had sent it; empty if
+            they cannot be read so.
         rounds: aggregates; empty if the adversary sees none.
         pool: the public images; None if unknown, or if encodings use none.
     """
@@ -231,28 +283,48 @@ class AdversaryView:
     rounds: tuple[ObservedRound, ...]
     pool: MixingPool | None
 
-    def require(self, attack: str, needs: Iterable[Knowledge]) -> None:
+    def require(
+        self,
+        attack: str,
+        needs: Iterable[Knowledge],
+        or_else: Iterable[Knowledge] | None = None,
+    ) -> None:
         """Check that the threat model gives what an attack needs.
 
         Args:
             attack: its name.
             needs: what it cannot do without.
+            or_else: what it can also do with; None for nothing else.
 
         Raises:
             ThreatModelError: something is withheld.
+            AttackError: only aggregates are left to attack, and they are not what one
+                client would have sent.
         """
-        missing = sorted(set(needs) - self.threat_model.knows)
-        if missing:
+        knows = self.threat_model.knows
+        ways = [set(needs)] + ([] if or_else is None else [set(or_else)])
+        possible = [way for way in ways if way <= knows]
+        if not possible:
             able = [
                 model.name
                 for model in THREAT_MODELS.values()
-                if set(needs) <= model.knows
+                if any(way <= model.knows for way in ways)
             ]
             raise ThreatModelError(
-                f"attack {attack} needs {', '.join(missing)}, which the threat model "
-                f"{self.threat_model.name} withholds: choose one that has it "
-                f"({', '.join(able)})"
+                f"attack {attack} needs {', '.join(sorted(ways[0] - knows))}, which "
+                f"the threat model {self.threat_model.name} withholds: choose one that "
+                f"has it ({', '.join(able)})"
             )
+        if Knowledge.AGGREGATE in possible[0] and Knowledge.UPDATES not in knows:
+            self._require_one_client(attack)
+
+    def _require_one_client(self, attack: str) -> None:
+        for one in self.rounds:
+            if reason := why_not_one(self.config, one.clients):
+                raise AttackError(
+                    f"attack {attack} cannot use the aggregate of round {one.round}: "
+                    f"{reason}"
+                )
 
 
 def build_view(
@@ -281,22 +353,30 @@ def build_view(
         hidden = set()
     first = transcripts[0]
     observations: list[Observation] = []
+    if Knowledge.UPDATES in knows and not all(one.updates for one in transcripts):
+        raise ThreatModelError(
+            f"the threat model {model.name} gives single updates, and the server of "
+            f"this run saw sums only (secure-aggregation.enabled): choose "
+            f"secure-aggregation-server"
+        )
     if knows & {Knowledge.UPDATES, Knowledge.ENCODINGS}:
         for seen in transcripts:
-            for client in seen.updates:
+            for client in seen.updates or _clients_of(truths, seen.round):
                 truth = truths.get((seen.round, client))
                 observations.append(
                     _observe(model, config, seen, client, truth, hidden)
                 )
     rounds = [
-        ObservedRound(
-            seen.round,
-            _without(seen.parameters, hidden),
-            _without(seen.aggregate, hidden),
-        )
+        _observe_round(config, seen, hidden)
         for seen in transcripts
         if {Knowledge.PARAMETERS, Knowledge.AGGREGATE} <= knows
     ]
+    if Knowledge.UPDATES not in knows:
+        observations += [
+            one.as_one_client(config)
+            for one in rounds
+            if not why_not_one(config, one.clients)
+        ]
     pool = load_pool(config, first.image_shape) if Knowledge.POOL in knows else None
     return AdversaryView(
         model,
@@ -356,6 +436,23 @@ def _known_mapping(key: EncodingKey, knows: frozenset[Knowledge]) -> KnownMappin
     return KnownMapping(key.private_index, key.coefficients, public)
 
 
+def _observe_round(
+    config: Config, seen: RoundTranscript, hidden: set[str]
+) -> ObservedRound:
+    sizes = [one.num_examples for one in seen.updates.values()]
+    # Whoever averages a sum divides by the images in it.
+    clients, images = (len(sizes), sum(sizes)) if sizes else expected_cohort(config)
+    return ObservedRound(
+        round=seen.round,
+        parameters=_without(seen.parameters, hidden),
+        aggregate=_without(seen.aggregate, hidden),
+        kind=seen.kind,
+        clients=clients,
+        num_examples=images,
+        learning_rate_factor=seen.learning_rate_factor,
+    )
+
+
 def step_sizes(config: Config, num_examples: int) -> tuple[int, ...]:
     """Return the batch sizes of a client's steps, which follow from the settings.
 
@@ -378,15 +475,23 @@ def read_truths(
 ) -> dict[tuple[int, str], ClientTruth]:
     """Read the truth of recorded rounds, where it was written.
 
+    Of a round whose transcript holds the sum alone, that of all clients is read.
+
     Raises:
         TranscriptError: a file is damaged.
     """
     return {
         (seen.round, client): read_truth(folder, seen.round, client)
         for seen in transcripts
-        for client in seen.updates
-        if truth_path(folder, seen.round, client).is_file()
+        for client in clients_with_truth(folder, seen.round)
+        if client in seen.updates or not seen.updates
     }
+
+
+def _clients_of(
+    truths: Mapping[tuple[int, str], ClientTruth], round_number: int
+) -> list[str]:
+    return [client for number, client in truths if number == round_number]
 
 
 def _without(arrays: Mapping[str, Tensor], hidden: set[str]) -> dict[str, Tensor]:

@@ -29,6 +29,7 @@ from instahide_fl.types import (
     EncodedBatch,
     EncodingKey,
     PrivateSplit,
+    client_order,
 )
 
 TRUTH = "truth"
@@ -63,7 +64,7 @@ class ClientTruth:
     @property
     def components(self) -> Tensor:
         """i64[E,p]: the private images of each encoding, as rows of `images`."""
-        return torch.searchsorted(self.rows, self.key.private_index)
+        return torch.searchsorted(self.rows, self.key.private_index.contiguous())
 
 
 @dataclass
@@ -121,6 +122,13 @@ def truth_path(folder: Path, round_number: int, client: str) -> Path:
     """Return where a run folder keeps a client's truth."""
     name = f"client-{client}.safetensors"
     return folder / TRUTH / f"round-{round_number:05d}" / name
+
+
+def clients_with_truth(folder: Path, round_number: int) -> list[str]:
+    """Return whose truth of a round a run folder keeps, in the order of clients."""
+    files = truth_path(folder, round_number, "").parent.glob("client-*.safetensors")
+    names = [file.stem.removeprefix("client-") for file in files]
+    return sorted(names, key=client_order)
 
 
 def write_truth(folder: Path, truth: ClientTruth) -> None:

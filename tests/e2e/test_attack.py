@@ -124,9 +124,9 @@ def test_a_control_that_cannot_be_repeated_is_left_out_with_the_reason(tmp_path)
         ),
         (["--set", "iterations=3"], ConfigError, "ATTACK.KEY"),
         (
-            ["--attack", "dlg", "--threat-model", "participant"],
+            ["--attack", "two_step", "--threat-model", "participant"],
             ThreatModelError,
-            "needs single updates .* participant withholds",
+            "single updates .* participant withholds",
         ),
         (["--attack", "imprint"], AttackError, "crafted"),
     ],

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
+from instahide_fl.aggregation.mean import weighted_mean
 from instahide_fl.config import Config
 from instahide_fl.encoding.encoder import build_encoder
 from instahide_fl.models.arrays import get_arrays
 from instahide_fl.models.registry import build_model
 from instahide_fl.training.local import local_update
+from instahide_fl.transcript.recorded import RoundTranscript
 from instahide_fl.transcript.threat_model import (
     THREAT_MODELS,
     AdversaryView,
@@ -16,6 +19,9 @@ from instahide_fl.transcript.threat_model import (
     step_sizes,
 )
 from instahide_fl.transcript.truth import RecordingEncoder
+from instahide_fl.types import PrivateSplit
+
+SHAPE = (3, 12, 12)  # of the images of recorded rounds
 
 
 def settings(method, batch_size, **changes):
@@ -68,3 +74,32 @@ def observed_client(config, split, pool, craft=None):
         pool if config.instahide.uses_pool else None,
     )
     return view, encoder.truth(1, "0", split)
+
+
+def recorded_round(config, clients, size=4, number=1):
+    """Return a round of clients with images of their own, and their truths."""
+    rng = np.random.default_rng(number)
+    model = build_model(config.model, SHAPE, 10, config.seed)
+    arrays = get_arrays(model)
+    updates, truths = {}, {}
+    for client in map(str, range(clients)):
+        own = np.random.default_rng(int(client))
+        images = torch.from_numpy(own.integers(0, 256, (size, *SHAPE), np.uint8))
+        targets = torch.from_numpy(own.integers(0, 10, size))
+        split = PrivateSplit(images, targets, 10)
+        encoder = RecordingEncoder(build_encoder(config.instahide, None))
+        updates[client] = local_update(model, arrays, split, encoder, config.train, rng)
+        truths[number, client] = encoder.truth(number, client, split)
+    seen = RoundTranscript(
+        number,
+        arrays,
+        updates,
+        weighted_mean(list(updates.values())),
+        config.train.update_kind,
+        split.statistics,
+        SHAPE,
+        10,
+        1.0,
+        "",
+    )
+    return seen, truths

@@ -8,6 +8,7 @@ import torch
 from instahide_fl.attacks.registry import ATTACKS
 from instahide_fl.config import Config, parse_rounds
 from instahide_fl.errors import ConfigError, ThreatModelError
+from instahide_fl.transcript.aggregate import ALL_CLIENTS
 from instahide_fl.transcript.recorded import (
     RoundTranscript,
     read_transcript,
@@ -69,11 +70,12 @@ def known(view):
     """What a view really holds."""
     held = set()
     for one in view.observations:
+        sent = Knowledge.AGGREGATE if one.client == ALL_CLIENTS else Knowledge.UPDATES
         held |= {
             kind
             for kind, there in (
                 (Knowledge.PARAMETERS, one.parameters),
-                (Knowledge.UPDATES, one.update),
+                (sent, one.update),
                 (Knowledge.ENCODINGS, one.encodings),
                 (Knowledge.LABELS, one.soft_targets),
                 (Knowledge.MAPPING, one.mapping),
@@ -116,6 +118,8 @@ def test_what_is_withheld_is_named_and_so_is_who_has_it():
     seen, _ = round_and_truth()
     view = build_view(threat_model("participant"), CONFIG, [seen], {}, [])
     for attack in ATTACKS.values():
+        if attack.on_aggregates:
+            view.require(attack.name, attack.needs, attack.needs_instead())
         with pytest.raises(
             ThreatModelError, match="which the threat model participant"
         ):

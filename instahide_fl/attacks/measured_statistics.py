@@ -1,0 +1,75 @@
+"""Mean and variance of batches in every BatchNorm layer, measured on the batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from instahide_fl.models.arrays import load_arrays
+
+Statistics = dict[str, Tensor]
+
+
+def running_momenta(network: nn.Module) -> dict[str, float]:
+    """Return the momentum of each BatchNorm layer that keeps running statistics."""
+    return {
+        name: float(module.momentum)
+        for name, module in network.named_modules()
+        if isinstance(module, nn.BatchNorm2d)
+        and module.track_running_stats
+        and module.momentum is not None
+    }
+
+
+def measured_statistics(
+    network: nn.Module,
+    parameters: Mapping[str, Tensor],
+    images: Tensor,
+    batch_sizes: Sequence[int],
+) -> Statistics:
+    """Return what running statistics see of batches, averaged as they average.
+
+    Args:
+        network: without dropout; its arrays are overwritten.
+        parameters: that the batches go through, by name, with running statistics.
+        images: f32[E,C,H,W], normalised, batch after batch.
+        batch_sizes: of the E images.
+
+    Returns:
+        "LAYER.mean" and "LAYER.variance" (unbiased), f64[channels], by layer.
+    """
+    load_arrays(network, parameters)
+    network.train()
+    total: Statistics = {}
+    momenta = running_momenta(network)
+    seen: Statistics = {}
+    handles = [
+        network.get_submodule(name).register_forward_hook(_noting(seen, name))
+        for name in momenta
+    ]
+    with torch.no_grad():
+        for batch in torch.split(images, list(batch_sizes)):
+            network(batch)
+            for name, value in seen.items():
+                weight = momenta[name.rpartition(".")[0]]
+                total[name] = (1 - weight) * total.get(name, 0.0) + weight * value
+    for handle in handles:
+        handle.remove()
+    steps = len(batch_sizes)
+    return {
+        name: value / (1 - (1 - momenta[name.rpartition(".")[0]]) ** steps)
+        for name, value in total.items()
+    }
+
+
+def _noting(
+    seen: Statistics, name: str
+) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+    def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        features = inputs[0].double()
+        seen[f"{name}.mean"] = features.mean((0, 2, 3))
+        seen[f"{name}.variance"] = features.var((0, 2, 3))
+
+    return note

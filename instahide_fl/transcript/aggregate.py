@@ -1,0 +1,110 @@
+"""All clients of a round as one: what is known where only aggregates are seen.
+
+The mean of the clients' gradients, each weighted by its images, is the gradient of the
+mean loss over all their images. So whoever sees a round's aggregate alone faces the
+problem that the server faces with one client, who would have trained on the batches of
+all: everything here gives that client the name `ALL_CLIENTS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+
+from instahide_fl.aggregation.mean import WEIGHTS
+from instahide_fl.config import Config
+from instahide_fl.transcript.truth import ClientTruth
+from instahide_fl.types import EncodingKey
+
+ALL_CLIENTS = "all"
+
+
+def why_not_one(config: Config, clients: int) -> str:
+    """Return why an aggregate is not what one client with all images would have sent.
+
+    Args:
+        config: the run's settings.
+        clients: whose updates are in the aggregate.
+
+    Returns:
+        A sentence with a remedy; empty if it is.
+    """
+    rule = config.server.aggregation
+    if rule not in WEIGHTS:
+        return (
+            f"server.aggregation = {rule!r} is no mean of the clients' updates, and so "
+            f'no gradient of a loss over all their images: run with "weighted-mean"'
+        )
+    if config.train.mode == "update" and clients > 1:
+        return (
+            f"the mean of what {clients} clients moved in their own local steps is no "
+            f"step of one client: run with train.mode = gradient, or "
+            f"train.clients-per-round = 1"
+        )
+    return ""
+
+
+def expected_cohort(config: Config) -> tuple[int, int]:
+    """Return what the settings tell of a round of which only the sum was recorded.
+
+    Returns:
+        Clients, and images that they computed on together: the full batches of clients
+        that hold enough; 0 if unknown (mode update).
+    """
+    train = config.train
+    clients = train.clients_per_round or config.partition.num_clients
+    if train.mode == "update":
+        return clients, 0
+    return clients, clients * train.batch_size * train.local_batches
+
+
+def truths_together(
+    truths: Mapping[tuple[int, str], ClientTruth],
+) -> dict[tuple[int, str], ClientTruth]:
+    """Join the truths of each round's clients.
+
+    Args:
+        truths: by round and client.
+
+    Returns:
+        By round and `ALL_CLIENTS`. Rows are counted on from client to client, so an
+        image has the same row in every round.
+    """
+    ends: dict[str, int] = {}
+    for (_, client), truth in truths.items():
+        ends[client] = max(ends.get(client, 0), int(truth.rows.max()) + 1)
+    offsets, before = {}, 0
+    for client, end in ends.items():
+        offsets[client], before = before, before + end
+    by_round: dict[int, list[ClientTruth]] = {}
+    for client in ends:
+        for (number, name), truth in truths.items():
+            if name == client:
+                shifted = _with_rows_from(truth, offsets[client])
+                by_round.setdefault(number, []).append(shifted)
+    return {
+        (number, ALL_CLIENTS): _joined(number, every)
+        for number, every in sorted(by_round.items())
+    }
+
+
+def _with_rows_from(truth: ClientTruth, offset: int) -> ClientTruth:
+    key = replace(truth.key, private_index=truth.key.private_index + offset)
+    return replace(truth, rows=truth.rows + offset, key=key)
+
+
+def _joined(number: int, truths: Sequence[ClientTruth]) -> ClientTruth:
+    """Join clients whose rows ascend from one to the next."""
+    return ClientTruth(
+        number,
+        ALL_CLIENTS,
+        torch.cat([one.images for one in truths]),
+        torch.cat([one.targets for one in truths]),
+        torch.cat([one.rows for one in truths]),
+        torch.cat([one.encodings for one in truths]),
+        torch.cat([one.soft_targets for one in truths]),
+        EncodingKey.concatenate([one.key for one in truths]),
+        tuple(size for one in truths for size in one.batch_sizes),
+    )
