@@ -180,7 +180,7 @@ def reply_masked(
     content = RecordDict(
         {
             ARRAYS: to_record({VECTOR: torch.from_numpy(masked.view(np.int32))}),
-            ABOUT: ConfigRecord(header.to_values()),
+            ABOUT: ConfigRecord(header.to_values()),  # type: ignore[arg-type]
             METRICS: MetricRecord(
                 {k: v for k, v in update.metrics.items() if k != "train_loss"}
             ),

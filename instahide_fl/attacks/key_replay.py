@@ -103,7 +103,7 @@ class KeyReplay(Attack):
             found["seed"] = float(seed)
         found["keys_found"] = float(sum(map(len, keys.values())))
         images = _opened(view, keys, evidence.augmentation)
-        return Reconstruction("private", images, found, keys)
+        return Reconstruction("private", images, found, keys=keys)
 
 
 @dataclass(frozen=True)

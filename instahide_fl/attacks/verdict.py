@@ -43,8 +43,8 @@ def beats_baseline(scores: Scores, labels: bool = True) -> bool:
     """Tell whether an attack got private images, labels or keys better than by chance.
 
     An encoding recovered does not count by itself: only what it shows of the private
-    images in it does. A key counts by itself: it opens its encoding. So do statistics of
-    batches of private images.
+    images in it does. A key counts by itself: it opens its encoding. So do statistics
+    of batches of private images.
 
     Args:
         scores: of the attack.
