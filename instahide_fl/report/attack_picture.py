@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -17,10 +18,15 @@ if TYPE_CHECKING:
     from instahide_fl.report.audit import AttackResult
 
 COLUMNS = 12  # images side by side
+KEPT = 32  # images whose pixels are kept for the grids of a study
 
 
 def save_attack_pictures(result: AttackResult, folder: Path) -> None:
     """Draw NAME.png, and NAME-rounds.png where several rounds were attacked.
+
+    NAME.npz keeps the pixels, so that a study can put its methods below each other:
+    u8[n,C,H,W] of `sources`, `originals`, `encodings` and `reconstructions`, and f64[n]
+    `ssim` with the original.
 
     Nothing is drawn of an attack that recovers no images.
 
@@ -34,13 +40,26 @@ def save_attack_pictures(result: AttackResult, folder: Path) -> None:
     name = result.attack.name
     if result.scores.shown:
         _save_grid(folder / f"{name}.png", result)
+        _save_pixels(folder / f"{name}.npz", result)
     if len(result.by_round) > 1 and result.scores.private:
         _save_rounds(folder / f"{name}-rounds.png", result)
 
 
+def _save_pixels(path: Path, result: AttackResult) -> None:
+    kinds = ("sources", "originals", "encodings", "reconstructions")
+    pixels = {kind: _bytes(_joined(result, kind)[:KEPT]).numpy() for kind in kinds}
+    similar = _joined(result, "ssim")[:KEPT].numpy()
+    with atomic_file(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, ssim=similar, **pixels)
+
+
+def _joined(result: AttackResult, kind: str) -> Tensor:
+    return torch.cat([getattr(one, kind) for one in result.scores.shown])
+
+
 def _save_grid(path: Path, result: AttackResult) -> None:
     originals, encodings, found = (
-        torch.cat([getattr(one, kind) for one in result.scores.shown])[:COLUMNS]
+        _joined(result, kind)[:COLUMNS]
         for kind in ("originals", "encodings", "reconstructions")
     )
     method = result.run.config.instahide.method
