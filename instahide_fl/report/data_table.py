@@ -26,7 +26,8 @@ class DataTable:
         frame: values; those of the CSV file.
         formats: how columns are written for people; others as they are.
         numeric: columns that are aligned to the right.
-        lead: the first so many columns name the row.
+        deviations: columns that follow another as "12.3 ± 0.4" where people read it.
+        folded: whether a page shows it only when asked to: long ones.
     """
 
     name: str
@@ -35,26 +36,32 @@ class DataTable:
     frame: pd.DataFrame = field(repr=False, compare=False)
     formats: Mapping[str, Format] = field(default_factory=dict)
     numeric: frozenset[str] = frozenset()
-    lead: int = 1
+    deviations: Mapping[str, str] = field(default_factory=dict)
+    folded: bool = False
 
     @property
     def columns(self) -> list[str]:
         """Headings."""
-        return list(self.frame.columns)
+        hidden = self.deviations.values()
+        return [name for name in self.frame.columns if name not in hidden]
 
     @property
     def rows(self) -> list[list[str]]:
         """Cells as people read them."""
         return [
-            [
-                self._cell(name, value)
-                for name, value in zip(self.columns, row, strict=True)
-            ]
-            for row in self.frame.itertuples(index=False)
+            [self._cell(name, row) for name in self.columns]
+            for row in self.frame.to_dict("records")
         ]
 
-    def _cell(self, column: str, value: Any) -> str:
-        if value is None or (not isinstance(value, str | list) and pd.isna(value)):
+    def _cell(self, column: str, row: Mapping[str, Any]) -> str:
+        value = self._written(column, row[column])
+        spread = self.deviations.get(column)
+        if spread is None or pd.isna(row[spread]):
+            return value
+        return f"{value} \u00b1 {self._written(column, row[spread])}"
+
+    def _written(self, column: str, value: Any) -> str:
+        if value is None or (not isinstance(value, str) and pd.isna(value)):
             return ABSENT
         return self.formats[column](value) if column in self.formats else str(value)
 

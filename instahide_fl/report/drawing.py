@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 
 from instahide_fl.files import atomic_file
 
+LETTER = 0.085  # inches of a legend's letter
 DPI = 200  # of the PNG files
 INK = "#1b1f24"
 FAINT = "#8a9099"
@@ -86,7 +87,6 @@ class Drawing:
         caption: what one should know to read it.
         alternative: what it shows, for those who do not see it.
         figure: as drawn.
-        pixels: whether the page shows the PNG too: pictures gain nothing from SVG.
     """
 
     name: str
@@ -94,7 +94,6 @@ class Drawing:
     caption: str
     alternative: str
     figure: Figure = field(repr=False, compare=False)
-    pixels: bool = False
 
     def save_png(self, path: Path) -> None:
         """Write the PNG file.
@@ -104,13 +103,6 @@ class Drawing:
         """
         with _style(), atomic_file(path) as temporary:
             self.figure.savefig(temporary, format="png", dpi=DPI)
-
-    def png(self) -> bytes:
-        """Return the PNG file's bytes, for a page."""
-        buffer = io.BytesIO()
-        with _style():
-            self.figure.savefig(buffer, format="png", dpi=110)
-        return buffer.getvalue()
 
     def svg(self) -> str:
         """Return the `<svg>` element, in the page's colours."""
@@ -155,13 +147,15 @@ def panels(
         yield figure, cells[:count]
 
 
-def legend_below(figure: Figure, axes: Sequence[Axes], columns: int = 3) -> None:
-    """Give one legend for all plots, outside of them."""
+def legend_below(figure: Figure, axes: Sequence[Axes]) -> None:
+    """Give one legend for all plots, outside of them, no wider than the figure."""
     entries: dict[str, Artist] = {}
     for one in axes:
         for handle, label in zip(*one.get_legend_handles_labels(), strict=True):
             entries.setdefault(label, handle)
     if entries:
+        inches = 0.7 + LETTER * max(map(len, entries))
+        columns = max(1, int(figure.get_figwidth() / inches))
         figure.legend(
             list(entries.values()),
             list(entries),

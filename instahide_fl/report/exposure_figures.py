@@ -107,8 +107,8 @@ def _drawn(
             for one in variants(study):
                 _line(axes, study, one, one.rows(rows), column)
             axes.set(title=heading, xlabel=label, ylabel=LEAKAGE, ylim=(0, 1.03))
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        legend_below(figure, cells, 3)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+        legend_below(figure, cells)
     return Drawing(
         name,
         title,

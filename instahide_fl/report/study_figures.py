@@ -84,8 +84,8 @@ def trade_off(study: Study, ordinary: bool) -> Drawing | None:
         axes.axvspan(
             0, max(guess), color=FAINT, alpha=0.12, lw=0, label="a guess reaches"
         )
-        axes.set(xlabel=f"leakage: {LEAKAGE}", ylabel=ACCURACY, xlim=(0, 1.03))
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.set(xlabel=f"leakage: {LEAKAGE}", ylabel=ACCURACY, xlim=(0, 1.08))
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
         legend_below(figure, [axes])
     who = ORDINARY if ordinary else EVERYBODY
     told = "; ".join(
@@ -159,12 +159,12 @@ def curves(study: Study) -> Drawing | None:
                 if together or one.method == method:
                     _curve(axes, study, one, one.label if together else one.short)
             axes.set(xlabel="round", ylabel=ACCURACY, title="" if together else method)
-            axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.yaxis.set_major_formatter(PercentFormatter(1))
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
             if not together:
                 axes.legend(loc="lower right")
         if together:
-            legend_below(figure, cells, 2)
+            legend_below(figure, cells)
     ends = "; ".join(
         f"{one.label} ends at {last.mean:.1%}"
         for one in known
@@ -205,7 +205,7 @@ def _sweep(study: Study, name: str) -> Drawing:
         )
         _lines(leakage, study, name, lambda one: _similarity(study, one))
         accuracy.set(xlabel=name, ylabel=ACCURACY)
-        accuracy.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        accuracy.yaxis.set_major_formatter(PercentFormatter(1))
         leakage.set(xlabel=name, ylabel=f"{LEAKAGE}, worst attack", ylim=(0, 1.03))
         legend_below(figure, [accuracy, leakage])
     short = short_name(name)
@@ -313,8 +313,8 @@ def image_distributions(study: Study) -> Drawing | None:
             axes.axvline(0.5, color=FAINT, lw=0.8, ls=":")
             axes.set(title=title, xlim=(-0.1, 1.02), ylim=(-0.03, 1.03))
             axes.set(xlabel=f"{LEAKAGE}, x", ylabel="images with more than x")
-            axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        legend_below(figure, cells, 3)
+            axes.yaxis.set_major_formatter(PercentFormatter(1))
+        legend_below(figure, cells)
     return Drawing(
         "similarity-by-image",
         "Which share of images leaks how much",

@@ -36,7 +36,7 @@ def by_method(study: Study) -> DataTable:
     columns = list(dict.fromkeys(name for row in rows for name in row))
     return DataTable(
         "methods",
-        "Methods",
+        "Accuracy, leakage, guarantee and cost",
         "Means over seeds, with standard deviations between seeds where there are "
         "several. Leakage is SSIM with private images of the attack that got most, "
         "of all adversaries; an attack that failed its control does not count. Worst "
@@ -45,16 +45,15 @@ def by_method(study: Study) -> DataTable:
         pd.DataFrame(rows, columns=columns),
         {
             "accuracy": percent,
-            "accuracy, deviation": percent,
             "recognisable": percent,
             "leakage": two_decimals,
-            "leakage, deviation": two_decimals,
             "worst case": two_decimals,
             "a guess": two_decimals,
             "a round takes": seconds,
             "sent up a round": mebibytes,
         },
         frozenset(columns) - {"method", "worst attack", "guarantee", "verdict"},
+        {name: f"{name}, deviation" for name in ("accuracy", "leakage")},
     )
 
 
@@ -66,18 +65,25 @@ def _method_row(study: Study, variant: Variant) -> dict[str, Any]:
     bytes_up = variant.spread(runs, "bytes_up_per_round")
     return {
         "method": variant.label,
-        "seeds": sum(one.status == "finished" for one in variant.members),
+        "runs": _finished(variant),
         **_with_deviation("accuracy", accuracy),
         **_with_deviation("leakage", leak.similarity if leak else None),
         "a guess": leak.baseline.mean if leak else None,
         "worst case": leak.best if leak else None,
         "recognisable": leak.share.mean if leak else None,
         "worst attack": leak.source if leak else None,
-        "guarantee": guarantee(variant.rows(runs)),
+        "guarantee": guarantee(variant.rows(runs)) if accuracy else None,
         "a round takes": round_seconds.mean if round_seconds else None,
         "sent up a round": bytes_up.mean if bytes_up else None,
         "verdict": worst_verdict(variant, study.attacks) or "not attacked",
     }
+
+
+def _finished(variant: Variant) -> str:
+    """Return "2 of 3", and how many failed."""
+    states = [one.status for one in variant.members]
+    failed = f", {states.count('failed')} failed" if "failed" in states else ""
+    return f"{states.count('finished')} of {len(states)}{failed}"
 
 
 def _with_deviation(name: str, spread: Spread | None) -> dict[str, float | None]:
@@ -120,7 +126,6 @@ def by_attack(study: Study) -> DataTable | None:
         pd.DataFrame(rows, columns=columns),
         {name: two_decimals for name in columns if name not in {*_WORDS, "seeds"}},
         frozenset(columns) - _WORDS,
-        lead=3,
     )
 
 
@@ -187,7 +192,7 @@ def diagnostics(study: Study) -> DataTable | None:
         found.reset_index(),
         dict.fromkeys(("mean", "min", "max"), lambda value: f"{value:.4g}"),
         frozenset({"mean", "min", "max"}),
-        lead=4,
+        folded=True,
     )
 
 
@@ -237,7 +242,6 @@ def left_out(study: Study) -> DataTable | None:
         "They say nothing about these methods, neither good nor bad.",
         counted.reset_index(name="runs"),
         numeric=frozenset({"runs"}),
-        lead=3,
     )
 
 
@@ -257,7 +261,7 @@ def settings(study: Study) -> list[DataTable]:
         columns=["setting", "value"],
     )
     title = "Settings that all runs share" if len(read) > 1 else "Settings"
-    tables.append(DataTable("settings", title, "", frame))
+    tables.append(DataTable("settings", title, "", frame, folded=True))
     return tables
 
 

@@ -13,6 +13,7 @@ from instahide_fl.attacks.verdict import (
 )
 from instahide_fl.report.frames import Study
 from instahide_fl.report.leakage import (
+    Leakage,
     Variant,
     variants,
     worst_leakage,
@@ -49,7 +50,8 @@ def verdict_lines(study: Study) -> list[str]:
     judged = {one.label: worst_verdict(one, study.attacks) for one in every}
     ordered = sorted(every, key=lambda one: order.index(judged[one.label]))
     lines = [
-        f"{one.label}: {_SAYS[judged[one.label]]}{_how_much(study, one)}."
+        f"{one.label}: {_SAYS[judged[one.label]]}{_by_whom(study, one)}."
+        f"{_how_much(study, one)}"
         for one in ordered
         if _is_known(one)
     ]
@@ -60,19 +62,36 @@ def _is_known(variant: Variant) -> bool:
     return any(one.run is not None for one in variant.members)
 
 
+def _by_whom(study: Study, variant: Variant) -> str:
+    """Name the attacks whose verdict it is, where they found a leak."""
+    verdict = worst_verdict(variant, study.attacks)
+    if verdict not in (LEAKS, LEAKS_TO_ADVERSARY):
+        return ""
+    rows = variant.rows(study.attacks)
+    names = dict.fromkeys(rows[rows["verdict"] == verdict]["attack"])
+    return f", by {', '.join(names)}"
+
+
 def _how_much(study: Study, variant: Variant) -> str:
-    parts = []
-    leak = worst_leakage(variant, study.attacks, ordinary=False)
-    if leak is not None:
-        parts.append(
-            f"{leak.source} as {leak.threat_model} reached SSIM "
-            f"{leak.similarity.mean:.2f} on average and {leak.best:.2f} at best, where "
-            f"a guess reaches {leak.baseline.mean:.2f}"
-        )
+    ordinary = worst_leakage(variant, study.attacks, ordinary=True)
+    every = worst_leakage(variant, study.attacks, ordinary=False)
+    lines = []
+    if ordinary is not None:
+        lines.append(f" Images: {_reached(ordinary)}.")
+    if every is not None and every != ordinary:
+        lines.append(f" Upper bound: {_reached(every)}.")
     accuracy = variant.spread(study.runs, "final_accuracy")
     if accuracy is not None:
-        parts.append(f"accuracy {accuracy.mean:.1%}")
-    return f" ({'; '.join(parts)})" if parts else ""
+        lines.append(f" Accuracy {accuracy.mean:.1%}.")
+    return "".join(lines)
+
+
+def _reached(leak: Leakage) -> str:
+    return (
+        f"{leak.attack} ({', '.join(filter(None, [leak.audit, leak.threat_model]))}) "
+        f"reached SSIM {leak.similarity.mean:.2f} on average, {leak.best:.2f} at best; "
+        f"a guess reaches {leak.baseline.mean:.2f}"
+    )
 
 
 def _unfinished(study: Study) -> Sequence[str]:
