@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -46,11 +46,13 @@ def save_attack_pictures(result: AttackResult, folder: Path) -> None:
 
 
 def _save_pixels(path: Path, result: AttackResult) -> None:
-    kinds = ("sources", "originals", "encodings", "reconstructions")
-    pixels = {kind: _bytes(_joined(result, kind)[:KEPT]).numpy() for kind in kinds}
-    similar = _joined(result, "ssim")[:KEPT].numpy()
+    kept: dict[str, Any] = {
+        kind: _bytes(_joined(result, kind)[:KEPT]).numpy()
+        for kind in ("sources", "originals", "encodings", "reconstructions")
+    }
+    kept["ssim"] = _joined(result, "ssim")[:KEPT].numpy()
     with atomic_file(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, ssim=similar, **pixels)
+        np.savez_compressed(file, **kept)
 
 
 def _joined(result: AttackResult, kind: str) -> Tensor:

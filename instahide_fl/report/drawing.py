@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.artist import Artist
@@ -39,7 +40,7 @@ COLOURS = (
 """Of methods: told apart in common kinds of colour blindness, on white and on black."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 """Of methods as well: colour alone would not do in print."""
-LINES: tuple[str | tuple[int, tuple[int, ...]], ...] = (
+LINES: tuple[str | tuple[int, tuple[float, ...]], ...] = (
     "-",
     (0, (5, 2)),
     (0, (1, 1.5)),
@@ -47,7 +48,7 @@ LINES: tuple[str | tuple[int, tuple[int, ...]], ...] = (
     (0, (9, 3)),
 )
 
-_STYLE = {
+_STYLE: dict[str, Any] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": 9.5,
@@ -107,7 +108,7 @@ class Drawing:
     def svg(self) -> str:
         """Return the `<svg>` element, in the page's colours."""
         buffer = io.StringIO()
-        with _style({"svg.hashsalt": self.name}):
+        with _style(**{"svg.hashsalt": self.name}):
             self.figure.savefig(
                 buffer, format="svg", transparent=True, metadata={"Date": None}
             )
@@ -120,8 +121,9 @@ def tip(artist: Artist, text: str) -> None:
 
 
 @contextmanager
-def _style(more: dict[str, str] | None = None) -> Iterator[None]:
-    with matplotlib.rc_context({**_STYLE, **(more or {})}):
+def _style(**more: Any) -> Iterator[None]:
+    settings: Any = {**_STYLE, **more}
+    with matplotlib.rc_context(settings):
         yield
 
 
@@ -168,7 +170,7 @@ def _for_page(svg: str, alternative: str) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(rf'<g id="{_TIP}([^"]*)">', r'<g class="tip"><title>\1</title>', svg)
     # Matplotlib numbers its groups anew in every figure: twice the same id in a page.
-    svg = re.sub(r' id="[a-z_A-Z]+[._]?[a-z]*_\d+"', "", svg)
+    svg = re.sub(r' id="(?:[A-Za-z0-9.]+_\d+|image[0-9a-f]+)"', "", svg)
     svg = svg.replace(INK, "currentColor").replace(FAINT, "var(--faint)")
     svg = svg.replace(PAPER, "var(--card)")
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)

@@ -152,13 +152,13 @@ def leakages(variant: Variant, attacks: pd.DataFrame) -> list[Leakage]:
     rows = rows[(rows["verdict"] != NO_VERDICT) & rows["private_ssim_mean"].notna()]
     found = [
         Leakage(
-            *key,
+            *(audit, attack, threat_model),
             Spread.of(list(one["private_ssim_mean"])),
             float(one["private_ssim_best"].max()),
             Spread.of(list(one["private_share_above_0.5"])),
             Spread.of(list(one["baseline_ssim"])),
         )
-        for key, one in rows.groupby(ATTACK_KEYS, sort=False)
+        for (audit, attack, threat_model), one in rows.groupby(ATTACK_KEYS, sort=False)
     ]
     return sorted(found, key=lambda one: -one.similarity.mean)
 

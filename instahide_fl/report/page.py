@@ -86,7 +86,7 @@ class Report:
     Attributes:
         title: of the page.
         question: what it is about; may be empty.
-        verdict: in words, one line a method.
+        verdict: method and text of each line; no method for what concerns all.
         warning: what must be read before figures.
         sections: those with nothing in them are left out.
         command: that makes the page again.
@@ -94,7 +94,7 @@ class Report:
 
     title: str
     question: str
-    verdict: Sequence[str]
+    verdict: Sequence[tuple[str, str]]
     warning: str
     sections: Sequence[Section] = field(default_factory=tuple)
     command: str = ""

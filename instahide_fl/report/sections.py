@@ -6,15 +6,15 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from instahide_fl.attacks.registry import ATTACKS
+from instahide_fl.report import settings_tables
 from instahide_fl.report import study_tables as tables
 from instahide_fl.report.attack_rows import AttackFile
-from instahide_fl.report.exposure_figures import exposures
 from instahide_fl.report.frames import Run, Study
 from instahide_fl.report.image_grid import reconstruction_grids
+from instahide_fl.report.leakage_figures import exposures, image_distributions
 from instahide_fl.report.page import Card, Item, Picture, Section
 from instahide_fl.report.study_figures import (
     curves,
-    image_distributions,
     sweeps,
     trade_off,
 )
@@ -128,12 +128,12 @@ def shortfalls(study: Study) -> Section:
 
 def settings(study: Study) -> Section:
     """Settings, those that differ first."""
-    return _section("settings", "Settings", tables.settings(study))
+    return _section("settings", "Settings", settings_tables.settings(study))
 
 
 def provenance(study: Study) -> Section:
     """What runs were made with."""
-    told = tables.provenance(_runs(study))
+    told = settings_tables.provenance(_runs(study))
     return _section("provenance", "Provenance", [told])
 
 

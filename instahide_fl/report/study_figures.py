@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from instahide_fl.report.drawing import (
     COLOURS,
@@ -32,6 +31,7 @@ from instahide_fl.report.leakage import (
 
 LEAKAGE = "SSIM with private images"
 ACCURACY = "accuracy on clean test images"
+PERCENT = FuncFormatter(lambda value, _: f"{100 * value:.4g}%")
 MOST_TOGETHER = 8  # curves in one plot
 ORDINARY = "adversaries that every federation has"
 EVERYBODY = "all adversaries, also those with more power or knowledge"
@@ -85,7 +85,7 @@ def trade_off(study: Study, ordinary: bool) -> Drawing | None:
             0, max(guess), color=FAINT, alpha=0.12, lw=0, label="a guess reaches"
         )
         axes.set(xlabel=f"leakage: {LEAKAGE}", ylabel=ACCURACY, xlim=(0, 1.08))
-        axes.yaxis.set_major_formatter(PercentFormatter(1))
+        axes.yaxis.set_major_formatter(PERCENT)
         legend_below(figure, [axes])
     who = ORDINARY if ordinary else EVERYBODY
     told = "; ".join(
@@ -122,7 +122,12 @@ def _point(
 ) -> None:
     colour = colour_of(study, variant.method)
     marker, x, y = marker_of(study, variant.method), leak.similarity.mean, accuracy.mean
-    bars = {"color": FAINT if lost else colour, "lw": 1, "capsize": 2, "zorder": 2}
+    bars: dict[str, Any] = {
+        "color": FAINT if lost else colour,
+        "lw": 1,
+        "capsize": 2,
+        "zorder": 2,
+    }
     if leak.similarity.error or accuracy.error:
         axes.errorbar(x, y, accuracy.error, leak.similarity.error, **bars)
     (dot,) = axes.plot(
@@ -151,7 +156,7 @@ def curves(study: Study) -> Drawing | None:
         return None
     known = [one for one in variants(study) if len(one.rows(study.rounds))]
     together = len(known) <= MOST_TOGETHER
-    methods = [[]] if together else list(dict.fromkeys(one.method for one in known))
+    methods = [""] if together else list(dict.fromkeys(one.method for one in known))
     with panels(len(methods), *((6.6, 4.2) if together else (4.4, 3.2))) as drawn:
         figure, cells = drawn
         for axes, method in zip(cells, methods, strict=True):
@@ -159,7 +164,7 @@ def curves(study: Study) -> Drawing | None:
                 if together or one.method == method:
                     _curve(axes, study, one, one.label if together else one.short)
             axes.set(xlabel="round", ylabel=ACCURACY, title="" if together else method)
-            axes.yaxis.set_major_formatter(PercentFormatter(1))
+            axes.yaxis.set_major_formatter(PERCENT)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
             if not together:
                 axes.legend(loc="lower right")
@@ -205,7 +210,7 @@ def _sweep(study: Study, name: str) -> Drawing:
         )
         _lines(leakage, study, name, lambda one: _similarity(study, one))
         accuracy.set(xlabel=name, ylabel=ACCURACY)
-        accuracy.yaxis.set_major_formatter(PercentFormatter(1))
+        accuracy.yaxis.set_major_formatter(PERCENT)
         leakage.set(xlabel=name, ylabel=f"{LEAKAGE}, worst attack", ylim=(0, 1.03))
         legend_below(figure, [accuracy, leakage])
     short = short_name(name)
@@ -252,7 +257,7 @@ def _lines(
                 yerr=[spread.error for _, spread in known],
                 color=colour,
                 marker=marker_of(study, method),
-                ls=LINES[_rank(grouped, method, tuple(others)) % len(LINES)],
+                ls=LINES[_rank(grouped, method, others) % len(LINES)],
                 capsize=2,
                 label=label,
             )
@@ -260,93 +265,7 @@ def _lines(
 
 
 def _rank(
-    grouped: dict[tuple[Any, ...], list[Variant]], method: str, others: tuple[Any, ...]
+    grouped: dict[tuple[Any, ...], list[Variant]], method: str, others: Sequence[Any]
 ) -> int:
-    own = [tuple(key[2:]) for key in grouped if key[0] == method and key[1]]
-    return own.index(others)
-
-
-def by_images(
-    study: Study,
-) -> Iterator[tuple[str, dict[str, list[float]], list[float]]]:
-    """Yield attack, SSIM of every image by variant, and of guesses, for each attack."""
-    frame = study.attacks
-    if frame.empty or "private_ssim_mean" not in frame:
-        return
-    files = {
-        str(file.path): file.data.get("per_image", {})
-        for one in study.members
-        if one.run
-        for file in one.run.attack_files
-    }
-    keys = ["audit", "attack", "threat_model"]
-    for (audit, attack, _), rows in frame.groupby(keys, sort=False):
-        found: dict[str, list[float]] = {}
-        guesses: list[float] = []
-        for one in variants(study):
-            for path in one.rows(rows)["file"]:
-                if values := files[path].get("private"):
-                    found.setdefault(one.label, []).extend(values)
-                    guesses.extend(files[path]["no_information"])
-        if found:
-            yield (f"{attack}: {audit}" if audit else attack), found, guesses
-
-
-def image_distributions(study: Study) -> Drawing | None:
-    """Draw which share of images lies above each similarity; None if not kept."""
-    known = list(by_images(study))
-    if not known:
-        return None
-    by_label = {one.label: one for one in variants(study)}
-    with panels(len(known), 4.4, 3.1) as (figure, cells):
-        for axes, (title, found, guesses) in zip(cells, known, strict=True):
-            for label, values in found.items():
-                one = by_label[label]
-                style = {
-                    "color": colour_of(study, one.method),
-                    "ls": line_of(study, one),
-                }
-                axes.step(*_survival(values), where="pre", label=label, **style)
-            axes.step(
-                *_survival(guesses), where="pre", color=FAINT, lw=1, label="a guess"
-            )
-            axes.axvline(0.5, color=FAINT, lw=0.8, ls=":")
-            axes.set(title=title, xlim=(-0.1, 1.02), ylim=(-0.03, 1.03))
-            axes.set(xlabel=f"{LEAKAGE}, x", ylabel="images with more than x")
-            axes.yaxis.set_major_formatter(PercentFormatter(1))
-        legend_below(figure, cells)
-    return Drawing(
-        "similarity-by-image",
-        "Which share of images leaks how much",
-        "All seeds together. To the right of the dotted line (0.5) images are counted "
-        "as recognisable: a convention, no threshold of perception.",
-        "For each attack, the share of images above every similarity, by method.",
-        figure,
-    )
-
-
-def _survival(values: Sequence[float]) -> tuple[list[float], list[float]]:
-    ordered = sorted(values)
-    count = len(ordered)
-    above = [(count - i) / count for i in range(count)]
-    return [-0.1, *ordered, 1.02], [1.0, *above, 0.0]
-
-
-def attacked_rounds(study: Study) -> pd.DataFrame:
-    """Return one row for each round of each attack on several: SSIM and accuracy."""
-    rows = [
-        {
-            **one.key,
-            "audit": file.audit,
-            "attack": file.data["attack"],
-            "round": told["round"],
-            "test_accuracy": told["test_accuracy"],
-            "private_ssim_mean": told["private"]["sign_best"]["ssim"]["mean"],
-        }
-        for one in study.members
-        if one.run
-        for file in one.run.attack_files
-        for told in file.data["by_round"]
-        if "private" in told
-    ]
-    return pd.DataFrame(rows)
+    own = [list(key[2:]) for key in grouped if key[0] == method and key[1]]
+    return own.index(list(others))

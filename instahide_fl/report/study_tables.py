@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -15,7 +15,7 @@ from instahide_fl.report.data_table import (
     seconds,
     two_decimals,
 )
-from instahide_fl.report.frames import Run, Study
+from instahide_fl.report.frames import Study
 from instahide_fl.report.leakage import (
     ATTACK_KEYS,
     Spread,
@@ -133,8 +133,8 @@ def _attack_row(
     variant: Variant, keys: Mapping[str, str], frame: pd.DataFrame
 ) -> dict[str, Any]:
     def mean(column: str) -> float | None:
-        known = frame[column].dropna() if column in frame else []
-        return float(known.mean()) if len(known) else None
+        known: list[float] = list(frame[column].dropna()) if column in frame else []
+        return Spread.of(known).mean if known else None
 
     best = frame.get("private_ssim_best", pd.Series(dtype=float)).dropna()
     return {
@@ -243,82 +243,3 @@ def left_out(study: Study) -> DataTable | None:
         counted.reset_index(name="runs"),
         numeric=frozenset({"runs"}),
     )
-
-
-def settings(study: Study) -> list[DataTable]:
-    """Return the settings that differ between runs, and those that all share."""
-    read = [(one, one.run.config.to_run_config()) for one in study.members if one.run]
-    if not read:
-        return []
-    names = [name for name in read[0][1] if not name.startswith("output.")]
-    values = {name: [config.get(name) for _, config in read] for name in names}
-    shared = [name for name in names if len(set(map(repr, values[name]))) == 1]
-    tables = []
-    if len(read) > 1 and len(shared) < len(names):
-        tables.append(_differing(read, [name for name in names if name not in shared]))
-    frame = pd.DataFrame(
-        [(name, _written(values[name][0])) for name in shared],
-        columns=["setting", "value"],
-    )
-    title = "Settings that all runs share" if len(read) > 1 else "Settings"
-    tables.append(DataTable("settings", title, "", frame, folded=True))
-    return tables
-
-
-def _differing(
-    read: Sequence[tuple[Any, Mapping[str, Any]]], names: list[str]
-) -> DataTable:
-    """Put each distinct combination of settings, seeds aside, into a column."""
-    columns: dict[str, list[str]] = {}
-    for one, config in read:
-        label = ", ".join([one.method, *map(str, one.axes.values())])
-        columns.setdefault(label, [_written(config.get(name)) for name in names])
-    frame = pd.DataFrame({"setting": names, **columns})
-    if len(columns) > 1:
-        seeds = {config["seed"] for _, config in read}
-        if len(seeds) > 1 and len(columns) < len(read):
-            frame = frame[frame["setting"] != "seed"]
-    return DataTable(
-        "settings-that-differ",
-        "Settings that differ",
-        "Seeds aside."
-        if "seed" not in list(frame["setting"]) and "seed" in names
-        else "",
-        frame,
-    )
-
-
-def _written(value: object) -> str:
-    return '""' if value == "" else str(value)
-
-
-def provenance(runs: Sequence[Run]) -> DataTable | None:
-    """Return what runs were made with; several values where these differ."""
-    found: dict[str, list[str]] = {}
-    for run in runs:
-        for name, value in _flat(run.provenance):
-            seen = found.setdefault(name, [])
-            if value not in seen:
-                seen.append(value)
-    if not found:
-        return None
-    frame = pd.DataFrame(
-        [(name, "; ".join(values)) for name, values in found.items()],
-        columns=["what", "value"],
-    )
-    return DataTable("provenance", "Made with", "", frame)
-
-
-def _flat(told: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    rows = []
-    for name, value in told.items():
-        if name == "clients":
-            sizes = list(value.values())
-            text = f"{len(sizes)}, with {min(sizes)} to {max(sizes)} images"
-            rows.append(("clients", text))
-        elif isinstance(value, Mapping):
-            rows.extend(_flat(value, f"{name} "))
-        elif value not in ("", None, []):
-            text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-            rows.append((f"{prefix}{name}".replace("_", " "), text))
-    return rows

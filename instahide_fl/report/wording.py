@@ -43,19 +43,26 @@ _SAYS = {
 }
 
 
-def verdict_lines(study: Study) -> list[str]:
-    """Say what was found, method by method, worst first."""
+def verdict_lines(study: Study) -> list[tuple[str, str]]:
+    """Say what was found, method by method, worst first.
+
+    Returns:
+        The method, or nothing for what concerns all, and a text.
+    """
     every = variants(study)
     order = (*FROM_WORST, "")
     judged = {one.label: worst_verdict(one, study.attacks) for one in every}
     ordered = sorted(every, key=lambda one: order.index(judged[one.label]))
     lines = [
-        f"{one.label}: {_SAYS[judged[one.label]]}{_by_whom(study, one)}."
-        f"{_how_much(study, one)}"
+        (
+            one.label,
+            f"{_SAYS[judged[one.label]]}{_by_whom(study, one)}.{_how_much(study, one)}",
+        )
         for one in ordered
         if _is_known(one)
     ]
-    return [*lines, *_unfinished(study), ONLY_TRIED]
+    notes = [*_unfinished(study), *_unequal(study), ONLY_TRIED]
+    return [*lines, *(("", note) for note in notes)]
 
 
 def _is_known(variant: Variant) -> bool:
@@ -101,4 +108,25 @@ def _unfinished(study: Study) -> Sequence[str]:
     return [
         f"{left} of {len(study.members)} runs did not finish; figures are of what is "
         f"there."
+    ]
+
+
+def _unequal(study: Study) -> Sequence[str]:
+    """Warn where methods were not attacked by the same attacks."""
+    if study.attacks.empty:
+        return []
+    tried = {
+        one.label: set(
+            one.rows(study.attacks)[["audit", "attack"]].itertuples(index=False)
+        )
+        for one in variants(study)
+        if _is_known(one)
+    }
+    every = set().union(*tried.values())
+    fewer = [label for label, own in tried.items() if own != every]
+    if not fewer:
+        return []
+    return [
+        f"Not all were attacked in the same ways, and who was attacked less looks "
+        f"better: compare them attack by attack. Fewer attacks on: {'; '.join(fewer)}."
     ]

@@ -1,20 +1,20 @@
-"""Figures of how leakage grows: with rounds, exposures, and smaller batches."""
+"""Figures of leakage: image by image, by round, by exposures, by batch size."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from instahide_fl.attacks.verdict import NO_VERDICT
-from instahide_fl.report.drawing import Drawing, legend_below, panels
+from instahide_fl.report.drawing import FAINT, Drawing, legend_below, panels
 from instahide_fl.report.frames import Study
-from instahide_fl.report.leakage import Variant, variants
+from instahide_fl.report.leakage import ATTACK_KEYS, Variant, variants
 from instahide_fl.report.study_figures import (
     LEAKAGE,
-    attacked_rounds,
+    PERCENT,
     colour_of,
     line_of,
     marker_of,
@@ -44,7 +44,7 @@ def exposures(study: Study) -> Iterator[Drawing]:
 
 
 def _by_round(study: Study) -> Drawing | None:
-    frame = attacked_rounds(study)
+    frame = _attacked_rounds(study)
     if frame.empty:
         return None
     groups = list(frame.groupby(["audit", "attack"], sort=False))
@@ -136,3 +136,88 @@ def _line(
         capsize=2,
         label=variant.label,
     )
+
+
+def _by_images(
+    study: Study,
+) -> Iterator[tuple[str, dict[str, list[float]], list[float]]]:
+    """Yield attack, SSIM of every image by variant, and of guesses, for each attack."""
+    frame = study.attacks
+    if frame.empty or "private_ssim_mean" not in frame:
+        return
+    files = {
+        str(file.path): file.data.get("per_image", {})
+        for one in study.members
+        if one.run
+        for file in one.run.attack_files
+    }
+    for (audit, attack, _), rows in frame.groupby(ATTACK_KEYS, sort=False):
+        found: dict[str, list[float]] = {}
+        guesses: list[float] = []
+        for one in variants(study):
+            for path in one.rows(rows)["file"]:
+                if values := files[path].get("private"):
+                    found.setdefault(one.label, []).extend(values)
+                    guesses.extend(files[path]["no_information"])
+        if found:
+            yield (f"{attack}: {audit}" if audit else attack), found, guesses
+
+
+def image_distributions(study: Study) -> Drawing | None:
+    """Draw which share of images lies above each similarity; None if not kept."""
+    known = list(_by_images(study))
+    if not known:
+        return None
+    by_label = {one.label: one for one in variants(study)}
+    with panels(len(known), 4.4, 3.1) as (figure, cells):
+        for axes, (title, found, guesses) in zip(cells, known, strict=True):
+            for label, values in found.items():
+                one = by_label[label]
+                style = {
+                    "color": colour_of(study, one.method),
+                    "ls": line_of(study, one),
+                }
+                axes.step(*_survival(values), where="pre", label=label, **style)
+            axes.step(
+                *_survival(guesses), where="pre", color=FAINT, lw=1, label="a guess"
+            )
+            axes.axvline(0.5, color=FAINT, lw=0.8, ls=":")
+            axes.set(title=title, xlim=(-0.1, 1.02), ylim=(-0.03, 1.03))
+            axes.set(xlabel=f"{LEAKAGE}, x", ylabel="images with more than x")
+            axes.yaxis.set_major_formatter(PERCENT)
+        legend_below(figure, cells)
+    return Drawing(
+        "similarity-by-image",
+        "Which share of images leaks how much",
+        "All seeds together. To the right of the dotted line (0.5) images are counted "
+        "as recognisable: a convention, no threshold of perception.",
+        "For each attack, the share of images above every similarity, by method.",
+        figure,
+    )
+
+
+def _survival(values: Sequence[float]) -> tuple[list[float], list[float]]:
+    ordered = sorted(values)
+    count = len(ordered)
+    above = [(count - i) / count for i in range(count)]
+    return [-0.1, *ordered, 1.02], [1.0, *above, 0.0]
+
+
+def _attacked_rounds(study: Study) -> pd.DataFrame:
+    """Return one row for each round of each attack on several: SSIM and accuracy."""
+    rows = [
+        {
+            **one.key,
+            "audit": file.audit,
+            "attack": file.data["attack"],
+            "round": told["round"],
+            "test_accuracy": told["test_accuracy"],
+            "private_ssim_mean": told["private"]["sign_best"]["ssim"]["mean"],
+        }
+        for one in study.members
+        if one.run
+        for file in one.run.attack_files
+        for told in file.data["by_round"]
+        if "private" in told
+    ]
+    return pd.DataFrame(rows)
