@@ -130,7 +130,7 @@ class Scores:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return the entries metrics, baseline and caveats of an attack's file."""
+        """Return what is written into an attack's file: metrics, baseline and so on."""
         metrics: dict[str, Any] = {}
         if self.private:
             metrics["private"] = {
@@ -155,6 +155,7 @@ class Scores:
         return {
             "metrics": metrics,
             "baseline": self._baseline(),
+            "per_image": self._per_image(),
             "caveats": list(self.caveats),
         }
 
@@ -170,6 +171,19 @@ class Scores:
         if self.soft_labels:
             found["soft"] = self.soft_labels.to_json()
         return found
+
+    def _per_image(self) -> dict[str, list[float]]:
+        """Return SSIM in the better sign, image by image, and that of the guesses."""
+        columns: dict[str, ImageScores] = {}
+        if self.private:
+            columns["private"] = self.private.attack
+            columns["no_information"] = self.private.no_information
+        if self.encoding:
+            columns["encoding"] = self.encoding.attack
+        return {
+            name: [round(value, 4) for value in scores.each.tolist()]
+            for name, scores in columns.items()
+        }
 
     def _baseline(self) -> dict[str, Any]:
         columns = {"private": self.private, "encoding": self.encoding}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -27,6 +27,9 @@ class ShownImages:
         reconstructions: f32[n,C,H,W], not clipped, in the sign that resembles its
             target more.
         ssim: f64[n], with the original, in the better sign.
+        sources: f32[n,C,H,W] in [0, 1], the image that was encoded, whichever of those
+            mixed into it the reconstruction resembles. Of runs with the same seed it
+            is the same, whatever the method.
     """
 
     client: str
@@ -34,6 +37,7 @@ class ShownImages:
     encodings: Tensor
     reconstructions: Tensor
     ssim: Tensor
+    sources: Tensor
 
 
 def align_shown(
@@ -57,6 +61,7 @@ def align_shown(
         paired.encodings[first],
         torch.where(flipped, negative(plain, statistics), plain),
         paired.private.sign_ssim[first],
+        paired.candidates[first, 0],
     )
 
 
@@ -68,10 +73,10 @@ def first_of_each_client(victims: Iterable[ShownImages]) -> tuple[ShownImages, .
     return tuple(
         ShownImages(
             client,
-            torch.cat([some.originals for some in parts])[:SHOWN],
-            torch.cat([some.encodings for some in parts])[:SHOWN],
-            torch.cat([some.reconstructions for some in parts])[:SHOWN],
-            torch.cat([some.ssim for some in parts])[:SHOWN],
+            *(
+                torch.cat([getattr(some, column.name) for some in parts])[:SHOWN]
+                for column in fields(ShownImages)[1:]
+            ),
         )
         for client, parts in by_client.items()
     )

@@ -18,6 +18,7 @@ from instahide_fl.cli.data import data_app
 from instahide_fl.cli.encode import encode
 from instahide_fl.cli.evaluate import evaluate
 from instahide_fl.cli.pool import pool_app
+from instahide_fl.cli.report import report
 from instahide_fl.cli.run import run
 from instahide_fl.errors import InstaHideError
 
@@ -32,6 +33,7 @@ app.command()(encode)
 app.command()(evaluate)
 app.command()(attack)
 app.command()(compare)
+app.command()(report)
 app.add_typer(data_app, name="data")
 app.add_typer(pool_app, name="pool")
 app.add_typer(challenge_app, name="challenge")

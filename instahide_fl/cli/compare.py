@@ -155,4 +155,10 @@ def _note(run: PlannedRun, failure: str, failures: dict[str, str]) -> None:
 
 
 def _write_report(folder: StudyFolder) -> None:
-    console.print(f"study folder: {folder.path}", markup=False)
+    """Write the report unless it is newer than the study; its path comes last."""
+    if not folder.report_is_current:
+        from instahide_fl.report.reports import write_report
+
+        with console.status("writing the report"):
+            write_report([folder.path], None)
+    console.print(str(folder.report), markup=False, highlight=False)

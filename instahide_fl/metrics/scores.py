@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -69,6 +69,7 @@ class ImageScores:
         ssim, psnr, mse: as reconstructed.
         sign_ssim, sign_psnr: in the better sign.
         affine_ssim, affine_psnr: after the oracle's fit of the colours.
+        each: f64[R], SSIM in the better sign, pair by pair.
     """
 
     count: int
@@ -79,6 +80,7 @@ class ImageScores:
     sign_psnr: Summary
     affine_ssim: Summary
     affine_psnr: Summary
+    each: Tensor = field(repr=False, compare=False)
 
     @classmethod
     def of(cls, compared: Comparison) -> ImageScores:
@@ -92,6 +94,7 @@ class ImageScores:
             Summary.of_psnr(compared.sign_psnr),
             Summary.of_ssim(compared.affine_ssim),
             Summary.of_psnr(compared.affine_psnr),
+            compared.sign_ssim,
         )
 
     def to_json(self) -> dict[str, Any]:

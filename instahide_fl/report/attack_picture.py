@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -18,10 +19,15 @@ if TYPE_CHECKING:
     from instahide_fl.report.audit import AttackResult
 
 COLUMNS = 12  # images side by side
+KEPT = 32  # images whose pixels are kept for the grids of a study
 
 
 def save_attack_pictures(result: AttackResult, folder: Path) -> None:
     """Draw NAME.png, and NAME-rounds.png where several rounds were attacked.
+
+    NAME.npz keeps the pixels, so that a study can put its methods below each other:
+    u8[n,C,H,W] of `sources`, `originals`, `encodings` and `reconstructions`, and f64[n]
+    `ssim` with the original.
 
     Nothing is drawn of an attack that recovers no images.
 
@@ -35,15 +41,30 @@ def save_attack_pictures(result: AttackResult, folder: Path) -> None:
     name = result.attack.name
     if result.scores.shown:
         _save_grid(folder / f"{name}.png", result)
+        _save_pixels(folder / f"{name}.npz", result)
     elif not result.subject.truths:
         _save_recovered(folder / f"{name}.png", result)
     if len(result.by_round) > 1 and result.scores.private:
         _save_rounds(folder / f"{name}-rounds.png", result)
 
 
+def _save_pixels(path: Path, result: AttackResult) -> None:
+    kept: dict[str, Any] = {
+        kind: _bytes(_joined(result, kind)[:KEPT]).numpy()
+        for kind in ("sources", "originals", "encodings", "reconstructions")
+    }
+    kept["ssim"] = _joined(result, "ssim")[:KEPT].numpy()
+    with atomic_file(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **kept)
+
+
+def _joined(result: AttackResult, kind: str) -> Tensor:
+    return torch.cat([getattr(one, kind) for one in result.scores.shown])
+
+
 def _save_grid(path: Path, result: AttackResult) -> None:
     originals, encodings, found = (
-        torch.cat([getattr(one, kind) for one in result.scores.shown])[:COLUMNS]
+        _joined(result, kind)[:COLUMNS]
         for kind in ("originals", "encodings", "reconstructions")
     )
     method = result.subject.config.instahide.method

@@ -5,6 +5,7 @@ study.json          its runs with their states; rewritten after each of them
 runs/NAME/          a run folder each
 runs/NAME/audits/   a run folder for each audit, with attacks/ in it
 report.html         what came out (`instahide-fl report`)
+report/             its figures and tables as files
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ STUDY = "study.toml"
 STATE = "study.json"
 RUNS = "runs"
 AUDITS = "audits"
+REPORT = "report.html"
+REPORT_FILES = "report"
 AUDIT = "audit.json"  # written last: an audit without it is not finished
 
 Status: TypeAlias = Literal["finished", "failed", "missing"]
@@ -40,6 +43,20 @@ class StudyFolder:
     """
 
     path: Path
+
+    @property
+    def report(self) -> Path:
+        """The report, whether it is there or not."""
+        return self.path / REPORT
+
+    @property
+    def report_is_current(self) -> bool:
+        """Whether the report was written after the state that it tells of."""
+        state = self.path / STATE
+        return (
+            self.report.is_file()
+            and self.report.stat().st_mtime_ns > state.stat().st_mtime_ns
+        )
 
     def open_for(self, source: Path, runs: Sequence[PlannedRun]) -> None:
         """Make the folder, or check that what is in it belongs to this study.

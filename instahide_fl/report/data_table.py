@@ -1,0 +1,117 @@
+"""Tables that serve a page, a paper and a program: HTML, LaTeX and CSV."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pandas as pd
+
+from instahide_fl.files import write_text
+
+Format: TypeAlias = Callable[[Any], str]
+ABSENT = "-"
+
+
+@dataclass(frozen=True)
+class DataTable:
+    """A table of a report.
+
+    Attributes:
+        name: of its files.
+        title: above it.
+        caption: what one should know to read it.
+        frame: values; those of the CSV file.
+        formats: how columns are written for people; others as they are.
+        numeric: columns that are aligned to the right.
+        deviations: columns that follow another as "12.3 ± 0.4" where people read it.
+        folded: whether a page shows it only when asked to: long ones.
+    """
+
+    name: str
+    title: str
+    caption: str
+    frame: pd.DataFrame = field(repr=False, compare=False)
+    formats: Mapping[str, Format] = field(default_factory=dict)
+    numeric: frozenset[str] = frozenset()
+    deviations: Mapping[str, str] = field(default_factory=dict)
+    folded: bool = False
+
+    @property
+    def columns(self) -> list[str]:
+        """Headings."""
+        hidden = self.deviations.values()
+        return [name for name in self.frame.columns if name not in hidden]
+
+    @property
+    def rows(self) -> list[list[str]]:
+        """Cells as people read them."""
+        return [
+            [self._cell(name, row) for name in self.columns]
+            for row in self.frame.to_dict("records")
+        ]
+
+    def _cell(self, column: str, row: Mapping[str, Any]) -> str:
+        value = self._written(column, row[column])
+        spread = self.deviations.get(column)
+        if spread is None or pd.isna(row[spread]):
+            return value
+        return f"{value} \u00b1 {self._written(column, row[spread])}"
+
+    def _written(self, column: str, value: Any) -> str:
+        if value is None or (not isinstance(value, str) and pd.isna(value)):
+            return ABSENT
+        return self.formats[column](value) if column in self.formats else str(value)
+
+    def latex(self) -> str:
+        """Return the table for the LaTeX package booktabs."""
+        shown = pd.DataFrame(self.rows, columns=self.columns)
+        places = "".join("r" if name in self.numeric else "l" for name in self.columns)
+        styler = shown.map(_latex).rename(columns=_latex).style.hide(axis="index")
+        return str(
+            styler.to_latex(
+                hrules=True,
+                column_format=places,
+                caption=_latex(self.title),
+                label=f"tab:{self.name}",
+                position_float="centering",
+            )
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write NAME.csv and NAME.tex.
+
+        Raises:
+            OutputError: they cannot be written.
+        """
+        write_text(folder / f"{self.name}.csv", self.frame.to_csv(index=False))
+        write_text(folder / f"{self.name}.tex", self.latex())
+
+
+def percent(value: float) -> str:
+    """Write a share as 12.3%."""
+    return f"{value:.1%}"
+
+
+def two_decimals(value: float) -> str:
+    """Write 0.12."""
+    return f"{value:.2f}"
+
+
+def mebibytes(value: float) -> str:
+    """Write a number of bytes as 1.2 MiB."""
+    return f"{value / 2**20:.1f} MiB"
+
+
+def seconds(value: float) -> str:
+    """Write 1.2 s."""
+    return f"{value:.2f} s" if value < 10 else f"{value:.0f} s"
+
+
+def _latex(text: object) -> str:
+    escaped = str(text).replace("\\", r"\textbackslash ")
+    for character in "&%$#_{}":
+        escaped = escaped.replace(character, "\\" + character)
+    return escaped.replace("\u00b1", r"$\pm$")

@@ -1,0 +1,153 @@
+"""A report as a single HTML file that needs nothing else, and the files beside it."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeAlias
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
+
+from instahide_fl import __version__
+from instahide_fl.files import write_text
+from instahide_fl.report.data_table import DataTable
+from instahide_fl.report.drawing import Drawing
+
+TEMPLATE = "report.html.j2"
+STYLE = "report.css"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG file that is there already.
+
+    Attributes:
+        path: of the file.
+        caption: below it.
+    """
+
+    path: Path
+    caption: str
+
+    @property
+    def encoded(self) -> str:
+        """The file's bytes for a data: address."""
+        return base64.b64encode(self.path.read_bytes()).decode("ascii")
+
+
+@dataclass(frozen=True)
+class Card:
+    """A few facts about one thing.
+
+    Attributes:
+        title: its name.
+        facts: term and text of each.
+    """
+
+    title: str
+    facts: Sequence[tuple[str, str]]
+
+
+Item: TypeAlias = Drawing | DataTable | Picture | Card
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a report.
+
+    Attributes:
+        name: of its anchor.
+        title: above it.
+        paragraphs: of text.
+        items: figures, tables, pictures and cards, in this order.
+    """
+
+    name: str
+    title: str
+    paragraphs: Sequence[str] = ()
+    items: Sequence[Item] = ()
+
+    @property
+    def cards(self) -> list[Card]:
+        """Its cards, which stand side by side."""
+        return [item for item in self.items if isinstance(item, Card)]
+
+    def __bool__(self) -> bool:
+        return bool(self.paragraphs or self.items)
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that a page shows.
+
+    Attributes:
+        title: of the page.
+        question: what it is about; may be empty.
+        verdict: method and text of each line; no method for what concerns all.
+        warning: what must be read before figures.
+        sections: those with nothing in them are left out.
+        command: that makes the page again.
+    """
+
+    title: str
+    question: str
+    verdict: Sequence[tuple[str, str]]
+    warning: str
+    sections: Sequence[Section] = field(default_factory=tuple)
+    command: str = ""
+
+    @property
+    def shown(self) -> list[Section]:
+        """Sections that hold something."""
+        return [one for one in self.sections if one]
+
+    def drawings(self) -> Iterator[Drawing]:
+        """Yield all figures."""
+        for section in self.sections:
+            yield from (one for one in section.items if isinstance(one, Drawing))
+
+    def tables(self) -> Iterator[DataTable]:
+        """Yield all tables."""
+        for section in self.sections:
+            yield from (one for one in section.items if isinstance(one, DataTable))
+
+
+def render(report: Report) -> str:
+    """Return the page."""
+    environment = Environment(
+        loader=PackageLoader("instahide_fl.report"),
+        autoescape=select_autoescape(enabled_extensions=("j2",)),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.tests["drawing"] = lambda item: isinstance(item, Drawing)
+    environment.tests["table"] = lambda item: isinstance(item, DataTable)
+    environment.tests["picture"] = lambda item: isinstance(item, Picture)
+    environment.filters["svg"] = lambda drawing: Markup(drawing.svg())
+    style, _, _ = environment.loader.get_source(environment, STYLE)  # type: ignore[union-attr]
+    return environment.get_template(TEMPLATE).render(
+        report=report, style=Markup(style), version=__version__
+    )
+
+
+def save_report(report: Report, page: Path, folder: Path | None) -> None:
+    """Write the page, and every figure and table beside it.
+
+    Args:
+        report: what to write.
+        page: of the HTML file; written last.
+        folder: for PNG, CSV and LaTeX files; None leaves them out.
+
+    Raises:
+        OutputError: a file cannot be written.
+    """
+    if folder is not None:
+        for drawing in report.drawings():
+            drawing.save_png(folder / f"{drawing.name}.png")
+        for table in report.tables():
+            table.save(folder)
+    write_text(page, render(report))

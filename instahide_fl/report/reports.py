@@ -1,0 +1,137 @@
+"""Reports of studies, of single runs, and of runs side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from instahide_fl.errors import OutputError
+from instahide_fl.report import sections
+from instahide_fl.report.frames import Run, Study, load_run, load_study, together
+from instahide_fl.report.page import Report, save_report
+from instahide_fl.report.wording import BROKEN, verdict_lines
+from instahide_fl.run_folder import CONFIG
+from instahide_fl.study.folder import REPORT, REPORT_FILES, STATE, StudyFolder
+
+
+def write_report(paths: Sequence[Path], out: Path | None) -> Path:
+    """Write the report of a study, of a run, or of several runs.
+
+    Args:
+        paths: one study folder, or one or more run folders.
+        out: the HTML file; None puts it into the folder, or for several runs into the
+            current one.
+
+    Returns:
+        The HTML file. Figures and tables of a study lie beside it, in report/.
+
+    Raises:
+        OutputError: a folder is neither, or a file in it is damaged.
+    """
+    if len(paths) == 1 and (paths[0] / STATE).is_file():
+        return _study(paths[0], out)
+    runs = [load_run(_checked(path, len(paths))) for path in paths]
+    if len(runs) == 1:
+        page = out or runs[0].path / REPORT
+        save_report(report_of_run(runs[0]), page, None)
+    else:
+        page = out or Path(REPORT)
+        save_report(report_of_runs(runs), page, None)
+    return page
+
+
+def _study(path: Path, out: Path | None) -> Path:
+    page = out or StudyFolder(path).report
+    save_report(report_of_study(load_study(path)), page, page.parent / REPORT_FILES)
+    return page
+
+
+def _checked(path: Path, count: int) -> Path:
+    if (path / STATE).is_file():
+        raise OutputError(
+            f"{path} is a study: report on it alone, or compare its runs: "
+            f"{path / 'runs'}/..."
+        )
+    if not (path / CONFIG).is_file():
+        raise OutputError(
+            f"{path} is neither a study folder ({STATE}) nor a run folder ({CONFIG})"
+        )
+    return path
+
+
+def report_of_study(study: Study) -> Report:
+    """Put a study's report together."""
+    return Report(
+        study.title,
+        study.description.get("question", "").strip(),
+        verdict_lines(study),
+        BROKEN,
+        (
+            sections.trade_offs(study),
+            sections.methods(study),
+            sections.reconstructions(study),
+            sections.training(study),
+            sections.leakage(study),
+            sections.adversaries(study),
+            sections.stages(study),
+            sections.shortfalls(study),
+            sections.clients(study),
+            sections.settings(study),
+            sections.provenance(study),
+        ),
+        f"instahide-fl report {study.path}",
+    )
+
+
+def report_of_run(run: Run) -> Report:
+    """Put the report of one run together."""
+    study = together([run])
+    method = run.config.instahide.method
+    return Report(
+        f"Run {run.path.resolve().name}",
+        f"{run.config.data.dataset}, method {method}.",
+        verdict_lines(study),
+        BROKEN,
+        (
+            sections.methods(study),
+            sections.training(study),
+            sections.leakage(study),
+            sections.pictures(run),
+            sections.adversaries(study),
+            sections.stages(study),
+            sections.shortfalls(study),
+            sections.clients(study),
+            sections.settings(study),
+            sections.provenance(study),
+        ),
+        f"instahide-fl report {run.path}",
+    )
+
+
+def report_of_runs(runs: Sequence[Run]) -> Report:
+    """Put runs beside each other: what differs in settings and in results.
+
+    Args:
+        runs: two or more.
+    """
+    study = together(runs)
+    return Report(
+        f"{len(runs)} runs side by side",
+        "",
+        verdict_lines(study),
+        BROKEN,
+        (
+            sections.settings(study),
+            sections.methods(study),
+            sections.trade_offs(study),
+            sections.training(study),
+            sections.leakage(study),
+            sections.reconstructions(study),
+            sections.adversaries(study),
+            sections.stages(study),
+            sections.shortfalls(study),
+            sections.clients(study),
+            sections.provenance(study),
+        ),
+        "instahide-fl report " + " ".join(str(run.path) for run in runs),
+    )
