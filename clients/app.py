@@ -17,6 +17,7 @@ from clients.records import (
     reply_description,
     reply_update,
 )
+from instahide_fl.defenses.transforms import transformed
 from instahide_fl.errors import ProtocolError
 from instahide_fl.provenance import code_hash
 from instahide_fl.training.local import local_steps
@@ -81,6 +82,11 @@ def train(message: Message, context: Context) -> Message:
         moved = control_difference(control, update.arrays, steps, rate)
         move_control(context, moved)
         update = replace(update, arrays=with_control(update.arrays, moved))
+    defense = node.config.defense
+    if defense.transform_names:
+        noise = node.noise_rng(instruction.round)
+        arrays = transformed(update.arrays, trainer.buffers, defense, noise)
+        update = replace(update, arrays=arrays)
     if keeper:
         folder = Path(node.config.output.folder)
         write_truth(folder, keeper.truth(instruction.round, node.client, split))

@@ -66,6 +66,12 @@ class ClientNode:
             return stream(self.config.seed, "client", self.client, round_number)
         return operating_system_stream()
 
+    def noise_rng(self, round_number: int) -> np.random.Generator:
+        """Return the source of this round's noise on the update."""
+        if self.simulated:
+            return stream(self.config.seed, "update-noise", self.client, round_number)
+        return operating_system_stream()
+
     def encoder(self, context: Context) -> Encoder:
         """Return the encoder that the settings name."""
         encoding = self.config.instahide

@@ -14,7 +14,7 @@ LAYERS = [
     {"files", "tensor_files", "wire", "provenance"},
     {"data", "models", "run_folder"},
     {"encoding"},
-    {"training", "aggregation"},
+    {"training", "aggregation", "defenses"},
     {"transcript", "metrics"},
     {"attacks"},
     {"report"},

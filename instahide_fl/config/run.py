@@ -11,6 +11,7 @@ from typing import Any, Self, TypeAlias
 import tomli_w
 from pydantic import model_validator
 
+from instahide_fl.config.defense_table import DefenseConfig, check_defense
 from instahide_fl.config.table import CountOrZero, Table
 from instahide_fl.config.tables import (
     DataConfig,
@@ -40,6 +41,7 @@ class Config(Table):
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
     server: ServerConfig = ServerConfig()
+    defense: DefenseConfig = DefenseConfig()
     record: RecordConfig = RecordConfig()
     resources: ResourcesConfig = ResourcesConfig()
     output: OutputConfig = OutputConfig()
@@ -59,6 +61,11 @@ class Config(Table):
             )
         if cohort or clients:
             self._check_robust(cohort or clients)
+        return self
+
+    @model_validator(mode="after")
+    def _check_defense(self) -> Self:
+        check_defense(self.defense, self.model, self.train, self.server)
         return self
 
     def _check_robust(self, cohort: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import numpy as np
 import torch
@@ -46,6 +46,11 @@ class LocalTrainer:
         self._given: dict[str, Tensor] = {}
         self._start: dict[str, Tensor] = {}  # what was given, in the network's layout
         self._moved = True
+
+    @property
+    def buffers(self) -> Collection[str]:
+        """Names of the arrays that are running statistics, not parameters."""
+        return self._buffers.keys()
 
     def update(
         self,
