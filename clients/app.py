@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from clients.node import open_node, shared_trainer
+from clients.node import ClientNode, open_node, shared_trainer
 from clients.records import (
     move_control,
     read_control,
@@ -28,6 +29,7 @@ from instahide_fl.training.scaffold import (
     with_control,
 )
 from instahide_fl.transcript.truth import write_truth
+from instahide_fl.types import ClientUpdate
 from instahide_fl.wire import ClientDescription
 
 app = ClientApp()
@@ -82,12 +84,27 @@ def train(message: Message, context: Context) -> Message:
         moved = control_difference(control, update.arrays, steps, rate)
         move_control(context, moved)
         update = replace(update, arrays=with_control(update.arrays, moved))
-    defense = node.config.defense
-    if defense.transform_names:
-        noise = node.noise_rng(instruction.round)
-        arrays = transformed(update.arrays, trainer.buffers, defense, noise)
-        update = replace(update, arrays=arrays)
+    update = _defended(node, instruction.round, update, trainer.buffers)
     if keeper:
         folder = Path(node.config.output.folder)
         write_truth(folder, keeper.truth(instruction.round, node.client, split))
     return reply_update(message, node.client, update)
+
+
+def _defended(
+    node: ClientNode, round_number: int, update: ClientUpdate, buffers: Collection[str]
+) -> ClientUpdate:
+    """Return what is left of an update after the defences, which act before it leaves.
+
+    The training loss is a figure about private images without noise: a client that was
+    promised differential privacy keeps it.
+    """
+    defense = node.config.defense
+    if defense.transform_names:
+        noise = node.noise_rng(round_number)
+        arrays = transformed(update.arrays, buffers, defense, noise)
+        update = replace(update, arrays=arrays)
+    if defense.is_private:
+        told = {n: x for n, x in update.metrics.items() if n != "train_loss"}
+        update = replace(update, metrics=told)
+    return update

@@ -1,7 +1,7 @@
 """Every setting of a run.
 
-`tables`, `training_tables` and `defense_table` say what each one means, `run` puts them together and
-reads and writes them.
+`tables`, `training_tables` and `defense_table` say what each one means, `run` puts them
+together and reads and writes them.
 """
 
 from instahide_fl.config.defense_table import DefenseConfig

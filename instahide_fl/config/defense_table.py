@@ -1,4 +1,4 @@
-"""The table `[defense]`: what clients do to their updates, and what is claimed of it."""
+"""The table `[defense]`: what clients do to updates, and what is claimed of it."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class DefenseConfig(Table):
     or max-gradient-norm in dp-sgd."""
     differential_privacy: Literal["none", "dp-sgd", "central", "local"] = "none"
     """`dp-sgd` protects one training image: clients clip each image's gradient and add
-    noise to their sum (Abadi et al., CCS 2016). `central` protects a client from whoever
-    sees the model, not from the server: clients clip, the server adds noise to the mean
-    (McMahan et al., ICLR 2018). `local` protects a client from the server: it clips and
-    adds the noise itself."""
+    noise to their sum (Abadi et al., CCS 2016). `central` protects a client from those
+    who see the model, not from the server: clients clip, the server adds noise to the
+    mean (McMahan et al., ICLR 2018). `local` protects a client from the server: it
+    clips and adds the noise itself."""
     max_gradient_norm: Annotated[float, Field(gt=0)] = 1.0
     """L2 norm that dp-sgd allows the gradient of one image."""
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5

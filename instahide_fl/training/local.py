@@ -175,17 +175,28 @@ class LocalTrainer:
         """Train for some epochs and return how far the arrays moved."""
         self._optimizer.state.clear()
         total, seen = 0.0, 0
-        for index in _epochs(len(split), self.config, rng):
+        for index in self._batches(len(split), rng):
             batch, _ = encoder.encode(index, split, rng)
-            self._optimizer.zero_grad()
-            loss = self._loss(batch)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss = self._set_gradient(batch, rng)
             self._correct_gradient(correction)
             self._optimizer.step()
             self._moved = True
-            total += loss.item() * len(index)
+            total += loss * len(index)
             seen += len(index)
         return self._differences(self._arrays), len(split), total / max(1, seen)
+
+    def _batches(self, count: int, rng: np.random.Generator) -> Iterator[Tensor]:
+        """Yield the batches of all local epochs, each epoch in a new random order."""
+        for _ in range(self.config.local_epochs):
+            order = torch.from_numpy(rng.permutation(count))
+            yield from torch.split(order, self.config.batch_size)
+
+    def _set_gradient(self, batch: EncodedBatch, rng: np.random.Generator) -> float:
+        """Leave the gradient of a batch's mean loss in the parameters."""
+        self._optimizer.zero_grad()
+        loss = self._loss(batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.item()
 
     def _correct_gradient(self, correction: Mapping[str, Tensor] | None) -> None:
         """Add FedProx's and SCAFFOLD's terms to the gradient."""
@@ -237,12 +248,3 @@ def local_steps(count: int, config: TrainConfig) -> int:
         config: the `[train]` table.
     """
     return config.local_epochs * math.ceil(count / config.batch_size)
-
-
-def _epochs(
-    count: int, config: TrainConfig, rng: np.random.Generator
-) -> Iterator[Tensor]:
-    """Yield the batches of all local epochs, each epoch in a new random order."""
-    for _ in range(config.local_epochs):
-        order = torch.from_numpy(rng.permutation(count))
-        yield from torch.split(order, config.batch_size)
