@@ -122,9 +122,9 @@ def check_defense(
         )
     elif server.aggregation == "weighted-mean":
         raise ValueError(
-            'defense.differential-privacy = "local" hides how many images a client '
-            'trained on, by which server.aggregation = "weighted-mean" weighs: set '
-            'server.aggregation = "mean"'
+            'server.aggregation = "weighted-mean" weighs clients by their numbers of '
+            'images, which defense.differential-privacy = "local" does not protect: '
+            'set server.aggregation = "mean"'
         )
 
 

@@ -19,6 +19,9 @@ from numpy.typing import NDArray
 from instahide_fl.config import Config
 from instahide_fl.config.defense_table import guards_images
 
+LEAST_NOISE = 0.01  # below, one release costs thousands, and the accountant overflows
+MOST_NOISE = 100.0
+
 
 @dataclass(frozen=True)
 class PrivacyLoss:
@@ -57,6 +60,8 @@ def gaussian_epsilon(
     """
     if steps == 0:
         return 0.0
+    if noise_multiplier < LEAST_NOISE:
+        return math.inf
     from opacus.accountants import RDPAccountant
     from opacus.accountants.analysis.rdp import get_privacy_spent
 
@@ -65,7 +70,8 @@ def gaussian_epsilon(
         warnings.filterwarnings("ignore", message="Optimal order is")
         epsilon, _ = get_privacy_spent(
             orders=RDPAccountant.DEFAULT_ALPHAS,
-            rdp=_renyi_divergence(noise_multiplier, rate) * steps,
+            # With more noise than that the bound only gets better, and slow to find.
+            rdp=_renyi_divergence(min(noise_multiplier, MOST_NOISE), rate) * steps,
             delta=delta,
         )
     return max(0.0, float(epsilon)) if math.isfinite(epsilon) else math.inf
