@@ -85,6 +85,13 @@ class DefenseConfig(Table):
         return (*_names(self.transforms), *own.get(self.differential_privacy, ()))
 
     @property
+    def in_words(self) -> str:
+        """All defences in the order that they act in; "none" without any."""
+        first = ["dp-sgd"] if self.differential_privacy == "dp-sgd" else []
+        last = ["central noise"] if self.differential_privacy == "central" else []
+        return ", ".join([*first, *self.transform_names, *last]) or "none"
+
+    @property
     def is_private(self) -> bool:
         """Whether differential privacy, of any kind, is asked for."""
         return self.differential_privacy != "none"

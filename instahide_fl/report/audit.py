@@ -11,7 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from instahide_fl.attacks.attack import Advance, Attack, Reconstruction
-from instahide_fl.attacks.control import Truths, control_of, undefended
+from instahide_fl.attacks.control import (
+    Truths,
+    control_of,
+    hides_nothing,
+    undefended,
+    with_images,
+)
 from instahide_fl.attacks.linear_layers import build_network
 from instahide_fl.attacks.scores import Scores
 from instahide_fl.attacks.scoring import score
@@ -123,6 +129,12 @@ def open_recorded_run(path: Path, rounds: str = "") -> RecordedRun:
                 f"not written, and without it an attack cannot be scored: simulate the "
                 f"run again with --set record.truth=true"
             )
+    transcripts = with_images(transcripts, truths)
+    if not transcripts:
+        raise TranscriptError(
+            f"no client of {path} trained on any image in the recorded rounds: record "
+            f"more of them"
+        )
     return RecordedRun(folder, folder.config(), transcripts, truths)
 
 
@@ -173,6 +185,7 @@ class AttackResult:
             "method": self.run.config.instahide.method,
             "scope": self.run.config.instahide.scope,
             "num_mixed": self.run.config.instahide.num_mixed,
+            "defense": self.run.config.defense.in_words,
             "round": rounds[0] if len(rounds) == 1 else rounds,
             "batch_size": max(sizes, default=0),
             "images": self.scores.reconstructions,
@@ -250,7 +263,7 @@ def run_attack(
     scores = _scored(run, found, seed)
     control: Scores | None = None
     plain: RecordedRun | None = None
-    if run.config.instahide.method == "none":
+    if hides_nothing(run.config):
         control = scores
     elif not note:
         try:
@@ -274,7 +287,7 @@ def run_attack(
 
 def _no_control(run: RecordedRun, wanted: bool) -> str:
     """Return why there is no second attack; empty if there is one."""
-    if run.config.instahide.method == "none":
+    if hides_nothing(run.config):
         return "the run itself hides nothing"
     if run.is_crafted:
         return "the parameters were crafted for this run's encodings"
