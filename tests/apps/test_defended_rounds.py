@@ -43,8 +43,6 @@ def settings(**changes):
 def test_a_defended_run_repeats_byte_for_byte(tmp_path, changes):
     first = start(tmp_path / "a", settings(**changes))
     assert model_bytes(first) == model_bytes(start(tmp_path / "b", settings(**changes)))
-    other = start(tmp_path / "c", settings(seed=1, **changes))
-    assert model_bytes(first) != model_bytes(other)
 
 
 def plain_gradient(folder, number, client):
