@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from clients.exposures import (
     read_exposures,
     warn_of_exposures,
 )
-from clients.node import open_node, shared_trainer
+from clients.node import ClientNode, open_node, shared_trainer
 from clients.records import (
     move_control,
     read_control,
@@ -29,6 +30,7 @@ from clients.secure_aggregation import (
     answer_unmask,
     reply_masked,
 )
+from instahide_fl.defenses.transforms import transformed
 from instahide_fl.encoding.exposures import CountingEncoder
 from instahide_fl.errors import ProtocolError
 from instahide_fl.provenance import code_hash
@@ -40,6 +42,7 @@ from instahide_fl.training.scaffold import (
     with_control,
 )
 from instahide_fl.transcript.truth import write_truth
+from instahide_fl.types import ClientUpdate
 from instahide_fl.wire import ClientDescription
 from instahide_fl.wire_masks import KEY_SHARES, PUBLIC_KEYS, UNMASK
 
@@ -101,6 +104,7 @@ def train(message: Message, context: Context) -> Message:
         moved = control_difference(control, update.arrays, steps, rate)
         move_control(context, moved)
         update = replace(update, arrays=with_control(update.arrays, moved))
+    update = _defended(node, instruction.round, update, trainer.buffers)
     if keeper:
         folder = Path(node.config.output.folder)
         write_truth(folder, keeper.truth(instruction.round, node.client, whole))
@@ -130,3 +134,22 @@ def unmask(message: Message, context: Context) -> Message:
     """Help to take the masks off the sum."""
     node = open_node(context)
     return answer_unmask(message, context, node.client, node.config)
+
+
+def _defended(
+    node: ClientNode, round_number: int, update: ClientUpdate, buffers: Collection[str]
+) -> ClientUpdate:
+    """Return what is left of an update after the defences, which act before it leaves.
+
+    The training loss is a figure about private images without noise: a client that was
+    promised differential privacy keeps it.
+    """
+    defense = node.config.defense
+    if defense.transform_names:
+        noise = node.noise_rng(round_number)
+        arrays = transformed(update.arrays, buffers, defense, noise)
+        update = replace(update, arrays=arrays)
+    if defense.is_private:
+        told = {n: x for n, x in update.metrics.items() if n != "train_loss"}
+        update = replace(update, metrics=told)
+    return update

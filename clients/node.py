@@ -33,9 +33,11 @@ from instahide_fl.rng import (
     keyed_stream,
     new_secret,
     operating_system_stream,
+    stream,
 )
 from instahide_fl.training.device import room_for_images, training_device
 from instahide_fl.training.local import LocalTrainer
+from instahide_fl.training.private import PrivateTrainer
 from instahide_fl.transcript.truth import RecordingEncoder
 from instahide_fl.types import ChannelStatistics, PrivateSplit
 
@@ -75,6 +77,12 @@ class ClientNode:
         """Return the source of this round's batches and keys."""
         if self.seeded:
             return client_stream(self.config.seed, self.client, round_number)
+        return operating_system_stream()
+
+    def noise_rng(self, round_number: int) -> np.random.Generator:
+        """Return the source of this round's noise on the update."""
+        if self.seeded:
+            return stream(self.config.seed, "update-noise", self.client, round_number)
         return operating_system_stream()
 
     def encoder(self, context: Context) -> Encoder:
@@ -149,6 +157,8 @@ def shared_trainer(
     """
     device = training_device(config.resources)
     model = build_model(config.model, image_shape, num_classes, config.seed)
+    if config.defense.differential_privacy == "dp-sgd":
+        return PrivateTrainer(model.to(device), config.train, config.defense)
     return LocalTrainer(model.to(device), config.train)
 
 
@@ -168,6 +178,10 @@ def _real_client(context: Context, config: Config) -> ClientNode:
         raise ConfigError(
             f"the node config must set {NAME} (a real client) or {PARTITION} and "
             f"{NUM_PARTITIONS} (a simulated one)"
+        )
+    if name.isdecimal():
+        raise ConfigError(
+            f"{NAME} must not be a number, which names a simulated client, got {name}"
         )
     changes = {
         setting: str(context.node_config[key])

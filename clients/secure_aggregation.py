@@ -159,10 +159,12 @@ def reply_masked(
         )
     _keep_shares(state, own, senders, list(about[CIPHERTEXTS]))
     weight = WEIGHTS[config.server.aggregation](update) / float(about[LARGEST_WEIGHT])
+    # Differential privacy keeps the loss, a figure without noise, at home.
+    loss = update.metrics.get("train_loss", 0.0)
     values = torch.cat(
         [
             flatten_arrays(update.arrays, weight),
-            torch.tensor([weight, weight * update.metrics["train_loss"]]).double(),
+            torch.tensor([weight, weight * loss]).double(),
         ]
     )
     numbers = FixedPoint(config.secure_aggregation.largest_value, len(peers))

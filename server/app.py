@@ -16,6 +16,7 @@ from instahide_fl.aggregation.server_optimizer import ServerOptimizer
 from instahide_fl.config import Config
 from instahide_fl.data.datasets import ImageDataset, load_dataset
 from instahide_fl.data.partition import cached_partition, partition_to_json
+from instahide_fl.defenses.accounting import PrivacyLoss
 from instahide_fl.files import write_text
 from instahide_fl.models.arrays import get_arrays, load_arrays, shared_buffers
 from instahide_fl.models.initial_weights import load_initial_weights
@@ -33,6 +34,7 @@ from instahide_fl.run_folder import (
 from instahide_fl.training.device import training_device
 from instahide_fl.training.evaluation import evaluate
 from server.cohort import Clients, find_clients
+from server.privacy import PrivacyLedger, summary_of
 from server.recorder import Recorder
 from server.strategy import RoundOutcome, Strategy
 
@@ -80,10 +82,14 @@ def _run(grid: Grid, config: Config, folder: RunFolder) -> None:
         dataset.train.statistics,
         Recorder.of(folder.path, config, dataset),
     )
+    ledger = PrivacyLedger(config, clients)
     for number in range(done + 1, config.train.rounds + 1):
         outcome = strategy.run_round(grid, number)
-        _finish_round(folder, config, number, outcome, optimizer, model, dataset)
-    _finish_run(folder, optimizer)
+        epsilon = ledger.after(number).epsilon
+        _finish_round(
+            folder, config, number, outcome, epsilon, optimizer, model, dataset
+        )
+    _finish_run(folder, optimizer, ledger.after(config.train.rounds))
 
 
 def _open_folder(config: Config) -> RunFolder:
@@ -145,6 +151,7 @@ def _finish_round(
     config: Config,
     number: int,
     outcome: RoundOutcome,
+    epsilon: float | None,
     optimizer: ServerOptimizer,
     model: nn.Module,
     dataset: ImageDataset,
@@ -176,13 +183,17 @@ def _finish_round(
         "failures": len(outcome.failures),
         "exposures": dict(outcome.exposures),
     }
+    if config.defense.is_private:
+        row["epsilon"] = epsilon
     folder.append_metrics(row)
     # After the log: resuming drops lines beyond the checkpoint, so none goes missing.
     if last or number % config.train.checkpoint_every == 0:
         folder.save_checkpoint(number, optimizer.state())
 
 
-def _finish_run(folder: RunFolder, optimizer: ServerOptimizer) -> None:
+def _finish_run(
+    folder: RunFolder, optimizer: ServerOptimizer, privacy: PrivacyLoss
+) -> None:
     """Write the model and, last of all, the summary that marks the run as finished."""
     folder.save_model(optimizer.model_arrays)
     rows = folder.metrics()
@@ -207,5 +218,6 @@ def _finish_run(folder: RunFolder, optimizer: ServerOptimizer) -> None:
             "bytes_down": sum(row["bytes_down"] for row in rows),
             "failures": sum(row["failures"] for row in rows),
             "exposures": exposures,
+            **summary_of(privacy),
         },
     )

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 from flwr.serverapp import Grid
 
+from instahide_fl.config import Config
 from instahide_fl.errors import ProtocolError, RoundError
 from instahide_fl.provenance import code_hash
-from instahide_fl.rng import stream
+from instahide_fl.rng import operating_system_stream, stream
 from instahide_fl.types import client_order
 from instahide_fl.wire import ClientDescription
 from server.collection import collect
@@ -33,8 +34,34 @@ class Clients:
     num_examples: Mapping[str, int]
     pool_sha256: str
 
+    @property
+    def simulated(self) -> bool:
+        """Whether they are: numbers name simulated clients, and no real ones."""
+        return all(client.isdecimal() for client in self.nodes)
+
+    def cohort(self, config: Config, round_number: int) -> list[str]:
+        """Choose who takes part in a round.
+
+        Args:
+            config: seed, size, and whether the cohort's size is left to chance, as the
+                accountant of central differential privacy assumes.
+            round_number: 1, 2, ...
+
+        Returns:
+            Client keys in order; may be empty where chance decides.
+        """
+        size = config.train.clients_per_round
+        if config.defense.differential_privacy == "central":
+            return self.poisson_sample(config.seed, round_number, size)
+        return self.sample(config.seed, round_number, size)
+
+    def expected_cohort(self, config: Config) -> int:
+        """Return the size of a cohort, or its mean where chance decides."""
+        size = config.train.clients_per_round
+        return size if 0 < size < len(self.nodes) else len(self.nodes)
+
     def sample(self, seed: int, round_number: int, size: int) -> list[str]:
-        """Choose a round's cohort, without replacement.
+        """Choose a cohort of fixed size, without replacement.
 
         Args:
             seed: of the run.
@@ -50,6 +77,28 @@ class Clients:
         rng = stream(seed, "cohort", round_number)
         chosen = rng.choice(len(keys), size=size, replace=False)
         return [keys[i] for i in sorted(chosen)]
+
+    def poisson_sample(self, seed: int, round_number: int, size: int) -> list[str]:
+        """Choose each client independently, with the same probability.
+
+        The cohort must stay unknown to whoever epsilon holds against, so for real
+        clients the operating system chooses.
+
+        Args:
+            seed: of the run.
+            round_number: 1, 2, ...
+            size: clients to choose on average; 0 takes all.
+
+        Returns:
+            Client keys in order; may be empty.
+        """
+        keys = list(self.nodes)
+        if not 0 < size < len(keys):
+            return keys
+        seeded = stream(seed, "poisson-cohort", round_number)
+        rng = seeded if self.simulated else operating_system_stream()
+        drawn = rng.random(len(keys)) < size / len(keys)
+        return [key for key, is_in in zip(keys, drawn, strict=True) if is_in]
 
 
 def find_clients(grid: Grid, expected: int, timeout: float) -> Clients:

@@ -71,11 +71,13 @@ class UpdateReader:
         shapes: of the global parameters, by name.
         kind: what this run's updates are.
         aggregation: the rule, `server.aggregation`.
+        tells_loss: whether clients say what their training loss was.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
     kind: UpdateKind
     aggregation: str
+    tells_loss: bool = True
 
     def read(self, reply: Message, check_finite: bool = True) -> ClientUpdate:
         """Return the update in a reply.
@@ -128,7 +130,7 @@ class UpdateReader:
         examples = int(numbers.pop(NUM_EXAMPLES, 0))
         if examples < 1:
             raise ProtocolError(f"{whose} was computed on no image")
-        if "train_loss" not in numbers:
+        if self.tells_loss and "train_loss" not in numbers:
             raise KeyError(f"{METRICS}/train_loss")
         return ClientUpdate(arrays, examples, self.kind, numbers)
 

@@ -7,14 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+import torch
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from instahide_fl.aggregation.reduction import Contribution, Reduced
+from instahide_fl.aggregation.reduction import Contribution, Reduced, UpdateSum
 from instahide_fl.aggregation.robust import robust_rule
 from instahide_fl.aggregation.server_optimizer import ServerOptimizer
 from instahide_fl.config import Config
+from instahide_fl.defenses.example_gradients import noisy_mean
 from instahide_fl.errors import RoundError
+from instahide_fl.rng import operating_system_stream, stream
 from instahide_fl.types import ChannelStatistics
 from instahide_fl.wire import RoundInstruction
 from server.cohort import Clients
@@ -59,12 +62,15 @@ class RoundOutcome:
         return sum(one.nbytes for one in self.contributions.values())
 
     @property
-    def train_loss(self) -> float:
-        """Mean over the clients' images of the loss on encodings."""
+    def train_loss(self) -> float | None:
+        """Mean over the clients' images of the loss on encodings; None if untold."""
         losses = [
             (one.metrics["train_loss"], one.num_examples)
             for one in self.contributions.values()
+            if "train_loss" in one.metrics
         ]
+        if not losses:
+            return None
         total = sum(images for _, images in losses)
         return sum(loss * images for loss, images in losses) / total
 
@@ -99,9 +105,7 @@ class Strategy:
             OutputError: a transcript cannot be written.
         """
         train = self.config.train
-        cohort = self.clients.sample(
-            self.config.seed, round_number, train.clients_per_round
-        )
+        cohort = self.clients.cohort(self.config, round_number)
         instruction = RoundInstruction(
             round_number,
             self.clients.pool_sha256,
@@ -113,8 +117,7 @@ class Strategy:
         reduced = self._collect(grid, instruction, sent, cohort)
         collected = time.perf_counter()
         failures = self._by_client(cohort, reduced.failures)
-        needed = train.min_updates or len(cohort)
-        _check_enough(len(cohort), failures, needed, round_number)
+        _check_enough(len(cohort), failures, train.min_updates, round_number)
         bytes_down = sum(array.nbytes for array in sent.values()) * len(cohort)
         self._record_and_step(instruction, sent, cohort, reduced)
         finished = time.perf_counter()
@@ -130,6 +133,26 @@ class Strategy:
             exposures=join_exposures(contributions, self.clients.num_examples),
         )
 
+    def _aggregate(
+        self, total: UpdateSum | None, sent: Mapping[str, Tensor], round_number: int
+    ) -> dict[str, Tensor]:
+        """Return what the optimizer steps with: a mean, with noise if that is asked."""
+        defense = self.config.defense
+        if defense.differential_privacy != "central":
+            assert total is not None
+            return total.mean()
+        summed = {name: torch.zeros_like(array) for name, array in sent.items()}
+        if total is not None:
+            clients = total.weight
+            summed = {name: mean * clients for name, mean in total.mean().items()}
+        seeded = stream(self.config.seed, "central-noise", round_number)
+        return noisy_mean(
+            summed,
+            defense.noise_multiplier * defense.clip_norm,
+            self.clients.expected_cohort(self.config),
+            seeded if self.clients.simulated else operating_system_stream(),
+        )
+
     def _record_and_step(
         self,
         instruction: RoundInstruction,
@@ -138,8 +161,8 @@ class Strategy:
         reduced: Reduced,
     ) -> None:
         """Keep what was seen, if this round is recorded, and move the parameters."""
-        assert reduced.total is not None
-        aggregate, round_number = reduced.total.mean(), instruction.round
+        round_number = instruction.round
+        aggregate = self._aggregate(reduced.total, sent, round_number)
         if self.recorder.wants(round_number):
             received = self._by_client(cohort, reduced.updates)
             held = self.clients.num_examples
@@ -184,6 +207,8 @@ class Strategy:
         cohort: Sequence[str],
     ) -> Reduced:
         """Return the sum of the valid updates and the failures, by node."""
+        if not cohort:  # which chance decides in central differential privacy
+            return Reduced(None, {}, {}, 0.0, 0.0)
         train = self.config.train
         shapes = {name: tuple(value.shape) for name, value in sent.items()}
         if self.config.secure_aggregation.enabled:
@@ -197,7 +222,12 @@ class Strategy:
             # The cohort is in client order: floats are summed in it.
             [self.clients.nodes[client] for client in cohort],
             str(instruction.round),
-            UpdateReader(shapes, train.update_kind, self.config.server.aggregation),
+            UpdateReader(
+                shapes,
+                train.update_kind,
+                self.config.server.aggregation,
+                tells_loss=not self.config.defense.is_private,
+            ),
             [self.clients.num_examples[client] for client in cohort],
             train.timeout,
             self._side_by_side(grid, len(cohort)),
@@ -214,8 +244,9 @@ class Strategy:
         """Return how many clients compute at once: all real ones, few simulated."""
         if isinstance(known := getattr(grid, "side_by_side", None), int):
             return known
-        simulated = all(client.isdecimal() for client in self.clients.nodes)
-        return min(cohort, self.config.resources.local_workers if simulated else cohort)
+        if not self.clients.simulated:
+            return cohort
+        return min(cohort, self.config.resources.local_workers)
 
 
 def join_exposures(
@@ -250,10 +281,15 @@ def join_exposures(
 
 
 def _check_enough(
-    cohort: int, failures: Mapping[str, str], needed: int, round_number: int
+    cohort: int, failures: Mapping[str, str], min_updates: int, round_number: int
 ) -> None:
-    came = cohort - len(failures)
-    if came >= max(1, needed):
+    """Refuse a round that lacks updates; a cohort may be smaller, or empty, by chance.
+
+    Raises:
+        RoundError: with the first client's reason.
+    """
+    came, needed = cohort - len(failures), min(min_updates or cohort, cohort)
+    if came >= max(1, needed) or cohort == 0:
         return
     client, reason = next(iter(failures.items()))
     raise RoundError(

@@ -15,7 +15,7 @@ LAYERS = [
     {"data", "models", "run_folder"},
     {"study"},
     {"encoding"},
-    {"training", "aggregation"},
+    {"training", "aggregation", "defenses"},
     {"transcript", "metrics"},
     {"attacks"},
     {"report"},

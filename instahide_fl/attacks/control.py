@@ -34,10 +34,23 @@ from instahide_fl.types import ChannelStatistics, ClientUpdate, EncodingKey
 Truths = Mapping[tuple[int, str], ClientTruth]
 
 
+def hides_nothing(config: Config) -> bool:
+    """Tell whether clients send what they compute on their own images."""
+    defense = config.defense
+    defended = (
+        defense.transform_names
+        or defense.is_private
+        or config.secure_aggregation.enabled
+    )
+    return config.instahide.method == "none" and not defended
+
+
 def undefended(config: Config) -> Config:
     """Return the settings of the control."""
     return config.with_values(
         {
+            "defense.transforms": "",
+            "defense.differential-privacy": "none",
             "instahide.method": "none",
             "instahide.scope": "inside",
             "instahide.num-private": "auto",
@@ -60,9 +73,15 @@ def control_of(
         truths: of every client in them.
 
     Raises:
-        AttackError: the network has dropout, so what was sent cannot be repeated, or
-            single updates were not recorded.
+        AttackError: what was sent cannot be repeated: the network has dropout, local
+            steps took batches of random size, or single updates were not recorded.
     """
+    private = config.defense.differential_privacy == "dp-sgd"
+    if private and config.train.mode == "update":
+        raise AttackError(
+            "no control: the local steps of dp-sgd take batches of random size, which "
+            "have no counterpart without it"
+        )
     first = transcripts[0]
     model = training_network(config, first.image_shape, first.num_classes)
     plain: dict[tuple[int, str], ClientTruth] = {}
@@ -74,11 +93,44 @@ def control_of(
             own = plain[seen.round, client] = undefended_truth(
                 truth, seen.statistics, seen.num_classes
             )
+            if private:  # which tells the size that was expected of its sample
+                update = replace(update, num_examples=len(own.encodings))
             arrays = _update(model, config, seen, own, update)
             updates[client] = replace(update, arrays=arrays)
         mean = _aggregate(config, list(updates.values()))
         rounds.append(replace(seen, updates=updates, aggregate=mean))
     return rounds, plain
+
+
+def with_images(
+    transcripts: Sequence[RoundTranscript], truths: Truths
+) -> list[RoundTranscript]:
+    """Leave out updates computed on no image, and rounds in which no other came.
+
+    Differential privacy leaves samples and cohorts to chance, which may leave them
+    empty; there is then nothing that an attack could find. Rounds of secure aggregation
+    hold no single updates, and stay.
+
+    Args:
+        transcripts: of a run.
+        truths: of every client in them.
+    """
+    kept = [
+        replace(
+            seen,
+            updates={
+                client: update
+                for client, update in seen.updates.items()
+                if len(truths[seen.round, client].encodings)
+            },
+        )
+        for seen in transcripts
+    ]
+    return [
+        seen
+        for seen, before in zip(kept, transcripts, strict=True)
+        if seen.updates or not before.updates
+    ]
 
 
 def _aggregate(config: Config, updates: Sequence[ClientUpdate]) -> dict[str, Tensor]:

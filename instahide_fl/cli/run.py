@@ -6,7 +6,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -123,8 +123,20 @@ def _train(
         f"accuracy {summary['final_accuracy']:.1%} on clean test images after "
         f"{summary['rounds']} rounds ({summary['seconds']:.0f} s)"
     )
+    if settings.defense.is_private:
+        console.print(_privacy(summary))
     if settings.instahide.method != "none":
         console.print(
             f"{BROKEN}: this accuracy says nothing about privacy.", style="yellow"
         )
     console.print(f"run folder: {folder.path}")
+
+
+def _privacy(summary: Mapping[str, Any]) -> str:
+    """Return what differential privacy has come to, or why there is no figure."""
+    if "epsilon" not in summary:
+        return f"epsilon: {summary['epsilon_absent']}"
+    return (
+        f"differential privacy of one {summary['privacy_unit']}: epsilon "
+        f"{summary['epsilon']:.2f} at delta {summary['delta']:g}"
+    )

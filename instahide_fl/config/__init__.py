@@ -1,9 +1,10 @@
 """Every setting of a run.
 
-`tables` and `training_tables` say what each one means, `run` puts them together and
-reads and writes them.
+`tables`, `training_tables` and `defense_table` say what each one means, `run` puts them
+together and reads and writes them.
 """
 
+from instahide_fl.config.defense_table import DefenseConfig
 from instahide_fl.config.run import Config, Scalar, flatten_tables, parse_assignment
 from instahide_fl.config.tables import (
     DataConfig,
@@ -25,6 +26,7 @@ from instahide_fl.config.training_tables import (
 __all__ = [
     "Config",
     "DataConfig",
+    "DefenseConfig",
     "EncoderConfig",
     "ModelConfig",
     "OutputConfig",

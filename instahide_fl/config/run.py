@@ -11,6 +11,7 @@ from typing import Any, Self, TypeAlias
 import tomli_w
 from pydantic import model_validator
 
+from instahide_fl.config.defense_table import DefenseConfig, check_defense
 from instahide_fl.config.table import CountOrZero, Table
 from instahide_fl.config.tables import (
     DataConfig,
@@ -46,6 +47,7 @@ class Config(Table):
     train: TrainConfig = TrainConfig()
     server: ServerConfig = ServerConfig()
     secure_aggregation: SecureAggregationConfig = SecureAggregationConfig()
+    defense: DefenseConfig = DefenseConfig()
     record: RecordConfig = RecordConfig()
     resources: ResourcesConfig = ResourcesConfig()
     output: OutputConfig = OutputConfig()
@@ -83,6 +85,11 @@ class Config(Table):
                 f"secure-aggregation.enabled needs at least 3 clients in a round, got "
                 f"{cohort}: of two, each would know the other's update"
             )
+
+    @model_validator(mode="after")
+    def _check_defense(self) -> Self:
+        check_defense(self.defense, self.model, self.train, self.server)
+        return self
 
     def _check_robust(self, cohort: int) -> None:
         rule, bad = self.server.aggregation, self.server.malicious_clients

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from instahide_fl.config import ModelConfig
 from instahide_fl.models.activation import ACTIVATIONS
+from instahide_fl.models.layout import ChannelsLast
 from instahide_fl.models.normalization import normalization_layer
 
 
@@ -22,6 +22,7 @@ class SmallCnn(nn.Module):
         self, image_shape: tuple[int, int, int], num_classes: int, config: ModelConfig
     ) -> None:
         super().__init__()
+        self.layout = ChannelsLast()
         channels, height, width = image_shape
         first, second = config.width, 2 * config.width
         normalise = normalization_layer(config.normalization)
@@ -42,7 +43,7 @@ class SmallCnn(nn.Module):
         Returns:
             f32[B,K].
         """
-        images = images.contiguous(memory_format=torch.channels_last)
+        images = self.layout(images)
         features = F.max_pool2d(self._activate(self.norm1(self.conv1(images))), 2)
         features = F.max_pool2d(self._activate(self.norm2(self.conv2(features))), 2)
         logits: Tensor = self.head(self._activate(self.hidden(features.flatten(1))))
@@ -95,6 +96,7 @@ class DropoutCnn(nn.Module):
         self, image_shape: tuple[int, int, int], num_classes: int, config: ModelConfig
     ) -> None:
         super().__init__()
+        self.layout = ChannelsLast()
         channels, height, width = image_shape
         self.conv1 = nn.Conv2d(channels, 32, 3)
         self.conv2 = nn.Conv2d(32, 64, 3)
@@ -112,7 +114,7 @@ class DropoutCnn(nn.Module):
         Returns:
             f32[B,K].
         """
-        images = images.contiguous(memory_format=torch.channels_last)
+        images = self.layout(images)
         features = F.relu(self.conv2(F.relu(self.conv1(images))))
         features = self.dropout1(F.max_pool2d(features, 2))
         hidden = self.dropout2(F.relu(self.hidden(features.flatten(1))))

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from instahide_fl.config import ModelConfig
+from instahide_fl.models.layout import ChannelsLast
 from instahide_fl.models.normalization import normalization_layer
 
 WIDTHS = (64, 128, 256, 512)
@@ -55,6 +55,7 @@ class PreActResNet18(nn.Module):
         self, image_shape: tuple[int, int, int], num_classes: int, config: ModelConfig
     ) -> None:
         super().__init__()
+        self.layout = ChannelsLast()
         normalise = normalization_layer(config.normalization)
         self.stem = nn.Conv2d(image_shape[0], WIDTHS[0], 3, padding=1, bias=False)
         self.stem_norm = normalise(WIDTHS[0])
@@ -76,7 +77,7 @@ class PreActResNet18(nn.Module):
         Returns:
             f32[B,K].
         """
-        images = images.contiguous(memory_format=torch.channels_last)
+        images = self.layout(images)
         features = self.blocks(F.relu(self.stem_norm(self.stem(images))))
         logits: Tensor = self.head(features.mean(dim=(2, 3)))
         return logits

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from instahide_fl.attacks.attack import Advance, Attack, Reconstruction
-from instahide_fl.attacks.control import Truths
+from instahide_fl.attacks.control import Truths, hides_nothing
 from instahide_fl.attacks.scores import Scores
 from instahide_fl.attacks.scoring import score
 from instahide_fl.attacks.statistics_scoring import score_statistics
@@ -124,6 +124,7 @@ class AttackResult:
             "method": self.subject.config.instahide.method,
             "scope": self.subject.config.instahide.scope,
             "num_mixed": self.subject.config.instahide.num_mixed,
+            "defense": self.subject.config.defense.in_words,
             **self.subject.about(),
             "images": self.scores.reconstructions,
             "seed": self.seed,
@@ -206,7 +207,7 @@ def run_attack(
         ThreatModelError: the adversary lacks what the attack needs.
         AttackError: the attack does not apply here.
     """
-    hides = subject.config.instahide.method != "none"
+    hides = not hides_nothing(subject.config)
     note = _no_control(attack, hides, with_control)
     parts = 1 if note else 2
     start = time.perf_counter()

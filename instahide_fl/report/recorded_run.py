@@ -8,7 +8,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from instahide_fl.attacks.control import Truths, control_of, undefended
+from instahide_fl.attacks.control import (
+    Truths,
+    control_of,
+    undefended,
+    with_images,
+)
 from instahide_fl.attacks.linear_layers import build_network
 from instahide_fl.config import Config, parse_rounds
 from instahide_fl.data.augment import Augmentation
@@ -138,4 +143,10 @@ def open_recorded_run(path: Path, rounds: str = "") -> RecordedRun:
                 f"not written, and without it an attack cannot be scored: simulate the "
                 f"run again with --set record.truth=true"
             )
+    transcripts = with_images(transcripts, truths)
+    if not transcripts:
+        raise TranscriptError(
+            f"no client of {path} trained on any image in the recorded rounds: record "
+            f"more of them"
+        )
     return RecordedRun(folder, folder.config(), transcripts, truths)

@@ -239,8 +239,8 @@ def _lines(
     order = {value: i for i, value in enumerate(values)}
     grouped: dict[tuple[Any, ...], list[Variant]] = {}
     for one in variants(study):
-        others = tuple((k, v) for k, v in one.axes.items() if k != name)
-        grouped.setdefault((one.method, name in one.axes, *others), []).append(one)
+        fixed = tuple((k, v) for k, v in one.axes.items() if k != name)
+        grouped.setdefault((one.method, name in one.axes, *fixed), []).append(one)
     for (method, varies, *others), members in grouped.items():
         known = [(one, spread) for one in members if (spread := measure(one))]
         colour, label = (

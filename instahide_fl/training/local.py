@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import numpy as np
 import torch
@@ -46,6 +46,11 @@ class LocalTrainer:
         self._given: dict[str, Tensor] = {}
         self._start: dict[str, Tensor] = {}  # what was given, in the network's layout
         self._moved = True
+
+    @property
+    def buffers(self) -> Collection[str]:
+        """Names of the arrays that are running statistics, not parameters."""
+        return self._buffers.keys()
 
     def update(
         self,
@@ -168,17 +173,26 @@ class LocalTrainer:
         """Train for some epochs and return how far the arrays moved."""
         self._optimizer.state.clear()
         total, seen = 0.0, 0
-        for index in batch_rows(len(split), self.config, rng):
+        for index in self._batches(len(split), rng):
             batch, _ = encoder.encode(index, split, rng)
-            self._optimizer.zero_grad()
-            loss = self._loss(batch)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss = self._set_gradient(batch, rng)
             self._correct_gradient(correction)
             self._optimizer.step()
             self._moved = True
-            total += loss.item() * len(index)
+            total += loss * len(index)
             seen += len(index)
         return self._differences(self._arrays), len(split), total / max(1, seen)
+
+    def _batches(self, count: int, rng: np.random.Generator) -> Iterator[Tensor]:
+        """Yield the batches of all local epochs, each epoch in a new random order."""
+        yield from batch_rows(count, self.config, rng)
+
+    def _set_gradient(self, batch: EncodedBatch, rng: np.random.Generator) -> float:
+        """Leave the gradient of a batch's mean loss in the parameters."""
+        self._optimizer.zero_grad()
+        loss = self._loss(batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.item()
 
     def _correct_gradient(self, correction: Mapping[str, Tensor] | None) -> None:
         """Add FedProx's and SCAFFOLD's terms to the gradient."""

@@ -1,0 +1,197 @@
+"""How much differential privacy a run has spent, by Opacus' accountant.
+
+Renyi differential privacy of the sampled Gaussian mechanism: Mironov, Talwar, Zhang,
+arXiv:1908.10530. A figure is given only where it is one about private images or
+clients; elsewhere the reason why there is none.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from instahide_fl.config import Config
+from instahide_fl.config.defense_table import guards_images
+
+LEAST_NOISE = 0.01  # below, one release costs thousands, and the accountant overflows
+MOST_NOISE = 100.0
+
+
+@dataclass(frozen=True)
+class PrivacyLoss:
+    """What is known of a run's differential privacy.
+
+    Attributes:
+        unit: what is protected; None where nothing is.
+        delta: that epsilon goes with; None where nothing is protected.
+        epsilon: spent so far by whoever spent most; None if there is no such figure.
+        per_release: spent by one update of a client (local); None elsewhere.
+        absent: why there is no epsilon; empty if there is one.
+    """
+
+    unit: Literal["example", "client"] | None
+    delta: float | None
+    epsilon: float | None = None
+    per_release: float | None = None
+    absent: str = ""
+
+
+def gaussian_epsilon(
+    noise_multiplier: float, rate: float, steps: int, delta: float
+) -> float:
+    """Return the epsilon of Gaussian mechanisms on Poisson samples, one after another.
+
+    Neighbours differ by one part that is there or not.
+
+    Args:
+        noise_multiplier: standard deviation over the norm of one part; positive.
+        rate: probability that a part is in a sample, in (0, 1].
+        steps: how many times noise is added.
+        delta: in (0, 1).
+
+    Returns:
+        At least 0; infinite where the accountant finds no bound.
+    """
+    if steps == 0:
+        return 0.0
+    if noise_multiplier < LEAST_NOISE:
+        return math.inf
+    from opacus.accountants import RDPAccountant
+    from opacus.accountants.analysis.rdp import get_privacy_spent
+
+    with warnings.catch_warnings():
+        # At the first or last order the bound is not the best one, but it holds.
+        warnings.filterwarnings("ignore", message="Optimal order is")
+        epsilon, _ = get_privacy_spent(
+            orders=RDPAccountant.DEFAULT_ALPHAS,
+            # With more noise than that the bound only gets better, and slow to find.
+            rdp=_renyi_divergence(min(noise_multiplier, MOST_NOISE), rate) * steps,
+            delta=delta,
+        )
+    return max(0.0, float(epsilon)) if math.isfinite(epsilon) else math.inf
+
+
+@lru_cache(maxsize=10_000)
+def _renyi_divergence(noise_multiplier: float, rate: float) -> NDArray[np.float64]:
+    """Return that of one step at all orders; it takes longer than all that follows."""
+    # Imported here: Opacus takes seconds, and only private runs need it.
+    from opacus.accountants import RDPAccountant
+    from opacus.accountants.analysis.rdp import compute_rdp
+
+    divergence: NDArray[np.float64] = compute_rdp(
+        q=rate,
+        noise_multiplier=noise_multiplier,
+        steps=1,
+        orders=RDPAccountant.DEFAULT_ALPHAS,
+    )
+    return divergence
+
+
+def example_loss(
+    config: Config, rounds_by_size: dict[int, int], steps_by_size: dict[int, int]
+) -> PrivacyLoss:
+    """Return the loss of the image that lost most (dp-sgd).
+
+    Args:
+        config: the run's settings.
+        rounds_by_size: by number of images that a client holds, the most rounds that
+            one of that size took part in.
+        steps_by_size: noisy gradients that such a client computes in a round.
+    """
+    defense, train = config.defense, config.train
+    if not guards_images(config.instahide):
+        return _no_figure(
+            config,
+            f"no formal guarantee for private images: instahide.method = "
+            f'"{config.instahide.method}" puts one into several encodings, and dp-sgd '
+            f"bounds what shows of one encoding",
+        )
+    if defense.noise_multiplier == 0:
+        return _no_noise(config)
+    batches = train.local_batches if train.mode == "gradient" else 1
+    losses = [
+        gaussian_epsilon(
+            defense.noise_multiplier,
+            min(size, train.batch_size * batches) / size,
+            rounds * steps_by_size[size],
+            defense.delta,
+        )
+        for size, rounds in rounds_by_size.items()
+    ]
+    return _figure(config, max(losses))
+
+
+def central_loss(config: Config, rate: float, rounds: int) -> PrivacyLoss:
+    """Return the loss of a client against whoever sees the models (central).
+
+    Args:
+        config: the run's settings.
+        rate: probability that a client is in a cohort.
+        rounds: so far.
+    """
+    defense = config.defense
+    if defense.noise_multiplier == 0:
+        return _no_noise(config)
+    multiplier = defense.noise_multiplier
+    return _figure(config, gaussian_epsilon(multiplier, rate, rounds, defense.delta))
+
+
+def local_loss(config: Config, releases: int) -> PrivacyLoss:
+    """Return the loss of a client against the server (local).
+
+    The server sees who takes part, so neighbours are two updates of one client, which
+    may be twice the norm apart: the noise counts half.
+
+    Args:
+        config: the run's settings.
+        releases: rounds in which the client that sent most took part.
+    """
+    defense = config.defense
+    if defense.noise_multiplier == 0:
+        return _no_noise(config)
+    half = defense.noise_multiplier / 2
+    return _figure(
+        config,
+        gaussian_epsilon(half, 1.0, releases, defense.delta),
+        gaussian_epsilon(half, 1.0, 1, defense.delta),
+    )
+
+
+def no_loss() -> PrivacyLoss:
+    """Return what is said of a run without differential privacy."""
+    return PrivacyLoss(
+        None,
+        None,
+        absent='no formal guarantee: defense.differential-privacy = "none"',
+    )
+
+
+def _unit(config: Config) -> Literal["example", "client"]:
+    return "example" if config.defense.differential_privacy == "dp-sgd" else "client"
+
+
+def _figure(
+    config: Config, epsilon: float, per_release: float | None = None
+) -> PrivacyLoss:
+    if not math.isfinite(epsilon):
+        return _no_figure(
+            config,
+            f"no formal guarantee: the accountant finds no finite epsilon for "
+            f"defense.noise-multiplier = {config.defense.noise_multiplier}",
+        )
+    return PrivacyLoss(_unit(config), config.defense.delta, epsilon, per_release)
+
+
+def _no_noise(config: Config) -> PrivacyLoss:
+    reason = "no formal guarantee: defense.noise-multiplier is 0"
+    return _no_figure(config, reason)
+
+
+def _no_figure(config: Config, reason: str) -> PrivacyLoss:
+    return PrivacyLoss(_unit(config), config.defense.delta, absent=reason)
