@@ -85,12 +85,16 @@ def make_challenge(
     order = torch.from_numpy(rng.permutation(images * encodings_per_image))
     key = EncodingKey.concatenate(epochs).rows(order)
     batch = _applied(encoder, key, private)
+    secure = is_cryptographic(rng)
+    resolved = config.with_values(
+        {"instahide.keys": "secure" if secure else "seeded"}
+    ).resolved()
     settings = ChallengeSettings(
         images=images,
         encodings_per_image=encodings_per_image,
-        keys="operating-system" if is_cryptographic(rng) else "reproducible-insecure",
+        keys="operating-system" if secure else "reproducible-insecure",
         data=_about_data(config, dataset),
-        instahide=config.resolved().instahide,
+        instahide=resolved.instahide,
         pool=None if pool is None else _about_pool(config, pool),
     )
     truth = _truth(private, batch, key)

@@ -90,7 +90,7 @@ def clip_factors(gradients: Mapping[str, Tensor], max_norm: float) -> Tensor:
         f32[B], in (0, 1].
     """
     squares = [
-        torch.linalg.vector_norm(one.flatten(1), dim=1, dtype=torch.float64).square()
+        torch.linalg.vector_norm(one.flatten(1), dim=1).double().square()
         for one in gradients.values()
     ]
     norms = torch.stack(squares).sum(0).sqrt()
