@@ -151,8 +151,11 @@ def _point(
 
 
 def curves(study: Study) -> Drawing | None:
-    """Draw accuracy over rounds, with bands over seeds; None if none is known."""
-    if study.rounds.empty or study.rounds["test_accuracy"].notna().sum() == 0:
+    """Draw accuracy over rounds, with bands over seeds; None of fewer than two."""
+    tested = (
+        study.rounds.dropna(subset=["test_accuracy"]) if len(study.rounds) else None
+    )
+    if tested is None or tested["round"].nunique() < 2:
         return None
     known = [one for one in variants(study) if len(one.rows(study.rounds))]
     together = len(known) <= MOST_TOGETHER
