@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.lib.npyio import NpzFile
 
+from instahide_fl.attacks.verdict import NO_LEAK, NO_VERDICT
 from instahide_fl.errors import OutputError
 from instahide_fl.report.attack_rows import AttackFile
 from instahide_fl.report.drawing import Drawing, panels
@@ -22,6 +23,8 @@ ROWS = 14  # variants below each other
 GAP = 0.3  # of an image's side, below each row: for the similarity
 INCHES = 0.72  # side of an image
 
+_LABELS = {NO_LEAK: "\n(no leak found)", NO_VERDICT: "\n(failed its control)"}
+
 Pixels: TypeAlias = np.ndarray[Any, np.dtype[np.uint8]]
 
 
@@ -30,7 +33,7 @@ class Shown:
     """What an attack kept of a run.
 
     Attributes:
-        label: of the variant.
+        label: of the variant; a second line says so where the attack found no leak.
         images: by the bytes of the image that was encoded: what the attacker recovered,
             u8[C,H,W], and SSIM with the most similar private image in the encoding.
         sources: u8[n,C,H,W], the images that were encoded, each once.
@@ -59,7 +62,8 @@ def _by_attack(study: Study) -> dict[tuple[str, str], tuple[int, list[Shown]]]:
         for member in variant.members:
             for file in member.run.attack_files if member.run else ():
                 if file.pixels:
-                    shown = _read(variant.label, file, file.pixels)
+                    label = variant.label + _LABELS.get(file.data["verdict"], "")
+                    shown = _read(label, file, file.pixels)
                     by_seed = found.setdefault((file.audit, file.data["attack"]), {})
                     by_seed.setdefault(member.seed, []).append(shown)
     # The seed that most variants have: the first of them, if there are several.
@@ -126,7 +130,7 @@ def _grid(
         "the most similar private image in that encoding, which with mixing need not "
         f"be the one on top. Seed {seed}. An empty place: not recovered.",
         f"Grid of {len(originals)} private images and what {attack} recovered of them "
-        f"from {', '.join(one.label for one in shown)}.",
+        f"from {', '.join(one.label.replace(chr(10), ' ') for one in shown)}.",
         figure,
     )
 

@@ -11,7 +11,7 @@ from instahide_fl.report.frames import Run, Study, load_run, load_study, togethe
 from instahide_fl.report.page import Report, save_report
 from instahide_fl.report.wording import BROKEN, verdict_lines
 from instahide_fl.run_folder import CONFIG
-from instahide_fl.study.folder import REPORT, REPORT_FILES, STATE, StudyFolder
+from instahide_fl.study.folder import REPORT, STATE, StudyFolder
 
 
 def write_report(paths: Sequence[Path], out: Path | None) -> Path:
@@ -23,11 +23,15 @@ def write_report(paths: Sequence[Path], out: Path | None) -> Path:
             current one.
 
     Returns:
-        The HTML file. Figures and tables of a study lie beside it, in report/.
+        The HTML file. Figures and tables of a study lie beside it, in a folder of the
+        same name without the ending.
 
     Raises:
-        OutputError: a folder is neither, or a file in it is damaged.
+        OutputError: a folder is neither, a file in it is damaged, or `out` does not
+            end in .html.
     """
+    if out is not None and out.suffix != ".html":
+        raise OutputError(f"--out must end in .html, got {out}")
     if len(paths) == 1 and (paths[0] / STATE).is_file():
         return _study(paths[0], out)
     runs = [load_run(_checked(path, len(paths))) for path in paths]
@@ -42,7 +46,7 @@ def write_report(paths: Sequence[Path], out: Path | None) -> Path:
 
 def _study(path: Path, out: Path | None) -> Path:
     page = out or StudyFolder(path).report
-    save_report(report_of_study(load_study(path)), page, page.parent / REPORT_FILES)
+    save_report(report_of_study(load_study(path)), page, page.with_suffix(""))
     return page
 
 

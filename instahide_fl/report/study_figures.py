@@ -151,8 +151,11 @@ def _point(
 
 
 def curves(study: Study) -> Drawing | None:
-    """Draw accuracy over rounds, with bands over seeds; None if none is known."""
-    if study.rounds.empty or study.rounds["test_accuracy"].notna().sum() == 0:
+    """Draw accuracy over rounds, with bands over seeds; None of fewer than two."""
+    tested = (
+        study.rounds.dropna(subset=["test_accuracy"]) if len(study.rounds) else None
+    )
+    if tested is None or tested["round"].nunique() < 2:
         return None
     known = [one for one in variants(study) if len(one.rows(study.rounds))]
     together = len(known) <= MOST_TOGETHER
@@ -236,36 +239,40 @@ def _lines(
     measure: Callable[[Variant], Spread | None],
 ) -> None:
     values = study.description["axes"][name]
-    order = {value: i for i, value in enumerate(values)}
-    grouped: dict[tuple[Any, ...], list[Variant]] = {}
-    for one in variants(study):
-        fixed = tuple((k, v) for k, v in one.axes.items() if k != name)
-        grouped.setdefault((one.method, name in one.axes, *fixed), []).append(one)
-    for (method, varies, *others), members in grouped.items():
+    kinds: dict[str, int] = {}  # of lines, by method
+    for (method, varies, others), members in _grouped(study, name).items():
         known = [(one, spread) for one in members if (spread := measure(one))]
-        colour, label = (
-            colour_of(study, method),
-            ", ".join([method, *(f"{short_name(k)} {v}" for k, v in others)]),
-        )
+        style: dict[str, Any] = {
+            "color": colour_of(study, method),
+            "label": ", ".join([method, *(f"{short_name(k)} {v}" for k, v in others)]),
+        }
         if not varies:
             for _, spread in known:
-                axes.axhline(spread.mean, color=colour, ls="--", lw=1.2, label=label)
+                axes.axhline(spread.mean, ls="--", lw=1.2, **style)
         elif known:
+            kinds[method] = kinds.get(method, -1) + 1
             axes.errorbar(
-                [order[one.axes[name]] for one, _ in known],
+                [values.index(one.axes[name]) for one, _ in known],
                 [spread.mean for _, spread in known],
                 yerr=[spread.error for _, spread in known],
-                color=colour,
                 marker=marker_of(study, method),
-                ls=LINES[_rank(grouped, method, others) % len(LINES)],
+                ls=LINES[kinds[method] % len(LINES)],
                 capsize=2,
-                label=label,
+                **style,
             )
     axes.set_xticks(range(len(values)), [str(value) for value in values])
 
 
-def _rank(
-    grouped: dict[tuple[Any, ...], list[Variant]], method: str, others: Sequence[Any]
-) -> int:
-    own = [list(key[2:]) for key in grouped if key[0] == method and key[1]]
-    return own.index(list(others))
+def _grouped(
+    study: Study, name: str
+) -> dict[tuple[str, bool, tuple[tuple[str, Any], ...]], list[Variant]]:
+    """Put variants that differ in one setting only together.
+
+    Returns:
+        By method, whether it varies with the setting, and values of other axes.
+    """
+    found: dict[tuple[str, bool, tuple[tuple[str, Any], ...]], list[Variant]] = {}
+    for one in variants(study):
+        others = tuple((k, v) for k, v in one.axes.items() if k != name)
+        found.setdefault((one.method, name in one.axes, others), []).append(one)
+    return found

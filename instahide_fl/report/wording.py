@@ -86,7 +86,7 @@ def _how_much(study: Study, variant: Variant) -> str:
     if ordinary is not None:
         lines.append(f" Images: {_reached(ordinary)}.")
     if every is not None and every != ordinary:
-        lines.append(f" Upper bound: {_reached(every)}.")
+        lines.append(f" With more power or knowledge: {_reached(every)}.")
     accuracy = variant.spread(study.runs, "final_accuracy")
     if accuracy is not None:
         lines.append(f" Accuracy {accuracy.mean:.1%}.")

@@ -28,7 +28,6 @@ STATE = "study.json"
 RUNS = "runs"
 AUDITS = "audits"
 REPORT = "report.html"
-REPORT_FILES = "report"
 AUDIT = "audit.json"  # written last: an audit without it is not finished
 
 Status: TypeAlias = Literal["finished", "failed", "missing"]

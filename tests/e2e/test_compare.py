@@ -114,6 +114,8 @@ def test_a_killed_study_loses_at_most_the_runs_in_progress(tmp_path):
     again = compare(path, "--out", whole)
     assert again.returncode == 0
     assert "all 4 runs are finished" in again.stdout
+    assert again.stdout.splitlines()[-1] == str(whole / "report.html")
+    assert (whole / "report.html").is_file()
     assert before == {one: os.stat(one).st_mtime_ns for one in whole.rglob("*.json")}
 
 

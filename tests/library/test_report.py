@@ -132,6 +132,8 @@ def test_other_folders_are_refused(made, tmp_path):
         write_report([tmp_path], None)
     with pytest.raises(OutputError, match="report on it alone"):
         write_report([made, made / "runs" / "plain-seed-0"], None)
+    with pytest.raises(OutputError, match=r"must end in \.html"):
+        write_report([made], tmp_path / "report")
 
 
 def test_a_damaged_attack_is_named(study):
