@@ -20,7 +20,28 @@ def silent(done: int, total: int) -> None:
     """Show nothing: for a step inside another attack."""
 
 
-Target: TypeAlias = Literal["encoding", "private", "labels", "statistics"]
+Target: TypeAlias = Literal["encoding", "private", "labels", "statistics", "components"]
+
+
+@dataclass(frozen=True)
+class RankedComponents:
+    """Public images that an attack takes to be in each encoding, the best first.
+
+    Attributes:
+        index: i64[E,m] into the pool.
+        scores: f32[E,m], descending.
+        pool_size: N, images that were ranked.
+    """
+
+    index: Tensor
+    scores: Tensor
+    pool_size: int
+
+    def rows(self, start: int, stop: int) -> RankedComponents:
+        """Return the rankings of the encodings start..stop-1."""
+        return RankedComponents(
+            self.index[start:stop], self.scores[start:stop], self.pool_size
+        )
 
 
 @dataclass(frozen=True)
@@ -36,6 +57,7 @@ class Recovered:
         rows: i64[M], which images of the client these are, where the adversary knows
             (an auditor does); None to let the scorer match them.
         statistics: of the batch, by layer, for instance "norm1.mean"; empty if none.
+        components: rankings of the pool, by the score used; empty if none.
         diagnostics: numbers about how it went.
     """
 
@@ -46,6 +68,7 @@ class Recovered:
     classes: Tensor | None = None
     rows: Tensor | None = None
     statistics: dict[str, Tensor] = field(default_factory=dict)
+    components: dict[str, RankedComponents] = field(default_factory=dict)
     diagnostics: dict[str, float] = field(default_factory=dict)
 
 
@@ -54,8 +77,8 @@ class Reconstruction:
     """What an attack returns.
 
     Attributes:
-        target: what was recovered: encodings, private images, labels, or statistics of
-            batches.
+        target: what was recovered: encodings, private images, labels, statistics of
+            batches, or which public images encodings mix.
         recovered: client by client.
         diagnostics: numbers about the attack as a whole.
     """
@@ -86,6 +109,8 @@ class Attack(Table):
     """Whether it runs where no attack is named: not if it takes minutes."""
     threat_model: ClassVar[str] = "honest-server"
     """The adversary that it is run as unless another is asked for."""
+    no_control: ClassVar[str] = ""
+    """Why it does not apply to a run that hides nothing; empty where it does."""
 
     def reconstruct(
         self, view: AdversaryView, rng: np.random.Generator, advance: Advance

@@ -12,6 +12,7 @@ from instahide_fl.attacks.first_layer import FirstLayer
 from instahide_fl.attacks.hard_labels import HardLabels
 from instahide_fl.attacks.imprint import Imprint
 from instahide_fl.attacks.inverting_gradients import InvertingGradients
+from instahide_fl.attacks.pool_search import PoolSearch
 from instahide_fl.attacks.soft_labels import SoftLabels
 from instahide_fl.attacks.two_step import TwoStep
 from instahide_fl.errors import ConfigError
@@ -29,6 +30,7 @@ ATTACKS: Mapping[str, type[Attack]] = {
         InvertingGradients,
         TwoStep,
         DecodeEncodings,
+        PoolSearch,
     )
 }
 

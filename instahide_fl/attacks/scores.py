@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from instahide_fl.attacks.attack import Target
+from instahide_fl.attacks.component_scoring import ComponentScores, ShownComponents
 from instahide_fl.attacks.shown import ShownImages
 from instahide_fl.metrics.identification import Identification
 from instahide_fl.metrics.labels import HardLabels, SoftLabels
@@ -62,6 +64,9 @@ class Scores:
         soft_labels: None if it gave none.
         shown: to draw.
         caveats: what to know when reading the figures.
+        components: how well public images were found, by the score used; empty if none
+            were sought.
+        shown_components: to draw; None likewise.
     """
 
     target: Target
@@ -74,6 +79,8 @@ class Scores:
     soft_labels: SoftLabels | None
     shown: tuple[ShownImages, ...]
     caveats: tuple[str, ...]
+    components: Mapping[str, ComponentScores] = field(default_factory=dict)
+    shown_components: ShownComponents | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the entries metrics, baseline and caveats of an attack's file."""
@@ -90,6 +97,10 @@ class Scores:
             metrics["encoding"] = self.encoding.attack.to_json()
         if labels := self._labels():
             metrics["labels"] = labels
+        if self.components:
+            metrics["components"] = {
+                name: one.to_json() for name, one in self.components.items()
+            }
         return {
             "metrics": metrics,
             "baseline": self._baseline(),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from instahide_fl.attacks.attack import Reconstruction, Recovered, Target
+from instahide_fl.attacks.component_scoring import score_components, shown_components
 from instahide_fl.attacks.label_scoring import score_hard_labels, score_soft_labels
 from instahide_fl.attacks.originals import Originals, truths_of, uninformed_guess
 from instahide_fl.attacks.pairing import EncodingTruth, Pairing, PrivateTruth
@@ -71,6 +72,8 @@ def score(
         soft_labels=score_soft_labels(reconstruction, truths, num_classes),
         shown=first_of_each_client(one.shown for one in scored),
         caveats=tuple(_caveats(reconstruction, truths, augmentation)),
+        components=score_components(reconstruction, truths),
+        shown_components=shown_components(reconstruction, truths),
     )
 
 
@@ -252,7 +255,8 @@ def _caveats(
         )
     augmented = any(truth.key.augmentation is not None for truth in truths.values())
     aligned = reconstruction.target == "encoding" and augmentation is not None
-    if augmented and not aligned and reconstruction.target != "labels":
+    with_images = reconstruction.target not in ("labels", "components")
+    if augmented and not aligned and with_images:
         found.append(
             "images were cropped and mirrored at random before mixing and are held "
             "against the originals without that: similarity is understated; audit with "

@@ -39,7 +39,7 @@ def beats_baseline(scores: Scores, labels: bool = True) -> bool:
     """Tell whether an attack got private images or labels better than chance does.
 
     An encoding recovered does not count by itself: only what it shows of the private
-    images in it does.
+    images in it does. Public images found in it do: they are part of the key.
 
     Args:
         scores: of the attack.
@@ -47,7 +47,8 @@ def beats_baseline(scores: Scores, labels: bool = True) -> bool:
     """
     images = scores.private is not None and column_beats(scores.private)
     named = scores.identified is not None and _identifies(scores.identified)
-    return images or named or (labels and _labels_beat(scores))
+    public = any(one.beats_chance for one in scores.components.values())
+    return images or named or public or (labels and _labels_beat(scores))
 
 
 def column_beats(column: Column) -> bool:

@@ -166,6 +166,8 @@ def _print_results(results: Sequence[AttackResult]) -> None:
         )
     console.print(table)
     console.print("SSIM, mean (best), in the better sign")
+    for one in results:
+        _print_components(one)
     config = results[0].run.config.instahide
     console.print(
         f"method {config.method}: {worst(one.verdict for one in results)}", markup=False
@@ -173,6 +175,18 @@ def _print_results(results: Sequence[AttackResult]) -> None:
     for one in results:
         for caveat in one.scores.caveats:
             errors.print(f"{one.attack.name}: {caveat}")
+
+
+def _print_components(result: AttackResult) -> None:
+    from instahide_fl.attacks.component_scoring import FIRST
+
+    for score, found in result.scores.components.items():
+        console.print(
+            f"{result.attack.name}, {score}: the largest public image of an encoding "
+            f"is among the {FIRST} best of {found.pool_size:,} for "
+            f"{found.largest():.1%} (chance {found.chance(FIRST):.2%})",
+            markup=False,
+        )
 
 
 def _ssim(column: Column | None) -> str:

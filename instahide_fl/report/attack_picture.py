@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from instahide_fl.files import atomic_file
+from instahide_fl.report.component_picture import save_component_picture
 from instahide_fl.report.contact_sheet import save_contact_sheet
 
 if TYPE_CHECKING:
@@ -32,7 +33,9 @@ def save_attack_pictures(result: AttackResult, folder: Path) -> None:
         OutputError: a file cannot be written.
     """
     name = result.attack.name
-    if result.scores.shown:
+    if result.scores.shown_components:
+        save_component_picture(folder / f"{name}.png", result)
+    elif result.scores.shown:
         _save_grid(folder / f"{name}.png", result)
     if len(result.by_round) > 1 and result.scores.private:
         _save_rounds(folder / f"{name}-rounds.png", result)

@@ -240,7 +240,7 @@ def run_attack(
         ThreatModelError: the adversary lacks what the attack needs.
         AttackError: the attack does not apply to this run.
     """
-    note = _no_control(run, with_control)
+    note = _no_control(run, attack, with_control)
     parts = 1 if note else 2
     start = time.perf_counter()
     found = _reconstruct(
@@ -272,13 +272,13 @@ def run_attack(
     )
 
 
-def _no_control(run: RecordedRun, wanted: bool) -> str:
+def _no_control(run: RecordedRun, attack: Attack, wanted: bool) -> str:
     """Return why there is no second attack; empty if there is one."""
     if run.config.instahide.method == "none":
         return "the run itself hides nothing"
     if run.is_crafted:
         return "the parameters were crafted for this run's encodings"
-    return "" if wanted else "not asked for"
+    return attack.no_control if wanted else "not asked for"
 
 
 def _reconstruct(
