@@ -20,7 +20,14 @@ def silent(done: int, total: int) -> None:
     """Show nothing: for a step inside another attack."""
 
 
-Target: TypeAlias = Literal["encoding", "private", "labels", "statistics", "components"]
+def part_of(advance: Advance, number: int, parts: int) -> Advance:
+    """Return a callback for one of several parts of the work, counted from 0."""
+    return lambda done, total: advance(number * total + done, parts * total)
+
+
+Target: TypeAlias = Literal[
+    "encoding", "private", "labels", "statistics", "components", "mixture"
+]
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ kept, so the result is that of sorting all scores.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
@@ -17,41 +18,58 @@ from torch import Tensor
 from instahide_fl.attacks.attack import Advance, RankedComponents
 from instahide_fl.data.pool import MixingPool
 
-VALUES_PER_CHUNK = 2**23  # pixels of the pool in memory: 32 MB
+VALUES_PER_CHUNK = 2**22  # pixels of the pool in memory: 16 MB
 ENCODINGS_PER_BLOCK = 1024  # scored against a chunk at a time
 
 Embedding: TypeAlias = Callable[[Tensor], Tensor]
 """From normalised images f32[n,C,H,W] to vectors f32[n,d] of length 1."""
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """How encodings are compared with public images.
+
+    Attributes:
+        queries: f32[E,d], a vector of length 1 for each encoding.
+        embed: gives the vectors of public images.
+        either_sign: whether an encoding may be the negative of what it should be.
+    """
+
+    queries: Tensor
+    embed: Embedding
+    either_sign: bool = False
+
+    def scores(self, block: slice, public: Tensor) -> Tensor:
+        """Return f32[e,c], of a block of encodings with public vectors f32[c,d]."""
+        found = self.queries[block] @ public.T
+        return found.abs_() if self.either_sign else found
+
+
 def rank_pool(
-    queries: Tensor, pool: MixingPool, embed: Embedding, top: int, advance: Advance
+    comparison: Comparison, pool: MixingPool, top: int, advance: Advance
 ) -> RankedComponents:
     """Find the public images that resemble each encoding most.
 
     Args:
-        queries: f32[E,d], a vector of length 1 for each encoding.
+        comparison: of E encodings with public images.
         pool: N images.
-        embed: gives the vectors of public images.
         top: m, images wanted; a smaller pool gives all it has.
         advance: told how many images of the pool were read.
     """
-    wanted = min(top, len(pool))
-    scores = queries.new_empty(len(queries), 0)
-    index = torch.empty(len(queries), 0, dtype=torch.int64)
+    wanted, count = min(top, len(pool)), len(comparison.queries)
+    scores, index = torch.empty(count, 0), torch.empty(count, 0, dtype=torch.int64)
+    starts = range(0, count, ENCODINGS_PER_BLOCK)
+    blocks = [slice(start, start + ENCODINGS_PER_BLOCK) for start in starts]
     chunk = max(1, VALUES_PER_CHUNK // pool.images[0].numel())
     for start in range(0, len(pool), chunk):
         images = pool.statistics.normalise(pool.images[start : start + chunk])
-        public = embed(images)
-        blocks = [
-            _best(some @ public.T, start, *known, wanted)
-            for some, *known in zip(
-                *(one.split(ENCODINGS_PER_BLOCK) for one in (queries, scores, index)),
-                strict=True,
-            )
+        public = comparison.embed(images)
+        best = [
+            _best(comparison.scores(b, public), start, scores[b], index[b], wanted)
+            for b in blocks
         ]
-        scores = torch.cat([one for one, _ in blocks])
-        index = torch.cat([one for _, one in blocks])
+        scores = torch.cat([one for one, _ in best])
+        index = torch.cat([one for _, one in best])
         advance(min(start + chunk, len(pool)), len(pool))
     return RankedComponents(index, scores, len(pool))
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, TypeAlias
+from typing import Annotated, ClassVar, Literal, TypeAlias
 
 import numpy as np
 import torch
+from pydantic import Field
+from torch import Tensor
 
 from instahide_fl.attacks.attack import (
     Advance,
@@ -13,14 +15,25 @@ from instahide_fl.attacks.attack import (
     RankedComponents,
     Reconstruction,
     Recovered,
+    part_of,
 )
 from instahide_fl.attacks.component_scoring import RANKED
-from instahide_fl.attacks.pool_ranking import correlation_embedding, rank_pool
+from instahide_fl.attacks.learned.sign_network import demask, train_sign_network
+from instahide_fl.attacks.learned.training import Training
+from instahide_fl.attacks.learned.two_towers import train_towers
+from instahide_fl.attacks.own_mixtures import own_mixtures
+from instahide_fl.attacks.pool_ranking import (
+    Comparison,
+    correlation_embedding,
+    rank_pool,
+)
+from instahide_fl.attacks.whitening import Whitening
+from instahide_fl.config.table import Count
 from instahide_fl.data.pool import MixingPool
 from instahide_fl.errors import AttackError
 from instahide_fl.transcript.threat_model import AdversaryView, Knowledge, Observation
 
-Score: TypeAlias = Literal["correlation"]
+Score: TypeAlias = Literal["correlation", "whitened", "learned", "demasked"]
 
 
 class PoolSearch(Attack):
@@ -32,16 +45,29 @@ class PoolSearch(Attack):
     needs: ClassVar[frozenset[Knowledge]] = frozenset(
         {Knowledge.ENCODINGS, Knowledge.POOL}
     )
-    cost: ClassVar[str] = "seconds for a pool of 20,000 images"
+    cost: ClassVar[str] = (
+        "seconds for a pool of 20,000 images, minutes for a million; minutes more to "
+        "train a network (score learned or demasked)"
+    )
     source: ClassVar[str] = (
         "the search of public images that Huang et al., InstaHide, ICML 2020, discuss "
-        "as an attack; this score is the simplest one"
+        "as an attack; the scores are of this project"
     )
     threat_model: ClassVar[str] = "encodings-holder"
     no_control: ClassVar[str] = "a run that hides nothing mixes no public images"
 
-    score: Score = "correlation"
-    """`correlation` of pixels, absolute ones under a sign mask."""
+    score: Score = "whitened"
+    """`correlation` of pixels, absolute ones under a sign mask, which is reported
+    beside every other; `whitened`, after taking out what photographs have in common;
+    `learned`, by a network trained on own mixtures; or `demasked`, whitened after a
+    network has guessed the signs."""
+    proxy: str = ""
+    """Public images in the place of private ones in the mixtures that networks are
+    trained on, as in `data.dataset`; empty takes images of the pool."""
+    steps: Count = 300
+    """Batches that a network is trained for."""
+    batch_size: Annotated[int, Field(ge=2)] = 64
+    """Mixtures in a batch."""
 
     def reconstruct(
         self, view: AdversaryView, rng: np.random.Generator, advance: Advance
@@ -50,11 +76,12 @@ class PoolSearch(Attack):
 
         Args:
             view: with encodings and the pool.
-            rng: unused.
-            advance: told how much of the pool was read.
+            rng: draws the sample that whitening is measured on, and own mixtures.
+            advance: told how far training and search are.
 
         Raises:
-            AttackError: the encodings mix no public images, or there are none.
+            AttackError: the encodings mix no public images, or have no signs to guess,
+                or there are none, or the proxy does not fit.
             PoolError: the pool's images have another shape.
         """
         pool = searched_pool(view)
@@ -62,9 +89,48 @@ class PoolSearch(Attack):
         encodings = torch.cat(
             [one.encodings for one in seen if one.encodings is not None]
         )
-        embed = correlation_embedding(view.config.instahide.method == "instahide")
-        found = rank_pool(embed(encodings), pool, embed, RANKED, advance)
-        return by_observation(seen, {self.score: found})
+        plain = correlation_embedding(view.config.instahide.method == "instahide")
+        ways = {"correlation": Comparison(plain(encodings), plain)}
+        parts = 1
+        if self.score != "correlation":
+            parts = 3
+            ahead = part_of(advance, 0, parts)
+            ways[self.score] = self._comparison(view, pool, encodings, rng, ahead)
+        found = {}
+        for number, (score, way) in enumerate(ways.items(), start=parts - len(ways)):
+            found[score] = rank_pool(way, pool, RANKED, part_of(advance, number, parts))
+        return by_observation(seen, found)
+
+    def _comparison(
+        self,
+        view: AdversaryView,
+        pool: MixingPool,
+        encodings: Tensor,
+        rng: np.random.Generator,
+        advance: Advance,
+    ) -> Comparison:
+        """Return the comparison that `score` names, other than the plain one."""
+        masked = view.config.instahide.method == "instahide"
+        if self.score == "demasked" and not masked:
+            raise AttackError(
+                f'pool_search.score = "demasked" guesses signs, and this run hides '
+                f"none (instahide.method = {view.config.instahide.method!r}): use "
+                f'"whitened"'
+            )
+        if self.score == "whitened":
+            white = Whitening.of_pool(pool, masked, rng)
+            return Comparison(white.embed_encodings(encodings), white.embed)
+        training = Training(self.steps, self.batch_size)
+        mixtures = own_mixtures(view, self.proxy, "pool_search.proxy")
+        if self.score == "learned":
+            return train_towers(
+                mixtures, pool, masked, encodings, training, rng, advance
+            )
+        channels = view.image_shape[0]
+        network, _ = train_sign_network(channels, mixtures, training, rng, advance)
+        white = Whitening.of_pool(pool, False, rng)
+        guessed = white.embed_encodings(demask(network, encodings))
+        return Comparison(guessed, white.embed, either_sign=True)
 
 
 def searched_pool(view: AdversaryView) -> MixingPool:
@@ -98,7 +164,7 @@ def observed_encodings(view: AdversaryView) -> list[Observation]:
     ]
     if not seen:
         raise AttackError(
-            "there are no encodings to search for: record at least one round "
+            "there are no encodings to attack: record at least one round "
             '(--set record.rounds="1") with clients in it'
         )
     return seen

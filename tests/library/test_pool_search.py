@@ -10,9 +10,18 @@ import pytest
 import torch
 
 from instahide_fl.attacks import pool_ranking
-from instahide_fl.attacks.attack import RankedComponents, Reconstruction, Recovered
+from instahide_fl.attacks.attack import (
+    RankedComponents,
+    Reconstruction,
+    Recovered,
+    silent,
+)
 from instahide_fl.attacks.component_scoring import score_components
-from instahide_fl.attacks.pool_ranking import correlation_embedding, rank_pool
+from instahide_fl.attacks.pool_ranking import (
+    Comparison,
+    correlation_embedding,
+    rank_pool,
+)
 from instahide_fl.attacks.pool_search import PoolSearch
 from instahide_fl.attacks.scoring import score
 from instahide_fl.attacks.verdict import LEAKS, NO_LEAK, verdict
@@ -54,9 +63,8 @@ def holder_of(photos, method="cross", mixed=4, count=60):
 
 
 def searched(view, **changes):
-    return PoolSearch(**changes).reconstruct(
-        view, np.random.default_rng(1), lambda *_: None
-    )
+    attack = PoolSearch(**changes)
+    return attack.reconstruct(view, np.random.default_rng(1), silent)
 
 
 def scored(found, view, truth, rng):
@@ -75,7 +83,8 @@ def test_ranking_by_chunks_and_blocks_is_that_of_all_correlations(
     monkeypatch.setattr(pool_ranking, "ENCODINGS_PER_BLOCK", 3)
     embed = correlation_embedding(ignore_signs)
     steps = []
-    found = rank_pool(embed(encodings), pool, embed, 12, lambda *at: steps.append(at))
+    way = Comparison(embed(encodings), embed)
+    found = rank_pool(way, pool, 12, lambda *at: steps.append(at))
 
     public = pool.statistics.normalise(pool.images).flatten(1)
     both = torch.cat([encodings.flatten(1), public])
@@ -89,7 +98,7 @@ def test_ranking_by_chunks_and_blocks_is_that_of_all_correlations(
 def test_a_pool_smaller_than_the_ranking_is_ranked_whole(rng, pool):
     embed = correlation_embedding(False)
     queries = embed(torch.from_numpy(rng.standard_normal((2, 3, 8, 8), np.float32)))
-    found = rank_pool(queries, pool, embed, 100, lambda *_: None)
+    found = rank_pool(Comparison(queries, embed), pool, 100, silent)
     assert found.index.sort(dim=1).values.tolist() == [list(range(len(pool)))] * 2
 
 
