@@ -251,7 +251,7 @@ def _write_tables(
     searches: list[dict[str, object]], costs: list[dict[str, object]]
 ) -> None:
     lines = [
-        "| encodings | pool | score | largest in top 10 | recall at k-p | recall at 100 |",
+        "| encodings | pool | score | largest in 10 | recall at k-2 | recall at 100 |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     seen = set()

@@ -62,7 +62,8 @@ class Recovered:
         soft_targets: f32[M,K], or of the batch as a whole f32[1,K]; None if none.
         classes: i64[M], hard labels; None if none.
         rows: i64[M], which images of the client these are, where the adversary knows
-            (an auditor does); None to let the scorer match them.
+            (an auditor does); None to let the scorer match them. For mixtures, which
+            encodings of the client and round they are of.
         statistics: of the batch, by layer, for instance "norm1.mean"; empty if none.
         components: rankings of the pool, by the score used; empty if none.
         diagnostics: numbers about how it went.
@@ -85,7 +86,8 @@ class Reconstruction:
 
     Attributes:
         target: what was recovered: encodings, private images, labels, statistics of
-            batches, or which public images encodings mix.
+            batches, or which public images encodings mix, or
+            mixtures without their masks.
         recovered: client by client.
         diagnostics: numbers about the attack as a whole.
     """

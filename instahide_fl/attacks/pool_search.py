@@ -50,8 +50,8 @@ class PoolSearch(Attack):
         "train a network (score learned or demasked)"
     )
     source: ClassVar[str] = (
-        "the search of public images that Huang et al., InstaHide, ICML 2020, discuss "
-        "as an attack; the scores are of this project"
+        "the search that the authors of InstaHide conjecture to cost N^(k-2) steps "
+        "(offconvex.org, 2020-11-11); the scores are of this project"
     )
     threat_model: ClassVar[str] = "encodings-holder"
     no_control: ClassVar[str] = "a run that hides nothing mixes no public images"

@@ -9,6 +9,7 @@ from typing import Any
 from instahide_fl.attacks.attack import Target
 from instahide_fl.attacks.component_scoring import ComponentScores, ShownComponents
 from instahide_fl.attacks.shown import ShownImages
+from instahide_fl.attacks.sign_scoring import SignScores
 from instahide_fl.metrics.identification import Identification
 from instahide_fl.metrics.labels import HardLabels, SoftLabels
 from instahide_fl.metrics.scores import ImageScores, Summary
@@ -67,6 +68,7 @@ class Scores:
         components: how well public images were found, by the score used; empty if none
             were sought.
         shown_components: to draw; None likewise.
+        signs: how many were guessed; None if none were.
     """
 
     target: Target
@@ -81,6 +83,7 @@ class Scores:
     caveats: tuple[str, ...]
     components: Mapping[str, ComponentScores] = field(default_factory=dict)
     shown_components: ShownComponents | None = None
+    signs: SignScores | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the entries metrics, baseline and caveats of an attack's file."""
@@ -97,6 +100,8 @@ class Scores:
             metrics["encoding"] = self.encoding.attack.to_json()
         if labels := self._labels():
             metrics["labels"] = labels
+        if self.signs:
+            metrics["signs"] = self.signs.to_json()
         if self.components:
             metrics["components"] = {
                 name: one.to_json() for name, one in self.components.items()

@@ -16,6 +16,7 @@ from instahide_fl.attacks.originals import Originals, truths_of, uninformed_gues
 from instahide_fl.attacks.pairing import EncodingTruth, Pairing, PrivateTruth
 from instahide_fl.attacks.scores import Column, Identified, Scores
 from instahide_fl.attacks.shown import ShownImages, align_shown, first_of_each_client
+from instahide_fl.attacks.sign_scoring import recovered_rows, score_signs, unmasked
 from instahide_fl.data.augment import Augmentation
 from instahide_fl.errors import ShapeError
 from instahide_fl.metrics.baselines import matched_noise
@@ -74,6 +75,7 @@ def score(
         caveats=tuple(_caveats(reconstruction, truths, augmentation)),
         components=score_components(reconstruction, truths),
         shown_components=shown_components(reconstruction, truths),
+        signs=score_signs(reconstruction, truths),
     )
 
 
@@ -143,6 +145,10 @@ class _Scorer:
         )
         if self.target == "encoding":
             return EncodingTruth.of(known, own, statistics, self.augmentation)
+        if self.target == "mixture":
+            mixed = [unmasked(truth) for truth in known]
+            truth = EncodingTruth.of(mixed, own, statistics, self.augmentation)
+            return truth.in_order(recovered_rows(recovered))
         every = [
             truth
             for (_, client), truth in self.truths.items()
@@ -242,7 +248,7 @@ def _caveats(
     augmentation: Augmentation | None,
 ) -> list[str]:
     """Say what a reader of the figures should know."""
-    found = []
+    found, target = [], reconstruction.target
     broken = sum(
         int((~one.images.isfinite()).flatten(1).any(dim=1).sum())
         for one in reconstruction.recovered
@@ -254,8 +260,8 @@ def _caveats(
             f"scored as the mean colour"
         )
     augmented = any(truth.key.augmentation is not None for truth in truths.values())
-    aligned = reconstruction.target == "encoding" and augmentation is not None
-    with_images = reconstruction.target not in ("labels", "components")
+    aligned = target in ("encoding", "mixture") and augmentation is not None
+    with_images = target not in ("labels", "components")
     if augmented and not aligned and with_images:
         found.append(
             "images were cropped and mirrored at random before mixing and are held "

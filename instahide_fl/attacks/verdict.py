@@ -39,7 +39,8 @@ def beats_baseline(scores: Scores, labels: bool = True) -> bool:
     """Tell whether an attack got private images or labels better than chance does.
 
     An encoding recovered does not count by itself: only what it shows of the private
-    images in it does. Public images found in it do: they are part of the key.
+    images in it does. Public images found in it do, and signs: both are parts of the
+    key.
 
     Args:
         scores: of the attack.
@@ -48,7 +49,8 @@ def beats_baseline(scores: Scores, labels: bool = True) -> bool:
     images = scores.private is not None and column_beats(scores.private)
     named = scores.identified is not None and _identifies(scores.identified)
     public = any(one.beats_chance for one in scores.components.values())
-    return images or named or public or (labels and _labels_beat(scores))
+    signs = scores.signs is not None and scores.signs.beats_chance
+    return images or named or public or signs or (labels and _labels_beat(scores))
 
 
 def column_beats(column: Column) -> bool:

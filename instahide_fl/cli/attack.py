@@ -167,7 +167,7 @@ def _print_results(results: Sequence[AttackResult]) -> None:
     console.print(table)
     console.print("SSIM, mean (best), in the better sign")
     for one in results:
-        _print_components(one)
+        _print_key_parts(one)
     config = results[0].run.config.instahide
     console.print(
         f"method {config.method}: {worst(one.verdict for one in results)}", markup=False
@@ -177,9 +177,15 @@ def _print_results(results: Sequence[AttackResult]) -> None:
             errors.print(f"{one.attack.name}: {caveat}")
 
 
-def _print_components(result: AttackResult) -> None:
+def _print_key_parts(result: AttackResult) -> None:
     from instahide_fl.attacks.component_scoring import FIRST
 
+    if signs := result.scores.signs:
+        console.print(
+            f"{result.attack.name}: {signs.right.mean():.1%} of signs right (chance "
+            f"50%, a constant guess {signs.constant.mean():.1%})",
+            markup=False,
+        )
     for score, found in result.scores.components.items():
         console.print(
             f"{result.attack.name}, {score}: the largest public image of an encoding "

@@ -49,7 +49,9 @@ def _save_grid(path: Path, result: AttackResult) -> None:
     method = result.run.config.instahide.method
     rows = [("private image", _bytes(originals))]
     if method != "none":
-        rows.append(("its encoding", _bytes(encodings)))
+        mixture = result.scores.target == "mixture"
+        label = "its mixture, before the mask" if mixture else "its encoding"
+        rows.append((label, _bytes(encodings)))
     recovered = "decoded image" if result.scores.target == "private" else "recovered"
     rows.append((recovered, _bytes(found)))
     title = f"{result.attack.name} by {result.threat_model.name}: {result.verdict}"

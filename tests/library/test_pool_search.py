@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from instahide_fl.attacks import pool_ranking
+from instahide_fl.attacks import pool_ranking, whitening
 from instahide_fl.attacks.attack import (
     RankedComponents,
     Reconstruction,
@@ -25,6 +25,7 @@ from instahide_fl.attacks.pool_ranking import (
 from instahide_fl.attacks.pool_search import PoolSearch
 from instahide_fl.attacks.scoring import score
 from instahide_fl.attacks.verdict import LEAKS, NO_LEAK, verdict
+from instahide_fl.attacks.whitening import Whitening
 from instahide_fl.data.pool import MixingPool
 from instahide_fl.encoding.encoder import build_encoder
 from instahide_fl.errors import AttackError, PoolError, ShapeError
@@ -50,7 +51,8 @@ def holder_of(photos, method="cross", mixed=4, count=60):
     """Return what a holder of encodings has, and the truth."""
     private = PrivateSplit(photos[:100], torch.zeros(100, dtype=torch.int64), 2)
     pool = MixingPool.from_images(photos[100:])
-    config = settings(method, 1, instahide__num_mixed=mixed)
+    changes = {"instahide__num_mixed": mixed, "data__augment": "none"}
+    config = settings(method, 1, **changes)
     encoder = RecordingEncoder(build_encoder(config.instahide, pool))
     encoder.encode(torch.arange(count), private, np.random.default_rng(0))
     truth = encoder.truth(1, "0", private)
@@ -177,3 +179,18 @@ def test_a_pool_of_another_shape_is_refused(photos, pool):
     view, _ = holder_of(photos)
     with pytest.raises(PoolError, match="3x8x8"):
         searched(replace(view, pool=pool))
+
+
+@pytest.mark.parametrize("method", ["cross", "mixup-cross"])
+def test_whitening_finds_more_than_plain_correlation(photos, rng, method):
+    view, truth = holder_of(photos, method, mixed=6)
+    found = scored(searched(view), view, truth, rng).components
+    assert found["whitened"].largest() > found["correlation"].largest() + 0.15
+
+
+def test_large_images_are_averaged_down_before_whitening(monkeypatch, photos, rng):
+    monkeypatch.setattr(whitening, "MOST_FEATURES", 200)
+    view, truth = holder_of(photos)
+    assert Whitening.of_pool(view.pool, True, rng).mean.shape == (3 * 8 * 8,)
+    found = scored(searched(view), view, truth, rng).components
+    assert found["whitened"].beats_chance

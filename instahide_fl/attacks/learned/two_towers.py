@@ -25,37 +25,36 @@ from instahide_fl.attacks.pool_ranking import Comparison
 from instahide_fl.data.pool import MixingPool
 from instahide_fl.types import EncodingKey
 
-DIMENSIONS = 256
-TEMPERATURE = 0.07
-WIDTH = 24
+WIDTH = 16
+OUTPUTS = 4  # channels that are compared, at every pixel
+SHARPNESS = 20.0  # inverse temperature, to begin with
+SHARPEST = 100.0
 BLOCK = 512  # encodings embedded at a time
-POSITIONS = 8  # rows and columns of features that are kept apart
 
 
 class Tower(nn.Module):
-    """From images f32[n,C,H,W] to vectors f32[n,d] of length 1."""
+    """From images f32[n,C,H,W] to vectors f32[n,4*H*W] of length 1.
+
+    Nothing is pooled: an encoding shows its images pixel by pixel, and what is unusual
+    at a pixel, its neighbours tell.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.features = nn.Sequential(
-            nn.Conv2d(2 * channels, WIDTH, 3, padding=1),
-            nn.BatchNorm2d(WIDTH),
+            nn.Conv2d(2 * channels, WIDTH, 5, padding=2),
             nn.ReLU(),
-            nn.Conv2d(WIDTH, 2 * WIDTH, 3, stride=2, padding=1),
-            nn.BatchNorm2d(2 * WIDTH),
+            nn.Conv2d(WIDTH, WIDTH, 3, padding=1),
             nn.ReLU(),
-            nn.Conv2d(2 * WIDTH, 2 * WIDTH, 3, stride=2, padding=1),
-            nn.BatchNorm2d(2 * WIDTH),
-            nn.ReLU(),
-            nn.AdaptiveAvgPool2d(POSITIONS),
+            nn.Conv2d(WIDTH, OUTPUTS, 3, padding=1),
         )
-        self.head = nn.Linear(2 * WIDTH * POSITIONS**2, DIMENSIONS)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return unit vectors."""
         # Squares add up over the images of a mixture, but for products of two.
         both = torch.cat([images, images.square()], dim=1)
-        return F.normalize(self.head(self.features(both).flatten(1)))
+        found = self.features(both)
+        return F.normalize((found - found.mean(dim=(2, 3), keepdim=True)).flatten(1))
 
 
 class TwoTowers(nn.Module):
@@ -65,6 +64,7 @@ class TwoTowers(nn.Module):
         super().__init__()
         self.encodings = Tower(channels)
         self.public = Tower(channels)
+        self.sharpness = nn.Parameter(torch.tensor(SHARPNESS).log())
         self.ignore_signs = ignore_signs
 
     def embed_encodings(self, images: Tensor) -> Tensor:
@@ -83,7 +83,8 @@ class TwoTowers(nn.Module):
         def contrastive(mixed: Tensor, key: EncodingKey) -> Tensor:
             rows, place = torch.unique(key.public_index, return_inverse=True)
             public = self.embed_public(pool.statistics.normalise(pool.images[rows]))
-            logits = self.embed_encodings(mixed) @ public.T / TEMPERATURE
+            sharpness = self.sharpness.exp().clamp_max(SHARPEST)
+            logits = sharpness * self.embed_encodings(mixed) @ public.T
             weights = key.coefficients[:, key.private_index.shape[1] :]
             weights = weights / weights.sum(dim=1, keepdim=True)
             wanted = torch.zeros_like(logits).scatter_(1, place, weights)
