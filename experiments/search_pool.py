@@ -54,7 +54,7 @@ from instahide_fl.transcript.threat_model import THREAT_MODELS
 RESULTS = Path(__file__).parent / "audits" / "pool_search.json"
 PAGE = Path(__file__).parents[1] / "docs" / "attacks" / "pool_search.md"
 CROPS = (1, 20)  # of each of 1,000 photographs: pools of 1,000 and 20,000
-SIZES = (10_000, 100_000, 1_000_000)  # by repetition, for time and memory only
+SIZES = (10_000, 100_000)  # by repetition, for time and memory only
 ENCODINGS = 300
 
 ALL: dict[str, Scalar] = {
@@ -95,11 +95,11 @@ class Cell:
 CELLS = [
     Cell(method, k, crops, "whitened")
     for crops in reversed(CROPS)
-    for k in (6, 4, 3, 5)
+    for k in (6, 4)
     for method in ("instahide", "mixup")
-    if k in (4, 6) or (crops == max(CROPS) and method == "instahide")
 ]
 CELLS += [Cell("instahide", 6, 20, score) for score in ("learned", "demasked")]
+CELLS += [Cell("instahide", k, 20, "whitened") for k in (3, 5)]
 
 
 def main() -> None:

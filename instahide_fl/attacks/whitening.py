@@ -57,7 +57,7 @@ class Whitening:
         rows.sort()  # pools lie on a disk
         blocks = (
             _features(pool.statistics.normalise(pool.images[some]), ignore_signs)
-            for some in torch.from_numpy(rows).split(BLOCK)
+            for some in torch.split(torch.from_numpy(rows), BLOCK)
         )
         mean, covariance = _moments(blocks)
         variance = covariance.diagonal().mean().clamp_min(1e-12)

@@ -108,7 +108,7 @@ def demask(network: nn.Module, encodings: Tensor, batch: int = 256) -> Tensor:
     """
     parts = []
     with torch.no_grad():
-        for some in encodings.abs().split(batch):
+        for some in torch.split(encodings.abs(), batch):
             # Expected value of a sign whose log-odds are known.
             parts.append(some * torch.tanh(network(some) / 2))
     return torch.cat(parts)

@@ -122,5 +122,7 @@ def train_towers(
             return towers.embed_public(images)
 
     with torch.no_grad():
-        blocks = [towers.embed_encodings(some) for some in encodings.split(BLOCK)]
+        blocks = [
+            towers.embed_encodings(some) for some in torch.split(encodings, BLOCK)
+        ]
     return Comparison(torch.cat(blocks), embed)
