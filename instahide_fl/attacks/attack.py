@@ -32,7 +32,30 @@ def continued(advance: Advance, before: int, parts: int) -> Advance:
     return lambda done, total: advance(before * total + done, parts * total)
 
 
-Target: TypeAlias = Literal["encoding", "private", "labels", "statistics"]
+Target: TypeAlias = Literal[
+    "encoding", "private", "labels", "statistics", "components", "mixture"
+]
+
+
+@dataclass(frozen=True)
+class RankedComponents:
+    """Public images that an attack takes to be in each encoding, the best first.
+
+    Attributes:
+        index: i64[E,m] into the pool.
+        scores: f32[E,m], descending.
+        pool_size: N, images that were ranked.
+    """
+
+    index: Tensor
+    scores: Tensor
+    pool_size: int
+
+    def rows(self, start: int, stop: int) -> RankedComponents:
+        """Return the rankings of the encodings start..stop-1."""
+        return RankedComponents(
+            self.index[start:stop], self.scores[start:stop], self.pool_size
+        )
 
 
 @dataclass(frozen=True)
@@ -46,10 +69,12 @@ class Recovered:
         soft_targets: f32[M,K], or of the batch as a whole f32[1,K]; None if none.
         classes: i64[M], hard labels; None if none.
         rows: i64[M], which images of the client these are, where the adversary knows
-            (an auditor does); None to let the scorer match them.
+            (an auditor does); None to let the scorer match them. For mixtures, which
+            encodings of the client and round they are of.
         links: f32[E,M], how much of each recovered image is in each of the client's
             encodings, as far as the attack knows; None if it does not say.
         statistics: of the batch, by layer, for instance "norm1.mean"; empty if none.
+        components: rankings of the pool, by the score used; empty if none.
         diagnostics: numbers about how it went.
     """
 
@@ -61,6 +86,7 @@ class Recovered:
     rows: Tensor | None = None
     links: Tensor | None = None
     statistics: dict[str, Tensor] = field(default_factory=dict)
+    components: dict[str, RankedComponents] = field(default_factory=dict)
     diagnostics: dict[str, float] = field(default_factory=dict)
 
 
@@ -69,8 +95,8 @@ class Reconstruction:
     """What an attack returns.
 
     Attributes:
-        target: what was recovered: encodings, private images, labels, or statistics of
-            batches.
+        target: what was recovered: encodings, private images, labels, statistics of
+            batches, which public images encodings mix, or mixtures without their masks.
         recovered: client by client.
         diagnostics: numbers about the attack as a whole.
         aligned: whether the attack looked for crops and mirroring, and undid them.
@@ -107,10 +133,10 @@ class Attack(Table):
     """Where it was published."""
     by_default: ClassVar[bool] = True
     """Whether it runs where no attack is named: not if it takes minutes."""
-    has_control: ClassVar[bool] = True
-    """Whether it can succeed where nothing is hidden, and so be checked there."""
     threat_model: ClassVar[str] = "honest-server"
     """The adversary that it is run as unless another is asked for."""
+    no_control: ClassVar[str] = ""
+    """Why it does not apply to a run that hides nothing; empty where it does."""
 
     def check(self, view: AdversaryView) -> None:
         """Refuse an adversary who lacks what the attack needs.

@@ -52,7 +52,7 @@ class KeyReplay(Attack):
     source: ClassVar[str] = (
         "seed search as against the InstaHide challenge: Carlini et al., IEEE S&P 2021"
     )
-    has_control: ClassVar[bool] = False
+    no_control: ClassVar[str] = "a run that hides nothing has no keys"
     threat_model: ClassVar[str] = "encodings-holder"
 
     first: CountOrZero = 0

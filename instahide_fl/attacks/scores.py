@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from instahide_fl.attacks.attack import Reconstruction, Target
+from instahide_fl.attacks.component_scoring import ComponentScores, ShownComponents
 from instahide_fl.attacks.key_scoring import FoundKeys
 from instahide_fl.attacks.shown import ShownImages
+from instahide_fl.attacks.sign_scoring import SignScores
 from instahide_fl.attacks.statistics_scoring import StatisticsErrors
 from instahide_fl.metrics.identification import Identification
 from instahide_fl.metrics.labels import HardLabels, SoftLabels
@@ -91,6 +94,10 @@ class Scores:
         keys: None if it looked for none.
         statistics: of batches; a reason why they were not scored, or None if it gave
             none.
+        components: how well public images were found, by the score used; empty if none
+            were sought.
+        shown_components: to draw; None likewise.
+        signs: how many were guessed; None if none were.
     """
 
     target: Target
@@ -106,6 +113,9 @@ class Scores:
     caveats: tuple[str, ...]
     keys: FoundKeys | None = None
     statistics: StatisticsErrors | str | None = None
+    components: Mapping[str, ComponentScores] = field(default_factory=dict)
+    shown_components: ShownComponents | None = None
+    signs: SignScores | None = None
 
     @classmethod
     def without_truth(cls, reconstruction: Reconstruction) -> Scores:
@@ -152,6 +162,12 @@ class Scores:
             metrics["statistics"] = {"absent": self.statistics}
         elif self.statistics is not None:
             metrics["statistics"] = self.statistics.to_json()
+        if self.signs:
+            metrics["signs"] = self.signs.to_json()
+        if self.components:
+            metrics["components"] = {
+                name: one.to_json() for name, one in self.components.items()
+            }
         return {
             "metrics": metrics,
             "baseline": self._baseline(),

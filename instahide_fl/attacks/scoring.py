@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from instahide_fl.attacks.attack import Reconstruction, Recovered, Target
+from instahide_fl.attacks.component_scoring import score_components, shown_components
 from instahide_fl.attacks.key_scoring import score_keys
 from instahide_fl.attacks.label_scoring import score_hard_labels, score_soft_labels
 from instahide_fl.attacks.originals import Originals, truths_of, uninformed_guess
 from instahide_fl.attacks.pairing import EncodingTruth, Pairing, PrivateTruth
 from instahide_fl.attacks.scores import Column, Identified, Registered, Scores
 from instahide_fl.attacks.shown import ShownImages, align_shown, first_of_each_client
+from instahide_fl.attacks.sign_scoring import recovered_rows, score_signs, unmasked
 from instahide_fl.data.augment import Augmentation
 from instahide_fl.errors import ShapeError
 from instahide_fl.metrics.baselines import matched_noise
@@ -79,6 +81,9 @@ def score(
         shown=first_of_each_client(one.shown for one in scored),
         caveats=tuple(_caveats(reconstruction, truths, augmentation)),
         keys=score_keys(reconstruction, truths),
+        components=score_components(reconstruction, truths),
+        shown_components=shown_components(reconstruction, truths),
+        signs=score_signs(reconstruction, truths),
     )
 
 
@@ -151,6 +156,10 @@ class _Scorer:
         )
         if self.target == "encoding":
             return EncodingTruth.of(known, own, statistics, self.augmentation)
+        if self.target == "mixture":
+            mixed = [unmasked(truth) for truth in known]
+            truth = EncodingTruth.of(mixed, own, statistics, self.augmentation)
+            return truth.in_order(recovered_rows(recovered))
         every = [
             truth
             for (_, client), truth in self.truths.items()
@@ -268,7 +277,7 @@ def _caveats(
     augmentation: Augmentation | None,
 ) -> list[str]:
     """Say what a reader of the figures should know."""
-    found = []
+    found, target = [], reconstruction.target
     broken = sum(
         int((~one.images.isfinite()).flatten(1).any(dim=1).sum())
         for one in reconstruction.recovered
@@ -280,10 +289,10 @@ def _caveats(
             f"scored as the mean colour"
         )
     augmented = any(truth.key.augmentation is not None for truth in truths.values())
-    aligned = reconstruction.target == "encoding" and augmentation is not None
+    aligned = target in ("encoding", "mixture") and augmentation is not None
     undone = reconstruction.keys is not None
-    pixels = reconstruction.target in ("encoding", "private")
-    if augmented and not (aligned or undone) and pixels:
+    with_images = target in ("encoding", "private", "mixture")
+    if augmented and not (aligned or undone) and with_images:
         found.append(
             "images were cropped and mirrored at random before mixing and are held "
             "against the originals without that: similarity is understated; audit with "

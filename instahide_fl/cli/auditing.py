@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -175,12 +175,30 @@ def print_results(results: Sequence[AttackResult]) -> None:
         f"method {config.method}: {worst(one.verdict for one in results)}", markup=False
     )
     for one in results:
-        if (keys := one.scores.keys) is not None:
-            console.print(
-                f"{one.attack.name}: keys of {keys.found:,} of {keys.count:,} encodings"
-            )
+        for line in _key_parts(one):
+            console.print(f"{one.attack.name}{line}", markup=False)
         for caveat in one.scores.caveats:
             errors.print(f"{one.attack.name}: {caveat}")
+
+
+def _key_parts(result: AttackResult) -> Iterator[str]:
+    """Say what an attack found of keys, which the table has no columns for."""
+    from instahide_fl.attacks.component_scoring import FIRST
+
+    scores = result.scores
+    if (keys := scores.keys) is not None:
+        yield f": keys of {keys.found:,} of {keys.count:,} encodings"
+    if signs := scores.signs:
+        yield (
+            f": {signs.right.mean():.1%} of signs right (chance 50%, a constant guess "
+            f"{signs.constant.mean():.1%})"
+        )
+    for score, found in scores.components.items():
+        yield (
+            f", {score}: the largest public image of an encoding is among the {FIRST} "
+            f"best of {found.pool_size:,} for {found.largest():.1%} (chance "
+            f"{found.chance(FIRST):.2%})"
+        )
 
 
 def _ssim(column: Column | None) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from instahide_fl.files import atomic_file
 from instahide_fl.metrics.correction import negative
+from instahide_fl.report.component_picture import save_component_picture
 from instahide_fl.report.contact_sheet import save_contact_sheet
 
 if TYPE_CHECKING:
@@ -39,7 +40,9 @@ def save_attack_pictures(result: AttackResult, folder: Path) -> None:
         OutputError: a file cannot be written.
     """
     name = result.attack.name
-    if result.scores.shown:
+    if result.scores.shown_components:
+        save_component_picture(folder / f"{name}.png", result)
+    elif result.scores.shown:
         _save_grid(folder / f"{name}.png", result)
         _save_pixels(folder / f"{name}.npz", result)
     elif not result.subject.truths:
@@ -70,7 +73,9 @@ def _save_grid(path: Path, result: AttackResult) -> None:
     method = result.subject.config.instahide.method
     rows = [("private image", _bytes(originals))]
     if method != "none":
-        rows.append(("its encoding", _bytes(encodings)))
+        mixture = result.scores.target == "mixture"
+        label = "its mixture, before the mask" if mixture else "its encoding"
+        rows.append((label, _bytes(encodings)))
     recovered = "decoded image" if result.scores.target == "private" else "recovered"
     rows.append((recovered, _bytes(found)))
     title = f"{result.attack.name} by {result.threat_model.name}: {result.verdict}"

@@ -235,9 +235,7 @@ def _no_control(attack: Attack, hides: bool, wanted: bool) -> str:
     """Return why there is no second attack; empty if there is one."""
     if not hides:
         return "nothing is hidden here in the first place"
-    if not attack.has_control:
-        return f"{attack.name} has nothing to find where nothing is hidden"
-    return "" if wanted else "not asked for"
+    return attack.no_control if wanted else "not asked for"
 
 
 def _control(

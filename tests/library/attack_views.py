@@ -29,6 +29,7 @@ def settings(method, batch_size, **changes):
     name, scope, mixed = {
         "none": ("none", "cross", 4),
         "mixup": ("mixup", "inside", 4),
+        "mixup-cross": ("mixup", "cross", 4),
         "inside": ("instahide", "inside", 4),
         "cross": ("instahide", "cross", 6),
     }[method]

@@ -1,0 +1,283 @@
+"""Are the public images in encodings found in the pool? How much does the search cost?
+
+    python experiments/search_pool.py --data hf:PATH-OF-CIFAR-10 --photos PATH
+
+It cuts pools from a folder of photographs, simulates one client with 300 encodings for
+each method, k and pool, searches the pool by every score, and writes the tables of
+docs/attacks/pool_search.md. A cell that is done already is not computed again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+from rich.console import Console
+
+from instahide_fl.attacks.attack import silent
+from instahide_fl.attacks.component_scoring import RANKED, ComponentScores
+from instahide_fl.attacks.pool_ranking import (
+    Comparison,
+    correlation_embedding,
+    rank_pool,
+)
+from instahide_fl.attacks.registry import build_attack
+from instahide_fl.attacks.whitening import Whitening
+from instahide_fl.config import Config, Scalar
+from instahide_fl.data.pool import MixingPool
+from instahide_fl.data.pool_build import build_pool
+from instahide_fl.data.pool_patches import PoolBuildOptions
+from instahide_fl.engine.inline import run_inline
+from instahide_fl.files import write_text
+from instahide_fl.progress import BuildProgress, steps_bar
+from instahide_fl.report.attack_picture import save_attack_pictures
+from instahide_fl.report.audit import (
+    RecordedRun,
+    open_recorded_run,
+    run_attack,
+    save_result,
+)
+from instahide_fl.rng import stream
+from instahide_fl.run_folder import RunFolder
+from instahide_fl.transcript.threat_model import THREAT_MODELS
+
+RESULTS = Path(__file__).parent / "audits" / "pool_search.json"
+PAGE = Path(__file__).parents[1] / "docs" / "attacks" / "pool_search.md"
+CROPS = (1, 20)  # of each of 1,000 photographs: pools of 1,000 and 20,000
+SIZES = (10_000, 100_000)  # by repetition, for time and memory only
+ENCODINGS = 300
+
+ALL: dict[str, Scalar] = {
+    "data.augment": "none",
+    "data.train-rows": f"0:{ENCODINGS}",
+    "instahide.scope": "cross",
+    "model.name": "mlp",
+    "partition.num-clients": 1,
+    "record.rounds": "1",
+    "record.truth": True,
+    "train.batch-size": ENCODINGS,
+    "train.rounds": 1,
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One search.
+
+    Attributes:
+        method: "instahide" or "mixup".
+        num_mixed: k.
+        crops: of each photograph in the pool.
+        score: of the search.
+    """
+
+    method: str
+    num_mixed: int
+    crops: int
+    score: str
+
+    @property
+    def folder(self) -> str:
+        """Of the run, shared by all scores."""
+        return f"{self.method}-k{self.num_mixed}-crops{self.crops}"
+
+
+CELLS = [
+    Cell(method, k, crops, "whitened")
+    for crops in reversed(CROPS)
+    for k in (6, 4)
+    for method in ("instahide", "mixup")
+]
+CELLS += [Cell("instahide", 6, 20, score) for score in ("learned", "demasked")]
+CELLS += [Cell("instahide", k, 20, "whitened") for k in (3, 5)]
+
+
+def main() -> None:
+    """Run what is missing, and write results and tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", default="cifar10", help="as data.dataset")
+    parser.add_argument("--photos", type=Path, required=True, help="folder")
+    parser.add_argument("--out", type=Path, default=Path("runs/search-pool"))
+    arguments = parser.parse_args()
+    console = Console(soft_wrap=True)
+    torch.set_num_threads(1)
+    known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    searches, costs = known.setdefault("searches", []), known.setdefault("costs", [])
+    for cell in CELLS:
+        if any(_matches(row, cell) for row in searches):
+            continue
+        pool = _pool(arguments.photos, arguments.out, cell.crops, console)
+        run = _recorded(arguments.out / cell.folder, cell, pool, arguments.data)
+        row = _searched(run, cell, arguments.out / cell.folder, console)
+        searches.append(row)
+        console.print(row, markup=False)
+        write_text(RESULTS, json.dumps(known, indent=2) + "\n")
+    for size in SIZES:
+        for score in ("correlation", "whitened"):
+            if not any(r["pool"] == size and r["score"] == score for r in costs):
+                pool = _pool(arguments.photos, arguments.out, 20, console)
+                costs.append(_cost(pool, size, score, arguments.out))
+                console.print(costs[-1], markup=False)
+                write_text(RESULTS, json.dumps(known, indent=2) + "\n")
+    _write_tables(searches, costs)
+
+
+def _matches(row: Mapping[str, object], cell: Cell) -> bool:
+    return all(row[name] == value for name, value in vars(cell).items())
+
+
+def _pool(photos: Path, out: Path, crops: int, console: Console) -> Path:
+    folder = out / f"pool-{crops}"
+    if not folder.exists():
+        with BuildProgress(console) as progress:
+            options = PoolBuildOptions(crops=crops, min_keypoints=0)
+            build_pool(photos, folder, options, len(os.sched_getaffinity(0)), progress)
+    return folder.resolve()
+
+
+def _recorded(folder: Path, cell: Cell, pool: Path, data: str) -> RecordedRun:
+    """Simulate a run, unless its folder is there."""
+    if not RunFolder(folder).finished:
+        values: dict[str, Scalar] = {
+            **ALL,
+            "data.dataset": data,
+            "instahide.method": cell.method,
+            "instahide.num-mixed": cell.num_mixed,
+            "output.folder": str(folder),
+            "pool.source": str(pool),
+        }
+        config = Config().with_values(values).located(Path.cwd())
+        path = Path(config.output.folder)
+        run_inline(config, RunFolder.create(path, config))
+    return open_recorded_run(folder)
+
+
+def _searched(
+    run: RecordedRun, cell: Cell, folder: Path, console: Console
+) -> dict[str, object]:
+    """Search, and return what the table shows."""
+    attack = build_attack("pool_search", {"score": cell.score})
+    adversary = THREAT_MODELS[attack.threat_model]
+    with steps_bar(console, f"{cell.folder}, {cell.score}") as advance:
+        result = run_attack(run, attack, adversary, 0, advance)
+    save_result(result, folder / f"attacks-{cell.score}")
+    save_attack_pictures(result, folder / f"attacks-{cell.score}")
+    found = result.scores.components
+    return {
+        **vars(cell),
+        "pool": found[cell.score].pool_size,
+        "encodings": found[cell.score].encodings,
+        "seconds": round(result.seconds, 1),
+        "verdict": result.verdict,
+        "found": {name: _figures(one) for name, one in found.items()},
+    }
+
+
+def _figures(scores: ComponentScores) -> dict[str, float]:
+    public = scores.ranks.shape[1]
+    return {
+        "largest_in_top_10": round(scores.largest(), 3),
+        "recall_at_number_in_encoding": round(scores.recall(public), 3),
+        "recall_at_100": round(scores.recall(RANKED), 3),
+    }
+
+
+def _cost(pool: Path, size: int, score: str, out: Path) -> dict[str, object]:
+    """Search a pool of repeated images, mapped from disk."""
+    folder = out / f"repeated-{size}"
+    images = MixingPool.open(pool).images
+    if not folder.exists():
+        rows = torch.arange(size) % len(images)
+        MixingPool.from_images(images[rows], "repeated").save(folder)
+    repeated = MixingPool.open(folder)
+    rng = stream(0, "cost of a search")
+    drawn = rng.standard_normal((ENCODINGS, *repeated.image_shape), np.float32)
+    encodings = torch.from_numpy(drawn)
+    with _peak_memory() as peak:
+        start = time.perf_counter(), time.process_time()
+        if score == "correlation":
+            embed = correlation_embedding(ignore_signs=True)
+            way = Comparison(embed(encodings), embed)
+        else:
+            white = Whitening.of_pool(repeated, True, rng)
+            way = Comparison(white.embed_encodings(encodings), white.embed)
+        rank_pool(way, repeated, RANKED, silent)
+        seconds = time.perf_counter() - start[0], time.process_time() - start[1]
+    return {
+        "pool": size,
+        "score": score,
+        "encodings": ENCODINGS,
+        "seconds": round(seconds[0], 1),
+        "cpu_seconds": round(seconds[1], 1),
+        "megabytes": round(peak[0] / 1e6),
+    }
+
+
+@contextmanager
+def _peak_memory() -> Iterator[list[int]]:
+    """Measure how much memory is taken on top, without pages mapped from files."""
+    process, done = psutil.Process(), threading.Event()
+
+    def own() -> int:
+        memory = process.memory_info()
+        return int(memory.rss - memory.shared)
+
+    before, peak = own(), [0]
+
+    def watch() -> None:
+        while not done.wait(0.02):
+            peak[0] = max(peak[0], own() - before)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield peak
+    finally:
+        done.set()
+        watcher.join()
+
+
+def _write_tables(
+    searches: list[dict[str, object]], costs: list[dict[str, object]]
+) -> None:
+    lines = [
+        "| encodings | pool | score | largest in 10 | recall at k-2 | recall at 100 |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    seen = set()
+    for row in searches:
+        for score, found in row["found"].items():
+            about = f"{row['method']}, k={row['num_mixed']} | {row['pool']:,} | {score}"
+            if about not in seen:
+                seen.add(about)
+                figures = " | ".join(f"{value:.2f}" for value in found.values())
+                lines.append(f"| {about} | {figures} |")
+    _between("results", lines)
+    lines = ["| pool | score | CPU seconds | memory, MB |", "| --- | --- | --- | --- |"]
+    for row in costs:
+        lines.append(
+            f"| {row['pool']:,} | {row['score']} | {row['cpu_seconds']} | "
+            f"{row['megabytes']} |"
+        )
+    _between("costs", lines)
+
+
+def _between(name: str, lines: list[str]) -> None:
+    begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->"
+    page = PAGE.read_text(encoding="utf-8")
+    before, after = page.index(begin) + len(begin), page.index(end)
+    write_text(PAGE, page[:before] + "\n".join(lines) + "\n" + page[after:])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Networks that attackers train on mixtures of their own."""

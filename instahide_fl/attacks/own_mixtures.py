@@ -1,0 +1,98 @@
+"""Mixtures that an attacker makes: public images under the settings of a run.
+
+What a network learns of them holds for the victims' encodings as well, as far as their
+images resemble the public ones. No sign is flipped: who ignores signs takes absolute
+values, and who wants to restore them needs them as the truth.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from instahide_fl.config import DataConfig
+from instahide_fl.data.datasets import augmentation_for, load_dataset
+from instahide_fl.data.pool import MixingPool
+from instahide_fl.encoding.encoder import MixingEncoder, MixupEncoder
+from instahide_fl.errors import AttackError
+from instahide_fl.transcript.threat_model import AdversaryView
+from instahide_fl.types import EncodingKey, PrivateSplit
+
+
+@dataclass(frozen=True)
+class OwnMixtures:
+    """A source of mixtures.
+
+    Attributes:
+        encoder: mixes as the victims' does, without signs.
+        split: public images in the place of private ones.
+    """
+
+    encoder: MixingEncoder
+    split: PrivateSplit
+
+    def draw(self, count: int, rng: np.random.Generator) -> tuple[Tensor, EncodingKey]:
+        """Return fresh mixtures f32[count,C,H,W], normalised, and their keys."""
+        index = torch.from_numpy(rng.integers(len(self.split), size=count))
+        batch, key = self.encoder.encode(index, self.split, rng)
+        return batch.images, key
+
+
+def own_mixtures(view: AdversaryView, proxy: str, setting: str) -> OwnMixtures:
+    """Prepare mixtures as the clients of a run make them.
+
+    Args:
+        view: settings, pool and shape of the images.
+        proxy: public images in the place of private ones, as in `data.dataset`; empty
+            takes images of the pool.
+        setting: name of the setting that `proxy` is from, for messages.
+
+    Raises:
+        AttackError: the run does not mix, or the public images do not fit.
+        DataError: the data set is missing or unreadable.
+    """
+    config = view.config.instahide
+    if config.method == "none":
+        raise AttackError(
+            'this run mixes nothing (instahide.method = "none"), so there is nothing '
+            "to learn from mixtures"
+        )
+    split = _public_split(view, proxy, setting)
+    if len(split) < config.private_count:
+        raise AttackError(
+            f"{setting} = {proxy!r} has {len(split)} images, an encoding mixes "
+            f"{config.private_count} private ones: choose a larger one"
+        )
+    augmentation = augmentation_for(view.config.data, view.image_shape)
+    pool = view.pool if config.uses_pool else None
+    return OwnMixtures(MixupEncoder(config, pool, augmentation), split)
+
+
+def _public_split(view: AdversaryView, proxy: str, setting: str) -> PrivateSplit:
+    channels, height, _ = view.image_shape
+    if proxy:
+        data = DataConfig(dataset=proxy, image_size=height)
+        split = load_dataset(data).train
+    elif view.pool is not None:
+        split = _as_split(view.pool)
+    else:
+        raise AttackError(
+            f"this run mixes no public images, so there is no pool to learn from: name "
+            f'a data set of similar images, for instance {setting}="cifar100"'
+        )
+    if tuple(split.images.shape[1:]) != view.image_shape:
+        raise AttackError(
+            f"{setting} = {proxy!r} has images of "
+            f"{'x'.join(map(str, split.images.shape[1:]))}, the run "
+            f"{'x'.join(map(str, view.image_shape))} (channels x height x width): "
+            f"choose one with {channels} channels"
+        )
+    return split
+
+
+def _as_split(pool: MixingPool) -> PrivateSplit:
+    classes = torch.zeros(len(pool), dtype=torch.int64)
+    return PrivateSplit(pool.images, classes, 1, pool.statistics)
