@@ -232,7 +232,7 @@ def _decrypt(
     from instahide_fl.challenge.files import DECRYPTION, write_decryption
     from instahide_fl.challenge.score import describe_decryption
 
-    for result in sorted(results, key=lambda one: not one.threat_model.ordinary):
+    for result in sorted(results, key=_preference):
         view = subject.view(result.threat_model)
         images = decryption_of(result.reconstruction, view)
         if images is None:
@@ -243,6 +243,13 @@ def _decrypt(
         console.print(f"{path} is by {result.attack.name} as {adversary}", markup=False)
         return
     console.print("no decryption: no attack recovered private images", markup=False)
+
+
+def _preference(result: AttackResult) -> tuple[bool, bool]:
+    """Sort what somebody ordinary can do first, and there what a challenge is for."""
+    from instahide_fl.challenge.subject import EXPECTED
+
+    return not result.threat_model.ordinary, result.attack.name not in EXPECTED
 
 
 def _print_score(score: ChallengeScore, maker: str) -> None:

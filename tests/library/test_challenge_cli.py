@@ -53,7 +53,7 @@ def test_inside_an_auditor_decodes_everything(command, challenge):
     assert code == 0
     assert "200 of 20 images" in out
     assert "operating-system" in out
-    code, out, _ = command("challenge", "attack", "c")
+    code, out, _ = command("challenge", "attack", "c", "--attack", "decode_encodings")
     assert code == 0
     assert "leaks to this adversary" in out
     assert "c/decryption.npy is by decode_encodings as auditor-of-encodings" in out
