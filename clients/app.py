@@ -110,7 +110,9 @@ def train(message: Message, context: Context) -> Message:
         write_truth(folder, keeper.truth(instruction.round, node.client, whole))
     keep_exposures(node, context, instruction.round, exposures)
     warn_of_exposures(node, instruction.round, beyond, exposures)
-    update = replace(update, metrics={**update.metrics, **exposures.summary(limit)})
+    if not node.config.defense.is_private:  # whose samples have to stay unknown
+        told = {**update.metrics, **exposures.summary(limit)}
+        update = replace(update, metrics=told)
     if node.config.secure_aggregation.enabled:
         return reply_masked(message, context, node.client, update, node.config)
     return reply_update(message, node.client, update)
