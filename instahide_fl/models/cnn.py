@@ -42,7 +42,7 @@ class SmallCnn(nn.Module):
         Returns:
             f32[B,K].
         """
-        images = images.contiguous(memory_format=torch.channels_last)
+        images = _channels_last(images)
         features = F.max_pool2d(self._activate(self.norm1(self.conv1(images))), 2)
         features = F.max_pool2d(self._activate(self.norm2(self.conv2(features))), 2)
         logits: Tensor = self.head(self._activate(self.hidden(features.flatten(1))))
@@ -112,9 +112,16 @@ class DropoutCnn(nn.Module):
         Returns:
             f32[B,K].
         """
-        images = images.contiguous(memory_format=torch.channels_last)
+        images = _channels_last(images)
         features = F.relu(self.conv2(F.relu(self.conv1(images))))
         features = self.dropout1(F.max_pool2d(features, 2))
         hidden = self.dropout2(F.relu(self.hidden(features.flatten(1))))
         logits: Tensor = self.head(hidden)
         return logits
+
+
+def _channels_last(images: Tensor) -> Tensor:
+    """Lay images out as they are convolved fastest; vmap has no such layout."""
+    if torch._C._functorch.is_functorch_wrapped_tensor(images):
+        return images
+    return images.contiguous(memory_format=torch.channels_last)

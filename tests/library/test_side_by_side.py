@@ -10,7 +10,11 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from instahide_fl.attacks.gradient_matching import cosine_distance, squared_distance
+from instahide_fl.attacks.gradient_matching import (
+    cosine_distance,
+    simulated_updates,
+    squared_distance,
+)
 from instahide_fl.attacks.guess import repeat_victims
 from instahide_fl.attacks.inverting_gradients import InvertingGradients
 from instahide_fl.attacks.memory import memory_of_one
@@ -156,6 +160,13 @@ def test_vmap_stays_where_one_pass_would_be_wrong():
         *(replace(victims, model=one) for one in (grouped, reflected, bilinear, blind)),
     ]:
         assert not one_pass_will_do(other)
+
+
+def test_vmap_gives_the_same_for_the_network_that_lays_images_out_anew():
+    victims, guess, labels = problems(2, 2, "small-cnn")
+    found = simulated_updates(victims, guess, labels)
+    for name, array in one_after_another(victims, guess, labels).items():
+        torch.testing.assert_close(found[name], array)
 
 
 class InPlace(nn.Module):
