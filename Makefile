@@ -6,12 +6,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help install run test test-fast check format build bench picture clean
+.PHONY: help install run simulate test test-fast check format build bench picture clean
 
 help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
 
-run: $(READY) ## Simulate the default federation: 10 clients, InstaHide, MNIST digits.
+run: $(READY) ## Compare defences on MNIST digits: train, attack, write the report.
+	$(BIN)/instahide-fl compare experiments/compare-digits.toml --resume $(ARGS)
+
+simulate: $(READY) ## Simulate the default federation: 10 clients, InstaHide, MNIST digits.
 	$(BIN)/instahide-fl run $(ARGS)
 
 test: $(READY) ## Run all tests.

@@ -3,12 +3,12 @@
 `python -m benchmarks.attacks` attacks updates of one image of 3x32x32 each, on a
 network of three convolutions. `published` follows the algorithm of Geiping et al.
 (NeurIPS 2020) line by line: one victim at a time, the gradient by autograd, total
-variation with the same weight throughout. All take as many steps.
+variation with the same weight throughout. All take as many steps. They run in turn,
+because the speed of a machine changes while others use it.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.reporting import main_of
+from benchmarks.reporting import alternate, main_of
 from instahide_fl.attacks.attack import silent
 from instahide_fl.attacks.inverting_gradients import InvertingGradients
 from instahide_fl.config import Config
@@ -47,28 +47,34 @@ SHAPE, CLASSES = (3, 32, 32), 10
 STEP, VARIATION = 0.1, 0.01
 
 
-def run(iterations: int = 500, victims: int = 8, compared: int = 5) -> dict[str, Any]:
-    """Attack the same victims in three ways.
+def run(
+    iterations: int = 500, victims: int = 8, compared: int = 5, repeats: int = 3
+) -> dict[str, Any]:
+    """Attack the same victims in three ways, in turn.
 
     Args:
         iterations: of each attack.
         victims: for the times.
         compared: of them whose PSNR is compared.
+        repeats: whose median is shown, after one that does not count.
     """
     torch.set_num_threads(1)
     seen = [_victim(number) for number in range(victims)]
     observations = [observation for observation, _ in seen]
     truths = [truth for _, truth in seen]
     ways = {
-        "published, one after another": partial(_published, observations, iterations),
-        "instahide-fl, one after another": partial(_alone, observations, iterations),
-        "instahide-fl, side by side": partial(_together, observations, iterations),
+        "published, one after another": _published,
+        "instahide-fl, one after another": _alone,
+        "instahide-fl, side by side": _together,
     }
+    found: dict[str, list[Tensor]] = {}
+
+    def attack(name: str) -> None:
+        found[name] = ways[name](observations, iterations)
+
+    seconds = alternate({name: partial(attack, name) for name in ways}, repeats)
     rows = []
-    for name, attack in ways.items():
-        start = time.perf_counter()
-        images = attack()
-        seconds = time.perf_counter() - start
+    for name, images in found.items():
         quality = [
             _psnr(image, truth)
             for image, truth in zip(images[:compared], truths, strict=False)
@@ -77,8 +83,8 @@ def run(iterations: int = 500, victims: int = 8, compared: int = 5) -> dict[str,
             {
                 "attack": name,
                 "victims": victims,
-                "seconds": seconds,
-                "ratio": rows[0]["seconds"] / seconds if rows else 1.0,
+                "seconds": seconds[name],
+                "ratio": next(iter(seconds.values())) / seconds[name],
                 f"mean PSNR of {compared}": float(np.mean(quality)),
                 "worst PSNR": float(np.min(quality)),
             }

@@ -26,10 +26,7 @@ from instahide_fl.attacks.attack import (
 from instahide_fl.attacks.batch_statistics import BatchStatistics
 from instahide_fl.attacks.gradient_matching import (
     LayerStatistics,
-    cosine_distance,
     layer_statistics,
-    simulated_updates,
-    squared_distance,
     statistics_distance,
     total_variation,
 )
@@ -41,7 +38,9 @@ from instahide_fl.attacks.guess import (
     repeat_victims,
     starting_point,
 )
+from instahide_fl.attacks.memory import memory_of_one
 from instahide_fl.attacks.recovered_labels import with_recovered_labels
+from instahide_fl.attacks.side_by_side import update_distance
 from instahide_fl.attacks.victims import (
     Victims,
     alike,
@@ -56,6 +55,7 @@ from instahide_fl.transcript.threat_model import AdversaryView, Knowledge, Obser
 
 MILESTONES = (3 / 8, 5 / 8, 7 / 8)  # of the iterations, after which the step shrinks
 SIDE_BY_SIDE = 32  # victims times restarts
+MEMORY = 4 * 10**9  # bytes that they may take
 
 
 class InvertingGradients(Attack):
@@ -110,13 +110,16 @@ class InvertingGradients(Attack):
         )
         check_batches(model, view)
         chunks = [
-            stack_victims(view, model, part, device, self.labels == "auto")
+            part
             for group in alike(view.observations)
-            for part in _chunks(group, self.restarts)
+            for part in _chunks(
+                group, self.restarts, memory_of_one(model, view.image_shape, group[0])
+            )
         ]
         total = self.iterations * len(chunks)
         recovered: list[Recovered] = []
-        for number, victims in enumerate(chunks):
+        for number, part in enumerate(chunks):
+            victims = stack_victims(view, model, part, device, self.labels == "auto")
             shown = partial(_shifted, advance, number * self.iterations, total)
             recovered += self._invert(victims, view, rng, shown)
         return Reconstruction("encoding", tuple(recovered))
@@ -156,12 +159,13 @@ class InvertingGradients(Attack):
         """Move all guesses, and keep the best match of each."""
         box = Box.of(view, victims.device)
         prior = _Prior.of(self, victims, view)
+        distance_of = update_distance(victims, self.distance)
         moving = [images, *labels.moving]
         optimizer = torch.optim.Adam(moving, lr=self.step_size)
         marks = {int(share * self.iterations) for share in MILESTONES}
         best = _Best.before_any(images)
         for step in range(self.iterations):
-            distance = self._distance(victims, images, labels)
+            distance = distance_of(images, labels.values())
             # It guides the search, and would keep the end from matching exactly.
             shrunk = optimizer.param_groups[0]["lr"] / self.step_size
             loss = distance + shrunk * prior(images)
@@ -178,13 +182,6 @@ class InvertingGradients(Attack):
             if self.patience and step - best.latest >= self.patience:
                 break
         return best
-
-    def _distance(
-        self, victims: Victims, images: Tensor, labels: GuessedLabels
-    ) -> Tensor:
-        measure = cosine_distance if self.distance == "cosine" else squared_distance
-        found = simulated_updates(victims, images, labels.values())
-        return measure(found, victims.updates)
 
 
 @dataclass(frozen=True)
@@ -272,7 +269,8 @@ class _Best:
         better = losses < self.losses
         if bool((losses < 0.999 * self.losses).any()):
             self.latest = step
-        self.images[better] = images.detach()[better]
+        chosen = better.view(-1, *[1] * (images.dim() - 1))
+        self.images = torch.where(chosen, images.detach(), self.images)
         self.losses = torch.where(better, losses, self.losses)
 
 
@@ -292,7 +290,9 @@ def _start(
 
 
 def _chunks(
-    group: tuple[Observation, ...], restarts: int
+    group: tuple[Observation, ...], restarts: int, memory: int
 ) -> list[tuple[Observation, ...]]:
-    size = max(1, SIDE_BY_SIDE // restarts)
+    """Cut victims into chunks, of problems that take so many bytes each."""
+    problems = min(SIDE_BY_SIDE, MEMORY // memory)
+    size = max(1, problems // restarts)
     return [group[at : at + size] for at in range(0, len(group), size)]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from instahide_fl.attacks.linear_layers import build_network
 from instahide_fl.config import Config
 from instahide_fl.errors import AttackError
+from instahide_fl.models.layout import accept_any_layout
 from instahide_fl.transcript.threat_model import AdversaryView, Observation
 from instahide_fl.types import UpdateKind
 
@@ -89,6 +90,7 @@ def training_network(
     """
     model = build_network(config, image_shape, num_classes)
     torch.func.replace_all_batch_norm_modules_(model)
+    accept_any_layout(model)
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             raise AttackError(
