@@ -158,7 +158,7 @@ class SideBySide:
         slopes = torch.autograd.grad(loss, edges, create_graph=True)
         for layer, slope in zip(self._layers, slopes, strict=True):
             shape = (count, len(slope) // count, -1)
-            yield layer, slope.view(shape), layer.inputs.view(shape)
+            yield layer, slope.reshape(shape), layer.inputs.view(shape)
 
 
 def _products(slopes: Tensor, inputs: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
