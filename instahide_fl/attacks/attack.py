@@ -9,6 +9,7 @@ from typing import ClassVar, Literal, TypeAlias
 import numpy as np
 from torch import Tensor
 
+from instahide_fl.attacks.links import LinkedEncodings
 from instahide_fl.config.table import Table
 from instahide_fl.transcript.threat_model import AdversaryView, Knowledge
 
@@ -37,6 +38,8 @@ class Recovered:
             (an auditor does); None to let the scorer match them.
         statistics: of the batch, by layer, for instance "norm1.mean"; empty if none.
         diagnostics: numbers about how it went.
+        links: which image it took each part of an encoding for; None if it was told, or
+            did not ask.
     """
 
     client: str
@@ -47,6 +50,7 @@ class Recovered:
     rows: Tensor | None = None
     statistics: dict[str, Tensor] = field(default_factory=dict)
     diagnostics: dict[str, float] = field(default_factory=dict)
+    links: LinkedEncodings | None = None
 
 
 @dataclass(frozen=True)

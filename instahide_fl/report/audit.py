@@ -13,6 +13,7 @@ from typing import Any
 from instahide_fl.attacks.attack import Advance, Attack, Reconstruction
 from instahide_fl.attacks.control import Truths, control_of, undefended
 from instahide_fl.attacks.linear_layers import build_network
+from instahide_fl.attacks.link_scoring import link_scores
 from instahide_fl.attacks.scores import Scores
 from instahide_fl.attacks.scoring import score
 from instahide_fl.attacks.verdict import beats_baseline, verdict
@@ -212,7 +213,12 @@ class AttackResult:
         return {
             **self.reconstruction.diagnostics,
             "clients": [
-                {"client": one.client, "round": one.round, **one.diagnostics}
+                {
+                    "client": one.client,
+                    "round": one.round,
+                    **one.diagnostics,
+                    **link_scores(one.links, one.client, self.run.truths),
+                }
                 for one in self.reconstruction.recovered
             ],
         }
