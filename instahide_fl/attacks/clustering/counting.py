@@ -50,8 +50,8 @@ def estimate_images(
     # Two slots of a class show one image with a chance of 1 / (n share): times the
     # share, and summed over the classes, that is their number over n.
     total = sum(float(shares[one]) * chance for one, chance in same.items())
-    count: int = round(len(same) / max(total, 1e-3))
-    return max(2, count)
+    estimated: int = round(len(same) / max(total, 1e-3))
+    return max(2, estimated)
 
 
 def _similarity(slots: Slots, embedding: Tensor) -> dict[int, float]:
