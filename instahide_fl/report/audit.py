@@ -11,7 +11,6 @@ from typing import Any, Protocol
 
 from instahide_fl.attacks.attack import Advance, Attack, Reconstruction
 from instahide_fl.attacks.control import Truths, hides_nothing
-from instahide_fl.attacks.link_scoring import link_scores
 from instahide_fl.attacks.scores import Scores
 from instahide_fl.attacks.scoring import score
 from instahide_fl.attacks.statistics_scoring import score_statistics
@@ -162,12 +161,7 @@ class AttackResult:
         return {
             **self.reconstruction.diagnostics,
             "clients": [
-                {
-                    "client": one.client,
-                    "round": one.round,
-                    **one.diagnostics,
-                    **link_scores(one.links, one.client, self.subject.truths),
-                }
+                {"client": one.client, "round": one.round, **one.diagnostics}
                 for one in self.reconstruction.recovered
             ],
         }

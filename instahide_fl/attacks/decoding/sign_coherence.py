@@ -95,18 +95,3 @@ def _by_single_flips(
         for group, row in zip(groups, rows, strict=True):
             signs[group] *= np.where(signs[group] * (row @ signs) < 0, -1, 1)
     return signs
-
-
-def coherence(images: Tensor) -> float:
-    """Return how much neighbouring pixels and channels agree, -1..1.
-
-    The correlation over all images and pairs of neighbours; near 1 for pictures.
-
-    Args:
-        images: f32[n,C,H,W].
-    """
-    values = images.flatten(1)
-    first, second = (one.to(values.device) for one in _neighbours(images.shape[1:]))
-    left, right = values[:, first], values[:, second]
-    size = (left.square().sum() * right.square().sum()).sqrt().clamp_min(1e-12)
-    return float((left * right).sum() / size)
