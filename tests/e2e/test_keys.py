@@ -12,7 +12,8 @@ import instahide_fl.rng
 from instahide_fl.attacks.attack import silent
 from instahide_fl.attacks.key_replay import KeyReplay
 from instahide_fl.engine.inline import run_inline
-from instahide_fl.report.audit import open_recorded_run, run_attack
+from instahide_fl.report.audit import run_attack
+from instahide_fl.report.recorded_run import open_recorded_run
 from instahide_fl.transcript.threat_model import threat_model
 from tests.e2e.support import model_bytes, start
 
