@@ -41,12 +41,8 @@ from instahide_fl.engine.inline import run_inline
 from instahide_fl.files import write_text
 from instahide_fl.progress import BuildProgress, steps_bar
 from instahide_fl.report.attack_picture import save_attack_pictures
-from instahide_fl.report.audit import (
-    RecordedRun,
-    open_recorded_run,
-    run_attack,
-    save_result,
-)
+from instahide_fl.report.audit import run_attack, save_result
+from instahide_fl.report.recorded_run import RecordedRun, open_recorded_run
 from instahide_fl.rng import stream
 from instahide_fl.run_folder import RunFolder
 from instahide_fl.transcript.threat_model import THREAT_MODELS
