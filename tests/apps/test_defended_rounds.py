@@ -35,9 +35,17 @@ def settings(**changes):
     [
         {"defense__transforms": "prune, sign, clip, noise"},
         {"defense__differential_privacy": "dp-sgd"},
-        {"defense__differential_privacy": "dp-sgd", "train__mode": "update"},
+        {
+            "defense__differential_privacy": "dp-sgd",
+            "train__mode": "update",
+            "train__batch_size": 500,
+        },
         {"defense__differential_privacy": "central", "train__clients_per_round": 1},
-        {"defense__differential_privacy": "local", "train__mode": "update"},
+        {
+            "defense__differential_privacy": "local",
+            "train__mode": "update",
+            "train__batch_size": 500,
+        },
     ],
 )
 def test_a_defended_run_repeats_byte_for_byte(tmp_path, changes):
