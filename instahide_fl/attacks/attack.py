@@ -9,6 +9,7 @@ from typing import ClassVar, Literal, TypeAlias
 import numpy as np
 from torch import Tensor
 
+from instahide_fl.attacks.links import LinkedEncodings
 from instahide_fl.config.table import Table
 from instahide_fl.transcript.threat_model import AdversaryView, Knowledge
 from instahide_fl.types import EncodingKey
@@ -71,11 +72,13 @@ class Recovered:
         rows: i64[M], which images of the client these are, where the adversary knows
             (an auditor does); None to let the scorer match them. For mixtures, which
             encodings of the client and round they are of.
-        links: f32[E,M], how much of each recovered image is in each of the client's
+        weights: f32[E,M], how much of each recovered image is in each of the client's
             encodings, as far as the attack knows; None if it does not say.
         statistics: of the batch, by layer, for instance "norm1.mean"; empty if none.
         components: rankings of the pool, by the score used; empty if none.
         diagnostics: numbers about how it went.
+        links: which image it took each part of an encoding for; None if it was told, or
+            did not ask.
     """
 
     client: str
@@ -84,10 +87,11 @@ class Recovered:
     soft_targets: Tensor | None = None
     classes: Tensor | None = None
     rows: Tensor | None = None
-    links: Tensor | None = None
+    weights: Tensor | None = None
     statistics: dict[str, Tensor] = field(default_factory=dict)
     components: dict[str, RankedComponents] = field(default_factory=dict)
     diagnostics: dict[str, float] = field(default_factory=dict)
+    links: LinkedEncodings | None = None
 
 
 @dataclass(frozen=True)

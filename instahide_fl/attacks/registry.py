@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from instahide_fl.attacks.attack import Attack
 from instahide_fl.attacks.batch_statistics import BatchStatistics
+from instahide_fl.attacks.carlini import Carlini
 from instahide_fl.attacks.decode_encodings import DecodeEncodings
 from instahide_fl.attacks.deep_leakage import DeepLeakage, ImprovedDeepLeakage
 from instahide_fl.attacks.demasking import Demasking
@@ -39,6 +40,7 @@ ATTACKS: Mapping[str, type[Attack]] = {
         KeyReplay,
         PoolSearch,
         Demasking,
+        Carlini,
     )
 }
 

@@ -25,6 +25,7 @@ from instahide_fl.data.pool import MixingPool
 SAMPLE = 8192  # public images that the covariance is measured on
 BLOCK = 512  # of them at a time
 SHRINKAGE = 0.01  # of the mean variance, added to every variance
+OWN_SHRINKAGE = 0.1  # the same for encodings: they are fewer, and share what they show
 MOST_FEATURES = 3072  # larger images are averaged down to no more
 
 
@@ -56,12 +57,31 @@ class Whitening:
         rows = rng.permutation(len(pool))[:SAMPLE]
         rows.sort()  # pools lie on a disk
         blocks = (
-            _features(pool.statistics.normalise(pool.images[some]), ignore_signs)
+            features_of(pool.statistics.normalise(pool.images[some]), ignore_signs)
             for some in torch.split(torch.from_numpy(rows), BLOCK)
         )
+        return cls._of(blocks, ignore_signs, SHRINKAGE)
+
+    @classmethod
+    def of_encodings(cls, encodings: Tensor, ignore_signs: bool) -> Whitening:
+        """Measure them on encodings, where there are no public images.
+
+        Args:
+            encodings: f32[E,C,H,W], normalised.
+            ignore_signs: compare squares.
+        """
+        blocks = (
+            features_of(some, ignore_signs) for some in torch.split(encodings, BLOCK)
+        )
+        return cls._of(blocks, ignore_signs, OWN_SHRINKAGE)
+
+    @classmethod
+    def _of(
+        cls, blocks: Iterable[Tensor], ignore_signs: bool, shrinkage: float
+    ) -> Whitening:
         mean, covariance = _moments(blocks)
         variance = covariance.diagonal().mean().clamp_min(1e-12)
-        covariance.diagonal().add_(SHRINKAGE * variance)
+        covariance.diagonal().add_(shrinkage * variance)
         factor = torch.linalg.cholesky(covariance)
         inverse = torch.linalg.solve_triangular(
             factor, torch.eye(len(factor), dtype=factor.dtype), upper=False
@@ -74,19 +94,36 @@ class Whitening:
         Args:
             images: f32[n,C,H,W], normalised public images.
         """
-        return self._whitened(_features(images, self.ignore_signs) - self.mean)
+        return F.normalize(
+            self.whitened(features_of(images, self.ignore_signs) - self.mean)
+        )
 
     def embed_encodings(self, encodings: Tensor) -> Tensor:
         """Return the same of encodings f32[E,C,H,W], about their own mean."""
-        features = _features(encodings, self.ignore_signs)
-        return self._whitened(features - features.mean(dim=0))
+        features = features_of(encodings, self.ignore_signs)
+        return F.normalize(self.whitened(features - features.mean(dim=0)))
 
-    def _whitened(self, features: Tensor) -> Tensor:
-        return F.normalize(features @ self.whiten.T)
+    def whitened(self, features: Tensor, again: bool = False) -> Tensor:
+        """Return vectors f32[n,d] whose inner products are those of whitened ones.
+
+        Args:
+            features: f32[n,d], about their mean.
+            again: multiply whitened vectors by the transposed matrix. Their products
+                with plain features are then those of two whitened ones.
+        """
+        return features @ (self.whiten if again else self.whiten.T)
 
 
-def _features(images: Tensor, ignore_signs: bool) -> Tensor:
-    """Return pixels or their squares, f32[n,d], of images averaged down if large."""
+def features_of(images: Tensor, ignore_signs: bool) -> Tensor:
+    """Return what is compared, of images averaged down if large.
+
+    Args:
+        images: f32[n,C,H,W], normalised.
+        ignore_signs: squares of pixels, else pixels.
+
+    Returns:
+        f32[n,d], with d at most `MOST_FEATURES` unless channels are many.
+    """
     values = images.square() if ignore_signs else images
     channels, height, width = images.shape[1:]
     while channels * height * width > MOST_FEATURES and min(height, width) > 1:

@@ -14,6 +14,7 @@ Two things are decided here, neither of them by looking at the truth:
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from instahide_fl.attacks.attack import Reconstruction, Recovered
@@ -53,7 +54,7 @@ def assign(
     """Return which recovered image each encoding shows most of.
 
     Args:
-        recovered: with links or rows, or without.
+        recovered: with weights or rows, or without.
         images: f32[M,C,H,W], normalised.
         encodings: f32[E,C,H,W], normalised.
         mapping: of the key; None if the adversary was not given it.
@@ -61,7 +62,7 @@ def assign(
     Returns:
         i64[E] in 0..M-1.
     """
-    weights = recovered.links
+    weights = recovered.weights
     if weights is None and recovered.rows is not None and mapping is not None:
         private = mapping.private_index
         own = mapping.coefficients[:, : private.shape[1]]
@@ -70,7 +71,9 @@ def assign(
     folded = folded_similarity(encodings, images)
     if weights is None:
         return folded.argmax(dim=1)
-    weights = weights.detach().cpu()
+    # Encodings behind the last one that the attack knows of have no weights.
+    beyond = len(encodings) - len(weights)
+    weights = F.pad(weights.detach().cpu(), (0, 0, 0, beyond))
     linked = weights.amax(dim=1) > 0
     return torch.where(linked, weights.argmax(dim=1), folded.argmax(dim=1))
 

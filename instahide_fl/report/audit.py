@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from instahide_fl.attacks.attack import Advance, Attack, Reconstruction
 from instahide_fl.attacks.control import Truths, hides_nothing
+from instahide_fl.attacks.link_scoring import link_scores
 from instahide_fl.attacks.scores import Scores
 from instahide_fl.attacks.scoring import score
 from instahide_fl.attacks.statistics_scoring import score_statistics
@@ -161,7 +162,12 @@ class AttackResult:
         return {
             **self.reconstruction.diagnostics,
             "clients": [
-                {"client": one.client, "round": one.round, **one.diagnostics}
+                {
+                    "client": one.client,
+                    "round": one.round,
+                    **one.diagnostics,
+                    **link_scores(one.links, one.client, self.subject.truths),
+                }
                 for one in self.reconstruction.recovered
             ],
         }

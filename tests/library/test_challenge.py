@@ -303,7 +303,7 @@ def test_each_encoding_gets_the_image_that_weighs_most(folder, made, how):
     recovered = Recovered(
         *("challenge", 0, images),
         rows=None if holder else order,
-        links=weights[:, order] if how == "links" else None,
+        weights=weights[:, order] if how == "links" else None,
     )
     chosen = assign(recovered, images, truth.encodings, view.observations[0].mapping)
     right = (order[chosen] == weights.argmax(dim=1)).float().mean()

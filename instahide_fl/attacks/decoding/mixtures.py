@@ -27,6 +27,8 @@ class Mixtures:
             `public_part`; None if unknown. It is noise then.
         error_variance: of the encodings themselves, in normalised units, where they
             were recovered and not given.
+        unknown_variance: f32[E], of a pixel of what is neither private nor `public`;
+            None to take that of all public images, or nothing where `public` is given.
     """
 
     encodings: Tensor
@@ -35,6 +37,7 @@ class Mixtures:
     count: int
     public: Tensor | None = None
     error_variance: float = EXACT
+    unknown_variance: Tensor | None = None
 
     def __post_init__(self) -> None:
         total, private = self.components.shape
@@ -77,6 +80,8 @@ class Mixtures:
         Public images are normalised with constants of their own pool, so that a pixel
         of one has mean 0 and variance 1.
         """
+        if self.unknown_variance is not None:
+            return self.unknown_variance
         if self.public is not None:
             return torch.zeros_like(self.coefficients[:, 0])
         return self.coefficients[:, self.components.shape[1] :].square().sum(1)
