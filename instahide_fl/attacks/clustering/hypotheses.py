@@ -14,6 +14,9 @@ from instahide_fl.attacks.clustering.public_pursuit import PublicPart
 SWEEPS = 2  # over the slots of an encoding
 HYPOTHESES = 3  # kept for each encoding
 PRIOR = 30.0  # nats for a standard deviation of the scores of clustering
+# Neighbouring pixels of public images that were not found are alike: where these are
+# what is left, a pixel tells less than one of its own would.
+TRUSTED_VARIANCE, LEAST_TRUST = 0.005, 0.1
 JUDGED_PIXELS = 1024  # at most
 TOGETHER = 125  # encodings
 
@@ -116,7 +119,8 @@ class _Beam:
         )[..., None]  # R,h,candidates,1
         fit = folded_likelihood(self.magnitudes[rows, None, None], mixed, variance)
         own_prior = problem.prior[rows, self.slot][:, candidates]
-        value = repeat * fit + PRIOR * (prior[:, :, None] + own_prior[:, None])
+        trust = (TRUSTED_VARIANCE / spread).clamp(LEAST_TRUST, 1)[:, None, None]
+        value = repeat * trust * fit + PRIOR * (prior[:, :, None] + own_prior[:, None])
         value = value.masked_fill(self._repeated(others, kept)[:, :, None], -torch.inf)
         best = value.flatten(1).topk(min(HYPOTHESES, value[0].numel()), 1)
         place, choice = best.indices // len(candidates), best.indices % len(candidates)

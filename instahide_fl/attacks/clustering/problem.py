@@ -79,12 +79,11 @@ class Problem:
             links: i64[M,p], the image of each slot.
             public: what is known of the public part.
         """
-        known = bool(public.coefficients.any())
         return Mixtures(
             self.encodings,
             links,
             self.coefficients,
             len(self.image_classes),
-            public=public.total.view(self.encodings.shape) if known else None,
+            public=public.total.view(self.encodings.shape) if public.found else None,
             unknown_variance=public.variance,
         )

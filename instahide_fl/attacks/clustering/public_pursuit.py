@@ -58,6 +58,11 @@ class PublicPart:
         none = torch.zeros(len(variance), 0)
         return cls(none.long(), none, torch.zeros(len(variance), pixels), variance)
 
+    @property
+    def found(self) -> bool:
+        """Whether anything is known."""
+        return bool(self.coefficients.any())
+
     def rows(self, rows: Tensor) -> PublicPart:
         """Return those of some of the encodings, i64[m]."""
         return PublicPart(

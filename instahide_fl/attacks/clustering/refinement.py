@@ -7,7 +7,7 @@ less noise for the next decoding.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from instahide_fl.attacks.clustering.problem import Problem
 from instahide_fl.attacks.clustering.public_pursuit import PublicPart, PublicPursuit
 from instahide_fl.attacks.decoding.choice import choose_decoder, decode
 from instahide_fl.attacks.decoding.least_squares import alternating_minimisation
+from instahide_fl.attacks.decoding.sign_coherence import coherent_signs
 
 KEPT = 0.7  # of the encodings, those whose links lead most
 DECODING_ROUNDS = 10
@@ -98,14 +99,19 @@ def improved(
     hypotheses, scores = likely_links(problem, flat, found.links, found.errors, public)
     links, margins = hypotheses[:, 0], scores[:, 0] - scores[:, 1]
     kept = leading(margins, KEPT)
-    some = problem.rows(kept)
+    some, known = problem.rows(kept), public.rows(kept)
+    left = unexplained(some, flat, links[kept], known)
+    # A wrong link leaves more than was expected: its encoding counts the less.
+    doubted = replace(known, variance=torch.maximum(known.variance, left))
     images = alternating_minimisation(
-        some.mixtures(links[kept], public.rows(kept)),
+        some.mixtures(links[kept], doubted),
         found.images,
         problem.largest,
         DECODING_ROUNDS,
     )
-    errors = image_errors(some, images.flatten(1), links[kept], public.rows(kept))
+    if not known.found:
+        images = images * coherent_signs(images)
+    errors = image_errors(some, images.flatten(1), links[kept], known)
     return Refined(images, errors, links, margins, public, found.rounds + 1)
 
 
@@ -143,8 +149,7 @@ def image_errors(
     """
     from scipy.optimize import nnls
 
-    explained = (problem.private(images, links) + public.total).abs()
-    left = (problem.magnitudes - explained).square().mean(1) - public.variance
+    left = unexplained(problem, images, links, public) - public.variance
     squares = torch.zeros(len(links), len(images), dtype=torch.float64)
     squares.scatter_add_(1, links, problem.coefficients.double().square())
     weights = 1 / (public.variance.double() + LEAST_ERROR)
@@ -155,6 +160,21 @@ def image_errors(
     known = squares.sum(0) > 0
     estimated = torch.from_numpy(errors).float().clamp(LEAST_ERROR, LARGEST_ERROR)
     return torch.where(known, estimated, LARGEST_ERROR)
+
+
+def unexplained(
+    problem: Problem, images: Tensor, links: Tensor, public: PublicPart
+) -> Tensor:
+    """Return the mean square of what is left of each encoding's pixels, f32[M].
+
+    Args:
+        problem: the encodings.
+        images: f32[n,D].
+        links: i64[M,p].
+        public: the public part, as far as it is known.
+    """
+    explained = (problem.private(images, links) + public.total).abs()
+    return (problem.magnitudes - explained).square().mean(1)
 
 
 def leading(margins: Tensor, share: float) -> Tensor:
