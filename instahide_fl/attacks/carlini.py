@@ -88,7 +88,7 @@ class Carlini(Attack):
             raise AttackError(
                 f"not enough information: encodings that were held out do not fit the "
                 f"decoded images better than mirrored ones ({most:.1f} standard "
-                f"errors, {LEAST_EVIDENCE:.0f} are needed): record more rounds"
+                f"deviations, {LEAST_EVIDENCE:.0f} are needed): record more rounds"
             )
         return Reconstruction("private", tuple(recovered))
 

@@ -39,7 +39,8 @@ from instahide_fl.errors import AttackError
 from instahide_fl.rng import stream
 from instahide_fl.transcript.threat_model import AdversaryView
 
-HELD_OUT = 0.1  # of the encodings, to tell whether images mean anything
+# Encodings that tell whether images mean anything: a share, but not too few.
+HELD_OUT, FEWEST_HELD_OUT, MOST_HELD_OUT = 0.1, 40, 0.25
 NEAREST = 30  # slots of each cluster that are named, for its purity
 
 
@@ -152,10 +153,12 @@ class ClientAttack:
 
     def _used(self) -> Tensor:
         """Return which encodings are not held out, bool[E]."""
-        count = len(self.slots.images)
-        order = torch.from_numpy(self._stream("held out").permutation(count))
-        used = torch.ones(count, dtype=torch.bool)
-        used[order[: max(1, round(HELD_OUT * count))]] = False
+        clear = self.slots.encodings[self.slots.clear[:, 0]]
+        count = len(clear)
+        order = clear[torch.from_numpy(self._stream("held out").permutation(count))]
+        used = torch.ones(len(self.slots.images), dtype=torch.bool)
+        wanted = min(max(HELD_OUT * count, FEWEST_HELD_OUT), MOST_HELD_OUT * count)
+        used[order[: max(1, round(wanted))]] = False
         return used
 
     def _clusters(self, vectors: Tensor) -> dict[str, Tensor]:
