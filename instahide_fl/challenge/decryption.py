@@ -18,9 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from instahide_fl.attacks.attack import Reconstruction, Recovered
-from instahide_fl.metrics.correction import negative
+from instahide_fl.metrics.correction import in_likelier_sign
 from instahide_fl.transcript.threat_model import AdversaryView, KnownMapping
-from instahide_fl.types import ChannelStatistics
 
 
 def decryption_of(reconstruction: Reconstruction, view: AdversaryView) -> Tensor | None:
@@ -41,7 +40,8 @@ def decryption_of(reconstruction: Reconstruction, view: AdversaryView) -> Tensor
             continue
         images = found.images.detach().cpu().float().nan_to_num(0.0, 0.0, 0.0)
         chosen = assign(found, images, seen.encodings, seen.mapping)
-        return in_likelier_sign(images, view.statistics)[chosen]
+        likelier = in_likelier_sign(images, view.statistics)
+        return view.statistics.restore(likelier).clamp(0, 1)[chosen]
     return None
 
 
@@ -91,22 +91,6 @@ def folded_similarity(encodings: Tensor, images: Tensor) -> Tensor:
         f32[E,M] in [-1, 1]; 0 for images without any contrast.
     """
     return _standardised(encodings) @ _standardised(images).T
-
-
-def in_likelier_sign(images: Tensor, statistics: ChannelStatistics) -> Tensor:
-    """Return images, or the negatives of all, whichever leave [0, 1] less.
-
-    Args:
-        images: f32[M,C,H,W], normalised.
-        statistics: constants that they are normalised with.
-
-    Returns:
-        f32[M,C,H,W], clipped to [0, 1].
-    """
-    plain = statistics.restore(images)
-    opposite = negative(plain, statistics)
-    excess = [(one - one.clamp(0, 1)).square().sum() for one in (plain, opposite)]
-    return (opposite if excess[1] < excess[0] else plain).clamp(0, 1)
 
 
 def _standardised(images: Tensor) -> Tensor:

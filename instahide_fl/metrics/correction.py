@@ -28,6 +28,23 @@ def negative(images: Tensor, statistics: ChannelStatistics) -> Tensor:
     return 2 * mean - images
 
 
+def in_likelier_sign(images: Tensor, statistics: ChannelStatistics) -> Tensor:
+    """Return images, or the negatives of all, whichever leave [0, 1] less.
+
+    Args:
+        images: f32[n,C,H,W], normalised.
+        statistics: constants that they are normalised with.
+
+    Returns:
+        f32[n,C,H,W], normalised.
+    """
+    excess = [
+        (one - one.clamp(0, 1)).square().sum()
+        for one in (statistics.restore(images), statistics.restore(-images))
+    ]
+    return -images if excess[1] < excess[0] else images
+
+
 def fit_colours(images: Tensor, originals: Tensor) -> Tensor:
     """Scale and shift each channel of each image to fit its original: an oracle.
 

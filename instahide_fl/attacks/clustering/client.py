@@ -36,6 +36,7 @@ from instahide_fl.attacks.clustering.stages import Stages
 from instahide_fl.attacks.decoding.mixtures import largest_pixel
 from instahide_fl.attacks.links import LinkedEncodings
 from instahide_fl.errors import AttackError
+from instahide_fl.metrics.correction import in_likelier_sign
 from instahide_fl.rng import stream
 from instahide_fl.transcript.threat_model import AdversaryView
 
@@ -220,8 +221,11 @@ class ClientAttack:
         whole = improved(problem, _of_all(found, first, used, lead, blind), pursuit)
         refined = links.clone()
         refined[order] = whole.links
+        images = whole.images
+        if not whole.public.found:  # which would tell the sign of all images
+            images = in_likelier_sign(images, self.view.statistics)
         return {
-            "images": whole.images,
+            "images": images,
             "links": refined,
             "public": whole.public.index,
             "rounds": torch.tensor(float(whole.rounds)),
