@@ -48,7 +48,7 @@ class Carlini(Attack):
 
     images: CountOrZero = 0
     """Private images of each client; 0 takes what it says, or estimates it."""
-    rounds: Count = 5
+    rounds: Count = 8
     """Of refinement, at most."""
     search_pool: bool = True
     """Whether public images are searched in the pool."""

@@ -25,8 +25,7 @@ class Match:
 
     Attributes:
         index: i64[m] into the pool.
-        coefficient: f32[m], of that image, by generalised least squares; of its
-            square where the filter is one of squares.
+        coefficient: f32[m], of that image, by generalised least squares.
         lead: f32[m], standard deviations of the scores of the whole pool by which its
             score exceeds 0. Chance alone reaches about 4 among 20,000 images.
     """
@@ -34,6 +33,15 @@ class Match:
     index: Tensor
     coefficient: Tensor
     lead: Tensor
+
+    def or_better(self, other: Match) -> Match:
+        """Return for each row the match that leads more."""
+        better = other.lead > self.lead
+        return Match(
+            torch.where(better, other.index, self.index),
+            torch.where(better, other.coefficient, self.coefficient),
+            torch.where(better, other.lead, self.lead),
+        )
 
 
 @dataclass(frozen=True)
@@ -92,7 +100,10 @@ class MatchedFilter:
             index = torch.where(better, highest.indices + rows.start, index)
         count = len(self.pool)
         spread = (squares / count - (total / count).square()).clamp_min(1e-12).sqrt()
-        return Match(index, best / self.lengths[index], best / spread)
+        gain = best / self.lengths[index]
+        if self.whitening.ignore_signs:  # that of the image's square
+            gain = gain.clamp_min(0).sqrt()
+        return Match(index, gain, best / spread)
 
 
 def _chunks(pool: MixingPool) -> list[slice]:

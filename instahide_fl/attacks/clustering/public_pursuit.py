@@ -25,7 +25,7 @@ SURE = 4.5  # standard deviations; the images that are believed lead by more
 BLIND = 3  # public images, at most, that are sought before private ones are known
 FIT_ROUNDS = 3
 RIDGE = 1e-3  # of the equations of coefficients, relative
-LEAST, LARGEST_SQUARE = 0.03, 0.42  # of coefficients, and of a squared one
+LEAST = 0.03  # coefficient
 EXACT = 2e-3  # variance of what nothing explains, at least
 DRAWN = 4096  # coefficients, to learn how unequal they are
 TOGETHER = 1024  # encodings
@@ -88,6 +88,7 @@ class PublicPursuit:
         """
         self.pool = pool
         self.count = config.public_count
+        self.largest = config.max_coefficient
         self.spread = public_spread(config, rng)
         self.squares = MatchedFilter.of_pool(pool, True, rng)
         self.pixels = MatchedFilter.of_pool(pool, False, rng)
@@ -99,13 +100,15 @@ class PublicPursuit:
             encodings: f32[M,C,H,W], normalised.
             private: f32[M,p], coefficients.
         """
-        usual = features_of(encodings, True).mean(0)
+        mixed = torch.zeros(1, encodings[0].numel()).expand(len(encodings), -1)
+        variance = private.square().sum(1)
+        usual = self._squares(encodings, mixed).mean(0)
         found = []
         for rows in _blocks(len(encodings)):
-            some, weights = encodings[rows], private[rows]
-            one = _Pursuit(self, some, weights, None, weights.square().sum(1))
-            squares = features_of(some, True) - usual
-            one.add(self.squares.best(squares, one.index), squared=True)
+            some = encodings[rows]
+            one = _Pursuit(self, some, private[rows], mixed[rows], variance[rows])
+            squares = self._squares(some, mixed[rows]) - usual
+            one.add(self.squares.best(squares, one.index))
             one.add_until(min(BLIND, self.count))
             found.append(one.result())
         return _joined(found)
@@ -121,14 +124,22 @@ class PublicPursuit:
             mixed: f32[M,D], the private part.
             variance: f32[M], of a pixel of its error.
         """
+        usual = self._squares(encodings, mixed).mean(0)
         found = []
         for rows in _blocks(len(encodings)):
-            one = _Pursuit(
-                self, encodings[rows], private[rows], mixed[rows], variance[rows]
-            )
+            some = encodings[rows]
+            one = _Pursuit(self, some, private[rows], mixed[rows], variance[rows])
+            # Where the private part is small, squares tell more than signs.
+            squares = self._squares(some, mixed[rows]) - usual
+            one.add(one.best().or_better(self.squares.best(squares, one.index)))
             one.add_until(self.count)
             found.append(one.result())
         return _joined(found)
+
+    def _squares(self, encodings: Tensor, mixed: Tensor) -> Tensor:
+        """Return what the squares of encodings have beyond those of private parts."""
+        private = features_of(mixed.reshape(encodings.shape), True)
+        return features_of(encodings, True) - private
 
 
 class _Pursuit:
@@ -139,13 +150,13 @@ class _Pursuit:
         pursuit: PublicPursuit,
         encodings: Tensor,
         private: Tensor,
-        mixed: Tensor | None,
+        mixed: Tensor,
         private_variance: Tensor,
     ) -> None:
         self.pursuit = pursuit
         self.shape = encodings.shape[1:]
         self.magnitudes = encodings.flatten(1).abs()
-        self.mixed = torch.zeros_like(self.magnitudes) if mixed is None else mixed
+        self.mixed = mixed
         self.private_variance = private_variance
         self.rest = (1 - private.sum(1)).clamp_min(0)
         count = len(encodings)
@@ -154,15 +165,19 @@ class _Pursuit:
         self.total = torch.zeros_like(self.magnitudes)
 
     def add_until(self, count: int) -> None:
+        """Take images until there are so many."""
         while self.index.shape[1] < count:
-            left = self._unfolded() - self.total
-            features = features_of(left.view(-1, *self.shape), False)
-            self.add(self.pursuit.pixels.best(features, self.index))
+            self.add(self.best())
 
-    def add(self, match: Match, squared: bool = False) -> None:
+    def best(self) -> Match:
+        """Return the image that fits best what is left, with signs as expected."""
+        left = self._unfolded() - self.total
+        features = features_of(left.view(-1, *self.shape), False)
+        return self.pursuit.pixels.best(features, self.index)
+
+    def add(self, match: Match) -> None:
         """Take an image more, and fit the coefficients of all."""
-        first = match.coefficient.clamp(LEAST**2, LARGEST_SQUARE)
-        first = first.sqrt() if squared else first.clamp_min(LEAST)
+        first = match.coefficient.clamp(LEAST, self.pursuit.largest)
         self.index = torch.cat([self.index, match.index[:, None]], 1)
         self.leads = torch.cat([self.leads, match.lead[:, None]], 1)
         self.coefficients = torch.cat([self.coefficients, first[:, None]], 1)
