@@ -48,8 +48,13 @@ NEAREST = 30  # slots of each cluster that are named, for its purity
 class Settings(Protocol):
     """What `attacks.carlini.Carlini` is told."""
 
-    images: int
-    rounds: int
+    @property
+    def images(self) -> int:
+        """Private images of the client; 0 to estimate it."""
+
+    @property
+    def rounds(self) -> int:
+        """Of refinement, at most."""
 
 
 @dataclass(frozen=True)
