@@ -11,6 +11,7 @@ from instahide_fl.attacks.decoding.registration import positions, registered_dec
 from instahide_fl.attacks.registered_decoding import RegisteredDecoding
 from instahide_fl.config import Config, EncoderConfig
 from instahide_fl.data.augment import Augmentation
+from instahide_fl.data.pool import MixingPool
 from instahide_fl.encoding.encoder import build_encoder
 from instahide_fl.errors import AttackError
 from instahide_fl.metrics.registration import registered_ssim
@@ -69,7 +70,8 @@ def test_crops_and_mirroring_do_not_protect_mixtures(rng):
     split = smooth_split(rng, 8)
     images, key = encoded(rng, split, 20, MIXUP, SMALL)
     given = Mixtures(images, key.private_index, key.coefficients, len(split))
-    decoded, _ = registered_decode(given, split.statistics, SMALL, False, rng, 12)
+    found = registered_decode(given, split.statistics, SMALL, False, rng, 12)
+    decoded = found.images
     assert similarity(decoded, split) > 0.8
 
 
@@ -79,7 +81,8 @@ def test_without_augmentation_it_decodes_like_any_decoder(rng):
     config = EncoderConfig(method="mixup", scope="inside", num_mixed=2)
     images, key = encoded(rng, split, 10, config, None)
     given = Mixtures(images, key.private_index, key.coefficients, len(split))
-    decoded, best = registered_decode(given, split.statistics, still, False, rng, 12)
+    found = registered_decode(given, split.statistics, still, False, rng, 12)
+    decoded, best = found.images, found.positions
     assert similarity(decoded, split) > 0.95
     assert best.unique().tolist() == [0]
 
@@ -107,6 +110,30 @@ def test_the_attack_undoes_what_the_plain_decoder_cannot(rng):
         reached.append(similarity(found.images, split, found.rows))
     plain, registered = reached
     assert registered > plain + 0.2
+
+
+def test_the_search_of_the_pool_undoes_augmentation_under_signs(rng):
+    photographs = MixingPool.photos(16, 3).sample(1500)
+    pool = MixingPool.from_images(photographs[:1490])
+    split = PrivateSplit(photographs[1490:], torch.arange(10) % 5, 5)
+    config = Config(instahide=EncoderConfig(scope="cross", num_mixed=4))
+    encoder = build_encoder(config.instahide, pool, SMALL)
+    every = torch.arange(len(split))
+    rounds = [encoder.encode(every, split, rng) for _ in range(30)]
+    key = EncodingKey.concatenate([key for _, key in rounds])
+    images = torch.cat([batch.images for batch, _ in rounds])
+    mapping = KnownMapping(key.private_index, key.coefficients)
+    seen = Observation(1, "0", 0, 1.0, "gradient", encodings=images, mapping=mapping)
+    view = AdversaryView(
+        *(threat_model("auditor-of-encodings"), config, split.statistics),
+        *((3, 16, 16), 5, (seen,), (), pool),
+    )
+    reached = {}
+    for way in ("unknown", "searched"):
+        attack = RegisteredDecoding(public_part=way, sweeps=12)
+        (found,) = attack.reconstruct(view, rng, lambda *_: None).recovered
+        reached[way] = similarity(found.images, split, found.rows)
+    assert reached["searched"] > reached["unknown"] + 0.2
 
 
 def test_nothing_to_decode_is_refused(rng):

@@ -63,6 +63,21 @@ def positions(augmentation: Augmentation, height: int, width: int) -> Indices:
     return np.stack(found).astype(np.int64)
 
 
+@dataclass(frozen=True)
+class Registered:
+    """What was decoded.
+
+    Attributes:
+        images: f32[n,C,H,W], normalised, each perhaps mirrored as a whole.
+        positions: i64[E,p], the most likely ones, as rows of `positions`.
+        private: f32[E,D], the private part of each encoding.
+    """
+
+    images: Tensor
+    positions: Tensor
+    private: Tensor
+
+
 def registered_decode(
     mixtures: Mixtures,
     statistics: ChannelStatistics,
@@ -71,7 +86,7 @@ def registered_decode(
     rng: np.random.Generator,
     sweeps: int = SWEEPS,
     advance: Advance = silent,
-) -> tuple[Tensor, Tensor]:
+) -> Registered:
     """Find positions and images together.
 
     Args:
@@ -83,10 +98,6 @@ def registered_decode(
         rng: order in which images are improved.
         sweeps: over all images.
         advance: told how far it is.
-
-    Returns:
-        f32[n,C,H,W], normalised, each perhaps mirrored as a whole; and i64[E,p], the
-        most likely positions, as rows of `positions`.
     """
     state = _State.of(mixtures, statistics, augmentation, folded)
     for sweep in range(sweeps):
@@ -97,7 +108,12 @@ def registered_decode(
             state.improve(int(image))
         advance(sweep + 1, sweeps)
     images = torch.from_numpy(state.images + state.black[:, None])
-    return images.view(mixtures.images_shape), torch.from_numpy(state.best)
+    private = torch.from_numpy(state.expected)
+    if mixtures.public is not None:
+        private = private - mixtures.public.flatten(1)
+    return Registered(
+        images.view(mixtures.images_shape), torch.from_numpy(state.best), private
+    )
 
 
 @dataclass
