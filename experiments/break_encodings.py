@@ -2,7 +2,8 @@
 
 `python -m experiments.break_encodings --dataset hf:PATH --pool POOL` encodes 100 test
 images of the data set, gives the encodings and soft labels to the attack `carlini`, and
-scores what it returns. It writes experiments/audits/encodings.json.
+scores what it returns. It writes experiments/audits/encodings.json, and the table of
+docs/attacks/carlini.md.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from instahide_fl.config import Config
 from instahide_fl.data.datasets import ImageDataset, augmentation_for, load_dataset
 from instahide_fl.data.pool import MixingPool
 from instahide_fl.encoding.encoder import build_encoder
+from instahide_fl.errors import AttackError
 from instahide_fl.files import write_text
 from instahide_fl.progress import steps_bar
 from instahide_fl.rng import stream
@@ -39,6 +41,8 @@ from instahide_fl.transcript.truth import ClientTruth, RecordingEncoder
 from instahide_fl.types import EncodedBatch, EncodingKey, PrivateSplit
 
 RESULTS = Path(__file__).parent / "audits" / "encodings.json"
+PAGE = Path(__file__).parents[1] / "docs" / "attacks" / "carlini.md"
+BEGIN, END = "<!-- results: begin -->\n", "<!-- results: end -->"
 CROSS = {"instahide.scope": "cross", "instahide.num-mixed": 6}
 INSIDE = {"instahide.scope": "inside", "instahide.num-mixed": 4}
 CASES: Mapping[str, tuple[Mapping[str, object], int, Mapping[str, object]]] = {
@@ -76,7 +80,38 @@ def main() -> None:
         row = run_case(case, arguments)
         print(case, json.dumps(row, indent=1), flush=True)
         found = json.loads(out.read_text()) if out.is_file() else {}
-        write_text(out, json.dumps({**found, case: row}, indent=2) + "\n")
+        found[case] = row
+        write_text(out, json.dumps(found, indent=2) + "\n")
+        if out == RESULTS:
+            before, rest = PAGE.read_text().split(BEGIN)
+            after = rest.split(END)[1]
+            write_text(PAGE, before + BEGIN + table(found) + END + after)
+
+
+def table(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the results as a table of a page, in the order of `CASES`."""
+    lines = [
+        "| encodings | pair AUC (in class) | purity | images found | links, before and "
+        "after refinement | SSIM, best | above 0.5 | CPU minutes |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for case in CASES:
+        row = found.get(case)
+        if row is None:
+            continue
+        if "refused" in row:
+            lines.append(f"| {case} | {row['refused']} | | | | | | |")
+            continue
+        ssim = row["attack"]["ssim"]
+        lines.append(
+            f"| {case} | {row['pair_auc']:.2f} ({row['pair_auc_in_class']:.2f}) "
+            f"| {row['cluster_purity']:.2f} | {row['images_found']:.0f} "
+            f"| {row['link_accuracy_clustered']:.2f}, {row['link_accuracy']:.2f} "
+            f"| {ssim['mean']:.3f}, {ssim['best']:.3f} "
+            f"| {ssim['share_above_0.5']:.0%} "
+            f"| {row['processor_seconds'] / 60:.1f} |"
+        )
+    return "\n".join(lines) + "\n"
 
 
 def run_case(case: str, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -100,7 +135,10 @@ def run_case(case: str, arguments: argparse.Namespace) -> dict[str, Any]:
     )
     start, processor = time.perf_counter(), time.process_time()
     with steps_bar(Console(stderr=True), case) as advance:
-        found = attack.reconstruct(view, stream(arguments.seed, "attack"), advance)
+        try:
+            found = attack.reconstruct(view, stream(arguments.seed, "attack"), advance)
+        except AttackError as error:
+            return {"refused": str(error).split(":")[0]}
     seconds = time.perf_counter() - start
     processor_seconds = time.process_time() - processor
     (recovered,) = found.recovered
