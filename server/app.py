@@ -31,6 +31,7 @@ from instahide_fl.run_folder import (
     RunFolder,
     free_run_folder,
 )
+from instahide_fl.tracking.tracked import tracked_training
 from instahide_fl.training.device import training_device
 from instahide_fl.training.evaluation import evaluate
 from server.cohort import Clients, find_clients
@@ -83,13 +84,17 @@ def _run(grid: Grid, config: Config, folder: RunFolder) -> None:
         Recorder.of(folder.path, config, dataset),
     )
     ledger = PrivacyLedger(config, clients)
-    for number in range(done + 1, config.train.rounds + 1):
-        outcome = strategy.run_round(grid, number)
-        epsilon = ledger.after(number).epsilon
-        _finish_round(
-            folder, config, number, outcome, epsilon, optimizer, model, dataset
-        )
-    _finish_run(folder, optimizer, ledger.after(config.train.rounds))
+    with tracked_training(folder, config, done) as trackers:
+        if not done:
+            trackers.log_results("partition", {}, [folder.path / PARTITION_PICTURE], 0)
+        for number in range(done + 1, config.train.rounds + 1):
+            outcome = strategy.run_round(grid, number)
+            epsilon = ledger.after(number).epsilon
+            row = _finish_round(
+                folder, config, number, outcome, epsilon, optimizer, model, dataset
+            )
+            trackers.log_round(row)
+        _finish_run(folder, optimizer, ledger.after(config.train.rounds))
 
 
 def _open_folder(config: Config) -> RunFolder:
@@ -155,8 +160,8 @@ def _finish_round(
     optimizer: ServerOptimizer,
     model: nn.Module,
     dataset: ImageDataset,
-) -> None:
-    """Evaluate, log and checkpoint, each when it is due."""
+) -> dict[str, Any]:
+    """Evaluate, log and checkpoint, each when it is due; return what was logged."""
     last = number == config.train.rounds
     accuracy: float | None = None
     loss: float | None = None
@@ -189,6 +194,7 @@ def _finish_round(
     # After the log: resuming drops lines beyond the checkpoint, so none goes missing.
     if last or number % config.train.checkpoint_every == 0:
         folder.save_checkpoint(number, optimizer.state())
+    return row
 
 
 def _finish_run(

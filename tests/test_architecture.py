@@ -13,7 +13,7 @@ LAYERS = [
     {"types", "config", "rng"},
     {"files", "tensor_files", "wire", "wire_masks", "provenance"},
     {"data", "models", "run_folder"},
-    {"study"},
+    {"study", "tracking"},
     {"encoding"},
     {"training", "aggregation", "defenses"},
     {"transcript", "metrics"},

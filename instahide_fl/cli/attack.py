@@ -49,6 +49,8 @@ def attack(
         raise ConfigError("give the folder of a run, or --list")
     from instahide_fl.report.audit import RESULTS
     from instahide_fl.report.recorded_run import open_recorded_run
+    from instahide_fl.report.tracked_result import track_result
+    from instahide_fl.run_folder import RunFolder
 
     settings = settings_by_attack(assignments or [])
     with console.status("opening the run"):
@@ -58,6 +60,9 @@ def attack(
     results = run_attacks(run, chosen, seed, control, folder, strict=bool(names))
     if not results:
         raise AttackError(f"no attack applies to the run in {run_folder}")
+    if out is None:
+        for one in results:
+            track_result(one, RunFolder(run_folder))
     print_results(results)
     console.print(f"written to {folder}", markup=False)
 

@@ -76,7 +76,8 @@ def _evaluate_encodings(
 ) -> None:
     """Classify encodings of the test images, write the result down and print it."""
     from instahide_fl.report.evaluation import evaluate_encoded, save_evaluation
-    from instahide_fl.run_folder import EVALUATION, EVALUATION_PICTURE
+    from instahide_fl.run_folder import EVALUATION, EVALUATION_PICTURE, RunFolder
+    from instahide_fl.tracking.tracked import log_results
 
     bar = Progress(console=console, transient=True, disable=not console.is_terminal)
     with bar:
@@ -86,6 +87,9 @@ def _evaluate_encodings(
             run, encoder, settings, lambda done: bar.advance(task, done)
         )
     save_evaluation(run, clean, encoder, settings, encoded)
+    figures = {"clean_accuracy": clean.accuracy, "encoded_accuracy": encoded.accuracy}
+    pictures = [run_folder / EVALUATION_PICTURE]
+    log_results(RunFolder(run_folder), "evaluation", figures, pictures)
     _print_by_encodings(encoded.accuracy_by_encodings)
     console.print(
         f"accuracy {encoded.accuracy:.1%}, loss {encoded.loss:.4f}: average of "

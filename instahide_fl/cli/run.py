@@ -22,7 +22,7 @@ from instahide_fl.cli.common import (
     interrupt,
     read_settings,
 )
-from instahide_fl.config import Config
+from instahide_fl.config import Config, Scalar
 from instahide_fl.errors import ConfigError
 
 # PyTorch is imported where it is used: pools are built without it.
@@ -44,10 +44,21 @@ def run(
     resume: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Continue the run in DIR.")
     ] = None,
+    tensorboard: Annotated[
+        bool,
+        typer.Option("--tensorboard", help="Show it in TensorBoard (--logdir runs)."),
+    ] = False,
+    mlflow: Annotated[
+        str | None,
+        typer.Option(
+            metavar="STORE", help="Show it in MLflow: mlflow.db or http://HOST:PORT."
+        ),
+    ] = None,
 ) -> None:
     """Simulate a federation and write its run folder."""
     from instahide_fl.engine.run import DEFAULT_ENGINE, ENGINES, check_run
     from instahide_fl.run_folder import RunFolder, free_run_folder
+    from instahide_fl.tracking.tracked import tracking_settings
 
     start = _choose(engine or DEFAULT_ENGINE, ENGINES)
     if resume is not None:
@@ -56,9 +67,11 @@ def run(
                 "--resume continues with the settings of its folder: give no settings "
                 "file, --set, --seed or --out beside it"
             )
-        settings = RunFolder.open_interrupted(resume).config()
+        folder = RunFolder.open_interrupted(resume)
+        settings = folder.config().with_values(tracking_settings(folder))
     else:
-        settings = read_settings(config, assignments, seed).located(Path.cwd())
+        settings = read_settings(config, assignments, seed)
+    settings = _tracked(settings, tensorboard, mlflow).located(Path.cwd())
     with console.status("preparing data and pool"):
         check_run(settings)
     if resume is not None:
@@ -69,6 +82,15 @@ def run(
         folder = RunFolder.create(path, settings.resolved())
     _note_start(folder, engine or DEFAULT_ENGINE, resumed=resume is not None)
     _train(settings, folder, start, resume is not None)
+
+
+def _tracked(settings: Config, tensorboard: bool, mlflow: str | None) -> Config:
+    changes: dict[str, Scalar] = {}
+    if tensorboard:
+        changes["output.tensorboard"] = True
+    if mlflow is not None:
+        changes["output.mlflow"] = mlflow
+    return settings.with_values(changes)
 
 
 def _choose(name: str, choices: dict[str, Any]) -> Any:

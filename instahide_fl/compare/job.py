@@ -27,6 +27,7 @@ from instahide_fl.report.audit import (
     save_result,
 )
 from instahide_fl.report.recorded_run import open_recorded_run
+from instahide_fl.report.tracked_result import track_result
 from instahide_fl.run_folder import MODEL, PROVENANCE, RunFolder
 from instahide_fl.study.folder import AUDIT, StudyFolder
 from instahide_fl.study.plan import PlannedRun
@@ -98,6 +99,7 @@ def _audit(
             continue
         save_result(result, folder.path / RESULTS)
         save_attack_pictures(result, folder.path / RESULTS)
+        track_result(result, folder)
     folder.write_json(
         AUDIT,
         {

@@ -162,6 +162,7 @@ class Config(Table):
         )
         if found and place and local:
             changes["data.dataset"] = f"{kind}:{_absolute(place, folder)}"
+        changes["output.mlflow"] = _located_store(self.output.mlflow, folder)
         return self.with_values(changes)
 
     def with_values(self, changes: Mapping[str, Scalar]) -> Config:
@@ -249,6 +250,14 @@ def parse_assignment(text: str) -> tuple[str, Scalar]:
 
 def _absolute(value: str, folder: Path) -> str:
     return os.path.normpath(folder / Path(value).expanduser())
+
+
+def _located_store(address: str, folder: Path) -> str:
+    """Return MLflow's address of a database file; servers' addresses stay."""
+    path = address.removeprefix("sqlite:///")
+    if not path or "://" in path:
+        return address
+    return f"sqlite:///{_absolute(path, folder)}"
 
 
 def flatten_tables(tables: Mapping[str, Any]) -> dict[str, Any]:

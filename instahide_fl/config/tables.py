@@ -300,7 +300,7 @@ class ResourcesConfig(Table):
 
 
 class OutputConfig(Table):
-    """Where the server writes; set by `instahide-fl run`, no part of an experiment."""
+    """Where the server writes; no part of an experiment, and not in its config.toml."""
 
     section = "output"
 
@@ -308,3 +308,18 @@ class OutputConfig(Table):
     """The run folder; empty: `runs/<name>` below the server's working directory."""
     resume: bool = False
     """Continue from the checkpoint in the folder."""
+    tensorboard: bool = False
+    """Write event files into the run folder, for `tensorboard --logdir runs`."""
+    mlflow: str = ""
+    """Log to MLflow: the file of a database (`mlflow.db`) or the address of a tracking
+    server (`http://HOST:PORT`); empty for none."""
+
+    @field_validator("mlflow")
+    @classmethod
+    def _no_password(cls, value: str) -> str:
+        if "://" in value and "@" in value:
+            raise ValueError(
+                "must hold no password, because it is written into run folders: set "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+            )
+        return value

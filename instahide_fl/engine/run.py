@@ -15,6 +15,7 @@ from instahide_fl.errors import ConfigError
 from instahide_fl.models.initial_weights import load_initial_weights
 from instahide_fl.models.registry import build_model
 from instahide_fl.run_folder import RunFolder
+from instahide_fl.tracking.tracked import check_tracking
 from instahide_fl.training.device import training_device
 
 ENGINES: dict[str, Callable[[Config, RunFolder], None]] = {
@@ -34,6 +35,7 @@ def check_run(config: Config) -> None:
         ConfigError: settings contradict each other, the data, or the machine.
         DataError: the data set is missing or unreadable.
         PoolError: the pool is missing, corrupt, or does not fit.
+        OutputError: MLflow does not answer.
     """
     if config.partition.num_clients == 0:
         raise ConfigError(
@@ -41,6 +43,7 @@ def check_run(config: Config) -> None:
             "knows the number of SuperNodes"
         )
     training_device(config.resources)
+    check_tracking(config)
     data = load_federated_data(config)
     if data.pool is not None:
         data.pool.verify()
