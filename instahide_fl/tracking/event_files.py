@@ -76,7 +76,7 @@ def _writer(folder: Path, **options: Any) -> SummaryWriter:
     from torch.utils.tensorboard import SummaryWriter
 
     with explained(folder):
-        return SummaryWriter(str(folder), **options)  # type: ignore[no-untyped-call]
+        return SummaryWriter(str(folder), **options)
 
 
 def _write(

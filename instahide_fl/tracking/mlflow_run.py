@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -63,7 +64,7 @@ class MlflowRun:
         params = [Param(key, str(value)) for key, value in settings.items() if value]
         for first in range(0, len(params), PARAMS_AT_ONCE):
             few = params[first : first + PARAMS_AT_ONCE]
-            _asked(uri, lambda few=few: client.log_batch(run_id, params=few))
+            _asked(uri, partial(client.log_batch, run_id, params=few))
         return cls(uri, run_id)
 
     def resume(self) -> None:
@@ -109,12 +110,8 @@ class MlflowRun:
             self._log_figures({f"{name}/{k}": v for k, v in figures.items()}, step)
         folder = name.rpartition("/")[0] or None
         for path in files:
-            _asked(
-                self.uri,
-                lambda path=path: self._client.log_artifact(
-                    self.run_id, str(path), folder
-                ),
-            )
+            log_artifact = partial(self._client.log_artifact, self.run_id)
+            _asked(self.uri, partial(log_artifact, str(path), folder))
 
     def close(self, state: State | None) -> None:
         """Log rounds that wait, and how the training ended."""
