@@ -115,7 +115,7 @@ def train(message: Message, context: Context) -> Message:
         update = replace(update, metrics=told)
     if node.config.secure_aggregation.enabled:
         return reply_masked(message, context, node.client, update, node.config)
-    return reply_update(message, node.client, update)
+    return reply_update(message, node.client, update, instruction.round)
 
 
 @app.query(PUBLIC_KEYS)

@@ -63,9 +63,11 @@ def reply_description(message: Message, description: ClientDescription) -> Messa
     return Message(RecordDict({ABOUT: about}), reply_to=message)
 
 
-def reply_update(message: Message, client: str, update: ClientUpdate) -> Message:
+def reply_update(
+    message: Message, client: str, update: ClientUpdate, round_number: int
+) -> Message:
     """Send an update: arrays, who and what kind, and numbers. Nothing else."""
-    header = UpdateHeader(client, update.kind)
+    header = UpdateHeader(client, update.kind, round_number)
     content = RecordDict(
         {
             ARRAYS: to_record(update.arrays),

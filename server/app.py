@@ -181,6 +181,7 @@ def _finish_round(
         "bytes_down": outcome.bytes_down,
         "clients": len(outcome.contributions),
         "failures": len(outcome.failures),
+        "failure_reasons": dict(outcome.failures),
         "exposures": dict(outcome.exposures),
     }
     if config.defense.is_private:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from itertools import chain
 
 import torch
 from torch import Tensor
 
+from instahide_fl.aggregation.reduction import is_finite
 from instahide_fl.aggregation.yogi import Yogi
 from instahide_fl.config import Config
 from instahide_fl.training.scaffold import split_control, with_control
@@ -90,6 +92,16 @@ class ServerOptimizer:
             buffer.add_(model[name])
         for name, variate in self._control.items():
             variate.add_(control[name], alpha=share)
+
+    def is_finite(self) -> bool:
+        """Tell whether all arrays and all of the optimizer's moments are."""
+        moments = (
+            value
+            for kept in self._optimizer.state.values()
+            for value in kept.values()
+            if isinstance(value, Tensor)
+        )
+        return all(map(is_finite, chain(self.arrays.values(), moments)))
 
     def state(self) -> dict[str, Tensor]:
         """Return everything needed to go on later, as flat named tensors.

@@ -193,7 +193,9 @@ def test_an_update_of_the_wrong_kind_or_without_its_records_is_refused(tmp_path)
     def relabel(content):
         content["about"]["kind"] = "delta"
 
-    with pytest.raises(RoundError, match="client 1 is a delta, this run needs a grad"):
+    with pytest.raises(
+        RoundError, match=r"client 1: .* a delta, this run needs a grad"
+    ):
         run_tampered(tmp_path / "a", settings(), tampered(relabel))
     with pytest.raises(RoundError, match="lacks the record 'metrics'"):
         run_tampered(tmp_path / "b", settings(), tampered(lambda c: c.pop("metrics")))
@@ -288,7 +290,7 @@ def test_nothing_of_a_key_or_an_image_is_on_the_wire(tmp_path):
             }
             continue
         assert set(content) == {"arrays", "about", "metrics"}
-        assert set(content["about"]) == {"schema", "client", "kind"}
+        assert set(content["about"]) == {"schema", "client", "kind", "round"}
         assert set(content["metrics"]) == {
             *("num-examples", "train_loss", "seconds"),
             *("exposures_max", "exposures_mean"),
