@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from flwr.app import (
     ArrayRecord,
     ConfigRecord,
-    Context,
     Message,
     MetricRecord,
     RecordDict,
@@ -26,23 +23,6 @@ from instahide_fl.wire import (
     RoundInstruction,
     UpdateHeader,
 )
-
-_CONTROL = "control"  # a record in Context.state, which stays on the node
-
-
-def read_control(context: Context) -> dict[str, Tensor]:
-    """Return the client's control variate by parameter name; empty before its first."""
-    record = context.state.array_records.get(_CONTROL)
-    return {} if record is None else from_record(record)
-
-
-def move_control(context: Context, difference: Mapping[str, Tensor]) -> None:
-    """Add to the client's control variate; before its first round it is zero."""
-    known = read_control(context)
-    moved = {name: array.cpu() for name, array in difference.items()}
-    if known:
-        moved = {name: known[name] + array for name, array in moved.items()}
-    context.state[_CONTROL] = to_record(moved)
 
 
 def read_round(message: Message) -> tuple[RoundInstruction, dict[str, Tensor]]:
