@@ -44,6 +44,9 @@ def settings(rounds: int) -> Config:
         {
             "train.rounds": rounds,
             "train.mode": "update",
+            "train.local-epochs": 2,
+            "train.momentum": 0.9,
+            "train.schedule": "cosine",
             "train.min-updates": 1,
             "train.timeout": 60.0,
             "train.evaluate-every": 5,
@@ -216,7 +219,7 @@ def main() -> None:
     """Run the campaign, show it and write its file."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--kills", type=int, default=30)
-    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--rounds", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=None)
     parser.add_argument("--out", type=Path, default=RESULTS)

@@ -140,7 +140,7 @@ def test_a_full_disk_is_explained_and_the_checkpoint_before_it_stays(tmp_path):
     settings = [f"--set={k}={v}" for k, v in {**RUN, "model.width": 32}.items()]
     path, whole = tmp_path / "run", tmp_path / "whole"
     assert execute(whole, "--out", str(whole), *settings).returncode == 0
-    # Killed after its first checkpoint, then resumed where nothing large can be written.
+    # Killed after its first checkpoint, then resumed where nothing large can be.
     for after in range(20, 80, 4):
         if not path.exists():
             execute(path, "--out", str(path), *settings, kill_after=after)
