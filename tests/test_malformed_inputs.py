@@ -54,8 +54,11 @@ def examples(count):
 # What is put in the place of a value.
 SCALARS = st.one_of(
     st.sampled_from(
-        [None, True, "", "x", "nan", 0, -1, 2**63, -(2**63), 10**400, [], {}, [[]]]
-        + [float("nan"), float("inf"), float("-inf"), 1e308, -0.0, 0.5, "a\0b", "../.."]
+        [
+            *(None, True, "", "x", "nan", "a\0b", "../..", [], {}, [[]]),
+            *(0, -1, 2**63, -(2**63), 10**400, 0.5, -0.0, 1e308),
+            *map(float, ("nan", "inf", "-inf")),
+        ]
     ),
     st.integers(),
     st.floats(),
