@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import signal
+import subprocess
 import tempfile
 import time
 from collections import Counter
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from benchmarks.loopback import Federation, federation
+from benchmarks.loopback import Federation, federation, port_answers
 from benchmarks.reporting import RESULTS, save, show
 from instahide_fl.config import Config
 from instahide_fl.engine.bundle import importable_app
@@ -32,7 +33,8 @@ from instahide_fl.rng import stream
 from instahide_fl.run_folder import RunFolder
 
 CLIENTS = 3
-PAUSE = (15.0, 45.0)  # seconds between two kills, drawn at random
+PAUSE = (2.0, 25.0)  # seconds from a round's end to the next kill, drawn at random
+PATIENCE = 120.0  # seconds without a round after which the next kill comes anyway
 HANG = 400.0  # seconds without a new round or attempt: something hangs
 GRACE = 45.0  # seconds that a submitted run may take until its server app lives
 KINDS = {"client": 0.35, "client app": 0.25, "server app": 0.25, "superlink": 0.15}
@@ -48,7 +50,7 @@ def settings(rounds: int) -> Config:
             "train.momentum": 0.9,
             "train.schedule": "cosine",
             "train.min-updates": 1,
-            "train.timeout": 60.0,
+            "train.timeout": 40.0,
             "train.evaluate-every": 5,
             "train.checkpoint-every": 2,
         }
@@ -80,6 +82,7 @@ class Campaign:
     _run_id: str = ""
     _submitted: float = 0.0
     _seen_alive: bool = False
+    _noted: int = 0
 
     def drive(self) -> None:
         """Go on until the run is finished.
@@ -87,8 +90,8 @@ class Campaign:
         Raises:
             RuntimeError: it hangs.
         """
-        next_kill = time.monotonic() + self._pause()
-        progressed, known = time.monotonic(), -1
+        next_kill = time.monotonic() + PATIENCE
+        progressed, known, waiting = time.monotonic(), -1, True
         while not RunFolder(self.run).finished:
             self.made.tend()
             self._keep_running()
@@ -96,12 +99,15 @@ class Campaign:
             if (rounds := self._rounds() + 1000 * self.attempts) != known:
                 if known >= 0:
                     self.longest_gap = max(self.longest_gap, now - progressed)
+                if known >= 0 and rounds // 1000 == known // 1000 and waiting:
+                    next_kill, waiting = now + self._pause(), False
                 progressed, known = now, rounds
             if now - progressed > HANG:
                 raise RuntimeError(f"no progress for {HANG:g} s")
             if self.killed.total() < self.kills and now > next_kill:
                 self._kill_something()
-                next_kill = time.monotonic() + self._pause()
+                # The kills are spread over the run: a round has to end in between.
+                next_kill, waiting = time.monotonic() + PATIENCE, True
             time.sleep(1.0)
 
     def _pause(self) -> float:
@@ -113,25 +119,29 @@ class Campaign:
 
     def _keep_running(self) -> None:
         """Continue the run if its last attempt is over."""
+        failure = RunFolder(self.run).failure()
+        if self.attempts and not self._is_over(failure is not None):
+            return
+        if self._noted < self.attempts:
+            self._noted = self.attempts
+            self.endings[str(failure) if failure else "the server app was gone"] += 1
+        if not port_answers(self.made.port):
+            return  # the SuperLink is down just now
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.made.flwr("stop", self._run_id, "federation")
+        if resume := (self.run / "config.toml").exists():
+            RunFolder(self.run).clear_failure()
+        with contextlib.suppress(RuntimeError, subprocess.TimeoutExpired):
+            self._run_id = self.made.submit(self.run, resume=resume)
+            self.attempts += 1
+            self._submitted, self._seen_alive = time.monotonic(), False
+            print(f"{time.strftime('%H:%M:%S')} attempt {self.attempts}: {failure}")
+
+    def _is_over(self, failed: bool) -> bool:
         alive = bool(self._processes("superlink", "flwr-serverapp"))
         self._seen_alive = self._seen_alive or alive
         since = time.monotonic() - self._submitted
-        failure = RunFolder(self.run).failure()
-        gone = not alive and (self._seen_alive or since > GRACE)
-        if self.attempts and failure is None and not gone:
-            return
-        if self.attempts:
-            self.endings[str(failure) if failure else "the server app was gone"] += 1
-            with contextlib.suppress(Exception):
-                self.made.flwr("stop", self._run_id, "federation")
-        if (self.run / "config.toml").exists():
-            RunFolder(self.run).clear_failure()
-        print(f"{time.strftime('%H:%M:%S')} attempt {self.attempts + 1}: {failure}")
-        with contextlib.suppress(Exception):  # the SuperLink may be down just now
-            resume = (self.run / "config.toml").exists()
-            self._run_id = self.made.submit(self.run, resume=resume)
-            self.attempts += 1
-        self._submitted, self._seen_alive = time.monotonic(), False
+        return failed or (not alive and (self._seen_alive or since > GRACE))
 
     def _kill_something(self) -> None:
         kind = str(self.rng.choice(list(KINDS), p=list(KINDS.values())))
@@ -219,7 +229,7 @@ def main() -> None:
     """Run the campaign, show it and write its file."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--kills", type=int, default=30)
-    parser.add_argument("--rounds", type=int, default=50)
+    parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=None)
     parser.add_argument("--out", type=Path, default=RESULTS)

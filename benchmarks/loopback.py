@@ -278,6 +278,14 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def port_answers(port: int) -> bool:
+    """Tell whether somebody listens on a port of loopback."""
+    with contextlib.suppress(OSError):
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        return True
+    return False
+
+
 def await_port(port: int, seconds: float = 60.0) -> None:
     """Wait until somebody listens.
 
@@ -286,8 +294,7 @@ def await_port(port: int, seconds: float = 60.0) -> None:
     """
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        with contextlib.suppress(OSError):
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        if port_answers(port):
             return
         time.sleep(0.2)
     raise RuntimeError(f"nobody listens on port {port}")
