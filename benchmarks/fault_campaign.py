@@ -16,6 +16,7 @@ import subprocess
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,8 @@ class Campaign:
         killed: so far, by kind.
         attempts: of the run.
         endings: why attempts ended, with how often.
+        look: called every second.
+        longest_gap: seconds without a new round or attempt.
     """
 
     made: Federation
@@ -78,6 +81,7 @@ class Campaign:
     killed: Counter[str] = field(default_factory=Counter)
     attempts: int = 0
     endings: Counter[str] = field(default_factory=Counter)
+    look: Callable[[Campaign], None] = lambda campaign: None
     longest_gap: float = 0.0
     _run_id: str = ""
     _submitted: float = 0.0
@@ -95,6 +99,7 @@ class Campaign:
         while not RunFolder(self.run).finished:
             self.made.tend()
             self._keep_running()
+            self.look(self)
             now = time.monotonic()
             if (rounds := self._rounds() + 1000 * self.attempts) != known:
                 if known >= 0:

@@ -16,9 +16,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import psutil
@@ -170,21 +171,29 @@ class Federation:
 
 
 @contextlib.contextmanager
-def federation(folder: Path, clients: int, config: Config) -> Iterator[Federation]:
+def federation(
+    folder: Path,
+    clients: int,
+    config: Config,
+    patch: Callable[[Path], None] = lambda app: None,
+    variables: Mapping[str, str] = MappingProxyType({}),
+) -> Iterator[Federation]:
     """Start a federation with TLS and node authentication; end it on leaving.
 
     Args:
-        folder: new; short, and on a real disk.
+        folder: empty, or with pools of the clients in clients/NAME/pool.
         clients: how many.
         config: of the runs; each client holds its part of the data set.
+        patch: changes the app's files before they are handed out.
+        variables: of the environment, for all processes.
 
     Yields:
         The federation, with all clients online.
     """
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     names = [f"site-{i}" for i in range(clients)]
     write_certificates(folder)
-    stage_app(folder / "app")
+    patch(stage_app(folder / "app"))
     _write_images(folder, names, config)
     # Every client answers in a real federation, so none is a numbered partition.
     config = config.with_values({"partition.num-clients": clients})
@@ -195,6 +204,7 @@ def federation(folder: Path, clients: int, config: Config) -> Iterator[Federatio
             "FLWR_DISABLE_UPDATE_CHECK": "1",
             "OMP_NUM_THREADS": "1",
             "PYTHONUNBUFFERED": "1",
+            **variables,
             "PATH": os.pathsep.join(
                 [str(Path(sys.executable).parent), os.environ.get("PATH", "")]
             ),
@@ -232,19 +242,33 @@ def _start(made: Federation, names: list[str]) -> None:
         )
         if done.returncode:
             raise RuntimeError(f"flwr supernode register: {done.stdout}{done.stderr}")
-        node = f'client-name="{name}" dataset="imagefolder:{place / "images"}" '
-        node += f'exposures-file="{place / "exposures.safetensors"}"'
-        made.services[name] = Service(
-            name,
-            [
-                *(script("flower-supernode"), "--superlink", address),
-                *("--root-certificates", "ca.crt", "--port", str(free_port())),
-                *("--auth-supernode-private-key", str(place / "node.key")),
-                *("--node-config", node),
-            ],
-            place / "client.log",
-        )
+        made.services[name] = supernode(name, place, address, folder / "ca.crt")
         made.services[name].start(made.environment, folder)
+
+
+def supernode(name: str, place: Path, address: str, authority: Path) -> Service:
+    """Return a client's service.
+
+    Args:
+        name: of the client.
+        place: its folder, with node.key and images/, and pool/ if it has its own.
+        address: of the SuperLink, HOST:PORT.
+        authority: the CA's certificate.
+    """
+    node = f'client-name="{name}" dataset="imagefolder:{place / "images"}" '
+    node += f'exposures-file="{place / "kept" / "exposures.safetensors"}"'
+    if (place / "pool").is_dir():
+        node += f' pool="{place / "pool"}"'
+    return Service(
+        name,
+        [
+            *(script("flower-supernode"), "--superlink", address),
+            *("--root-certificates", str(authority), "--port", str(free_port())),
+            *("--auth-supernode-private-key", str(place / "node.key")),
+            *("--node-config", node),
+        ],
+        place / "client.log",
+    )
 
 
 def _write_images(folder: Path, names: list[str], config: Config) -> None:

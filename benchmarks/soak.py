@@ -15,6 +15,7 @@ import statistics
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,9 @@ def main() -> None:
     arguments = parser.parse_args()
     folder = arguments.folder or Path(tempfile.mkdtemp(prefix="soak-")) / "f"
     result = soak(folder, arguments.minutes * 60)
-    show(result)
+    columns = ("process", "rss_mib", "rss_mib_growth", "pss_mib_growth", "fds")
+    columns += ("fds_growth", "flat")
+    show({**result, "rows": [{c: row[c] for c in columns} for row in result["rows"]]})
     save(result, arguments.out)
 
 
@@ -76,13 +79,10 @@ def soak(folder: Path, seconds: float) -> dict[str, Any]:
         restarts = {n: one.starts - 1 for n, one in made.services.items()}
         database = (folder / "state.db").stat().st_size
     write_text(folder / "samples.json", json.dumps(samples))
-    rows = [
-        _row(name, found) for name, found in sorted(samples.items()) if len(found) > 9
-    ]
     finished = RunFolder(run).metrics()
     return {
         "name": "soak",
-        "rows": rows,
+        "rows": [_row(name, found) for name, found in sorted(samples.items())],
         "minutes": seconds / 60,
         "rounds": len(finished),
         "seconds_per_round": statistics.median(row["seconds"] for row in finished),
@@ -91,7 +91,6 @@ def soak(folder: Path, seconds: float) -> dict[str, Any]:
         "status_at_the_end": status,
         "restarts": sum(restarts.values()),
         "state_db_mib": database / 2**20,
-        "flat": all(row["flat"] for row in rows if row["counts"]),
     }
 
 
@@ -129,30 +128,37 @@ def _role(process: psutil.Process) -> str | None:
     return next((role for word, role in ROLES.items() if word in line), None)
 
 
-def _row(name: str, found: list[Sample]) -> dict[str, Any]:
-    """Compare the first minute that counts with the last, by medians."""
+def _row(name: str, found: Sequence[Sample]) -> dict[str, Any]:
+    """Compare the first third of the time that counts with the last third, by means.
+
+    A single minute holds a dozen samples of numbers that go up and down with every
+    round; `..._minute` compares the medians of the first and the last one all the same.
+    """
     end = found[-1][0]
     start = min(WARM_UP, end / 2)
-    first = [one for one in found if start <= one[0] < start + 60]
-    last = [one for one in found if one[0] > end - 60]
+    counted = [one for one in found if one[0] >= start]
+    third = max(1, len(counted) // 3)
+    minutes = (
+        [one for one in counted if one[0] < start + 60],
+        [one for one in counted if one[0] > end - 60],
+    )
     row: dict[str, Any] = {"process": name}
     for place, key, unit in (
         (1, "rss_mib", 2**20),
         (2, "pss_mib", 2**20),
         (3, "fds", 1),
     ):
-        early = statistics.median(one[place] for one in first)
-        late = statistics.median(one[place] for one in last)
-        row[f"{key}_5min"], row[f"{key}_end"] = early / unit, late / unit
+        early = statistics.fmean(one[place] for one in counted[:third])
+        late = statistics.fmean(one[place] for one in counted[-third:])
+        first, last = (statistics.median(one[place] for one in m) for m in minutes)
+        row[key] = early / unit
         row[f"{key}_growth"] = late / early - 1
+        row[f"{key}_growth_minute"] = last / first - 1
         row[f"{key}_peak"] = max(one[place] for one in found) / unit
+    growth = max(row[f"{key}_growth"] for key in ("rss_mib", "pss_mib", "fds"))
+    # A client app lives for one message: its memory has no time to grow.
     lives = not name.startswith("client app")
-    row["counts"] = lives
-    row["flat"] = (
-        row["rss_mib_growth"] < GROWTH
-        and row["pss_mib_growth"] < GROWTH
-        and row["fds_growth"] < GROWTH
-    )
+    row["flat"] = growth < GROWTH if lives else "one a message"
     return row
 
 

@@ -211,7 +211,8 @@ class RunFolder:
         """
         path = self.path / CHECKPOINT
         remove_leftovers(self.path)
-        done, tensors = 0, {}
+        done = 0
+        tensors: dict[str, Tensor] = {}
         try:
             if path.is_file():
                 tensors, metadata = load_tensors(path)
