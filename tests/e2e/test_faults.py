@@ -32,11 +32,12 @@ pytestmark = pytest.mark.slow
 
 SETTINGS = {
     "train.batch-size": 16,
-    "train.timeout": 25.0,
+    "train.timeout": 45.0,
     "train.min-updates": 1,
     "train.checkpoint-every": 1,
     "train.evaluate-every": 2,
     "model.width": 4,
+    "data.train-rows": "0:600",
 }
 # Clients do what the file FAULTS says: "ROUND CLIENT ACTION" in each line.
 PATCH = """
@@ -62,7 +63,7 @@ def _faulty(message, context):
             except OSError:
                 pass
     if action == "slow":
-        time.sleep(40)
+        time.sleep(70)
     try:
         reply = _train(message, context)
     finally:
@@ -145,7 +146,7 @@ def test_rounds_go_on_without_clients_that_send_nonsense_stall_or_die(made):
         if rounds == 3:
             made.services["site-1"].kill()
 
-    folder = await_end(made, run, 150, kill_one)
+    folder = await_end(made, run, 300, kill_one)
     assert folder.finished, folder.failure()
     rows = folder.metrics()
     assert [row["round"] for row in rows] == [1, 2, 3, 4, 5]
@@ -156,7 +157,7 @@ def test_rounds_go_on_without_clients_that_send_nonsense_stall_or_die(made):
     assert all("not finite" in text for text in reasons[1].values())
     assert set(reasons[2]) == {"site-2"}
     assert "No space left on device" in reasons[2]["site-2"]
-    assert "no answer within 25 s" in reasons[3]["site-0"]
+    assert "no answer within 45 s" in reasons[3]["site-0"]
     assert "site-1" in reasons[3]
     tensors, _ = load_tensors(run / "model.safetensors")
     assert all(one.isfinite().all() for one in tensors.values())
@@ -190,12 +191,12 @@ def test_another_pool_is_refused_by_name(made):
     shutil.rmtree(place)
     MixingPool.from_images(torch.zeros(50, 1, 28, 28).byte()).save(place)
     with_rounds(made, 2).submit(run, resume=False)
-    failure = await_end(made, run, 60).failure()
+    failure = await_end(made, run, 120).failure()
     assert isinstance(failure, ProtocolError)
     assert "clients site-0 and site-1 hold different pools" in str(failure)
 
 
-def log_of(service, words, seconds=30):
+def log_of(service, words, seconds=60):
     """Wait until a service's log says one of some words, or it has ended."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
