@@ -196,7 +196,9 @@ def federation(
     patch(stage_app(folder / "app"))
     _write_images(folder, names, config)
     # Every client answers in a real federation, so none is a numbered partition.
-    config = config.with_values({"partition.num-clients": clients})
+    config = config.with_values(
+        {"partition.num-clients": clients, "data.train-rows": ""}
+    )
     with marked_environment() as environment:
         environment |= {
             "FLWR_HOME": str(folder / "home"),

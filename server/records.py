@@ -226,4 +226,6 @@ def failure_reason(message: Message) -> str:
     reason = message.error.reason or f"error code {message.error.code}"
     wrapped = re.findall(r"ClientAppException occurred\. Message: ([^\n]*)", reason)
     line = wrapped[-1] if wrapped else (reason.strip() or "no reason").splitlines()[-1]
-    return str(line).removesuffix("'>").strip()[:LONGEST_REASON]
+    # A deployed client's reason begins with the error's class.
+    line = re.sub(r"^<class '[\w.]+'>:<['\"]", "", str(line))
+    return line.removesuffix("'>").strip()[:LONGEST_REASON]

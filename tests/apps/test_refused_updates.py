@@ -300,3 +300,29 @@ def test_the_largest_values_let_through_do_not_overflow_any_optimizer(optimizer)
     for _ in range(100):
         server.step({"w": largest}, "gradient")
         assert server.is_finite()
+
+
+@pytest.mark.parametrize(
+    ("reason", "shown"),
+    [
+        (
+            "<class 'instahide_fl.errors.DataError'>:<'no such folder'>",
+            "no such folder",
+        ),
+        ("<class 'x'>:<'\nException ClientAppException occurred. Message: a'>", "a"),
+        ("SuperNode is unavailable", "SuperNode is unavailable"),
+        ("", "error code 2"),
+        (" \n ", "no reason"),
+    ],
+)
+def test_a_clients_reason_is_shown_without_wrapping(reason, shown):
+    from flwr.app import RecordDict
+
+    from instahide_fl.engine.bundle import importable_app
+    from instahide_fl.engine.grid import become_server
+
+    with importable_app():
+        from server.records import failure_reason
+    become_server()
+    asked = Message(RecordDict(), 7, "train")
+    assert failure_reason(Message(Error(2, reason), reply_to=asked)) == shown
