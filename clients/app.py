@@ -10,6 +10,7 @@ import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
+from clients.control import move_control, read_control
 from clients.exposures import (
     keep_exposures,
     open_rows,
@@ -17,13 +18,7 @@ from clients.exposures import (
     warn_of_exposures,
 )
 from clients.node import ClientNode, open_node, shared_trainer
-from clients.records import (
-    move_control,
-    read_control,
-    read_round,
-    reply_description,
-    reply_update,
-)
+from clients.records import read_round, reply_description, reply_update
 from clients.secure_aggregation import (
     answer_key_shares,
     answer_public_keys,
@@ -90,19 +85,20 @@ def train(message: Message, context: Context) -> Message:
     arrays, control = split_control(received)
     encoder = CountingEncoder(node.encoder(context), exposures, rows)
     keeper = node.keeper(encoder, instruction.round)
+    own = read_control(node, context, instruction.round) if control else {}
     update = trainer.update(
         arrays,
         split.on(trainer.device),
         keeper or encoder,
         node.rng(instruction.round),
         instruction.learning_rate_factor,
-        gradient_correction(control, read_control(context)) if control else None,
+        gradient_correction(control, own) if control else None,
     )
     if control:
         rate = node.config.train.learning_rate * instruction.learning_rate_factor
         steps = local_steps(len(split), node.config.train)
         moved = control_difference(control, update.arrays, steps, rate)
-        move_control(context, moved)
+        move_control(node, context, instruction.round, moved)
         update = replace(update, arrays=with_control(update.arrays, moved))
     update = _defended(node, instruction.round, update, trainer.buffers)
     if keeper:
@@ -115,7 +111,7 @@ def train(message: Message, context: Context) -> Message:
         update = replace(update, metrics=told)
     if node.config.secure_aggregation.enabled:
         return reply_masked(message, context, node.client, update, node.config)
-    return reply_update(message, node.client, update)
+    return reply_update(message, node.client, update, instruction.round)
 
 
 @app.query(PUBLIC_KEYS)

@@ -11,17 +11,14 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-import safetensors
-import safetensors.torch
 from flwr.app import Context
 from torch import Tensor
 
 from clients.node import ClientNode
+from clients.snapshots import keep_snapshot, read_snapshots
 from instahide_fl.encoding.exposures import Exposures
 from instahide_fl.engine.arrays import from_record, to_record
 from instahide_fl.errors import RoundError
-from instahide_fl.files import atomic_file
-from instahide_fl.tensor_files import load_tensors
 
 FILE = "exposures-file"  # of a real client's node config
 _RECORD = "exposures"  # in Context.state, which stays on the node
@@ -45,7 +42,7 @@ def read_exposures(node: ClientNode, context: Context, round_number: int) -> Exp
     resumed = not node.simulated or node.config.output.resume
     if path is None or not resumed or not path.is_file():
         return fresh
-    snapshots = _snapshots(path)
+    snapshots = _counters(path)
     before = [number for number in snapshots if number < round_number]
     # Keys that do not repeat were really made after the checkpoint: all of them count.
     chosen = before if node.seeded else list(snapshots)
@@ -75,15 +72,7 @@ def keep_exposures(
     if path is None:
         return
     every = node.config.train.checkpoint_every
-    checkpoint = (round_number - 1) // every * every
-    known = _snapshots(path) if path.is_file() else {}
-    before = [number for number in known if number <= checkpoint]
-    kept = {max(before): known[max(before)]} if before and node.seeded else {}
-    kept[round_number] = exposures
-    data = {f"{number}/counts": one.counts for number, one in kept.items()}
-    data |= {f"{number}/used": one.used for number, one in kept.items()}
-    with atomic_file(path) as temporary:
-        temporary.write_bytes(safetensors.torch.save(data))
+    keep_snapshot(path, round_number, tensors, every, with_checkpoint=node.seeded)
 
 
 def open_rows(node: ClientNode, exposures: Exposures) -> Tensor:
@@ -136,21 +125,19 @@ def _path(node: ClientNode, context: Context) -> Path | None:
     return Path(str(given)).expanduser() if given else None
 
 
-def _snapshots(path: Path) -> dict[int, Exposures]:
+def _counters(path: Path) -> dict[int, Exposures]:
     """Read the counters in a file by the round after which they were kept.
 
     Raises:
         RoundError: the file is damaged.
     """
     try:
-        tensors, _ = load_tensors(path)
-        rounds = {int(name.partition("/")[0]) for name in tensors}
         return {
-            number: Exposures(tensors[f"{number}/counts"], tensors[f"{number}/used"])
-            for number in rounds
+            number: Exposures(kept["counts"], kept["used"])
+            for number, kept in read_snapshots(path).items()
         }
-    except (OSError, safetensors.SafetensorError, KeyError, ValueError) as error:
+    except KeyError as error:
         raise RoundError(
-            f"cannot read the exposures in {path}: {error}; move the file away to "
+            f"{path} counts no exposures (it lacks {error}): move the file away to "
             f"count from 0"
         ) from None

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from flwr.app import (
     ArrayRecord,
     ConfigRecord,
-    Context,
     Message,
     MetricRecord,
     RecordDict,
@@ -26,23 +23,6 @@ from instahide_fl.wire import (
     RoundInstruction,
     UpdateHeader,
 )
-
-_CONTROL = "control"  # a record in Context.state, which stays on the node
-
-
-def read_control(context: Context) -> dict[str, Tensor]:
-    """Return the client's control variate by parameter name; empty before its first."""
-    record = context.state.array_records.get(_CONTROL)
-    return {} if record is None else from_record(record)
-
-
-def move_control(context: Context, difference: Mapping[str, Tensor]) -> None:
-    """Add to the client's control variate; before its first round it is zero."""
-    known = read_control(context)
-    moved = {name: array.cpu() for name, array in difference.items()}
-    if known:
-        moved = {name: known[name] + array for name, array in moved.items()}
-    context.state[_CONTROL] = to_record(moved)
 
 
 def read_round(message: Message) -> tuple[RoundInstruction, dict[str, Tensor]]:
@@ -63,9 +43,11 @@ def reply_description(message: Message, description: ClientDescription) -> Messa
     return Message(RecordDict({ABOUT: about}), reply_to=message)
 
 
-def reply_update(message: Message, client: str, update: ClientUpdate) -> Message:
+def reply_update(
+    message: Message, client: str, update: ClientUpdate, round_number: int
+) -> Message:
     """Send an update: arrays, who and what kind, and numbers. Nothing else."""
-    header = UpdateHeader(client, update.kind)
+    header = UpdateHeader(client, update.kind, round_number)
     content = RecordDict(
         {
             ARRAYS: to_record(update.arrays),

@@ -178,7 +178,7 @@ def reply_masked(
         [s for place, s in agreed.items() if place < own],
     )
     context.state[_STATE] = ConfigRecord(state)
-    header = UpdateHeader(client, update.kind)
+    header = UpdateHeader(client, update.kind, int(about[ROUND]))
     content = RecordDict(
         {
             ARRAYS: to_record({VECTOR: torch.from_numpy(masked.view(np.int32))}),

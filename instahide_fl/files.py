@@ -13,6 +13,8 @@ import platformdirs
 
 from instahide_fl.errors import OutputError
 
+TEMPORARY = ".part"  # how the names of unfinished files end
+
 
 def cache_folder(*parts: str) -> Path:
     """Return a folder for prepared data.
@@ -51,7 +53,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     """
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, name = tempfile.mkstemp(TEMPORARY, f".{path.name}.", path.parent)
         os.close(handle)
         temporary = Path(name)
         try:
@@ -59,8 +61,22 @@ def atomic_file(path: Path) -> Iterator[Path]:
             # mkstemp makes files private; results follow the user's umask instead.
             temporary.chmod(0o666 & ~_umask())
             temporary.replace(path)
+            _sync_folder(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what `atomic_file` leaves below a folder if its process is killed.
+
+    Nobody else may be writing there.
+
+    Raises:
+        OutputError: the operating system refused.
+    """
+    with explained(folder):
+        for path in folder.rglob(f".*{TEMPORARY}"):
+            path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -95,6 +111,15 @@ def write_text(path: Path, text: str) -> None:
     """
     with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def _sync_folder(folder: Path) -> None:
+    """Let a file's new name outlast a power failure, as its content does."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _umask() -> int:

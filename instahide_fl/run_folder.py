@@ -11,6 +11,7 @@ summary.json        written last: a folder without it is not finished
 evaluation.json     accuracy on encodings of test images, if asked for later
 failure.json        why a run ended early
 exposures/          how often simulated clients encoded each image; theirs alone
+controls/           simulated clients' control variates, if there are any
 transcript/         recorded rounds, as the server saw them (record.rounds)
 truth/              what simulated clients hid in them (record.truth)
 attacks/            what `instahide-fl attack` recovered
@@ -20,6 +21,7 @@ logs/               what Flower, Ray and the apps said
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +31,7 @@ import safetensors
 
 from instahide_fl.config import Config
 from instahide_fl.errors import InstaHideError, OutputError, error_named
-from instahide_fl.files import explained, write_text
+from instahide_fl.files import explained, remove_leftovers, write_text
 from instahide_fl.tensor_files import load_tensors, save_tensors
 
 if TYPE_CHECKING:
@@ -82,7 +84,7 @@ class RunFolder:
         """Open the folder of a run that did not finish, to continue it.
 
         Raises:
-            OutputError: there is no run, it is finished, or it has no checkpoint yet.
+            OutputError: there is no run, or it is finished.
         """
         folder = cls(path)
         if not (path / CONFIG).is_file():
@@ -90,11 +92,6 @@ class RunFolder:
         if folder.finished:
             raise OutputError(
                 f"--resume: the run in {path} is finished; its result is in {SUMMARY}"
-            )
-        if not folder.resumable:
-            raise OutputError(
-                f"--resume: the run in {path} was interrupted before its first "
-                f"checkpoint: start it anew with another --out"
             )
         return folder
 
@@ -109,12 +106,10 @@ class RunFolder:
         if not (path / CONFIG).is_file():
             raise OutputError(f"{path} is not a run folder (no {CONFIG})")
         if not folder.finished:
-            remedy = (
-                f"continue it with instahide-fl run --resume {path}"
-                if folder.resumable
-                else "start it anew"
+            raise OutputError(
+                f"the run in {path} is not finished: continue it with instahide-fl run "
+                f"--resume {path}"
             )
-            raise OutputError(f"the run in {path} is not finished: {remedy}")
         return folder
 
     @property
@@ -153,9 +148,11 @@ class RunFolder:
             text = (self.path / name).read_text(encoding="utf-8")
         except FileNotFoundError:
             return {}
+        except (OSError, UnicodeDecodeError) as error:
+            raise OutputError(f"cannot read {self.path / name}: {error}") from None
         try:
             return dict(json.loads(text))
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             raise OutputError(f"{self.path / name} is damaged: {error}") from None
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
@@ -174,8 +171,16 @@ class RunFolder:
             text = (self.path / METRICS).read_text(encoding="utf-8")
         except FileNotFoundError:
             return []
+        except (OSError, UnicodeDecodeError) as error:
+            raise OutputError(f"cannot read {self.path / METRICS}: {error}") from None
         complete = text[: text.rfind("\n") + 1]
-        return [json.loads(line) for line in complete.splitlines()]
+        try:
+            rows = [json.loads(line) for line in complete.splitlines()]
+        except ValueError as error:
+            raise OutputError(f"{self.path / METRICS} is damaged: {error}") from None
+        if not all(isinstance(row, dict) and "round" in row for row in rows):
+            raise OutputError(f"{self.path / METRICS} is damaged: a line is no round")
+        return rows
 
     def save_checkpoint(self, round_number: int, tensors: Mapping[str, Tensor]) -> None:
         """Replace the checkpoint, in one step.
@@ -187,6 +192,9 @@ class RunFolder:
         Raises:
             OutputError: it cannot be written.
         """
+        # A checkpoint is of no use without the lines of its rounds.
+        with explained(self.path / METRICS), (self.path / METRICS).open("a") as file:
+            os.fsync(file.fileno())
         metadata = {"round": str(round_number)}
         save_tensors(self.path / CHECKPOINT, tensors, metadata)
 
@@ -195,16 +203,28 @@ class RunFolder:
 
         Lines of metrics.jsonl from rounds after it are dropped: they will come again.
 
+        Returns:
+            0 and nothing if the run was interrupted before its first checkpoint.
+
         Raises:
-            OutputError: the checkpoint cannot be read.
+            OutputError: the checkpoint cannot be read, or does not go with the rest.
         """
         path = self.path / CHECKPOINT
+        remove_leftovers(self.path)
+        done = 0
+        tensors: dict[str, Tensor] = {}
         try:
-            tensors, metadata = load_tensors(path)
-            done = int(metadata["round"])
-        except (OSError, safetensors.SafetensorError) as error:
+            if path.is_file():
+                tensors, metadata = load_tensors(path)
+                done = int(metadata["round"])
+        except (OSError, safetensors.SafetensorError, KeyError, ValueError) as error:
             raise OutputError(f"cannot read the checkpoint {path}: {error}") from None
         kept = [row for row in self.metrics() if row["round"] <= done]
+        if [row["round"] for row in kept] != list(range(1, done + 1)):
+            raise OutputError(
+                f"{self.path / METRICS} does not hold each round up to {done}, that of "
+                f"the checkpoint: put the file back, or start the run anew"
+            )
         write_text(self.path / METRICS, "".join(json.dumps(row) + "\n" for row in kept))
         return done, tensors
 
@@ -255,7 +275,10 @@ class RunFolder:
             row = json.loads((self.path / FAILURE).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
-        return error_named(row["error"], row["message"])
+        try:
+            return error_named(str(row["error"]), str(row["message"]))
+        except (KeyError, TypeError):
+            return error_named("EngineError", "the run failed")
 
 
 def free_run_folder(parent: Path, config: Config) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from instahide_fl.config import Config
 from instahide_fl.data.datasets import ImageDataset, load_dataset
 from instahide_fl.data.partition import cached_partition, partition_to_json
 from instahide_fl.defenses.accounting import PrivacyLoss
+from instahide_fl.errors import OutputError
 from instahide_fl.files import write_text
 from instahide_fl.models.arrays import get_arrays, load_arrays, shared_buffers
 from instahide_fl.models.initial_weights import load_initial_weights
@@ -68,14 +70,17 @@ def _run(grid: Grid, config: Config, folder: RunFolder) -> None:
     weights_sha256 = load_initial_weights(model, weights) if weights else ""
     buffers = shared_buffers(model).keys()
     optimizer = ServerOptimizer(get_arrays(model), config, buffers)
+    about = {
+        "code_hash": code_hash(),
+        "pool_sha256": clients.pool_sha256,
+        "dataset_digest": dataset.digest,
+        "initial_weights_sha256": weights_sha256,
+    }
     done = 0
     if config.output.resume:
-        if config.train.control_variates:
-            log.warning("clients' control variates start again at zero")
-        done, tensors = folder.load_checkpoint()
-        optimizer.load_state(tensors)
-    else:
-        _describe_run(folder, config, dataset, clients, weights_sha256)
+        done = _resume(folder, config, clients, optimizer, about)
+    if done == 0:
+        _describe_run(folder, config, dataset, clients, about)
     strategy = Strategy(
         config,
         optimizer,
@@ -97,6 +102,38 @@ def _run(grid: Grid, config: Config, folder: RunFolder) -> None:
         _finish_run(folder, optimizer, ledger.after(config.train.rounds))
 
 
+def _resume(
+    folder: RunFolder,
+    config: Config,
+    clients: Clients,
+    optimizer: ServerOptimizer,
+    about: Mapping[str, str],
+) -> int:
+    """Restore the checkpoint and return its round; 0 if there is none yet.
+
+    Raises:
+        OutputError: the checkpoint, or what the run is made of, is another.
+    """
+    done, tensors = folder.load_checkpoint()
+    if done == 0:
+        return 0
+    known = folder.read_json(PROVENANCE)
+    for name, value in about.items():
+        if known.get(name, value) == value:
+            continue
+        if name == "code_hash":
+            log.warning("resumed with other code than the run was started with")
+            continue
+        raise OutputError(
+            f"--resume: {name} is {value[:12] or 'none'}, the run was started with "
+            f"{str(known[name])[:12] or 'none'}: bring that back, or start anew"
+        )
+    if config.train.control_variates and not clients.simulated:
+        log.warning("clients' control variates start again at zero")
+    optimizer.load_state(tensors, clients.simulated)
+    return done
+
+
 def _open_folder(config: Config) -> RunFolder:
     """Open the folder that `instahide-fl run` made, or make one under `flwr run`."""
     if config.output.folder:
@@ -115,7 +152,7 @@ def _describe_run(
     config: Config,
     dataset: ImageDataset,
     clients: Clients,
-    initial_weights: str,
+    about: Mapping[str, str],
 ) -> None:
     """Write settings, partition and provenance: all that is known before training."""
     write_text(folder.path / CONFIG, config.resolved().to_toml())
@@ -127,10 +164,7 @@ def _describe_run(
         {
             **started,
             **describe_environment(),
-            "code_hash": code_hash(),
-            "pool_sha256": clients.pool_sha256,
-            "dataset_digest": dataset.digest,
-            "initial_weights_sha256": initial_weights,
+            **about,
             "seed": config.seed,
             "device": training_device(config.resources),
             "clients": dict(clients.num_examples),
@@ -186,6 +220,7 @@ def _finish_round(
         "bytes_down": outcome.bytes_down,
         "clients": len(outcome.contributions),
         "failures": len(outcome.failures),
+        "failure_reasons": dict(outcome.failures),
         "exposures": dict(outcome.exposures),
     }
     if config.defense.is_private:

@@ -115,7 +115,7 @@ def find_clients(grid: Grid, expected: int, timeout: float) -> Clients:
     """
     nodes = _wait_for_nodes(grid, expected, timeout)
     asked = list(collect(grid, questions(nodes), timeout))
-    for reply in asked:
+    for _, reply in asked:
         if reply.has_error():
             raise RoundError(f"a client is not ready: {failure_reason(reply)}")
     if len(asked) < len(nodes):
@@ -123,7 +123,7 @@ def find_clients(grid: Grid, expected: int, timeout: float) -> Clients:
             f"{len(asked)} of {len(nodes)} clients answered within {timeout:g} s "
             f"(train.timeout)"
         )
-    found = [(read_description(one), one.metadata.src_node_id) for one in asked]
+    found = [(read_description(reply), node) for node, reply in asked]
     found.sort(key=lambda pair: client_order(pair[0].client))
     _check_agreement([description for description, _ in found])
     return Clients(

@@ -18,26 +18,39 @@ from instahide_fl.aggregation.reduction import (
     UpdateSum,
 )
 from instahide_fl.aggregation.robust import RobustRule
-from instahide_fl.errors import InstaHideError
+from instahide_fl.errors import InstaHideError, ProtocolError
 from instahide_fl.types import ClientUpdate
 from server.records import UpdateReader, round_message
 
 
 def collect(
     grid: Grid, messages: Sequence[Message], timeout: float
-) -> Iterator[Message]:
+) -> Iterator[tuple[int, Message]]:
     """Send messages and yield replies as they come, until all are there or time is up.
+
+    Yields:
+        The id of the node that was asked, and its reply. (Flower makes up the reply of
+        a node whose own was lost, in the server's name.)
 
     Flower's own `send_and_receive` polls every 0.1 s (3 s when deployed); here the
     pause grows with the time since the last reply, so that short rounds stay short.
     """
     start = latest = time.monotonic()
-    waiting = set(grid.push_messages(messages))
+    pushed = list(grid.push_messages(messages))
+    # Flower has no id for a message that it could not pass on.
+    waiting = {
+        one: message.metadata.dst_node_id
+        for one, message in zip(pushed, messages, strict=False)
+        if one
+    }
     while waiting:
         for reply in grid.pull_messages(list(waiting)):
-            waiting.discard(reply.metadata.reply_to_message_id)
+            # Once each, and from whoever was asked: any other reply is nobody's.
+            node = waiting.pop(reply.metadata.reply_to_message_id, None)
+            if node is None:
+                continue
             latest = time.monotonic()
-            yield reply
+            yield node, reply
         now = time.monotonic()
         if not waiting or now - start > timeout:
             return
@@ -80,8 +93,8 @@ def reduce_updates(
     # A copy: the server moves its parameters while a late message may still be read.
     kept = copy.deepcopy(content)
     messages = [round_message(kept, node, group_id) for node in node_ids]
-    for reply in collect(grid, messages, timeout):
-        received.take(reply)
+    for node, reply in collect(grid, messages, timeout):
+        received.take(node, reply)
     return received.reduced(side_by_side)
 
 
@@ -114,11 +127,12 @@ class _Received:
         self._tree = TreeSum()
         self._seconds = 0.0
 
-    def take(self, reply: Message) -> None:
-        """Check a reply and add it up, or note why it cannot be."""
+    def take(self, node: int, reply: Message) -> None:
+        """Check a node's reply and add it up, or note why it cannot be."""
         start = time.perf_counter()
-        node = reply.metadata.src_node_id
         try:
+            if reply.has_content() and reply.metadata.src_node_id != node:
+                raise ProtocolError("another node answered in its place")
             update = self._reader.read(reply)
             if self._keep:
                 self._updates[node] = update

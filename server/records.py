@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -17,8 +18,8 @@ from flwr.app import (
 from torch import Tensor
 
 from instahide_fl.aggregation.mean import WEIGHTS
-from instahide_fl.aggregation.reduction import is_finite
-from instahide_fl.engine.arrays import from_record, to_record
+from instahide_fl.aggregation.reduction import LARGEST_VALUE, is_bounded
+from instahide_fl.engine.arrays import ArrayForm, checked_tensors, to_record
 from instahide_fl.errors import ProtocolError, RoundError
 from instahide_fl.types import ClientUpdate, UpdateKind
 from instahide_fl.wire import (
@@ -30,7 +31,12 @@ from instahide_fl.wire import (
     ClientDescription,
     RoundInstruction,
     UpdateHeader,
+    finite_number,
 )
+
+# What a client may tell beside its arrays; of anything else the server takes no notice.
+# None of them is ever below zero.
+TOLD = ("train_loss", "seconds", "exposures_max", "exposures_mean", "exposures_beyond")
 
 
 def questions(node_ids: Iterable[int]) -> list[Message]:
@@ -43,9 +49,12 @@ def read_description(message: Message) -> ClientDescription:
     """Read a node's answer.
 
     Raises:
-        ProtocolError: the client speaks another version.
+        ProtocolError: the client speaks another version, or its answer makes no sense.
     """
-    return ClientDescription.from_values(message.content.config_records[ABOUT])
+    about = message.content.get(ABOUT)
+    if not isinstance(about, ConfigRecord):
+        raise ProtocolError(f"a client does not say who it is: it sent no {ABOUT}")
+    return ClientDescription.from_values(about)
 
 
 def round_content(
@@ -61,6 +70,19 @@ def round_message(content: RecordDict, node_id: int, group_id: str) -> Message:
     return Message(content, node_id, MessageType.TRAIN, group_id=group_id)
 
 
+@dataclass(frozen=True, slots=True)
+class Sender:
+    """Who a node is, by what it said before the first round.
+
+    Attributes:
+        client: its key.
+        images: that it holds.
+    """
+
+    client: str
+    images: int
+
+
 @dataclass(frozen=True)
 class UpdateReader:
     """Checks that a client's reply can be added to the others'.
@@ -68,15 +90,19 @@ class UpdateReader:
     It may run beside the clients, where updates are added up before they travel.
 
     Attributes:
-        shapes: of the global parameters, by name.
+        forms: of the global parameters, by name.
         kind: what this run's updates are.
         aggregation: the rule, `server.aggregation`.
+        round: whose updates are read.
+        senders: by node id, of the round's cohort.
         tells_loss: whether clients say what their training loss was.
     """
 
-    shapes: Mapping[str, tuple[int, ...]]
+    forms: Mapping[str, ArrayForm]
     kind: UpdateKind
     aggregation: str
+    round: int
+    senders: Mapping[int, Sender]
     tells_loss: bool = True
 
     def read(self, reply: Message, check_finite: bool = True) -> ClientUpdate:
@@ -84,60 +110,122 @@ class UpdateReader:
 
         Args:
             reply: of a client.
-            check_finite: refuse values that are not finite numbers.
+            check_finite: refuse values that are not finite numbers, or larger than any
+                training gives.
 
         Raises:
             RoundError: the client failed; with its own reason.
-            ProtocolError: the client speaks another version, records are missing, or
-                its arrays are not finite numbers in the shapes of the parameters.
+            ProtocolError: the reply is not an update of this client for this round.
         """
         if reply.has_error():
             raise RoundError(failure_reason(reply))
+        sender = self.senders.get(reply.metadata.src_node_id)
+        if sender is None:
+            raise ProtocolError("the reply is of a node that was not asked")
         try:
-            return self._read(reply.content, check_finite)
-        except KeyError as error:
-            raise ProtocolError(f"a client's reply lacks the record {error}") from None
+            return self._read(reply.content, sender, check_finite)
+        except ProtocolError as error:
+            raise ProtocolError(f"its update is refused: {error}") from None
 
     def weight(self, update: ClientUpdate) -> float:
         """Return how much an update counts in the aggregate."""
         return WEIGHTS[self.aggregation](update)
 
-    def _read(self, content: RecordDict, check_finite: bool) -> ClientUpdate:
-        about, record, metrics = content[ABOUT], content[ARRAYS], content[METRICS]
-        if not (
-            isinstance(about, ConfigRecord)
-            and isinstance(record, ArrayRecord)
-            and isinstance(metrics, MetricRecord)
-        ):
-            raise ProtocolError("a client's reply has a record of another type")
-        header, arrays = UpdateHeader.from_values(about), from_record(record)
-        whose = f"the update of client {header.client}"
-        if {name: array.shape for name, array in arrays.items()} != self.shapes:
-            raise ProtocolError(f"{whose} does not have the model's parameters")
-        if check_finite and not all(map(is_finite, arrays.values())):
+    def _read(
+        self, content: RecordDict, sender: Sender, check_finite: bool
+    ) -> ClientUpdate:
+        about, arrays, metrics = records_of_update(content)
+        check_header(about, sender, self.kind, self.round)
+        tensors = checked_tensors(arrays, self.forms)
+        if check_finite:
+            for name, array in tensors.items():
+                _check_values(name, array)
+        examples = metrics.get(NUM_EXAMPLES)
+        if type(examples) is not int or not 1 <= examples <= sender.images:
             raise ProtocolError(
-                f"{whose} has values that are not finite: lower the learning rate"
+                f"{NUM_EXAMPLES} must be from 1 to the {sender.images} images that the "
+                f"client holds"
             )
-        if header.kind != self.kind:
-            raise ProtocolError(
-                f"{whose} is a {header.kind}, this run needs a {self.kind}"
-            )
-        numbers = {
-            name: float(value)
-            for name, value in metrics.items()
-            if isinstance(value, int | float)
-        }
-        examples = int(numbers.pop(NUM_EXAMPLES, 0))
-        if examples < 1:
-            raise ProtocolError(f"{whose} was computed on no image")
+        numbers = told_numbers(metrics)
         if self.tells_loss and "train_loss" not in numbers:
-            raise KeyError(f"{METRICS}/train_loss")
-        return ClientUpdate(arrays, examples, self.kind, numbers)
+            raise ProtocolError("it does not say its train_loss")
+        return ClientUpdate(tensors, examples, self.kind, numbers)
+
+
+def records_of_update(
+    content: RecordDict,
+) -> tuple[ConfigRecord, ArrayRecord, MetricRecord]:
+    """Return the three records of an update.
+
+    Raises:
+        ProtocolError: one is missing or of another type, or there are others.
+    """
+    found = [content.get(name) for name in (ABOUT, ARRAYS, METRICS)]
+    about, arrays, metrics = found
+    if extra := sorted(set(content) - {ABOUT, ARRAYS, METRICS}):
+        raise ProtocolError(f"it has a record {extra[0][:60]!r} too many")
+    if not isinstance(about, ConfigRecord):
+        raise ProtocolError(f"it lacks the record {ABOUT!r}")
+    if not isinstance(arrays, ArrayRecord):
+        raise ProtocolError(f"it lacks the record {ARRAYS!r}")
+    if not isinstance(metrics, MetricRecord):
+        raise ProtocolError(f"it lacks the record {METRICS!r}")
+    return about, arrays, metrics
+
+
+def check_header(
+    about: ConfigRecord, sender: Sender, kind: UpdateKind, round_number: int
+) -> None:
+    """Check that an update is this client's, of this run's kind and of this round.
+
+    Raises:
+        ProtocolError: it is not.
+    """
+    header = UpdateHeader.from_values(about)
+    if header.client != sender.client:
+        raise ProtocolError(f"it calls itself client {header.client[:60]!r}")
+    if header.kind != kind:
+        raise ProtocolError(f"it is a {header.kind[:60]}, this run needs a {kind}")
+    if header.round != round_number:
+        raise ProtocolError(
+            f"it was computed for round {header.round}, this is round {round_number}"
+        )
+
+
+def told_numbers(metrics: MetricRecord) -> dict[str, float]:
+    """Return what a client tells beside its arrays.
+
+    Raises:
+        ProtocolError: a figure is none, not finite, or below zero.
+    """
+    numbers = {n: finite_number(n, metrics[n]) for n in TOLD if n in metrics}
+    if negative := [name for name, value in numbers.items() if value < 0]:
+        raise ProtocolError(f"its {negative[0]} is below zero")
+    if ("exposures_max" in numbers) != ("exposures_mean" in numbers):
+        raise ProtocolError("it counts exposures by half")
+    return numbers
+
+
+def _check_values(name: str, array: Tensor) -> None:
+    if is_bounded(array):
+        return
+    if not is_bounded(array, math.inf):
+        raise ProtocolError(
+            f"its array {name} has values that are not finite: lower the learning rate"
+        )
+    raise ProtocolError(
+        f"its array {name} has values beyond {LARGEST_VALUE:g}: lower the learning rate"
+    )
+
+
+LONGEST_REASON = 1000  # characters of what a client says about its failure
 
 
 def failure_reason(message: Message) -> str:
     """Return why a client failed, in one line, without Flower's and Ray's wrapping."""
     reason = message.error.reason or f"error code {message.error.code}"
     wrapped = re.findall(r"ClientAppException occurred\. Message: ([^\n]*)", reason)
-    line = wrapped[-1] if wrapped else reason.strip().splitlines()[-1]
-    return str(line).removesuffix("'>").strip()
+    line = wrapped[-1] if wrapped else (reason.strip() or "no reason").splitlines()[-1]
+    # A deployed client's reason begins with the error's class.
+    line = re.sub(r"^<class '[\w.]+'>:<['\"]", "", str(line))
+    return line.removesuffix("'>").strip()[:LONGEST_REASON]

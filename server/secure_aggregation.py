@@ -8,13 +8,15 @@ it what takes the masks off the sum, and off nothing else.
 from __future__ import annotations
 
 import base64
+import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
+from cryptography.exceptions import UnsupportedAlgorithm
+from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.common.secure_aggregation.crypto.shamir import combine_shares
 from flwr.common.secure_aggregation.crypto.symmetric_encryption import (
     generate_shared_key,
@@ -33,9 +35,9 @@ from instahide_fl.aggregation.masking import (
 )
 from instahide_fl.aggregation.reduction import Contribution, Reduced, UpdateSum
 from instahide_fl.config import Config
-from instahide_fl.engine.arrays import from_record
-from instahide_fl.errors import InstaHideError, ProtocolError, RoundError
-from instahide_fl.wire import ABOUT, ARRAYS, METRICS, SCHEMA, UpdateHeader
+from instahide_fl.engine.arrays import ArrayForm, checked_tensors
+from instahide_fl.errors import ProtocolError, RoundError
+from instahide_fl.wire import ABOUT, SCHEMA
 from instahide_fl.wire_masks import (
     CIPHERTEXTS,
     CLIENTS,
@@ -55,7 +57,17 @@ from instahide_fl.wire_masks import (
     shares_needed,
 )
 from server.collection import collect
-from server.records import failure_reason, round_message
+from server.records import (
+    Sender,
+    check_header,
+    failure_reason,
+    records_of_update,
+    round_message,
+    told_numbers,
+)
+
+Value = TypeVar("Value")
+LONGEST_SECRET = 10_000  # bytes of a key, a share or a ciphertext: they are below 1,000
 
 
 @dataclass(frozen=True)
@@ -108,22 +120,31 @@ class SecureRound:
         needed = shares_needed(len(peers), self.config.secure_aggregation.threshold)
         ciphertexts = self._key_shares(keys)
         self._check_enough(ciphertexts, needed)
-        masked = self._masked_updates(content, peers, ciphertexts)
+        size = sum(math.prod(shape) for shape in shapes.values())
+        # Behind the arrays come the weight of the update, and its loss times that.
+        masked = self._masked_updates(content, peers, ciphertexts, size + 2)
         self._check_enough(masked, needed)
         start = time.perf_counter()
         shares = self._unmask(peers, list(ciphertexts), list(masked))
         self._check_enough(shares, needed)
-        total = self._total(keys, list(ciphertexts), masked, shares)
+        try:
+            total = self._total(keys, list(ciphertexts), masked, shares)
+        except ValueError as error:
+            raise RoundError(
+                f"round {self.round}: the masks cannot be taken off: the shares that "
+                f"{', '.join(shares)} sent do not fit together ({error})"
+            ) from None
         return self._reduced(total, masked, peers, shapes, time.perf_counter() - start)
 
     def _public_keys(self) -> dict[str, tuple[bytes, bytes]]:
-        replies = self._ask(PUBLIC_KEYS, {client: {} for client in self.nodes})
-        found: dict[str, tuple[bytes, bytes]] = {}
-        for client in self.nodes:
-            if client in replies:
-                values = checked(replies[client], MASK_KEYS, EXCHANGE_KEYS)
-                found[client] = values[MASK_KEYS], values[EXCHANGE_KEYS]
-        return found
+        def read(client: str, reply: Message) -> tuple[bytes, bytes]:
+            values = checked(_about(reply), MASK_KEYS, EXCHANGE_KEYS)
+            mask, exchange = values[MASK_KEYS], values[EXCHANGE_KEYS]
+            for key in (mask, exchange):
+                _check_public_key(key)
+            return mask, exchange
+
+        return self._ask(PUBLIC_KEYS, {client: {} for client in self.nodes}, read)
 
     def _key_shares(
         self, keys: Mapping[str, tuple[bytes, bytes]]
@@ -134,24 +155,20 @@ class SecureRound:
             MASK_KEYS: [mask for mask, _ in keys.values()],
             EXCHANGE_KEYS: [exchange for _, exchange in keys.values()],
         }
-        replies = self._ask(KEY_SHARES, dict.fromkeys(keys, public))
-        return {
-            sender: dict(
-                zip(
-                    [one for one in keys if one != sender],
-                    checked(replies[sender], CIPHERTEXTS)[CIPHERTEXTS],
-                    strict=True,
-                )
-            )
-            for sender in keys
-            if sender in replies
-        }
+
+        def read(sender: str, reply: Message) -> dict[str, bytes]:
+            values = checked(_about(reply), CIPHERTEXTS)
+            others = [one for one in keys if one != sender]
+            return _in_order(others, values[CIPHERTEXTS])
+
+        return self._ask(KEY_SHARES, dict.fromkeys(keys, public), read)
 
     def _masked_updates(
         self,
         content: RecordDict,
         peers: Sequence[str],
         ciphertexts: Mapping[str, Mapping[str, bytes]],
+        length: int,
     ) -> dict[str, Masked]:
         heaviest = self._heaviest(peers)
         messages = {}
@@ -168,7 +185,11 @@ class SecureRound:
             )
             whole = RecordDict({**content, MASKS: masks})
             messages[client] = round_message(whole, self.nodes[client], str(self.round))
-        return self._send(messages, self._read_masked)
+
+        def read(client: str, reply: Message) -> Masked:
+            return self._read_masked(client, reply, length)
+
+        return self._send(messages, read)
 
     def _heaviest(self, peers: Sequence[str]) -> float:
         """Return the largest weight of an update, which they are divided by."""
@@ -180,22 +201,13 @@ class SecureRound:
             images = min(images, train.batch_size * train.local_batches)
         return float(images)
 
-    def _read_masked(self, reply: Message) -> Masked:
-        about, record = reply.content[ABOUT], reply.content[ARRAYS]
-        assert isinstance(about, ConfigRecord)
-        assert isinstance(record, ArrayRecord)
-        header = UpdateHeader.from_values(about)
-        if header.kind != self.config.train.update_kind:
-            raise ProtocolError(f"the update of client {header.client} is of a kind")
-        vector = from_record(record)[VECTOR].cpu().numpy()
-        if vector.dtype != np.int32 or vector.ndim != 1:
-            raise ProtocolError(f"client {header.client} sent no masked vector")
-        metrics = {
-            name: float(value)
-            for name, value in reply.content.metric_records[METRICS].items()
-            if isinstance(value, int | float)
-        }
-        return Masked(vector.view(np.uint32), metrics)
+    def _read_masked(self, client: str, reply: Message, length: int) -> Masked:
+        about, arrays, metrics = records_of_update(reply.content)
+        sender = Sender(client, self.sizes[client])
+        check_header(about, sender, self.config.train.update_kind, self.round)
+        form = ArrayForm((length,), "int32")
+        vector = checked_tensors(arrays, {VECTOR: form})[VECTOR].cpu().numpy()
+        return Masked(vector.view(np.uint32), told_numbers(metrics))
 
     def _unmask(
         self, peers: Sequence[str], shared: Sequence[str], survivors: Sequence[str]
@@ -203,17 +215,12 @@ class SecureRound:
         """Return, by who answers, a share of each client's secret."""
         dropped = [one for one in shared if one not in survivors]
         asked = {SURVIVORS: list(survivors), DROPPED: dropped}
-        replies = self._ask(UNMASK, dict.fromkeys(survivors, asked))
-        return {
-            client: dict(
-                zip(
-                    [*survivors, *dropped],
-                    checked(values, SHARES)[SHARES],
-                    strict=True,
-                )
-            )
-            for client, values in replies.items()
-        }
+
+        def read(_: str, reply: Message) -> dict[str, bytes]:
+            values = checked(_about(reply), SHARES)
+            return _in_order([*survivors, *dropped], values[SHARES])
+
+        return self._ask(UNMASK, dict.fromkeys(survivors, asked), read)
 
     def _total(
         self,
@@ -224,8 +231,6 @@ class SecureRound:
     ) -> Vector:
         """Add up the masked vectors and take off what masks are left."""
         vectors = [one.vector for one in masked.values()]
-        if len({len(vector) for vector in vectors}) > 1:
-            raise RoundError("the masked updates of a round differ in length")
         total = vectors[0].copy()
         for vector in vectors[1:]:
             total += vector
@@ -254,10 +259,12 @@ class SecureRound:
     ) -> Reduced:
         numbers = FixedPoint(self.config.secure_aggregation.largest_value, len(peers))
         values = numbers.decode(total)
-        size = sum(int(np.prod(shape)) for shape in shapes.values())
-        if len(values) != size + 2:
-            raise RoundError("the masked updates do not have the model's parameters")
         weight, loss = float(values[-2]), float(values[-1])
+        if weight <= 0:
+            raise RoundError(
+                f"round {self.round}: the updates weigh {weight:g} together: a client "
+                f"sent no update, or a wrong share"
+            )
         arrays = split_vector(values[:-2], shapes)
         took = [one.metrics.get("seconds", 0.0) for one in masked.values()]
         contributions = {
@@ -277,9 +284,12 @@ class SecureRound:
         )
 
     def _ask(
-        self, query: str, values: Mapping[str, Mapping[str, Any]]
-    ) -> dict[str, ConfigRecord]:
-        """Send a stage's query to clients and return what they answer."""
+        self,
+        query: str,
+        values: Mapping[str, Mapping[str, Any]],
+        read: Callable[[str, Message], Value],
+    ) -> dict[str, Value]:
+        """Send a stage's query to clients and return what is read of their answers."""
         messages = {}
         for client, one in values.items():
             record = ConfigRecord({"schema": SCHEMA, ROUND: self.round, **one})
@@ -289,27 +299,31 @@ class SecureRound:
                 f"{MessageType.QUERY}.{query}",
                 group_id=str(self.round),
             )
-        return self._send(messages, _about)
+        return self._send(messages, read)
 
-    def _send(self, messages: Mapping[str, Message], read: Any) -> dict[str, Any]:
+    def _send(
+        self,
+        messages: Mapping[str, Message],
+        read: Callable[[str, Message], Value],
+    ) -> dict[str, Value]:
         """Send messages; return what is read of each reply, and note who failed."""
         timeout = self.config.train.timeout
         names = {self.nodes[client]: client for client in messages}
-        found: dict[str, Any] = {}
+        found: dict[str, Value] = {}
         silent = dict.fromkeys(
             messages, f"no answer within {timeout:g} s (train.timeout)"
         )
-        for reply in collect(self.grid, list(messages.values()), timeout):
-            client = names[reply.metadata.src_node_id]
+        for node, reply in collect(self.grid, list(messages.values()), timeout):
+            client = names[node]
             try:
                 if reply.has_error():
                     raise RoundError(failure_reason(reply))
-                found[client] = read(reply)
+                found[client] = read(client, reply)
                 del silent[client]
-            except InstaHideError as error:
+            except RoundError as error:
                 silent[client] = str(error)
-            except KeyError as error:
-                silent[client] = f"a client's reply lacks the record {error}"
+            except ProtocolError as error:
+                silent[client] = f"its answer is refused: {error}"
         self.failures |= silent
         return {client: found[client] for client in messages if client in found}
 
@@ -324,6 +338,29 @@ class SecureRound:
 
 
 def _about(reply: Message) -> ConfigRecord:
-    record = reply.content[ABOUT]
-    assert isinstance(record, ConfigRecord)
+    record = reply.content.get(ABOUT)
+    if not isinstance(record, ConfigRecord):
+        raise ProtocolError(f"it lacks the record {ABOUT!r}")
     return record
+
+
+def _in_order(clients: Sequence[str], secrets: object) -> dict[str, bytes]:
+    """Give each client the bytes in its place of a stranger's list.
+
+    Raises:
+        ProtocolError: it is not one short text of bytes for each.
+    """
+    if not isinstance(secrets, list) or len(secrets) != len(clients):
+        raise ProtocolError(f"it must hold {len(clients)} secrets, one for each client")
+    if not all(isinstance(one, bytes) and len(one) < LONGEST_SECRET for one in secrets):
+        raise ProtocolError("what it holds are not a round's secrets")
+    return dict(zip(clients, secrets, strict=True))
+
+
+def _check_public_key(key: object) -> None:
+    try:
+        if not isinstance(key, bytes) or len(key) >= LONGEST_SECRET:
+            raise ValueError
+        bytes_to_public_key(key)
+    except (ValueError, UnsupportedAlgorithm):
+        raise ProtocolError("it holds no public key") from None

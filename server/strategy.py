@@ -16,6 +16,7 @@ from instahide_fl.aggregation.robust import robust_rule
 from instahide_fl.aggregation.server_optimizer import ServerOptimizer
 from instahide_fl.config import Config
 from instahide_fl.defenses.example_gradients import noisy_mean
+from instahide_fl.engine.arrays import ArrayForm
 from instahide_fl.errors import RoundError
 from instahide_fl.rng import operating_system_stream, stream
 from instahide_fl.types import ChannelStatistics
@@ -23,7 +24,7 @@ from instahide_fl.wire import RoundInstruction
 from server.cohort import Clients
 from server.collection import reduce_updates
 from server.recorder import Recorder
-from server.records import UpdateReader, round_content
+from server.records import Sender, UpdateReader, round_content
 from server.secure_aggregation import SecureRound
 
 Value = TypeVar("Value")
@@ -101,7 +102,8 @@ class Strategy:
             round_number: 1, 2, ...
 
         Raises:
-            RoundError: fewer valid updates came than `train.min-updates`.
+            RoundError: fewer valid updates came than `train.min-updates`, or the step
+                gave values that are not finite.
             OutputError: a transcript cannot be written.
         """
         train = self.config.train
@@ -174,6 +176,13 @@ class Strategy:
                 self._learning_rate_factor(round_number, "gradient"),
                 len(reduced.contributions) / len(self.clients.nodes),
             )
+            if not self.optimizer.is_finite():
+                raise RoundError(
+                    f"round {round_number}: the server's step gives values that are "
+                    f"not finite: lower server.learning-rate "
+                    f"({self.config.server_learning_rate:g}); the checkpoint before it "
+                    f"is kept"
+                )
 
     def _by_client(
         self, cohort: Sequence[str], by_node: Mapping[int, Value]
@@ -210,12 +219,13 @@ class Strategy:
         if not cohort:  # which chance decides in central differential privacy
             return Reduced(None, {}, {}, 0.0, 0.0)
         train = self.config.train
-        shapes = {name: tuple(value.shape) for name, value in sent.items()}
         if self.config.secure_aggregation.enabled:
             nodes = {client: self.clients.nodes[client] for client in cohort}
             sizes = {client: self.clients.num_examples[client] for client in cohort}
             secure = SecureRound(grid, self.config, instruction.round, nodes, sizes)
+            shapes = {name: tuple(value.shape) for name, value in sent.items()}
             return secure.reduce(round_content(instruction, sent), shapes)
+        known = self.clients
         return reduce_updates(
             grid,
             round_content(instruction, sent),
@@ -223,9 +233,11 @@ class Strategy:
             [self.clients.nodes[client] for client in cohort],
             str(instruction.round),
             UpdateReader(
-                shapes,
+                {name: ArrayForm.of(value) for name, value in sent.items()},
                 train.update_kind,
                 self.config.server.aggregation,
+                instruction.round,
+                {known.nodes[c]: Sender(c, known.num_examples[c]) for c in cohort},
                 tells_loss=not self.config.defense.is_private,
             ),
             [self.clients.num_examples[client] for client in cohort],

@@ -20,6 +20,10 @@ from torch import Tensor
 from instahide_fl.errors import RoundError
 from instahide_fl.types import ClientUpdate
 
+# Of a value in an update. Sums, squares and momentum of such values, which optimizers
+# keep, stay far below float32's largest number (3.4e38), whatever the cohort.
+LARGEST_VALUE = 1e15
+
 
 @dataclass
 class UpdateSum:
@@ -75,9 +79,12 @@ class UpdateSum:
                 left.arrays[name] = array + added
         return UpdateSum(left.arrays, left.scale, left.weight + right.weight, True)
 
-    def is_finite(self) -> bool:
-        """Tell whether all values are; a sum is only if all that was added is."""
-        return all(is_finite(array) for array in self.arrays.values())
+    def is_bounded(self) -> bool:
+        """Tell whether all values, before scaling, are below `LARGEST_VALUE`.
+
+        A sum is not finite as soon as one part is not.
+        """
+        return all(is_bounded(array) for array in self.arrays.values())
 
     def mean(self) -> dict[str, Tensor]:
         """Return the weighted mean by parameter name, contiguous.
@@ -194,8 +201,8 @@ class ReadsUpdates(Protocol):
 
         Args:
             reply: of a client.
-            check_finite: refuse values that are not finite. Whoever leaves it out
-                must look at the sum, which is finite only if all its parts are.
+            check_finite: refuse values that are not finite, or beyond `LARGEST_VALUE`.
+                Whoever leaves it out must look at the sum (`UpdateSum.is_bounded`).
 
         Raises:
             InstaHideError: the client failed, or its update is not valid.
@@ -280,7 +287,13 @@ def _check_alike(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> Non
 
 def is_finite(array: Tensor) -> bool:
     """Tell whether all values are finite."""
+    return is_bounded(array, math.inf)
+
+
+def is_bounded(array: Tensor, largest: float = LARGEST_VALUE) -> bool:
+    """Tell whether all values are finite and none is larger, whatever its sign."""
     # Minimum and maximum hand on NaN and infinity, in one pass and without a mask.
     return array.numel() == 0 or all(
-        math.isfinite(end.item()) for end in torch.aminmax(array)
+        math.isfinite(end.item()) and abs(end.item()) <= largest
+        for end in torch.aminmax(array)
     )

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from itertools import chain
 
 import torch
 from torch import Tensor
 
+from instahide_fl.aggregation.reduction import is_finite
 from instahide_fl.aggregation.yogi import Yogi
 from instahide_fl.config import Config
+from instahide_fl.errors import OutputError
 from instahide_fl.training.scaffold import split_control, with_control
 from instahide_fl.types import UpdateKind
 
@@ -91,28 +94,51 @@ class ServerOptimizer:
         for name, variate in self._control.items():
             variate.add_(control[name], alpha=share)
 
-    def state(self) -> dict[str, Tensor]:
-        """Return everything needed to go on later, as flat named tensors.
+    def is_finite(self) -> bool:
+        """Tell whether all arrays and all of the optimizer's moments are."""
+        moments = (
+            value
+            for kept in self._optimizer.state.values()
+            for value in kept.values()
+            if isinstance(value, Tensor)
+        )
+        return all(map(is_finite, chain(self.arrays.values(), moments)))
 
-        Without control variates: clients' own are gone when a run is interrupted, so
-        the server's start again with them.
-        """
+    def state(self) -> dict[str, Tensor]:
+        """Return everything needed to go on later, as flat named tensors."""
         tensors = {f"parameter/{name}": v for name, v in self.model_arrays.items()}
+        tensors |= {f"control/{name}": v for name, v in self._control.items()}
         for name, parameter in self._parameters.items():
             for key, value in self._optimizer.state.get(parameter, {}).items():
                 if isinstance(value, Tensor):
                     tensors[f"optimizer/{name}/{key}"] = value
         return tensors
 
-    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+    def load_state(
+        self, tensors: Mapping[str, Tensor], control_variates: bool = True
+    ) -> None:
         """Restore what `state` returned.
 
         Args:
             tensors: of an optimizer with the same arrays and settings.
+            control_variates: restore them too. They go with the clients' own: where
+                those are gone, the server's start again at zero.
+
+        Raises:
+            OutputError: the tensors are of another model.
         """
+        whole = {f"parameter/{name}": v for name, v in self.model_arrays.items()}
+        if control_variates:
+            whole |= {f"control/{name}": v for name, v in self._control.items()}
+        for name, array in whole.items():
+            if name not in tensors or tensors[name].shape != array.shape:
+                raise OutputError(
+                    f"the checkpoint does not hold this run's {name}: it is of another "
+                    f"model; start the run anew"
+                )
         with torch.no_grad():
-            for name, array in self.model_arrays.items():
-                array.copy_(tensors[f"parameter/{name}"])
+            for name, array in whole.items():
+                array.copy_(tensors[name])
             for name, parameter in self._parameters.items():
                 prefix = f"optimizer/{name}/"
                 self._optimizer.state[parameter] = {

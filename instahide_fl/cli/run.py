@@ -132,11 +132,7 @@ def _train(
         with RunProgress(folder, settings.train.rounds, console):
             start(full, folder)
     except KeyboardInterrupt:
-        remedy = (
-            f"continue with instahide-fl run --resume {folder.path}"
-            if folder.resumable
-            else "there was no checkpoint yet: start it anew"
-        )
+        remedy = f"continue with instahide-fl run --resume {folder.path}"
         errors.print(f"interrupted: {remedy}")
         # A second Ctrl-C must not stop the exit half way.
         os._exit(1)

@@ -102,7 +102,7 @@ class MixingPool:
         manifest = read_manifest(folder)
         try:
             images = np.load(folder / IMAGES, mmap_mode="c")
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:
             raise PoolError(
                 f"the pool {folder} is damaged: cannot read {IMAGES} ({error}): copy "
                 f"or build it again"

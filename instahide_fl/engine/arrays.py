@@ -11,15 +11,21 @@ What is private in Flower here, and checked by tests/library/test_engine_arrays.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, RecordDict
 from numpy.typing import NDArray
 from torch import Tensor
+
+from instahide_fl.errors import ProtocolError
+
+HEADER_BYTES = 4096  # more than numpy's format puts before the values
 
 
 class TensorArray(Array):
@@ -101,6 +107,90 @@ def from_record(record: ArrayRecord) -> dict[str, Tensor]:
         By name. Tensors of `TensorArray`s are shared with it: do not write to them.
     """
     return {name: _tensor(record[name]) for name in sorted(record)}
+
+
+@dataclass(frozen=True, slots=True)
+class ArrayForm:
+    """What an array has to be.
+
+    Attributes:
+        shape: of the tensor.
+        dtype: numpy's name of it, for instance "float32".
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Self:
+        """Describe a tensor."""
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        return cls(tuple(tensor.shape), dtype)
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the values."""
+        size = np.dtype(self.dtype).itemsize
+        for length in self.shape:
+            size *= length
+        return size
+
+
+def checked_tensors(
+    record: ArrayRecord, forms: Mapping[str, ArrayForm]
+) -> dict[str, Tensor]:
+    """Return a stranger's tensors in the order of their names, if they are as expected.
+
+    Names, sizes, shapes and dtypes are compared before a byte is decoded: a payload
+    cannot make this process take more memory than the arrays it expects.
+
+    Args:
+        record: of `Array`s, as they came.
+        forms: of all arrays that have to be there, by name.
+
+    Raises:
+        ProtocolError: arrays are missing, too many, or of another form.
+    """
+    if absent := sorted(set(forms) - set(record)):
+        raise ProtocolError(f"it lacks the array {absent[0]}")
+    if extra := sorted(set(record) - set(forms)):
+        raise ProtocolError(f"it has an array {extra[0][:60]!r}, which the model lacks")
+    return {name: _checked(name, record[name], forms[name]) for name in sorted(forms)}
+
+
+def _checked(name: str, array: Array, form: ArrayForm) -> Tensor:
+    said = ArrayForm(tuple(array.shape), str(array.dtype))
+    if said != form:
+        raise ProtocolError(
+            f"its array {name} is {said.dtype[:20]}{list(said.shape)[:8]}, the model's "
+            f"is {form.dtype}{list(form.shape)}"
+        )
+    if isinstance(array, TensorArray):
+        return array.tensor
+    size = len(array.data)
+    if not form.nbytes <= size <= form.nbytes + HEADER_BYTES:
+        raise ProtocolError(
+            f"its array {name} comes in {size} bytes, {form.nbytes} are expected"
+        )
+    if array.stype != TensorArray.stype or _header(array.data) != form:
+        raise ProtocolError(f"its array {name} is not what it says it is")
+    return torch.from_numpy(array.numpy())
+
+
+def _header(data: bytes) -> ArrayForm | None:
+    """Read what numpy's format says of the values that follow; None if nothing."""
+    start = io.BytesIO(data[:HEADER_BYTES])
+    try:
+        version = np.lib.format.read_magic(start)
+        if version == (1, 0):
+            shape, _, dtype = np.lib.format.read_array_header_1_0(start)
+        else:
+            shape, _, dtype = np.lib.format.read_array_header_2_0(start)
+        form = ArrayForm(shape, dtype.name if dtype.isnative else dtype.str)
+        # Whatever is after the values would be left unread.
+        return form if start.tell() + form.nbytes == len(data) else None
+    except (ValueError, TypeError, EOFError, OverflowError, SyntaxError):
+        return None
 
 
 def array_records(content: RecordDict) -> dict[str, ArrayRecord]:

@@ -219,7 +219,7 @@ class ClientWorker:
         start = time.perf_counter()
         received = content.unpack(self._device)
         result, tree = self._run_all(received, instruction, assignments, False)
-        if not all(part.is_finite() for part in tree.nodes.values()):
+        if not all(part.is_bounded() for part in tree.nodes.values()):
             # Rare, so looking at every single update is left for this case.
             del result, tree
             result, tree = self._run_all(received, instruction, assignments, True)

@@ -129,7 +129,7 @@ def read_transcript(folder: Path, round_number: int) -> RoundTranscript:
     tensors, about = load_described(path)
     try:
         return _from_file(tensors, about)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise TranscriptError(f"{path} is not a transcript: {error!r}") from None
 
 
@@ -144,7 +144,10 @@ def _from_file(
 ) -> RoundTranscript:
     if about["schema"] != SCHEMA:
         raise ValueError(f"schema {about['schema']}, this version reads {SCHEMA}")
-    channels, height, width = about["image_shape"]
+    channels, height, width = map(int, about["image_shape"])
+    mean, std = (tuple(map(float, about[name])) for name in ("mean", "std"))
+    if not len(mean) == len(std) == channels:
+        raise ValueError(f"{len(mean)} means for {channels} channels")
     updates = {
         client: ClientUpdate(
             _below(tensors, f"update/{client}/"),
@@ -160,7 +163,7 @@ def _from_file(
         updates=updates,
         aggregate=_below(tensors, "aggregate/"),
         kind=about["kind"],
-        statistics=ChannelStatistics(tuple(about["mean"]), tuple(about["std"])),
+        statistics=ChannelStatistics(mean, std),
         image_shape=(channels, height, width),
         num_classes=int(about["num_classes"]),
         learning_rate_factor=float(about["learning_rate_factor"]),

@@ -204,5 +204,5 @@ def read_truth(folder: Path, round_number: int, client: str) -> ClientTruth:
             key,
             tuple(about["batch_sizes"]),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise TranscriptError(f"{path} is not a client's truth: {error!r}") from None

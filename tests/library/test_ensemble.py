@@ -185,7 +185,7 @@ def test_a_finished_run_gives_back_its_model_and_pool(finished):
     ("name", "content", "error", "expected"),
     [
         ("config.toml", None, OutputError, "not a run folder"),
-        (SUMMARY, None, OutputError, "is not finished: start it anew"),
+        (SUMMARY, None, OutputError, "is not finished: continue it"),
         (SUMMARY, "{", OutputError, "summary.json is damaged"),
         (MODEL, None, OutputError, "cannot read the model"),
         (MODEL, "x", OutputError, "cannot read the model"),

@@ -1,0 +1,68 @@
+"""Where a client keeps its control variate (SCAFFOLD): its state, and a file.
+
+A simulated client's is also in a file below the run folder, so that a run resumed after
+its process was killed goes on as if nothing had happened. Real clients' runs start
+again at zero, and the server's control variate with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from flwr.app import Context
+from torch import Tensor
+
+from clients.node import ClientNode
+from clients.snapshots import keep_snapshot, read_snapshots
+from instahide_fl.engine.arrays import from_record, to_record
+
+FOLDER = "controls"  # below the run folder of a simulation
+_RECORD = "control"  # in Context.state, which stays on the node
+
+
+def read_control(
+    node: ClientNode, context: Context, round_number: int
+) -> dict[str, Tensor]:
+    """Return the client's control variate by parameter name; empty for zero.
+
+    Raises:
+        RoundError: its file is damaged.
+    """
+    record = context.state.array_records.get(_RECORD)
+    if record is not None:
+        return from_record(record)
+    path = _path(node)
+    if path is None or not node.config.output.resume:
+        return {}
+    snapshots = read_snapshots(path)
+    before = [number for number in snapshots if number < round_number]
+    return snapshots[max(before)] if before else {}
+
+
+def move_control(
+    node: ClientNode,
+    context: Context,
+    round_number: int,
+    difference: Mapping[str, Tensor],
+) -> None:
+    """Add to the client's control variate; before its first round it is zero.
+
+    Raises:
+        OutputError: its file cannot be written.
+        RoundError: its file is damaged.
+    """
+    known = read_control(node, context, round_number)
+    moved = {name: array.cpu() for name, array in difference.items()}
+    if known:
+        moved = {name: known[name] + array for name, array in moved.items()}
+    context.state[_RECORD] = to_record(moved)
+    if path := _path(node):
+        keep_snapshot(path, round_number, moved, node.config.train.checkpoint_every)
+
+
+def _path(node: ClientNode) -> Path | None:
+    folder = node.config.output.folder
+    if not (node.simulated and folder):
+        return None
+    return Path(folder) / FOLDER / f"client-{node.client}.safetensors"

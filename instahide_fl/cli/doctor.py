@@ -1,0 +1,34 @@
+"""The command `doctor`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from instahide_fl.cli.common import console
+
+
+def doctor(
+    folder: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[CLIENT_DIR | FEDERATION_DIR]",
+            help="A client's or a federation's folder; none checks the installation.",
+        ),
+    ] = None,
+) -> None:
+    """Check this machine: each line is ok or says what to do."""
+    from instahide_fl.deployment.doctor import examine_folder, examine_installation
+
+    faults = 0
+    for one in examine_folder(folder) if folder else examine_installation():
+        mark = "[green]ok[/]" if one.ok else "[red]--[/]"
+        console.print(f"{mark}  {escape(f'{one.subject:<20} {one.text}')}")
+        faults += not one.ok
+    if faults:
+        console.print(f"{faults} to mend")
+        sys.exit(1)
