@@ -20,6 +20,7 @@ LAYERS = [
     {"attacks"},
     {"report"},
     {"challenge"},
+    {"deployment"},
     {"progress"},
     {"engine"},
     {"compare"},

@@ -1,0 +1,1 @@
+"""Deployment: clients and server on machines that belong to different people."""
