@@ -17,6 +17,7 @@ from clients.exposures import (
     warn_of_exposures,
 )
 from clients.node import ClientNode, open_node, shared_trainer
+from clients.policy import check_model
 from clients.records import (
     move_control,
     read_control,
@@ -88,6 +89,8 @@ def train(message: Message, context: Context) -> Message:
         node.config, (shape[1], shape[2], shape[3]), split.num_classes
     )
     arrays, control = split_control(received)
+    if not node.simulated:
+        check_model(node.client, split, trainer.model, arrays)
     encoder = CountingEncoder(node.encoder(context), exposures, rows)
     keeper = node.keeper(encoder, instruction.round)
     update = trainer.update(

@@ -1,9 +1,10 @@
 """Where a client keeps its counters of exposures: its state, and a file for later runs.
 
 A run that is resumed starts with clients that remember nothing, so the counters are
-also in a file of the client's: below the run folder in a simulation, where the node
-config says (`exposures-file`) for a real client. The file holds two snapshots, so that
-a run resumed from its checkpoint finds the counters as they were then.
+also in a file of the client's: below the run folder in a simulation; for a real client
+in its own folder, or where the node config says (`exposures-file`). The file holds two
+snapshots, so that a run resumed from its checkpoint finds the counters as they were
+then.
 """
 
 from __future__ import annotations
@@ -132,6 +133,8 @@ def _path(node: ClientNode, context: Context) -> Path | None:
         folder = node.config.output.folder
         name = f"client-{node.client}.safetensors"
         return Path(folder) / "exposures" / name if folder else None
+    if node.state:
+        return node.state / "exposures.safetensors"
     given = context.node_config.get(FILE)
     return Path(str(given)).expanduser() if given else None
 
