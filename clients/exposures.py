@@ -53,13 +53,15 @@ def read_exposures(node: ClientNode, context: Context, round_number: int) -> Exp
     if not chosen:
         return fresh
     found = snapshots[max(chosen)]
-    if found.counts.shape != fresh.counts.shape or found.used.shape != fresh.used.shape:
+    # Fixed encodings by other keys than before are other encodings.
+    used = found.used if node.seeded else fresh.used
+    if found.counts.shape != fresh.counts.shape or used.shape != fresh.used.shape:
         raise RoundError(
             f"{path} counts the exposures of {len(found.counts)} images, client "
             f"{node.client} holds {len(fresh.counts)}: it is of another data set or "
             f"another instahide.refresh; move it away to count from 0"
         )
-    return found
+    return Exposures(found.counts, used)
 
 
 def keep_exposures(
