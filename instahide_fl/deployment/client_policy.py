@@ -113,8 +113,8 @@ def check_client_name(name: str) -> str:
     if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}", name) and not name.isdecimal():
         return name
     raise ValueError(
-        "up to 63 letters, digits, - and _, and not a number alone, which names a "
-        "simulated client"
+        "up to 63 letters, digits, - and _, not a number alone (which names a "
+        "simulated client)"
     )
 
 

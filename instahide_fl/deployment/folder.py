@@ -52,7 +52,7 @@ class FederationConfig(Table):
 
     name: Annotated[str, Field(min_length=1)]
     """Of the federation."""
-    hosts: Annotated[list[str], Field(min_length=1)]
+    hosts: list[str]
     """Names and IP addresses that clients reach the server by; the first stands in
     their settings."""
     fleet_port: Port = FLEET_PORT
@@ -65,6 +65,8 @@ class FederationConfig(Table):
     @field_validator("hosts", mode="after")
     @classmethod
     def _valid_hosts(cls, value: list[str]) -> list[str]:
+        if not value:
+            raise ValueError("one name or IP address, or several")
         for host in value:
             subject_name(host)
         return value
@@ -75,7 +77,7 @@ class FederationConfig(Table):
         for name in value:
             check_client_name(name)
         if len(set(map(str.lower, value))) < len(value):
-            raise ValueError("each another name")
+            raise ValueError("different names, whatever their case")
         return value
 
     @model_validator(mode="after")
