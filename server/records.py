@@ -137,7 +137,8 @@ class UpdateReader:
 
 def failure_reason(message: Message) -> str:
     """Return why a client failed, in one line, without Flower's and Ray's wrapping."""
-    reason = message.error.reason or f"error code {message.error.code}"
+    given = message.error.reason or f"error code {message.error.code}"
+    reason = re.sub(r"^<class '[\w.]+'>:<'", "", given)
     wrapped = re.findall(r"ClientAppException occurred\. Message: ([^\n]*)", reason)
     line = wrapped[-1] if wrapped else reason.strip().splitlines()[-1]
     return str(line).removesuffix("'>").strip()

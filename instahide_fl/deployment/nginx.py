@@ -22,7 +22,7 @@ _TEMPLATE = """\
 daemon off;
 worker_processes auto;
 pid {folder}/nginx.pid;
-error_log {folder}/error.log warn;
+error_log {folder}/error.log error;
 
 events {{
     worker_connections 1024;
@@ -34,8 +34,9 @@ http {{
     default_type application/octet-stream;
 {temporary}
 
-    # Flower sends a model in pieces of 5 MB.
+    # Flower sends a model in pieces of 5 MB, which need not go over the disk.
     client_max_body_size 64m;
+    client_body_buffer_size 8m;
     client_header_timeout 30s;
     client_body_timeout 120s;
     send_timeout 120s;

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import stat
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
 import pytest
 import tomli_w
+from flwr.app import Error
 from PIL import Image
 
 from instahide_fl.config import Config
@@ -177,6 +179,16 @@ def test_both_sides_learn_why_a_client_refuses(
     with pytest.raises(RoundError, match=message) as failed:
         deployed(tmp_path / "run", config, nodes)
     assert message == "nowhere" or "client west" in str(failed.value)
+
+
+def test_the_server_shows_a_reason_as_the_client_wrote_it():
+    # As a client process of Flower's reports an exception.
+    given = "<class 'instahide_fl.errors.PolicyError'>:<'client west refuses'>"
+    with importable_app():
+        from server.records import failure_reason
+
+        failed = SimpleNamespace(error=Error(2, given))
+        assert failure_reason(failed) == "client west refuses"
 
 
 def test_the_pinned_code_is_the_code_that_runs(tmp_path, hospital):

@@ -122,6 +122,7 @@ def test_what_clients_need_passes(proxied, path):
 def test_a_large_update_passes(proxied):
     answer, text = ask(proxied, "/v1/fleet/push", bytes(LARGE))
     assert (answer.status, text) == (200, f"/v1/fleet/push {LARGE}")
+    assert (proxied.server / "nginx/error.log").read_text() == ""
 
 
 @pytest.mark.parametrize(
