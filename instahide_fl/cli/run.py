@@ -67,8 +67,8 @@ def run(
     else:
         path = out or free_run_folder(Path("runs"), settings)
         folder = RunFolder.create(path, settings.resolved())
-    _note_start(folder, engine or DEFAULT_ENGINE, resumed=resume is not None)
-    _train(settings, folder, start, resume is not None)
+    note_start(folder, engine or DEFAULT_ENGINE, resumed=resume is not None)
+    train(settings, folder, start, resumed=resume is not None)
 
 
 def _choose(name: str, choices: dict[str, Any]) -> Any:
@@ -77,7 +77,7 @@ def _choose(name: str, choices: dict[str, Any]) -> Any:
     return choices[name]
 
 
-def _note_start(folder: RunFolder, engine: str, *, resumed: bool) -> None:
+def note_start(folder: RunFolder, engine: str, *, resumed: bool) -> None:
     """Begin provenance.json with what only the command line knows."""
     from instahide_fl.run_folder import PROVENANCE
 
@@ -92,13 +92,23 @@ def _note_start(folder: RunFolder, engine: str, *, resumed: bool) -> None:
     folder.write_json(PROVENANCE, started)
 
 
-def _train(
+def train(
     settings: Config,
     folder: RunFolder,
     start: Callable[[Config, RunFolder], None],
+    *,
     resumed: bool,
+    command: str = "instahide-fl run",
 ) -> None:
-    """Run an engine under a progress bar and say how it ended."""
+    """Run an engine under a progress bar and say how it ended.
+
+    Args:
+        settings: of the run.
+        folder: of the run.
+        start: the engine.
+        resumed: whether the folder has a checkpoint to continue from.
+        command: that continues the run if it is interrupted.
+    """
     from instahide_fl.progress import RunProgress
     from instahide_fl.run_folder import SUMMARY
 
@@ -111,7 +121,7 @@ def _train(
             start(full, folder)
     except KeyboardInterrupt:
         remedy = (
-            f"continue with instahide-fl run --resume {folder.path}"
+            f"continue with {command} --resume {folder.path}"
             if folder.resumable
             else "there was no checkpoint yet: start it anew"
         )
