@@ -5,15 +5,23 @@ server sent and runs it. A deployed client puts this launcher first on the Super
 PATH. It belongs to the client's own installation: an app that is not the one pinned in
 client.toml is refused before it is unpacked, and the server is told so.
 
-Flower has no hook for this, so that a function of its module is replaced
-(`flwr.supernode.runtime.run_clientapp.install_from_fab`, flwr 1.41). If it is not
-there any more, the launcher refuses to start anything.
+Flower (1.41) has no hook for this, so that two functions of its module are replaced:
+
+- `install_from_fab`, which unpacks the archive that was checked, into a folder of this
+  process alone. In Flower's own, apps of earlier runs would lie.
+- `get_load_client_app_fn`, which would load whatever app the server names. It loads
+  from that folder.
+
+If they are not there any more, the launcher refuses to start anything.
 """
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,40 +31,67 @@ from instahide_fl.deployment.code import hash_of_archive
 from instahide_fl.errors import EngineError
 
 CLIENT_FOLDER = "INSTAHIDE_FL_CLIENT"  # environment variable of a SuperNode
-REPLACED = "install_from_fab"
+UNPACKED = "unpacked-"  # begins the name of each process's folder
+REPLACED = ("install_from_fab", "get_load_client_app_fn")
 
 
 def main() -> None:
     """Run one message's task, if its app is the pinned one."""
+    folder = Path(os.environ[CLIENT_FOLDER])
+    home = tempfile.mkdtemp(prefix=UNPACKED, dir=folder / "state")
+    atexit.register(shutil.rmtree, home, ignore_errors=True)
+    os.environ["FLWR_HOME"] = home
     from flwr.supernode.cli.flwr_clientapp import flwr_clientapp
     from flwr.supernode.runtime import run_clientapp
 
-    folder = Path(os.environ[CLIENT_FOLDER])
-    install = getattr(run_clientapp, REPLACED, None)
-    if install is None:
-        raise EngineError(
-            f"this version of Flower has no {REPLACED}, in whose place apps are "
-            f"checked: install the version that instahide-fl asks for"
-        )
-    setattr(run_clientapp, REPLACED, checked(folder, install))
+    guard(run_clientapp, folder)
     flwr_clientapp()
 
 
-def checked(folder: Path, install: Callable[..., Any]) -> Callable[..., Any]:
-    """Return what unpacks an app after it was compared with the client's pin.
+def guard(module: Any, folder: Path) -> None:
+    """Let a module of Flower's run the pinned app alone.
 
     Args:
+        module: that unpacks and loads apps; two of its functions are replaced.
         folder: of the client.
-        install: Flower's function, whose first argument is the archive's bytes.
+
+    Raises:
+        EngineError: it has no such functions.
     """
+    if missing := [name for name in REPLACED if not hasattr(module, name)]:
+        raise EngineError(
+            f"this version of Flower has no {' and no '.join(missing)}, in whose place "
+            f"apps are checked: install the version that instahide-fl asks for"
+        )
+    install, loading = (getattr(module, name) for name in REPLACED)
+    unpacked: list[Path] = []
 
-    def install_checked(archive: Any, *arguments: Any, **options: Any) -> Any:
-        content = archive if isinstance(archive, bytes) else Path(archive).read_bytes()
-        check_code(read_policy(folder), hash_of_archive(content))
+    def install_checked(archive: bytes, *arguments: Any, **options: Any) -> Path:
+        check_code(read_policy(folder), hash_of_archive(archive))
         _forget_own_modules()
-        return install(content, *arguments, **options)
+        unpacked.append(Path(install(archive, *arguments, **options)))
+        return unpacked[-1]
 
-    return install_checked
+    def load_checked(*_: Any, **__: Any) -> Callable[..., Any]:
+        # Not what the server names, but what was checked; Flower compares the names.
+        app = str(unpacked[-1])
+        found: Callable[..., Any] = loading(
+            default_app_ref="", app_path=app, multi_app=True
+        )
+        return found
+
+    module.install_from_fab = install_checked
+    module.get_load_client_app_fn = load_checked
+
+
+def remove_unpacked(state: Path) -> None:
+    """Remove what processes that were killed have left.
+
+    Args:
+        state: folder of the client's state.
+    """
+    for left in state.glob(f"{UNPACKED}*"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def _forget_own_modules() -> None:

@@ -30,6 +30,7 @@ from instahide_fl.config import Config
 from instahide_fl.deployment.folder import FederationFolder
 from instahide_fl.engine.bundle import stage_app
 from instahide_fl.errors import EngineError
+from instahide_fl.files import write_text
 from instahide_fl.run_folder import RunFolder
 
 CONNECTION = "federation"
@@ -44,7 +45,7 @@ class Node:
 
     Attributes:
         name: of the client.
-        status: Flower's word: registered, online or offline.
+        status: Flower's word: registered, online or offline; or not registered.
     """
 
     name: str
@@ -118,29 +119,52 @@ class LocalSuperLink:
                 f"instahide-fl deploy server {self.folder.path}"
             )
 
-    def register(self, name: str) -> bool:
-        """Let a client in by its public key; return whether it was new.
+    def register(self) -> list[str]:
+        """Let clients in by their public keys; return those who were new.
 
         Raises:
-            EngineError: Flower refused the key.
+            EngineError: Flower refused a key.
         """
-        key = str(self.folder.registered_key(name).absolute())
-        done = self.flwr("supernode", "register", key, CONNECTION, "--name", name)
-        if done.returncode and "already" not in _last_line(done).lower():
-            raise EngineError(
-                f"the key of client {name} was refused: {_last_line(done)}"
-            )
-        return not done.returncode
+        known, present = self._known(), self._present()
+        new = [
+            name
+            for name in self.folder.config.clients
+            if known.get(name) not in present
+        ]
+        for name in new:
+            key = str(self.folder.registered_key(name).absolute())
+            registered = self._json("supernode", "register", key, CONNECTION)
+            known[name] = str(registered["node-id"])
+            write_text(self._registered, json.dumps(known, indent=2) + "\n")
+        return new
 
     def nodes(self) -> list[Node]:
-        """Return the registered clients, by name.
+        """Return the federation's clients, by name.
 
         Raises:
             EngineError: Flower does not say.
         """
+        known, present = self._known(), self._present()
+        return [
+            Node(name, present.get(known.get(name, ""), "not registered"))
+            for name in sorted(self.folder.config.clients)
+        ]
+
+    @property
+    def _registered(self) -> Path:
+        """Flower's number of each client, which alone it lists."""
+        return self.folder.server / "registered.json"
+
+    def _known(self) -> dict[str, str]:
+        with contextlib.suppress(OSError, ValueError):
+            found: dict[str, str] = json.loads(self._registered.read_text())
+            return found
+        return {}
+
+    def _present(self) -> dict[str, str]:
+        """Return the status of each number that is registered."""
         listed = self._json("supernode", "list", CONNECTION)["nodes"]
-        found = [Node(str(one["name"]), str(one["status"])) for one in listed]
-        return sorted(found, key=lambda one: one.name)
+        return {str(one["node-id"]): str(one["status"]) for one in listed}
 
     def runs(self) -> list[FlowerRun]:
         """Return all runs, the newest first.

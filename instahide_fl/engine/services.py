@@ -23,7 +23,7 @@ import instahide_fl
 from instahide_fl.deployment.client_policy import ClientPolicy
 from instahide_fl.deployment.folder import FederationFolder
 from instahide_fl.deployment.nginx import nginx_command
-from instahide_fl.engine.client_launcher import CLIENT_FOLDER
+from instahide_fl.engine.client_launcher import CLIENT_FOLDER, remove_unpacked
 from instahide_fl.engine.deployment import (
     LocalSuperLink,
     command,
@@ -71,9 +71,8 @@ def serve(folder: FederationFolder, proxy: bool, insecure: bool, say: Say) -> No
         _await(superlink, services, insecure)
         say(f"SuperLink: on {superlink.address}, for this machine only")
         if not insecure:
-            for name in folder.config.clients:
-                new = superlink.register(name)
-                say(f"client {name}: {'registered' if new else 'known'}")
+            for name in superlink.register():
+                say(f"client {name}: registered")
         if program:
             services.append(_start_nginx(program, folder))
             say(
@@ -104,6 +103,7 @@ def take_part(
     folder = folder.absolute()
     state = folder / "state"
     state.mkdir(mode=0o700, exist_ok=True)
+    remove_unpacked(state)
     environment = flower_environment(state / "flower")
     environment["PATH"] = os.pathsep.join(
         [str(_launcher(state / "bin")), environment["PATH"]]
