@@ -18,6 +18,7 @@ from clients.exposures import (
     warn_of_exposures,
 )
 from clients.node import ClientNode, open_node, shared_trainer
+from clients.policy import check_model
 from clients.records import read_round, reply_description, reply_update
 from clients.secure_aggregation import (
     answer_key_shares,
@@ -83,6 +84,8 @@ def train(message: Message, context: Context) -> Message:
         node.config, (shape[1], shape[2], shape[3]), split.num_classes
     )
     arrays, control = split_control(received)
+    if not node.simulated:
+        check_model(node.client, split, trainer.model, arrays)
     encoder = CountingEncoder(node.encoder(context), exposures, rows)
     keeper = node.keeper(encoder, instruction.round)
     own = read_control(node, context, instruction.round) if control else {}

@@ -1,9 +1,10 @@
 """Where a client keeps its counters of exposures: its state, and a file for later runs.
 
 A run that is resumed starts with clients that remember nothing, so the counters are
-also in a file of the client's: below the run folder in a simulation, where the node
-config says (`exposures-file`) for a real client. The file holds two snapshots, so that
-a run resumed from its checkpoint finds the counters as they were then.
+also in a file of the client's: below the run folder in a simulation; for a real client
+in its own folder, or where the node config says (`exposures-file`). The file holds two
+snapshots, so that a run resumed from its checkpoint finds the counters as they were
+then.
 """
 
 from __future__ import annotations
@@ -49,13 +50,15 @@ def read_exposures(node: ClientNode, context: Context, round_number: int) -> Exp
     if not chosen:
         return fresh
     found = snapshots[max(chosen)]
-    if found.counts.shape != fresh.counts.shape or found.used.shape != fresh.used.shape:
+    # Fixed encodings by other keys than before are other encodings.
+    used = found.used if node.seeded else fresh.used
+    if found.counts.shape != fresh.counts.shape or used.shape != fresh.used.shape:
         raise RoundError(
             f"{path} counts the exposures of {len(found.counts)} images, client "
             f"{node.client} holds {len(fresh.counts)}: it is of another data set or "
             f"another instahide.refresh; move it away to count from 0"
         )
-    return found
+    return Exposures(found.counts, used)
 
 
 def keep_exposures(
@@ -121,6 +124,8 @@ def _path(node: ClientNode, context: Context) -> Path | None:
         folder = node.config.output.folder
         name = f"client-{node.client}.safetensors"
         return Path(folder) / "exposures" / name if folder else None
+    if node.state:
+        return node.state / "exposures.safetensors"
     given = context.node_config.get(FILE)
     return Path(str(given)).expanduser() if given else None
 

@@ -1,7 +1,8 @@
 """What this node is: which client, its images, its pool, its source of randomness.
 
-Flower's node config tells. In a simulation it holds `partition-id`; a real client sets
-`client-name`, and may set `dataset` and `pool`, the places of its own data.
+Flower's node config tells. In a simulation it holds `partition-id`. A real client sets
+`client-folder`, which holds its client.toml (`clients.policy`); without such a folder,
+`client-name`, and it may set `dataset` and `pool`, the places of its own data.
 """
 
 from __future__ import annotations
@@ -9,11 +10,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 from flwr.app import ConfigRecord, Context
 
+from clients.policy import (
+    FOLDER,
+    load_own_images,
+    open_policy,
+    settings_under,
+    state_folder,
+)
 from instahide_fl.config import Config
 from instahide_fl.data.augment import Augmentation
 from instahide_fl.data.datasets import augmentation_for, load_dataset
@@ -59,6 +68,9 @@ class ClientNode:
         pool: the mixing pool, if encodings use one.
         augmentation: of private images before mixing.
         simulated: whether it is one of a simulation; else its images are real.
+        state: folder that a real client keeps what outlasts a run in; None without one.
+        seeded_as: the simulated client whose randomness a real one takes, in a
+            rehearsal that its own settings allow; empty for none.
     """
 
     client: str
@@ -67,22 +79,28 @@ class ClientNode:
     pool: MixingPool | None
     augmentation: Augmentation | None
     simulated: bool
+    state: Path | None = None
+    seeded_as: str = ""
 
     @property
     def seeded(self) -> bool:
-        """Whether its randomness repeats with the run's seed; a real client's never."""
-        return self.simulated and self.config.instahide.keys == "seeded"
+        """Whether its randomness repeats with the run's seed.
+
+        A real client's never does, but in a rehearsal.
+        """
+        repeats = self.simulated or bool(self.seeded_as)
+        return repeats and self.config.instahide.keys == "seeded"
 
     def rng(self, round_number: int) -> np.random.Generator:
         """Return the source of this round's batches and keys."""
         if self.seeded:
-            return client_stream(self.config.seed, self.client, round_number)
+            return client_stream(self.config.seed, self._stream, round_number)
         return operating_system_stream()
 
     def noise_rng(self, round_number: int) -> np.random.Generator:
         """Return the source of this round's noise on the update."""
         if self.seeded:
-            return stream(self.config.seed, "update-noise", self.client, round_number)
+            return stream(self.config.seed, "update-noise", self._stream, round_number)
         return operating_system_stream()
 
     def encoder(self, context: Context) -> Encoder:
@@ -117,9 +135,14 @@ class ClientNode:
         """Return the split with the constants that the run agreed on."""
         return self.split.normalised_with(statistics)
 
+    @property
+    def _stream(self) -> str:
+        """The client that seeded randomness is named after."""
+        return self.seeded_as or self.client
+
     def _fixed_streams(self, context: Context) -> Callable[[int], np.random.Generator]:
         if self.seeded:
-            seed, client = self.config.seed, self.client
+            seed, client = self.config.seed, self._stream
             return lambda which: fixed_stream(seed, client, which)
         if _SECRETS not in context.state.config_records:
             context.state[_SECRETS] = ConfigRecord({"secret": new_secret()})
@@ -143,7 +166,10 @@ def open_node(context: Context) -> ClientNode:
         return _simulated_client(
             settings, partition, int(context.node_config[NUM_PARTITIONS])
         )
-    return _real_client(context, _read_config(settings))
+    config = _read_config(settings)
+    if FOLDER in context.node_config:
+        return _deployed_client(Path(str(context.node_config[FOLDER])), config)
+    return _real_client(context, config)
 
 
 @lru_cache(maxsize=1)
@@ -176,8 +202,8 @@ def _real_client(context: Context, config: Config) -> ClientNode:
     name = str(context.node_config.get(NAME, ""))
     if not name:
         raise ConfigError(
-            f"the node config must set {NAME} (a real client) or {PARTITION} and "
-            f"{NUM_PARTITIONS} (a simulated one)"
+            f"the node config must set {FOLDER} or {NAME} (a real client), or "
+            f"{PARTITION} and {NUM_PARTITIONS} (a simulated one)"
         )
     if name.isdecimal():
         raise ConfigError(
@@ -195,6 +221,28 @@ def _real_client(context: Context, config: Config) -> ClientNode:
     pool = load_pool(config, dataset.image_shape)
     augmentation = augmentation_for(config.data, dataset.image_shape)
     return ClientNode(name, config, dataset.train, pool, augmentation, False)
+
+
+def _deployed_client(folder: Path, config: Config) -> ClientNode:
+    """Open a client by its own settings, which the run's have to respect."""
+    policy = open_policy(folder, config)
+    config = settings_under(policy, folder, config)
+    split = load_own_images(policy, folder, config)
+    if config.instahide.method != "none":
+        check_split_size(len(split), config.instahide.private_count)
+    channels, height, width = split.images.shape[1:]
+    shape = (channels, height, width)
+    seeded = "" if policy.seeded_client is None else str(policy.seeded_client)
+    return ClientNode(
+        policy.name,
+        config,
+        split,
+        load_pool(config, shape),
+        augmentation_for(config.data, shape),
+        simulated=False,
+        state=state_folder(folder),
+        seeded_as=seeded,
+    )
 
 
 def _refuse_weakening(client: str, config: Config) -> None:

@@ -67,6 +67,10 @@ class ProtocolError(InstaHideError, RuntimeError):
     """Server and client disagree on code, pool or message schema."""
 
 
+class PolicyError(InstaHideError, RuntimeError):
+    """A client refuses a run that its own policy does not allow."""
+
+
 class EngineError(InstaHideError, RuntimeError):
     """The runtime that carries the apps failed (Flower, Ray, a child process)."""
 
@@ -93,6 +97,7 @@ def error_named(name: str, message: str) -> InstaHideError:
         AttackError,
         RoundError,
         ProtocolError,
+        PolicyError,
     ):
         if kind.__name__ == name:
             return kind(message)

@@ -223,7 +223,8 @@ LONGEST_REASON = 1000  # characters of what a client says about its failure
 
 def failure_reason(message: Message) -> str:
     """Return why a client failed, in one line, without Flower's and Ray's wrapping."""
-    reason = message.error.reason or f"error code {message.error.code}"
+    given = message.error.reason or f"error code {message.error.code}"
+    reason = re.sub(r"^<class '[\w.]+'>:<'", "", given)
     wrapped = re.findall(r"ClientAppException occurred\. Message: ([^\n]*)", reason)
     line = wrapped[-1] if wrapped else (reason.strip() or "no reason").splitlines()[-1]
     # A deployed client's reason begins with the error's class.

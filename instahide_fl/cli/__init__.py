@@ -15,6 +15,7 @@ from instahide_fl.cli.challenge import challenge_app
 from instahide_fl.cli.common import errors
 from instahide_fl.cli.compare import compare
 from instahide_fl.cli.data import data_app
+from instahide_fl.cli.deploy import deploy_app
 from instahide_fl.cli.doctor import doctor
 from instahide_fl.cli.encode import encode
 from instahide_fl.cli.evaluate import evaluate
@@ -39,6 +40,7 @@ app.command()(doctor)
 app.add_typer(data_app, name="data")
 app.add_typer(pool_app, name="pool")
 app.add_typer(challenge_app, name="challenge")
+app.add_typer(deploy_app, name="deploy")
 
 
 def main() -> None:

@@ -80,8 +80,8 @@ def run(
     else:
         path = out or free_run_folder(Path("runs"), settings)
         folder = RunFolder.create(path, settings.resolved())
-    _note_start(folder, engine or DEFAULT_ENGINE, resumed=resume is not None)
-    _train(settings, folder, start, resume is not None)
+    note_start(folder, engine or DEFAULT_ENGINE, resumed=resume is not None)
+    train(settings, folder, start, resumed=resume is not None)
 
 
 def _tracked(settings: Config, tensorboard: bool, mlflow: str | None) -> Config:
@@ -99,7 +99,7 @@ def _choose(name: str, choices: dict[str, Any]) -> Any:
     return choices[name]
 
 
-def _note_start(folder: RunFolder, engine: str, *, resumed: bool) -> None:
+def note_start(folder: RunFolder, engine: str, *, resumed: bool) -> None:
     """Begin provenance.json with what only the command line knows."""
     from instahide_fl.run_folder import PROVENANCE
 
@@ -114,13 +114,23 @@ def _note_start(folder: RunFolder, engine: str, *, resumed: bool) -> None:
     folder.write_json(PROVENANCE, started)
 
 
-def _train(
+def train(
     settings: Config,
     folder: RunFolder,
     start: Callable[[Config, RunFolder], None],
+    *,
     resumed: bool,
+    command: str = "instahide-fl run",
 ) -> None:
-    """Run an engine under a progress bar and say how it ended."""
+    """Run an engine under a progress bar and say how it ended.
+
+    Args:
+        settings: of the run.
+        folder: of the run.
+        start: the engine.
+        resumed: whether the folder has a checkpoint to continue from.
+        command: that continues the run if it is interrupted.
+    """
     from instahide_fl.progress import RunProgress
     from instahide_fl.run_folder import SUMMARY
 
@@ -132,7 +142,7 @@ def _train(
         with RunProgress(folder, settings.train.rounds, console):
             start(full, folder)
     except KeyboardInterrupt:
-        remedy = f"continue with instahide-fl run --resume {folder.path}"
+        remedy = f"continue with {command} --resume {folder.path}"
         errors.print(f"interrupted: {remedy}")
         # A second Ctrl-C must not stop the exit half way.
         os._exit(1)

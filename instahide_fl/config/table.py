@@ -52,13 +52,20 @@ def _explain(error: ValidationError, table: type[Table]) -> str:
     if problem["type"] == "extra_forbidden":
         return _unknown(prefix, key, [_kebab(field) for field in table.model_fields])
     rules = [
-        other["msg"].removeprefix("Input should be ")
+        _rule(other["msg"])
         for other in error.errors()
         if other["loc"][0] == problem["loc"][0]
     ]
     if problem["type"] == "model_type":
         rules = ["a table"]
     return f"{prefix}{key} must be {' or '.join(rules)}, got {problem['input']!r}"
+
+
+def _rule(message: str) -> str:
+    """Return what may follow "must be" in a message of Pydantic's or a validator's."""
+    for prefix in ("Input should be ", "Value error, ", "must be "):
+        message = message.removeprefix(prefix)
+    return message
 
 
 def _unknown(prefix: str, key: str, known: list[str]) -> str:

@@ -74,9 +74,40 @@ def cached_dataset(
         DataError: it cannot be read, or the cached files are damaged.
         OutputError: the cache folder cannot be written.
     """
+    folder = _decoded(cache_folder("datasets"), name, source, image_size)
+    if (folder / "all-images.npy").exists():
+        folder = _divided(folder, seed)
+    return _open(folder)
+
+
+def cached_images(
+    root: Path, name: str, source: Source, image_size: int
+) -> tuple[CachedPart, tuple[str, ...]]:
+    """Open all images of a data set but those of a test part, decoding on first use.
+
+    Args:
+        root: folder to keep decoded images in.
+        name: as in `data.dataset`; part of the folder's name.
+        source: where it comes from.
+        image_size: side in pixels that its images were resized to.
+
+    Returns:
+        The images, in the order of the source, and the names of the K classes.
+
+    Raises:
+        DataError: it cannot be read, or the cached files are damaged.
+        OutputError: `root` cannot be written.
+    """
+    folder = _decoded(root, name, source, image_size)
+    part = "all" if (folder / "all-images.npy").exists() else "train"
+    return _open_part(folder, part), tuple(_description(folder)["classes"])
+
+
+def _decoded(root: Path, name: str, source: Source, image_size: int) -> Path:
+    """Return the folder below `root` with a decoded data set, made on first use."""
     made_from = repr((CACHE_LAYOUT, source.identity, image_size)).encode()
     version = hashlib.sha256(made_from).hexdigest()[:16]
-    folder = cache_folder("datasets", f"{_slug(name)}-{version}")
+    folder = root / f"{_slug(name)}-{version}"
     if not folder.is_dir():
         content = source.read()
         _check(name, content)
@@ -84,9 +115,7 @@ def cached_dataset(
             _write(temporary, name, content)
             digest = _digest(temporary, content)
             _describe(temporary, content.class_names, digest)
-    if (folder / "all-images.npy").exists():
-        folder = _divided(folder, seed)
-    return _open(folder)
+    return folder
 
 
 def _check(name: str, content: Content) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -16,7 +17,11 @@ from torch import Tensor
 from instahide_fl.config import DataConfig
 from instahide_fl.data.augment import Augmentation
 from instahide_fl.data.built_in import open_mnist_5k, open_noise
-from instahide_fl.data.dataset_cache import CachedPart, cached_dataset
+from instahide_fl.data.dataset_cache import (
+    CachedPart,
+    cached_dataset,
+    cached_images,
+)
 from instahide_fl.data.hugging_face import open_hugging_face
 from instahide_fl.data.image_folder import open_image_folder
 from instahide_fl.data.source import Source
@@ -82,6 +87,29 @@ def load_dataset(config: DataConfig, seed: int = 0) -> ImageDataset:
         digest,
         train.client_ids,
     )
+
+
+def load_private_images(
+    config: DataConfig, cache: Path
+) -> tuple[PrivateSplit, tuple[str, ...]]:
+    """Load what one client holds: all of a data set, but for a test part of its own.
+
+    Args:
+        config: all of `[data]` but `data.augment`.
+        cache: folder to keep decoded images in.
+
+    Returns:
+        The images, and the names of their K classes.
+
+    Raises:
+        DataError: no such data set, or it cannot be read or does not fit the settings.
+        OutputError: `cache` cannot be written.
+    """
+    source = open_source(config)
+    part, names = cached_images(cache, config.dataset, source, config.image_size)
+    if config.train_rows:
+        part = _sliced(part, train_rows(config.train_rows, len(part.targets)))
+    return PrivateSplit(part.images, part.targets, len(names)), names
 
 
 def open_source(config: DataConfig) -> Source:

@@ -1,0 +1,285 @@
+"""The commands `deploy`: a federation of real clients on separate machines."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from instahide_fl.cli.common import (
+    Assignments,
+    Settings,
+    console,
+    errors,
+    print_rows,
+    read_settings,
+)
+from instahide_fl.errors import ConfigError
+
+INSECURE = "no encryption, and whoever reaches the server may join or start runs"
+SHOWN_RUNS = 10
+
+deploy_app = typer.Typer(
+    help="A federation of real clients on separate machines.", no_args_is_help=True
+)
+FederationDir = Annotated[
+    Path, typer.Argument(metavar="FEDERATION_DIR", help="Folder of the federation.")
+]
+ClientDir = Annotated[
+    Path, typer.Argument(metavar="CLIENT_DIR", help="Folder of a client.")
+]
+Insecure = Annotated[
+    bool, typer.Option("--insecure", help="Without TLS and without keys of clients.")
+]
+Days = Annotated[
+    int, typer.Option(min=1, max=3650, help="Validity of the server's certificate.")
+]
+
+
+@deploy_app.command("init")
+def deploy_init(
+    folder: FederationDir,
+    clients: Annotated[
+        list[str],
+        typer.Option("--clients", metavar="NAME ...", help="Names of the clients."),
+    ],
+    more: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="", help="Further names.", hidden=True),
+    ] = None,
+    host: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--host",
+            metavar="NAME-OR-IP",
+            help="The server, as clients reach it; repeat it. Default: localhost.",
+        ),
+    ] = None,
+    port: Annotated[int, typer.Option(help="Of the server, for clients.")] = 9443,
+    superlink_port: Annotated[
+        int | None, typer.Option(help="On loopback. Default: the next after --port.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Of the federation. Default: the folder's name.")
+    ] = None,
+    days: Days = 730,
+) -> None:
+    """Make certificates, keys and a folder for each client."""
+    from instahide_fl.deployment.folder import (
+        FederationConfig,
+        client_names,
+        create_federation,
+    )
+
+    # After --clients the command line takes one name itself; the others come as `more`.
+    config = FederationConfig(
+        name=name or folder.absolute().name,
+        hosts=host or ["localhost"],
+        fleet_port=port,
+        superlink_port=superlink_port or port + 1,
+        clients=client_names([*clients, *(more or [])]),
+    )
+    made = create_federation(folder, config, _installed_code(), days)
+    console.print(
+        f"{len(config.clients)} clients and a server in {folder}", markup=False
+    )
+    for one in config.clients:
+        console.print(f"  hand {made.client(one)} to {one}", markup=False)
+    if not host:
+        console.print(
+            "The certificate is for this machine only: for others, give --host NAME.",
+            style="yellow",
+        )
+    console.print(f"next: {made.path / 'README.md'}", markup=False)
+
+
+@deploy_app.command("add")
+def deploy_add(
+    folder: FederationDir,
+    client: Annotated[str, typer.Argument(metavar="NAME", help="Of the client.")],
+) -> None:
+    """Make a folder for another client."""
+    from instahide_fl.deployment.folder import add_client
+
+    made = add_client(folder, client, _installed_code())
+    console.print(f"hand {made.client(client)} to {client}", markup=False)
+    console.print("restart instahide-fl deploy server, which then lets the client in")
+
+
+@deploy_app.command("renew")
+def deploy_renew(folder: FederationDir, days: Days = 730) -> None:
+    """Make a new certificate for the server, by the same authority."""
+    from instahide_fl.deployment.folder import renew_certificate
+
+    made = renew_certificate(folder, days)
+    console.print(f"new: {made.server / 'server.crt'}", markup=False)
+    console.print("restart instahide-fl deploy server; clients need nothing new")
+
+
+@deploy_app.command("code-hash")
+def deploy_code_hash() -> None:
+    """Print the hash of the installed app, which clients pin."""
+    console.print(_installed_code())
+
+
+@deploy_app.command("pin")
+def deploy_pin(
+    folder: ClientDir,
+    code_hash: Annotated[
+        str | None,
+        typer.Argument(metavar="[HASH]", help="Without: of this installation."),
+    ] = None,
+) -> None:
+    """Let a client run this code and no other."""
+    from instahide_fl.deployment.pinning import pin_code
+
+    before, after = pin_code(folder, code_hash or _installed_code())
+    print_rows(("before", before or "any code"), ("now", after))
+
+
+@deploy_app.command("server")
+def deploy_server(
+    folder: FederationDir,
+    proxy: Annotated[
+        bool,
+        typer.Option(
+            "--proxy/--no-proxy", help="Let clients of other machines in, by nginx."
+        ),
+    ] = True,
+    insecure: Insecure = False,
+) -> None:
+    """Run the SuperLink, and nginx before it, until Ctrl-C."""
+    from instahide_fl.deployment.folder import open_federation
+    from instahide_fl.engine.services import serve
+
+    federation = open_federation(folder)
+    if insecure:
+        errors.print(f"warning: {INSECURE}: for trials on this machine only")
+    with ends_quietly():
+        serve(federation, proxy, insecure, _say)
+
+
+@deploy_app.command("client")
+def deploy_client(folder: ClientDir, insecure: Insecure = False) -> None:
+    """Take part in a federation until Ctrl-C."""
+    from instahide_fl.deployment.client_policy import read_policy
+    from instahide_fl.engine.services import take_part
+
+    policy = read_policy(folder)
+    if insecure:
+        errors.print(f"warning: {INSECURE}: for trials on this machine only")
+    if not policy.code_hash:
+        errors.print(
+            "warning: no code-hash in client.toml: this machine runs whatever the "
+            "server sends (instahide-fl deploy pin)"
+        )
+    with ends_quietly():
+        take_part(folder, policy, insecure, _say)
+
+
+@deploy_app.command("run")
+def deploy_run(
+    config: Settings = None,
+    federation: Annotated[
+        Path,
+        typer.Option(metavar="FEDERATION_DIR", help="Folder of the federation."),
+    ] = Path("federation"),
+    assignments: Assignments = None,
+    seed: Annotated[int | None, typer.Option(help="Same as --set seed=N.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Run folder.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Continue the run in DIR.")
+    ] = None,
+) -> None:
+    """Train on the clients of a federation and write the run folder."""
+    from instahide_fl.cli.run import note_start, train
+    from instahide_fl.deployment.folder import open_federation
+    from instahide_fl.engine.deployment import LocalSuperLink, run_deployed
+    from instahide_fl.run_folder import RunFolder, free_run_folder
+
+    superlink = LocalSuperLink(open_federation(federation))
+    if resume is not None:
+        if config or assignments or seed is not None or out:
+            raise ConfigError(
+                "--resume continues with the settings of its folder: give no settings "
+                "file, --set, --seed or --out beside it"
+            )
+        settings = RunFolder.open_interrupted(resume).config()
+    else:
+        settings = read_settings(config, assignments, seed).located(Path.cwd())
+    superlink.require()
+    if resume is not None:
+        folder = RunFolder.open_interrupted(resume)
+        folder.clear_failure()
+    else:
+        path = out or free_run_folder(Path("runs"), settings)
+        folder = RunFolder.create(path, settings)
+    note_start(folder, "deployment", resumed=resume is not None)
+    train(
+        settings,
+        folder,
+        partial(run_deployed, superlink),
+        resumed=resume is not None,
+        command="instahide-fl deploy run",
+    )
+
+
+@deploy_app.command("status")
+def deploy_status(folder: FederationDir) -> None:
+    """Show which clients are online, and the runs; exit code 1 if clients are away."""
+    from instahide_fl.deployment.folder import open_federation
+    from instahide_fl.engine.deployment import LocalSuperLink
+
+    superlink = LocalSuperLink(open_federation(folder))
+    superlink.require()
+    nodes, runs = superlink.nodes(), superlink.runs()
+    print_rows(*((f"client {one.name}", one.status) for one in nodes))
+    print_rows(*((f"run {one.identifier}", one.status) for one in runs[:SHOWN_RUNS]))
+    away = {*superlink.folder.config.clients} - {
+        one.name for one in nodes if one.status == "online"
+    }
+    if away:
+        console.print(f"not online: {', '.join(sorted(away))}", style="yellow")
+        raise typer.Exit(1)
+
+
+@deploy_app.command("stop")
+def deploy_stop(folder: FederationDir) -> None:
+    """Stop the runs that are going on; the server and its clients stay."""
+    from instahide_fl.deployment.folder import open_federation
+    from instahide_fl.engine.deployment import LocalSuperLink
+
+    superlink = LocalSuperLink(open_federation(folder))
+    superlink.require()
+    going = [one for one in superlink.runs() if not one.is_over]
+    for one in going:
+        superlink.stop(one.identifier)
+        console.print(f"stopped run {one.identifier}", markup=False)
+    if not going:
+        console.print("no run is going on")
+
+
+@contextlib.contextmanager
+def ends_quietly() -> Iterator[None]:
+    """Take Ctrl-C and SIGTERM for the ordinary end of a service."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        console.print("ended")
+
+
+def _say(line: str) -> None:
+    # At once, also where the output goes to a journal.
+    print(line, flush=True)
+
+
+def _installed_code() -> str:
+    """Return the hash of the app that this installation sends to clients."""
+    from instahide_fl.deployment.code import hash_of_folder
+    from instahide_fl.engine.bundle import app_root
+
+    return hash_of_folder(app_root())

@@ -1,0 +1,358 @@
+"""A federation's SuperLink, seen from the server's own machine.
+
+The SuperLink listens on loopback, where runs are submitted. Its Control API has no
+login, so nothing else may reach it; nginx passes on what clients need
+(`deployment.nginx`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import socket
+import ssl
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from instahide_fl.config import Config
+from instahide_fl.deployment.folder import FederationFolder
+from instahide_fl.engine.bundle import stage_app
+from instahide_fl.errors import EngineError
+from instahide_fl.files import write_text
+from instahide_fl.run_folder import RunFolder
+
+CONNECTION = "federation"
+STATUS_SECONDS = 10.0  # between two looks at a run's status: each costs a process
+END_SECONDS = 60.0  # for a run's status to turn once its folder says it is over
+GONE_SECONDS = 30.0  # without an answer, after which the SuperLink is given up
+
+
+@dataclass(frozen=True)
+class Node:
+    """A registered client.
+
+    Attributes:
+        name: of the client.
+        status: Flower's word: registered, online or offline; or not registered.
+    """
+
+    name: str
+    status: str
+
+
+@dataclass(frozen=True)
+class FlowerRun:
+    """A run that the SuperLink knows.
+
+    Attributes:
+        identifier: Flower's.
+        status: Flower's words, for instance "finished:failed".
+    """
+
+    identifier: str
+    status: str
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing happens any more."""
+        return self.status.startswith("finished")
+
+
+@dataclass(frozen=True)
+class LocalSuperLink:
+    """The SuperLink of a federation on this machine.
+
+    Attributes:
+        folder: of the federation.
+    """
+
+    folder: FederationFolder
+
+    @property
+    def address(self) -> str:
+        """HOST:PORT, on loopback."""
+        return f"127.0.0.1:{self.folder.config.superlink_port}"
+
+    @property
+    def home(self) -> Path:
+        """Flower's own folder, with its list of connections."""
+        return self.folder.server.absolute() / "flower"
+
+    def environment(self) -> dict[str, str]:
+        """Return the environment of Flower's commands; makes `home`."""
+        self.home.mkdir(mode=0o700, exist_ok=True)
+        authority = str(self.folder.server.absolute() / "ca.crt")
+        connection = {"address": self.address, "root-certificates": authority}
+        settings = {"superlink": {"default": CONNECTION, CONNECTION: connection}}
+        (self.home / "config.toml").write_text(tomli_w.dumps(settings))
+        return flower_environment(self.home)
+
+    def answers(self) -> bool:
+        """Whether it is up."""
+        return answers(self.folder.config.superlink_port, self.folder.server / "ca.crt")
+
+    def answers_without_tls(self) -> bool:
+        """Whether it is up, and insecure."""
+        return answers(self.folder.config.superlink_port, None)
+
+    def require(self) -> None:
+        """Refuse to go on where it is not up.
+
+        Raises:
+            EngineError: and what to start.
+        """
+        if not self.answers():
+            raise EngineError(
+                f"no SuperLink answers on {self.address}: start it with "
+                f"instahide-fl deploy server {self.folder.path}"
+            )
+
+    def register(self) -> list[str]:
+        """Let clients in by their public keys; return those who were new.
+
+        Raises:
+            EngineError: Flower refused a key.
+        """
+        known, present = self._known(), self._present()
+        new = [
+            name
+            for name in self.folder.config.clients
+            if known.get(name) not in present
+        ]
+        for name in new:
+            key = str(self.folder.registered_key(name).absolute())
+            registered = self._json("supernode", "register", key, CONNECTION)
+            known[name] = str(registered["node-id"])
+            write_text(self._registered, json.dumps(known, indent=2) + "\n")
+        return new
+
+    def nodes(self) -> list[Node]:
+        """Return the federation's clients, by name.
+
+        Raises:
+            EngineError: Flower does not say.
+        """
+        known, present = self._known(), self._present()
+        return [
+            Node(name, present.get(known.get(name, ""), "not registered"))
+            for name in sorted(self.folder.config.clients)
+        ]
+
+    @property
+    def _registered(self) -> Path:
+        """Flower's number of each client, which alone it lists."""
+        return self.folder.server / "registered.json"
+
+    def _known(self) -> dict[str, str]:
+        with contextlib.suppress(OSError, ValueError):
+            found: dict[str, str] = json.loads(self._registered.read_text())
+            return found
+        return {}
+
+    def _present(self) -> dict[str, str]:
+        """Return the status of each number that is registered."""
+        listed = self._json("supernode", "list", CONNECTION)["nodes"]
+        return {str(one["node-id"]): str(one["status"]) for one in listed}
+
+    def runs(self) -> list[FlowerRun]:
+        """Return all runs, the newest first.
+
+        Raises:
+            EngineError: Flower does not say.
+        """
+        listed = self._json("list", CONNECTION)["runs"]
+        return [FlowerRun(str(one["run-id"]), str(one["status"])) for one in listed]
+
+    def stop(self, identifier: str) -> None:
+        """Stop a run.
+
+        Raises:
+            EngineError: Flower refused to.
+        """
+        done = self.flwr("stop", identifier, CONNECTION)
+        if done.returncode:
+            raise EngineError(f"run {identifier} was not stopped: {_last_line(done)}")
+
+    def submit(self, config: Config) -> str:
+        """Hand in the app of this installation and return the run's identifier.
+
+        Raises:
+            EngineError: Flower refused it.
+        """
+        place = Path(tempfile.mkdtemp(prefix="ihfl-"))
+        try:
+            app = stage_app(place / "app")
+            settings = place / "run-config.toml"
+            settings.write_text(tomli_w.dumps(config.to_run_config()))
+            done = self.flwr(
+                *("run", str(app), CONNECTION, "--format", "json"),
+                *("--run-config", str(settings)),
+            )
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
+        found = re.search(r'"run-id":\s*"?(\d+)', done.stdout)
+        if done.returncode or not found:
+            raise EngineError(f"Flower refused the run: {_last_line(done)}")
+        return found[1]
+
+    def status(self, identifier: str) -> str:
+        """Return Flower's status of a run; empty if it does not say."""
+        with contextlib.suppress(EngineError, KeyError, IndexError):
+            listed = self._json("list", CONNECTION, "--run-id", identifier)["runs"]
+            return str(listed[0]["status"])
+        return ""
+
+    def flwr(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run Flower's command line against it."""
+        return subprocess.run(
+            [command("flwr"), *arguments],
+            cwd=self.home.parent,
+            env=self.environment(),
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+        )
+
+    def _json(self, *arguments: str) -> dict[str, Any]:
+        done = self.flwr(*arguments, "--format", "json")
+        try:
+            found: dict[str, Any] = json.loads(done.stdout)
+        except ValueError:
+            raise EngineError(
+                f"flwr {arguments[0]} failed: {_last_line(done)}"
+            ) from None
+        if not found.get("success", True):
+            raise EngineError(f"flwr {arguments[0]} failed: {_last_line(done)}")
+        return found
+
+
+def run_deployed(superlink: LocalSuperLink, config: Config, folder: RunFolder) -> None:
+    """Run an experiment on the federation's clients, to its end.
+
+    Args:
+        superlink: that is up.
+        config: the run's settings, with the run folder in them.
+        folder: a run folder that is ready to be written.
+
+    Raises:
+        EngineError: Flower refused or ended the run, or the SuperLink is gone.
+        InstaHideError: the run failed; the reason is the ServerApp's own.
+    """
+    superlink.require()
+    identifier = superlink.submit(config)
+    try:
+        status = _wait(superlink, identifier, folder)
+    except KeyboardInterrupt:
+        with contextlib.suppress(EngineError):
+            superlink.stop(identifier)
+        raise
+    if failure := folder.failure():
+        raise failure
+    if not folder.finished:
+        raise EngineError(
+            f"Flower ended run {identifier} as {status or 'unknown'!r}: see "
+            f"{superlink.folder.server / 'superlink.log'}"
+            + (
+                f"; continue with instahide-fl deploy run --resume {folder.path}"
+                if folder.resumable
+                else ""
+            )
+        )
+
+
+def _wait(superlink: LocalSuperLink, identifier: str, folder: RunFolder) -> str:
+    """Return the status with which a run ended."""
+    looked = answered = time.monotonic()
+    over_since: float | None = None
+    while True:
+        now = time.monotonic()
+        over = folder.finished or folder.failure() is not None
+        if over and over_since is None:
+            over_since, looked = now, 0.0
+        if now - looked > STATUS_SECONDS:
+            looked = now
+            status = superlink.status(identifier)
+            if status.startswith("finished"):
+                return status
+            if status:
+                answered = now
+            elif now - answered > GONE_SECONDS and not superlink.answers():
+                raise EngineError(
+                    f"the SuperLink is gone: start it again, then continue with "
+                    f"instahide-fl deploy run --resume {folder.path}"
+                )
+        if over_since is not None and now - over_since > END_SECONDS:
+            return "over"
+        time.sleep(0.2)
+
+
+def flower_environment(home: Path) -> dict[str, str]:
+    """Return an environment for Flower's processes.
+
+    Args:
+        home: that Flower keeps its files in.
+    """
+    scripts = str(Path(sys.executable).parent)
+    environment = {
+        **os.environ,
+        "FLWR_HOME": str(home),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "PYTHONUNBUFFERED": "1",
+        "PATH": os.pathsep.join([scripts, os.environ.get("PATH", "")]),
+    }
+    # The app is what the server sends, whatever else lies on this machine.
+    environment.pop("PYTHONPATH", None)
+    return environment
+
+
+def answers(port: int, authority: Path | None) -> bool:
+    """Tell whether a SuperLink answers on a port of loopback.
+
+    Args:
+        port: of it.
+        authority: certificate that its own is checked with; None without TLS.
+    """
+    if authority is None:
+        with contextlib.suppress(OSError):
+            socket.create_connection(("127.0.0.1", port), timeout=2).close()
+            return True
+        return False
+    context = ssl.create_default_context(cafile=str(authority))
+    # A proxy from the environment must not stand between us and our own machine.
+    opener = urllib.request.build_opener(
+        urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
+    )
+    try:
+        opener.open(f"https://127.0.0.1:{port}/health", timeout=3).close()
+    except urllib.error.HTTPError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def command(name: str) -> str:
+    """Return the path of a script of this environment, else rely on PATH."""
+    beside = Path(sys.executable).parent / name
+    return str(beside) if beside.exists() else name
+
+
+def _last_line(done: subprocess.CompletedProcess[str]) -> str:
+    printed = done.stderr + "\n" + done.stdout
+    with contextlib.suppress(ValueError, KeyError):
+        printed = str(json.loads(done.stdout)["error-message"])
+    lines = printed.strip().splitlines()
+    return lines[-1] if lines else f"exit code {done.returncode}"
