@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help install run simulate test test-fast check format build bench picture clean
+.PHONY: help install run simulate test test-faults test-fast check format build bench picture clean
 
 help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -17,8 +17,11 @@ run: $(READY) ## Compare defences on MNIST digits: train, attack, write the repo
 simulate: $(READY) ## Simulate the default federation: 10 clients, InstaHide, MNIST digits.
 	$(BIN)/instahide-fl run $(ARGS)
 
-test: $(READY) ## Run all tests.
-	$(BIN)/pytest -n 2 --dist loadfile $(ARGS)
+test: $(READY) ## Run all tests but those of test-faults.
+	$(BIN)/pytest -n 2 --dist loadfile -m "not faults" $(ARGS)
+
+test-faults: $(READY) ## Kill, starve and deceive a deployment's processes (10 minutes).
+	$(BIN)/pytest -m faults $(ARGS)
 
 test-fast: $(READY) ## Run the tests that start no Flower or Ray processes.
 	$(BIN)/pytest -n 2 -m "not slow" $(ARGS)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from instahide_fl.data.npy import write_block, write_header
+from instahide_fl.data.npy import DAMAGED, write_block, write_header
 from instahide_fl.data.source import Block, Content, Part, Source
 from instahide_fl.errors import DataError
 from instahide_fl.files import atomic_folder, cache_folder
@@ -255,7 +255,7 @@ def _open_part(folder: Path, part: str) -> CachedPart:
             torch.from_numpy(np.load(folder / f"{part}-targets.npy")),
             torch.from_numpy(np.load(clients)) if clients.exists() else None,
         )
-    except (OSError, ValueError) as error:
+    except DAMAGED as error:
         raise _damaged(folder, error) from None
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import tokenize
 from typing import IO
 
 import numpy as np
 
 from instahide_fl.data.source import Block
+
+# What numpy raises for a damaged file: it reads a header as Python's own syntax.
+DAMAGED = (OSError, ValueError, EOFError, TypeError, SyntaxError, tokenize.TokenError)
 
 
 def write_header(file: IO[bytes], shape: tuple[int, ...]) -> None:

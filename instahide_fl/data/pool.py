@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from instahide_fl.data.npy import DAMAGED
 from instahide_fl.data.pool_manifest import (
     IMAGES,
     MANIFEST,
@@ -102,7 +103,7 @@ class MixingPool:
         manifest = read_manifest(folder)
         try:
             images = np.load(folder / IMAGES, mmap_mode="c")
-        except (OSError, ValueError, EOFError) as error:
+        except DAMAGED as error:
             raise PoolError(
                 f"the pool {folder} is damaged: cannot read {IMAGES} ({error}): copy "
                 f"or build it again"

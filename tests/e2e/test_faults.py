@@ -28,7 +28,7 @@ from instahide_fl.errors import ProtocolError
 from instahide_fl.run_folder import RunFolder
 from instahide_fl.tensor_files import load_tensors
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.faults]
 
 SETTINGS = {
     "train.batch-size": 16,
