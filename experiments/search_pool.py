@@ -50,7 +50,7 @@ from instahide_fl.transcript.threat_model import THREAT_MODELS
 RESULTS = Path(__file__).parent / "audits" / "pool_search.json"
 PAGE = Path(__file__).parents[1] / "docs" / "attacks" / "pool_search.md"
 CROPS = (1, 20)  # of each of 1,000 photographs: pools of 1,000 and 20,000
-SIZES = (10_000, 100_000)  # by repetition, for time and memory only
+SIZES = (10_000, 100_000, 1_000_000)  # by repetition, for time and memory only
 ENCODINGS = 300
 
 ALL: dict[str, Scalar] = {
