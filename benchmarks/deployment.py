@@ -1,7 +1,7 @@
 """What a round of a deployment costs: `python -m benchmarks.deployment`.
 
-A federation of real processes on loopback, with TLS and keys, trains a small network, one
-step a round. Most of a round is Flower's: it starts a process for each message, and
+A federation of real processes on loopback, with TLS and keys, trains a small network,
+one step a round. Most of it is Flower's: it starts a process for each message, and
 clients and server look for news every three seconds. What of it is ours is measured
 beside it: how long a client's process takes to import Flower, and our app after it.
 """

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 POLL_SECONDS = 0.25
 RECENT = 10  # rounds that the pace is taken from
 LINES = 10  # printed over the work where there is no terminal to draw a bar on
+QUIET_SECONDS = 30.0  # without a line where there is no terminal
 
 
 class RunProgress:
@@ -146,7 +147,7 @@ class BuildProgress:
 
 @contextlib.contextmanager
 def steps_bar(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
-    """Show a bar for work of known length.
+    """Show a bar for work of known length; off a terminal, a line now and then.
 
     Args:
         console: where to draw.
@@ -157,7 +158,17 @@ def steps_bar(console: Console, what: str) -> Iterator[Callable[[int, int], None
     """
     with _bar(console) as bar:
         task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        start = said = time.monotonic()
+
+        def advance(done: int, total: int) -> None:
+            nonlocal said
+            bar.update(task, completed=done, total=total)
+            now = time.monotonic()
+            if not console.is_terminal and now - said > QUIET_SECONDS:
+                said = now
+                console.print(f"{what}: {done / total:.0%} after {now - start:.0f} s")
+
+        yield advance
 
 
 def _bar(console: Console, *fields: str) -> Progress:

@@ -39,7 +39,7 @@ def save_attack_pictures(result: AttackResult, folder: Path) -> None:
     Raises:
         OutputError: a file cannot be written.
     """
-    name = result.attack.name
+    name = result.file_stem
     if result.scores.shown_components:
         save_component_picture(folder / f"{name}.png", result)
     elif result.scores.shown:

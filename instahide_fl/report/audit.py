@@ -110,6 +110,14 @@ class AttackResult:
     control_note: str
 
     @property
+    def file_stem(self) -> str:
+        """What its files are called; another adversary than the usual is named."""
+        usual = adversary_for(self.attack, self.subject.config)
+        if self.threat_model.name == usual.name:
+            return self.attack.name
+        return f"{self.attack.name}-as-{self.threat_model.name}"
+
+    @property
     def verdict(self) -> str:
         """In words; see `attacks.verdict`."""
         if not self.subject.truths:
@@ -292,7 +300,7 @@ def _by_round(subject: Subject, found: Reconstruction, seed: int) -> dict[int, S
 
 
 def save_result(result: AttackResult, folder: Path) -> Path:
-    """Write NAME.json.
+    """Write NAME.json, or NAME-as-ADVERSARY.json for another than the usual one.
 
     Args:
         result: of an attack.
@@ -304,6 +312,6 @@ def save_result(result: AttackResult, folder: Path) -> Path:
     Raises:
         OutputError: it cannot be written.
     """
-    path = folder / f"{result.attack.name}.json"
+    path = folder / f"{result.file_stem}.json"
     write_text(path, json.dumps(result.to_json(), indent=2, allow_nan=False) + "\n")
     return path

@@ -18,6 +18,7 @@ from instahide_fl.report.drawing import Drawing
 
 TEMPLATE = "report.html.j2"
 STYLE = "report.css"
+CONTENTS = "contents.txt"  # which files beside the page belong to it
 
 
 @dataclass(frozen=True)
@@ -146,8 +147,25 @@ def save_report(report: Report, page: Path, folder: Path | None) -> None:
         OutputError: a file cannot be written.
     """
     if folder is not None:
-        for drawing in report.drawings():
-            drawing.save_png(folder / f"{drawing.name}.png")
-        for table in report.tables():
-            table.save(folder)
+        _save_parts(report, folder)
     write_text(page, render(report))
+
+
+def _save_parts(report: Report, folder: Path) -> None:
+    """Write figures and tables, and remove those of an earlier report.
+
+    CONTENTS names what belongs to the report: nothing else in the folder is touched.
+    """
+    for drawing in report.drawings():
+        drawing.save_png(folder / f"{drawing.name}.png")
+    for table in report.tables():
+        table.save(folder)
+    own = {f"{drawing.name}.png" for drawing in report.drawings()}
+    for table in report.tables():
+        own |= {f"{table.name}.csv", f"{table.name}.tex"}
+    contents = folder / CONTENTS
+    if contents.is_file():
+        for name in set(contents.read_text(encoding="utf-8").split()) - own:
+            # A name alone: what the file says must not lead out of the folder.
+            (folder / Path(name).name).unlink(missing_ok=True)
+    write_text(contents, "\n".join(sorted(own)) + "\n")

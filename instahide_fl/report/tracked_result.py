@@ -18,7 +18,7 @@ def track_result(result: AttackResult, folder: RunFolder) -> None:
         ConfigError: a tracker's package is not installed any more.
         OutputError: a tracker cannot be written.
     """
-    name, place = result.attack.name, folder.path / RESULTS
+    name, place = result.file_stem, folder.path / RESULTS
     figures = {}
     for target in ("private", "encoding"):
         scores = getattr(result.scores, target)

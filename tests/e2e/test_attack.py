@@ -83,6 +83,12 @@ def test_the_server_reads_encodings_and_labels_but_not_the_images(encoded):
     assert all(row["test_accuracy"] is not None for row in first["by_round"])
     for picture in ("first_layer.png", "first_layer-rounds.png"):
         assert (encoded.path / "attacks" / picture).stat().st_size > 5000
+    before = (encoded.path / "attacks" / "first_layer.json").read_bytes()
+    other = ("--attack", "first_layer", "--threat-model", "eavesdropper")
+    attack(encoded, *other, "--no-control")
+    found = result(encoded, "first_layer-as-eavesdropper")
+    assert found["threat_model"] == "eavesdropper"
+    assert (encoded.path / "attacks" / "first_layer.json").read_bytes() == before
 
 
 def test_without_a_name_all_that_apply_are_run(encoded):

@@ -16,8 +16,10 @@ from instahide_fl import load_run, load_study
 from instahide_fl.attacks.verdict import NO_VERDICT
 from instahide_fl.compare.job import perform
 from instahide_fl.errors import InstaHideError, OutputError
+from instahide_fl.report.data_table import DataTable
 from instahide_fl.report.drawing import COLOURS
 from instahide_fl.report.leakage import dominated, variants, worst_leakage
+from instahide_fl.report.page import Report, Section, save_report
 from instahide_fl.report.reports import report_of_study, write_report
 from instahide_fl.report.study_tables import FAILED_CONTROL, by_attack, guarantee
 from instahide_fl.study.folder import StudyFolder
@@ -247,3 +249,16 @@ def test_a_browser_shows_the_figures(study, tmp_path):
     for colour in COLOURS[:2]:
         wanted = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
         assert (pixels == wanted).all(axis=1).sum() > 50
+
+
+def test_what_an_earlier_report_left_goes_and_nothing_else(tmp_path):
+    def report(*names):
+        tables = [DataTable(name, "", "", pd.DataFrame({"x": [1]})) for name in names]
+        return Report("", "", (), "", (Section("s", "S", (), tables),))
+
+    folder = tmp_path / "report"
+    save_report(report("accuracy", "leakage"), tmp_path / "report.html", folder)
+    (folder / "notes.csv").write_text("mine")
+    save_report(report("accuracy"), tmp_path / "report.html", folder)
+    left = {path.name for path in folder.iterdir()}
+    assert left == {"accuracy.csv", "accuracy.tex", "contents.txt", "notes.csv"}
