@@ -51,14 +51,19 @@ def flower_app(root, version, marker):
         return build_fab_from_disk(root)
 
 
+def forget_clients():
+    for name in [name for name in sys.modules if name.startswith("clients")]:
+        del sys.modules[name]
+
+
 @pytest.fixture
 def flower(tmp_path, monkeypatch):
     """What unpacks and loads in Flower, with a home of its own."""
     monkeypatch.setenv("FLWR_HOME", str(tmp_path / "home"))
     kept = dict(sys.modules)
+    forget_clients()  # the project's own, which other tests import
     yield SimpleNamespace(**{name: getattr(run_clientapp, name) for name in REPLACED})
-    for name in [name for name in sys.modules if name.startswith("clients")]:
-        del sys.modules[name]
+    forget_clients()
     sys.modules.update(kept)  # the launcher forgets this library's
 
 
