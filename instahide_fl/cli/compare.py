@@ -60,13 +60,12 @@ def compare(
         failures = _carry_out(folder, study, runs, missing, count)
         for name, reason in failures.items():
             errors.print(f"{name} failed: {reason}")
-        if len(failures) == len(runs):
-            raise StudyError(f"every run of the study in {folder.path} failed")
     _write_report(folder)
     if missing and failures:
+        failed = f"{len(failures)} of {len(runs)} runs"
         raise StudyError(
-            f"{len(failures)} of {len(runs)} runs failed; once the reason is gone, "
-            f"add --resume"
+            f"{failed if len(failures) < len(runs) else 'every run'} failed; once the "
+            f"reason is gone, add --resume"
         )
 
 

@@ -128,3 +128,15 @@ def test_a_run_that_fails_is_told_and_the_others_are_finished(tmp_path):
     found = json.loads((tmp_path / "out" / "study.json").read_text())["runs"]
     assert [run["status"] for run in found] == ["finished"] * 2 + ["failed"] * 2
     assert "no-pool" in found[-1]["reason"]
+
+
+def test_a_study_of_which_every_run_fails_has_a_report_that_says_why(tmp_path):
+    path = study_file(tmp_path)
+    missing = f'[base.data]\ndataset = "hf:{tmp_path / "no-data"}"\n'
+    path.write_text(path.read_text().replace("[base.train]", f"{missing}[base.train]"))
+    ended = compare(path, "--out", tmp_path / "out")
+    assert ended.returncode == 1
+    assert "every run failed" in ended.stderr
+    report = (tmp_path / "out" / "report.html").read_text()
+    assert ended.stdout.splitlines()[-1] == str(tmp_path / "out" / "report.html")
+    assert report.count("no-data") >= 4
