@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -55,10 +55,13 @@ class Originals:
     Attributes:
         clients: by key.
         statistics: constants that images are normalised with.
+        unrecorded: f32[m,C,H,W] in [0, 1], images of clients that no recorded round
+            mixed.
     """
 
     clients: Mapping[str, ClientImages]
     statistics: ChannelStatistics
+    unrecorded: Tensor
 
     @classmethod
     def of(
@@ -71,7 +74,18 @@ class Originals:
         for (_, client), truth in truths.items():
             by_client.setdefault(client, []).append(truth)
         clients = {name: ClientImages.of(every) for name, every in by_client.items()}
-        return cls(clients, statistics)
+        unrecorded = [
+            _never_mixed(by_client[name], own) for name, own in clients.items()
+        ]
+        return cls(clients, statistics, torch.cat(unrecorded))
+
+    def not_of(self, client: str) -> Tensor:
+        """Return f32[m,C,H,W] in [0, 1]: images that no attack on a client can be after.
+
+        Those of other clients, and its own that were never mixed.
+        """
+        others = [some.images for name, some in self.clients.items() if name != client]
+        return torch.cat([*others, self.unrecorded])
 
     def mean_of_others(self, client: str, components: Tensor) -> Tensor:
         """Return what an adversary would guess who knows only what such images are.
@@ -88,8 +102,20 @@ class Originals:
             if name == client:
                 break
             before += len(some.images)
-        every = torch.cat([some.images for some in self.clients.values()])
+        recorded = [some.images for some in self.clients.values()]
+        every = torch.cat([*recorded, self.unrecorded])
         return uninformed_guess(every, components + before, self.statistics)
+
+
+def _never_mixed(truths: Sequence[ClientTruth], own: ClientImages) -> Tensor:
+    """Return a client's images that were put aside in all rounds and mixed in none."""
+    rows = torch.cat([truth.other_rows for truth in truths])
+    images = torch.cat([truth.others for truth in truths])
+    rows, place = torch.unique(rows, return_inverse=True)
+    first = torch.empty_like(rows)
+    first[place] = torch.arange(len(place))
+    kept = ~torch.isin(rows, own.rows)
+    return images[first[kept]].float() / 255
 
 
 def uninformed_guess(

@@ -26,11 +26,24 @@ class Column:
         no_information: of the mean of other images, for the same victims.
         matched_noise: of noise with the statistics of the reconstructions, matched to
             victims by the same rule; several draws together.
+        other_images: of private images that the attack cannot be after, matched in the
+            same way; None where there are none.
     """
 
     attack: ImageScores
     no_information: ImageScores
     matched_noise: ImageScores
+    other_images: ImageScores | None = None
+
+    @property
+    def baselines(self) -> dict[str, ImageScores]:
+        """What the attack is held against, by name."""
+        known = {
+            "no_information": self.no_information,
+            "matched_noise": self.matched_noise,
+        }
+        others = self.other_images
+        return known if others is None else {**known, "other_images": others}
 
 
 @dataclass(frozen=True)
@@ -210,11 +223,12 @@ class Scores:
         return {
             "ssim": uninformed.ssim.mean,
             "psnr": uninformed.psnr.mean,
-            "no_information": {
-                name: column.no_information.to_json()
-                for name, column in present.items()
-            },
-            "matched_noise": {
-                name: column.matched_noise.to_json() for name, column in present.items()
+            **{
+                baseline: {
+                    name: column.baselines[baseline].to_json()
+                    for name, column in present.items()
+                    if baseline in column.baselines
+                }
+                for baseline in self.private.baselines
             },
         }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,7 +31,8 @@ from instahide_fl.transcript.truth import ClientTruth
 from instahide_fl.types import ChannelStatistics
 
 NOISE_DRAWS = 5  # at most
-PAIRS_OF_NOISE = 50_000  # compared for a client, to bound the time
+OTHER_DRAWS = 20  # at most: how alike two images are by chance varies more
+PAIRS_DRAWN = 50_000  # compared for a client and baseline, to bound the time
 
 
 def score(
@@ -95,6 +96,7 @@ class _Scored:
         reconstructions: how many there are.
         found: how they were held against the truth.
         noise: the same of draws of matched noise.
+        others: the same of draws of other private images; may be empty.
         uninformed: guesses against the private images of the same victims.
         uninformed_encoding: against their encodings; None if none were recovered.
         in_better_sign: f32[R,C,H,W], reconstructions in their better sign, clipped.
@@ -105,6 +107,7 @@ class _Scored:
     reconstructions: int
     found: Pairing
     noise: Sequence[Pairing]
+    others: Sequence[Pairing]
     uninformed: Comparison
     uninformed_encoding: Comparison | None
     in_better_sign: Tensor
@@ -126,11 +129,14 @@ class _Scorer:
         truth = self._truth(recovered)
         images = statistics.restore(_checked(recovered, truth.own.images))
         found = truth.pair(images)
-        draws = PAIRS_OF_NOISE // (len(images) * len(truth))
+        affordable = max(1, PAIRS_DRAWN // (len(images) * len(truth)))
         noise = [
             truth.pair(matched_noise(images, self.rng))
-            for _ in range(min(NOISE_DRAWS, max(1, draws)))
+            for _ in range(min(NOISE_DRAWS, affordable))
         ]
+        draws = min(OTHER_DRAWS, affordable)
+        drawn = self._drawn_others(client, len(images), draws)
+        others = [truth.pair(one) for one in drawn]
         plain = Comparer(statistics, clip=True)
         guess = self.originals.mean_of_others(client, found.components)
         picked = images[found.index]
@@ -139,6 +145,7 @@ class _Scorer:
             reconstructions=len(images),
             found=found,
             noise=noise,
+            others=others,
             uninformed=plain.compare(guess, found.candidates),
             uninformed_encoding=_uninformed_encoding(truth, found, statistics),
             in_better_sign=torch.where(
@@ -147,6 +154,14 @@ class _Scorer:
             guess=plain.shown(guess),
             shown=align_shown(client, images, found, statistics),
         )
+
+    def _drawn_others(self, client: str, count: int, draws: int) -> Iterator[Tensor]:
+        """Yield f32[count,C,H,W] in [0, 1], as often as asked; nothing without images."""
+        others = self.originals.not_of(client)
+        for _ in range(draws if len(others) else 0):
+            fewer = len(others) < count
+            picked = self.rng.choice(len(others), count, replace=fewer)
+            yield others[torch.from_numpy(picked)]
 
     def _truth(self, recovered: Recovered) -> EncodingTruth | PrivateTruth:
         known = truths_of(recovered, self.truths)
@@ -204,8 +219,9 @@ def _uninformed_encoding(
 
 def _private_column(scored: Sequence[_Scored]) -> Column | None:
     noise = [draw.private for one in scored for draw in one.noise]
+    others = [draw.private for one in scored for draw in one.others]
     found = [one.found.private for one in scored]
-    return _column(found, [one.uninformed for one in scored], noise)
+    return _column(found, [one.uninformed for one in scored], noise, others)
 
 
 def _encoding_column(scored: Sequence[_Scored]) -> Column | None:
@@ -214,6 +230,7 @@ def _encoding_column(scored: Sequence[_Scored]) -> Column | None:
         [one.found.encoding for one in scored if one.found.encoding],
         [one.uninformed_encoding for one in scored if one.uninformed_encoding],
         [draw for draw in draws if draw],
+        (),
     )
 
 
@@ -221,6 +238,7 @@ def _column(
     found: Sequence[Comparison],
     uninformed: Sequence[Comparison],
     noise: Sequence[Comparison],
+    others: Sequence[Comparison],
 ) -> Column | None:
     if not found:
         return None
@@ -228,6 +246,7 @@ def _column(
         ImageScores.of(Comparison.joined(found)),
         ImageScores.of(Comparison.joined(uninformed)),
         ImageScores.of(Comparison.joined(noise)),
+        ImageScores.of(Comparison.joined(others)) if others else None,
     )
 
 

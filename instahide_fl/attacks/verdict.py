@@ -13,7 +13,7 @@ from instahide_fl.attacks.scores import Column, Identified, Scores
 from instahide_fl.attacks.statistics_scoring import StatisticsErrors
 from instahide_fl.errors import AttackError
 from instahide_fl.metrics.labels import HardLabels, SoftLabels
-from instahide_fl.metrics.scores import RECOGNISABLE, ImageScores
+from instahide_fl.metrics.scores import RECOGNISABLE, ImageScores, Summary
 from instahide_fl.transcript.threat_model import Knowledge, ThreatModel
 
 LEAKS = "leaks"
@@ -26,7 +26,7 @@ FROM_WORST = (LEAKS, LEAKS_TO_ADVERSARY, NO_VERDICT, NOT_SCORED, NO_LEAK)
 MEAN_MARGIN = 0.1
 """SSIM by which the mean exceeds both baselines, at least."""
 STANDARD_ERRORS = 3.0
-"""Of the noise's mean over as many images, which the mean exceeds it by as well."""
+"""Of a drawn baseline's mean over as many images, which the mean exceeds it by too."""
 BEST_MARGIN = 0.2
 """SSIM by which the best image exceeds the best of both baselines."""
 SHARE_MARGIN = 0.1
@@ -62,7 +62,7 @@ def beats_baseline(scores: Scores, labels: bool = True) -> bool:
 
 
 def column_beats(column: Column) -> bool:
-    """Tell whether images resemble their truth more than both baselines do.
+    """Tell whether images resemble their truth more than all baselines do.
 
     Either on average, or one of them clearly, or more of them above 0.5 than chance
     explains. SSIM in the better sign is what counts.
@@ -70,19 +70,33 @@ def column_beats(column: Column) -> bool:
     Args:
         column: of private images; of encodings, to say whether those were recovered.
     """
-    attack = column.attack.sign_ssim
-    noise, guess = column.matched_noise.sign_ssim, column.no_information.sign_ssim
-    error = STANDARD_ERRORS * noise.spread / math.sqrt(column.attack.count)
-    mean = max(noise.mean, guess.mean) + max(MEAN_MARGIN, error)
-    best = max(RECOGNISABLE, max(noise.best, guess.best) + BEST_MARGIN)
-    return attack.mean > mean or attack.best > best or _more_above_half(column)
+    attack, count = column.attack.sign_ssim, column.attack.count
+    baselines = {name: one.sign_ssim for name, one in column.baselines.items()}
+    best = max(one.best for one in baselines.values()) + BEST_MARGIN
+    return (
+        all(
+            attack.mean > one.mean + _margin(one, count, drawn=name != "no_information")
+            for name, one in baselines.items()
+        )
+        or attack.best > max(RECOGNISABLE, best)
+        or _more_above_half(column)
+    )
+
+
+def _margin(baseline: Summary, count: int, drawn: bool) -> float:
+    """Return what the mean of `count` images must exceed a baseline's mean by.
+
+    A guess is one image, the same for all victims: nothing is drawn that could be lucky.
+    """
+    error = STANDARD_ERRORS * baseline.spread / math.sqrt(count) if drawn else 0.0
+    return max(MEAN_MARGIN, error)
 
 
 def _more_above_half(column: Column) -> bool:
     # One image is added to each baseline: none above 0.5 is no proof of a share of 0.
     rates = [
         (_above_half(baseline) + 1) / (baseline.count + 1)
-        for baseline in (column.matched_noise, column.no_information)
+        for baseline in column.baselines.values()
     ]
     hits = _above_half(column.attack)
     return _by_chance(hits, column.attack.count, max(rates)) <= SIGNIFICANCE

@@ -217,6 +217,8 @@ def _truth(private: PrivateSplit, batch: EncodedBatch, key: EncodingKey) -> Clie
         batch.soft_targets,
         key,
         (len(key),),
+        private.images[:0],
+        private.targets[:0],
     )
 
 

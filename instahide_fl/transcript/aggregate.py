@@ -74,7 +74,8 @@ def truths_together(
     """
     ends: dict[str, int] = {}
     for (_, client), truth in truths.items():
-        ends[client] = max(ends.get(client, 0), int(truth.rows.max()) + 1)
+        last = int(torch.cat([truth.rows, truth.other_rows]).max())
+        ends[client] = max(ends.get(client, 0), last + 1)
     offsets, before = {}, 0
     for client, end in ends.items():
         offsets[client], before = before, before + end
@@ -92,7 +93,12 @@ def truths_together(
 
 def _with_rows_from(truth: ClientTruth, offset: int) -> ClientTruth:
     key = replace(truth.key, private_index=truth.key.private_index + offset)
-    return replace(truth, rows=truth.rows + offset, key=key)
+    return replace(
+        truth,
+        rows=truth.rows + offset,
+        key=key,
+        other_rows=truth.other_rows + offset,
+    )
 
 
 def _joined(number: int, truths: Sequence[ClientTruth]) -> ClientTruth:
@@ -107,4 +113,6 @@ def _joined(number: int, truths: Sequence[ClientTruth]) -> ClientTruth:
         torch.cat([one.soft_targets for one in truths]),
         EncodingKey.concatenate([one.key for one in truths]),
         tuple(size for one in truths for size in one.batch_sizes),
+        torch.cat([one.others for one in truths]),
+        torch.cat([one.other_rows for one in truths]),
     )

@@ -4,6 +4,7 @@ truth/round-00001/client-3.safetensors    one file for a client in a recorded ro
     images, targets                 the private images that its encodings mix
     encodings, soft_targets         what it trained on, in order
     coefficients, private_rows, public_index, sign_bits, offset, flip: the keys
+    others, other_rows              some private images that were not mixed
 
 Only simulated clients write it, if `record.truth` says so. The server and the attacks
 never open it; `transcript.threat_model` does for adversaries who are given part of it,
@@ -13,6 +14,7 @@ and the scorer does.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,6 +35,7 @@ from instahide_fl.types import (
 )
 
 TRUTH = "truth"
+OTHERS = 32  # images that were not mixed, at most: what a guess is made from
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,9 @@ class ClientTruth:
         soft_targets: f32[E,K].
         key: of the E encodings; `private_index` refers to the client's split.
         batch_sizes: of the E encodings, step by step.
+        others: u8[m,C,H,W], private images of the client that were not mixed: what its
+            images look like, without being what is attacked.
+        other_rows: i64[m], which images of the client they are.
     """
 
     round: int
@@ -60,6 +66,8 @@ class ClientTruth:
     soft_targets: Tensor
     key: EncodingKey
     batch_sizes: tuple[int, ...]
+    others: Tensor
+    other_rows: Tensor
 
     @property
     def components(self) -> Tensor:
@@ -105,6 +113,8 @@ class RecordingEncoder:
         key = EncodingKey.concatenate(self.keys)
         rows = torch.unique(key.private_index)
         located = split.located(rows)
+        other_rows = _spread_over_others(rows, len(split))
+        others = split.images[split.located(other_rows).to(split.images.device)].cpu()
         return ClientTruth(
             round_number,
             client,
@@ -115,7 +125,24 @@ class RecordingEncoder:
             torch.cat([batch.soft_targets for batch in self.batches]),
             key,
             tuple(len(batch) for batch in self.batches),
+            others,
+            other_rows,
         )
+
+
+def _spread_over_others(rows: Tensor, count: int) -> Tensor:
+    """Return up to `OTHERS` rows of `count` that are not in `rows`, evenly spread."""
+    free = torch.ones(count, dtype=torch.bool)
+    free[rows] = False
+    others = free.nonzero().flatten()
+    taken = min(OTHERS, len(others))
+    return others[torch.arange(taken) * len(others) // max(taken, 1)]
+
+
+def _others(tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return a truth's other images; none where an older version wrote it."""
+    images, rows = tensors["images"], tensors["rows"]
+    return tensors.get("others", images[:0]), tensors.get("other_rows", rows[:0])
 
 
 def truth_path(folder: Path, round_number: int, client: str) -> Path:
@@ -146,6 +173,8 @@ def write_truth(folder: Path, truth: ClientTruth) -> None:
         "images": truth.images,
         "targets": truth.targets,
         "rows": truth.rows,
+        "others": truth.others,
+        "other_rows": truth.other_rows,
         "encodings": truth.encodings,
         "soft_targets": truth.soft_targets,
         "coefficients": key.coefficients,
@@ -203,6 +232,7 @@ def read_truth(folder: Path, round_number: int, client: str) -> ClientTruth:
             tensors["soft_targets"],
             key,
             tuple(about["batch_sizes"]),
+            *_others(tensors),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise TranscriptError(f"{path} is not a client's truth: {error!r}") from None

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from instahide_fl.attacks.attack import Reconstruction, Recovered
+from instahide_fl.attacks.originals import Originals
 from instahide_fl.attacks.scores import Column
 from instahide_fl.attacks.scoring import score
 from instahide_fl.attacks.verdict import (
@@ -22,8 +23,9 @@ from instahide_fl.attacks.verdict import (
     verdict,
     worst,
 )
-from instahide_fl.config import EncoderConfig
+from instahide_fl.config import Config, EncoderConfig
 from instahide_fl.data.augment import Augmentation
+from instahide_fl.data.datasets import load_dataset
 from instahide_fl.encoding.encoder import build_encoder
 from instahide_fl.errors import AttackError, ShapeError, TranscriptError
 from instahide_fl.metrics.scores import Summary
@@ -96,6 +98,33 @@ def test_noise_is_no_leak_with_few_images_or_many(batch, target, method, rng):
     for name, images in noise_like(truths, statistics, rng, batch).items():
         scores = scored(truths, statistics, target, rng, images=images)
         assert verdict(SERVER, scores) == NO_LEAK, name
+
+
+@pytest.mark.parametrize("batch", [1, 2, 4, 12])
+@pytest.mark.parametrize("kind", ["other images", "mean"])
+def test_images_that_look_like_the_data_are_no_leak(kind, batch, rng):
+    # A guess from what such data look like: digits resemble each other far more than
+    # they resemble noise, so noise alone is no measure of it.
+    digits = load_dataset(Config().data).train
+    order = torch.from_numpy(rng.permutation(len(digits)))
+    own = digits.share(order[:200]).normalised_with(digits.statistics)
+    for trial in range(10):
+        encoder = RecordingEncoder(build_encoder(EncoderConfig(method="none"), None))
+        encoder.encode(torch.arange(batch) + batch * trial, own, rng)
+        truths = {(1, "0"): encoder.truth(1, "0", own)}
+        drawn = digits.images[order[200:].roll(-batch * trial)]
+        guess = drawn[:batch] if kind == "other images" else drawn.float().mean(0)[None]
+        images = digits.statistics.normalise(guess.clone())
+        scores = scored(truths, digits.statistics, "encoding", rng, images=images)
+        assert not column_beats(scores.private), trial
+
+
+def test_images_that_another_round_mixed_are_no_baseline(rng):
+    truths, statistics = federation(rng, rounds=2, batch=12)
+    mixed = torch.cat([one.rows for one in truths.values()]).unique()
+    originals = Originals.of(truths, statistics)
+    assert len(mixed) > 12
+    assert len(originals.unrecorded) == 40 - len(mixed)
 
 
 @pytest.mark.parametrize("batch", [1, 3, 12])

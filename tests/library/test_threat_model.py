@@ -62,6 +62,8 @@ def round_and_truth():
         torch.rand(2, 10),
         key,
         (2,),
+        torch.zeros(1, 1, 28, 28, dtype=torch.uint8),
+        torch.tensor([7]),
     )
     return seen, truth
 
