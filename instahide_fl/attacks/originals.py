@@ -80,9 +80,11 @@ class Originals:
         return cls(clients, statistics, torch.cat(unrecorded))
 
     def not_of(self, client: str) -> Tensor:
-        """Return f32[m,C,H,W] in [0, 1]: images that no attack on a client can be after.
+        """Return images that no attack on a client can be after.
 
-        Those of other clients, and its own that were never mixed.
+        Returns:
+            f32[m,C,H,W] in [0, 1]: those of other clients, and its own that were never
+            mixed.
         """
         others = [some.images for name, some in self.clients.items() if name != client]
         return torch.cat([*others, self.unrecorded])

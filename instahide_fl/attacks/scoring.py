@@ -156,7 +156,7 @@ class _Scorer:
         )
 
     def _drawn_others(self, client: str, count: int, draws: int) -> Iterator[Tensor]:
-        """Yield f32[count,C,H,W] in [0, 1], as often as asked; nothing without images."""
+        """Yield f32[count,C,H,W] in [0, 1], `draws` times; nothing without images."""
         others = self.originals.not_of(client)
         for _ in range(draws if len(others) else 0):
             fewer = len(others) < count

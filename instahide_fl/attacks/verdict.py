@@ -86,7 +86,7 @@ def column_beats(column: Column) -> bool:
 def _margin(baseline: Summary, count: int, drawn: bool) -> float:
     """Return what the mean of `count` images must exceed a baseline's mean by.
 
-    A guess is one image, the same for all victims: nothing is drawn that could be lucky.
+    A guess is the same image for all victims: nothing is drawn that could be lucky.
     """
     error = STANDARD_ERRORS * baseline.spread / math.sqrt(count) if drawn else 0.0
     return max(MEAN_MARGIN, error)
