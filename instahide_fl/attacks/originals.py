@@ -45,7 +45,7 @@ class ClientImages:
 
     def located(self, rows: Tensor) -> Tensor:
         """Return where the client's images `rows` (i64, any shape) are in `images`."""
-        return torch.searchsorted(self.rows, rows)
+        return torch.searchsorted(self.rows, rows.contiguous())
 
 
 @dataclass(frozen=True)
