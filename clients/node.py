@@ -16,13 +16,7 @@ from typing import TypeAlias
 import numpy as np
 from flwr.app import ConfigRecord, Context
 
-from clients.policy import (
-    FOLDER,
-    load_own_images,
-    open_policy,
-    settings_under,
-    state_folder,
-)
+from clients.policy import FOLDER, open_policy
 from instahide_fl.config import Config
 from instahide_fl.data.augment import Augmentation
 from instahide_fl.data.datasets import augmentation_for, load_dataset
@@ -33,6 +27,11 @@ from instahide_fl.data.federated import (
     load_pool,
 )
 from instahide_fl.data.pool import MixingPool
+from instahide_fl.deployment.own_data import (
+    load_own_images,
+    settings_under,
+    state_folder,
+)
 from instahide_fl.encoding.encoder import Encoder, FixedEncodings, build_encoder
 from instahide_fl.errors import ConfigError
 from instahide_fl.models.registry import build_model

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     {"errors"},
     {"types", "config", "rng"},
-    {"files", "tensor_files", "wire", "wire_masks", "provenance"},
+    {"files", "tensor_files", "wire", "wire_masks", "provenance", "app_files"},
     {"data", "models", "run_folder"},
     {"study", "tracking"},
     {"encoding"},

@@ -278,8 +278,7 @@ def _say(line: str) -> None:
 
 
 def _installed_code() -> str:
-    """Return the hash of the app that this installation sends to clients."""
-    from instahide_fl.deployment.code import hash_of_folder
-    from instahide_fl.engine.bundle import app_root
+    # Imported when it is needed, as all that takes a while.
+    from instahide_fl.deployment.code import hash_of_installation
 
-    return hash_of_folder(app_root())
+    return hash_of_installation()

@@ -20,12 +20,16 @@ def doctor(
             help="A client's or a federation's folder; none checks the installation.",
         ),
     ] = None,
+    image_size: Annotated[
+        int,
+        typer.Option(min=0, help="As data.image-size of the runs of a client."),
+    ] = 0,
 ) -> None:
     """Check this machine: each line is ok or says what to do."""
     from instahide_fl.deployment.doctor import examine_folder, examine_installation
 
     faults = 0
-    for one in examine_folder(folder) if folder else examine_installation():
+    for one in examine_folder(folder, image_size) if folder else examine_installation():
         mark = "[green]ok[/]" if one.ok else "[red]--[/]"
         console.print(f"{mark}  {escape(f'{one.subject:<20} {one.text}')}")
         faults += not one.ok

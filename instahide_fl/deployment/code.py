@@ -18,6 +18,7 @@ from typing import Any
 
 import tomli_w
 
+from instahide_fl.app_files import APP_FILES, LIBRARY, app_root
 from instahide_fl.errors import ProtocolError
 
 PACKAGES = ("instahide_fl", "clients", "server")
@@ -56,18 +57,30 @@ def hash_of_folder(root: Path) -> str:
     Raises:
         ProtocolError: pyproject.toml is missing or no TOML.
     """
-    paths = [
-        path
-        for package in PACKAGES
-        for path in (root / package).rglob("*.py")
+    return hash_of_files(_app_at(root, root / LIBRARY.name))
+
+
+def hash_of_installation() -> str:
+    """Hash the app that this installation sends to clients, and they expect.
+
+    Raises:
+        EngineError: the installation lacks it.
+    """
+    return hash_of_files(_app_at(app_root(), LIBRARY))
+
+
+def _app_at(root: Path, library: Path) -> dict[str, bytes]:
+    """Return an app's files: a wheel has its library apart from the rest."""
+    folders = [library, *(root / name for name in PACKAGES if name != library.name)]
+    found = {
+        f"{folder.name}/{path.relative_to(folder).as_posix()}": path.read_bytes()
+        for folder in folders
+        for path in folder.rglob("*.py")
         # A wheel's second copy of clients/ and server/.
-        if "app-files" not in path.relative_to(root).parts
-    ]
-    if (root / PROJECT).is_file():
-        paths.append(root / PROJECT)
-    return hash_of_files(
-        {path.relative_to(root).as_posix(): path.read_bytes() for path in paths}
-    )
+        if APP_FILES not in path.relative_to(folder).parts
+    }
+    project = root / PROJECT
+    return {**found, PROJECT: project.read_bytes()} if project.is_file() else found
 
 
 def hash_of_archive(archive: bytes) -> str:

@@ -15,6 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from instahide_fl.config import Config
+from instahide_fl.deployment.client_policy import (
+    CLIENT_FILE,
+    ClientPolicy,
+    read_policy,
+)
+from instahide_fl.deployment.code import hash_of_installation
 from instahide_fl.deployment.findings import Finding, bad, examine, good
 from instahide_fl.deployment.installation import (
     check_cache,
@@ -31,7 +37,7 @@ from instahide_fl.deployment.keys import (
 from instahide_fl.deployment.reach import Address, check_port, check_reach
 from instahide_fl.errors import ConfigError
 
-CLIENT, FEDERATION = "client.toml", "federation.toml"
+FEDERATION = "federation.toml"
 
 
 def examine_installation() -> Iterator[Finding]:
@@ -41,43 +47,48 @@ def examine_installation() -> Iterator[Finding]:
     yield from examine("cache", check_cache)
 
 
-def examine_folder(folder: Path) -> Iterator[Finding]:
+def examine_folder(folder: Path, image_size: int = 0) -> Iterator[Finding]:
     """Check a client's or a federation's folder, and the machine it is on.
 
     Args:
         folder: that holds client.toml or federation.toml.
+        image_size: as `data.image-size` of the runs that a client is to take part in.
 
     Raises:
-        ConfigError: it holds neither, or the file cannot be read.
+        ConfigError: it holds neither, or the file cannot be read or is not valid.
     """
-    kinds = {CLIENT: examine_client, FEDERATION: examine_server}
-    name = next((name for name in kinds if (folder / name).is_file()), None)
-    if name is None:
+    if (folder / CLIENT_FILE).is_file():
+        found = examine_client(folder, read_policy(folder), image_size)
+    elif (folder / FEDERATION).is_file():
+        found = examine_server(folder, read_table(folder / FEDERATION))
+    else:
         raise ConfigError(
-            f"{folder} is no folder of a client ({CLIENT}) or a federation "
+            f"{folder} is no folder of a client ({CLIENT_FILE}) or a federation "
             f"({FEDERATION}): name one, or none to check the installation"
         )
-    settings = read_table(folder / name)
     yield from examine("packages", check_versions)
     yield from examine("disk", partial(check_disk, folder))
     yield from examine("folder", partial(_check_private, folder))
-    yield from kinds[name](folder, settings)
+    yield from found
 
 
-def examine_client(folder: Path, settings: Mapping[str, Any]) -> Iterator[Finding]:
-    """Check a client: keys, connection, clock, data and pool.
+def examine_client(
+    folder: Path, policy: ClientPolicy, image_size: int
+) -> Iterator[Finding]:
+    """Check a client: keys, connection, clock, code, data and pool.
 
     Args:
         folder: of the client.
-        settings: of client.toml.
+        policy: its client.toml.
+        image_size: as `data.image-size` of a run.
     """
     authority = folder / "ca.crt"
     yield from examine("node key", partial(check_node_key, folder / "node.key"))
     ca = partial(check_certificate, "CA certificate", authority)
     yield from examine("CA certificate", ca)
-    server = partial(_check_server, settings, authority)
-    yield from examine("server", server)
-    yield from examine("data", partial(_check_data, folder, settings))
+    yield from examine("server", partial(_check_server, policy, authority))
+    yield from examine("code", partial(_check_code, policy))
+    yield from examine("data", partial(_check_data, folder, policy, image_size))
 
 
 def examine_server(folder: Path, settings: Mapping[str, Any]) -> Iterator[Finding]:
@@ -128,32 +139,51 @@ def _check_private(folder: Path) -> Iterator[Finding]:
         yield good("folder", f"only its owner can look into {folder}")
 
 
-def _check_server(settings: Mapping[str, Any], authority: Path) -> Iterator[Finding]:
-    yield from check_reach(Address.parse(_text(settings, "server")), authority)
+def _check_server(policy: ClientPolicy, authority: Path) -> Iterator[Finding]:
+    yield from check_reach(Address.parse(policy.server), authority)
 
 
-def _check_data(folder: Path, settings: Mapping[str, Any]) -> Iterator[Finding]:
+def _check_code(policy: ClientPolicy) -> Iterator[Finding]:
+    """Hold the pinned code against that of this installation."""
+    installed = hash_of_installation()
+    if not policy.code_hash:
+        yield bad(
+            "code",
+            "none is pinned: this machine runs whatever the server sends; compare "
+            "instahide-fl deploy code-hash with the operator, then instahide-fl deploy "
+            "pin",
+        )
+    elif policy.code_hash != installed:
+        yield bad(
+            "code",
+            f"{policy.code_hash[:12]} is pinned, this installation is "
+            f"{installed[:12]}: install the version that was agreed on, or agree on "
+            f"this one and pin it (instahide-fl deploy pin)",
+        )
+    else:
+        yield good("code", f"{installed[:12]} is pinned and installed")
+
+
+def _check_data(
+    folder: Path, policy: ClientPolicy, image_size: int
+) -> Iterator[Finding]:
     """Open the client's images and its pool as a run would."""
     # Imported here: PyTorch takes seconds, and the checks before it none.
-    from instahide_fl.data.datasets import load_dataset
     from instahide_fl.data.federated import load_pool
+    from instahide_fl.deployment.own_data import load_own_images, settings_under
 
-    config = Config().with_values(
-        {
-            "data.dataset": _text(settings, "data"),
-            "data.image-size": settings.get("image-size", 0),
-            "pool.source": _text(settings, "pool", "photos"),
-        }
-    )
-    dataset = load_dataset(config.located(folder).data)
-    shape = "x".join(map(str, dataset.image_shape))
+    asked = Config().with_values({"data.image-size": image_size})
+    config = settings_under(policy, folder, asked)
+    split = load_own_images(policy, folder, config)
+    channels, height, width = split.images.shape[1:]
     yield good(
         "data",
-        f"{len(dataset.train)} images of {shape}, {dataset.train.num_classes} classes",
+        f"{len(split)} images of {channels}x{height}x{width}, {split.num_classes} "
+        f"classes",
     )
 
     def check_pool() -> Iterator[Finding]:
-        pool = load_pool(config.located(folder), dataset.image_shape)
+        pool = load_pool(config, (channels, height, width))
         if pool is not None:
             pool.verify()
             yield good("pool", f"{len(pool)} images, sha256 {pool.sha256[:12]}")
@@ -191,10 +221,3 @@ def _check_nginx(settings: Path) -> Iterator[Finding]:
         yield bad("nginx", f"{settings} is missing: only the fleet path may be open")
     else:
         yield good("nginx", f"{found} with {settings.name}")
-
-
-def _text(settings: Mapping[str, Any], name: str, default: str = "") -> str:
-    value = settings.get(name, default)
-    if not isinstance(value, str) or not value:
-        raise ConfigError(f"{name} must be a text, got {value!r}")
-    return value

@@ -1,8 +1,4 @@
-"""The Flower app's files: where they are, and a clean copy of them.
-
-In a checkout they lie beside the library; a wheel carries them inside it, in a folder
-that cannot be imported.
-"""
+"""A clean copy of the Flower app's files for Flower, and an import of them here."""
 
 from __future__ import annotations
 
@@ -14,27 +10,8 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
-import instahide_fl
+from instahide_fl.app_files import APP_FILES, LIBRARY, app_root
 from instahide_fl.errors import EngineError
-
-_LIBRARY = Path(instahide_fl.__file__).resolve().parent
-
-
-def app_root() -> Path:
-    """Return the folder that holds clients/, server/ and pyproject.toml.
-
-    Raises:
-        EngineError: the installation lacks them.
-    """
-    for root in (_LIBRARY.parent, _LIBRARY / "app-files"):
-        if (root / "clients" / "app.py").is_file() and (
-            root / "pyproject.toml"
-        ).is_file():
-            return root
-    raise EngineError(
-        f"the Flower app (clients/, server/) is missing beside {_LIBRARY}: install "
-        f"instahide-fl again"
-    )
 
 
 def stage_app(target: Path) -> Path:
@@ -52,9 +29,9 @@ def stage_app(target: Path) -> Path:
         EngineError: the installation lacks the app.
     """
     root = app_root()
-    ignore = shutil.ignore_patterns("__pycache__", "app-files")
+    ignore = shutil.ignore_patterns("__pycache__", APP_FILES)
     target.mkdir(parents=True)
-    shutil.copytree(_LIBRARY, target / "instahide_fl", ignore=ignore)
+    shutil.copytree(LIBRARY, target / "instahide_fl", ignore=ignore)
     for package in ("clients", "server"):
         shutil.copytree(root / package, target / package, ignore=ignore)
     shutil.copy(root / "pyproject.toml", target)

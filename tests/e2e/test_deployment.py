@@ -16,10 +16,11 @@ import pytest
 import tomli_w
 from PIL import Image
 
+from instahide_fl.app_files import app_root
 from instahide_fl.config import Config
 from instahide_fl.data.federated import load_federated_data
 from instahide_fl.deployment.folder import open_federation
-from instahide_fl.engine.bundle import app_root, stage_app
+from instahide_fl.engine.bundle import stage_app
 from instahide_fl.engine.deployment import LocalSuperLink, command, flower_environment
 from instahide_fl.engine.inline import run_inline
 from instahide_fl.engine.services import PROGRAM_FOLDERS

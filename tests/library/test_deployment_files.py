@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives import serialization
 from flwr.cli.build import build_fab_from_disk
 from flwr.cli.supernode.register import try_load_public_key
 
+from instahide_fl.app_files import app_root
 from instahide_fl.config import Config
 from instahide_fl.deployment.certificates import (
     Pair,
@@ -43,7 +44,7 @@ from instahide_fl.deployment.folder import (
     renew_certificate,
 )
 from instahide_fl.deployment.pinning import pin_code
-from instahide_fl.engine.bundle import app_root, stage_app
+from instahide_fl.engine.bundle import stage_app
 from instahide_fl.errors import ConfigError, OutputError, PolicyError, ProtocolError
 
 HASH = "ab" * 32

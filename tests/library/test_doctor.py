@@ -17,6 +17,7 @@ from email.utils import formatdate
 import pytest
 
 from benchmarks.keys import write_certificates, write_node_key
+from instahide_fl.deployment.code import hash_of_installation
 from instahide_fl.deployment.doctor import examine_folder
 from instahide_fl.deployment.installation import check_disk, check_versions
 from instahide_fl.deployment.keys import check_certificate, check_names
@@ -180,7 +181,8 @@ def client_folder(folder, rng, port):
         write_pool(folder / "pool", rng),
     )
     (folder / "client.toml").write_text(
-        f'server = "127.0.0.1:{port}"\ndata = "{data}"\npool = "{pool}"\n'
+        f'name = "ward"\nserver = "127.0.0.1:{port}"\ndata = "{data}"\n'
+        f'pool = "{pool}"\ncode-hash = "{hash_of_installation()}"\n'
     )
     return folder
 
@@ -194,6 +196,8 @@ def test_a_client_that_is_ready_and_what_can_be_wrong(tmp_path, rng, command):
         code, out, _ = command("doctor", folder)
         assert code == 0, out
         assert "10 images of 3x12x12, 5 classes" in out
+        assert "is pinned and installed" in out
+        assert (folder / "state" / "images").is_dir()
         assert "200 images, sha256" in out
         assert "secp384r1" in out
         (folder / "node.key").chmod(0o644)
@@ -209,11 +213,30 @@ def test_a_client_that_is_ready_and_what_can_be_wrong(tmp_path, rng, command):
     folder.chmod(0o700)
     write_node_key(folder / "node.key")
     (folder / "client.toml").write_text(
-        'server = "127.0.0.1"\ndata = "imagefolder:no"\n'
+        f'name = "ward"\nserver = "127.0.0.1:1"\ndata = "imagefolder:no"\n'
+        f'code-hash = "{"0" * 64}"\n'
     )
     found = faults(examine_folder(folder))
-    assert "HOST:PORT" in found["server"]
+    assert "refused" in found["connection"]
     assert "is no folder" in found["data"]
+    assert "agree on this one" in found["code"]
+
+
+def test_a_clients_settings_are_read_as_a_run_reads_them(tmp_path, rng, command):
+    folder = client_folder(tmp_path / "ward", rng, 1)
+    path = folder / "client.toml"
+    text = path.read_text()
+    path.write_text(f'{text}train-rows = "0:7"\nclasses = ["class-0", "class-1"]\n')
+    found = faults(examine_folder(folder))
+    assert "not among `classes`" in found["data"]
+    named = ", ".join(f'"class-{number}"' for number in range(6))
+    path.write_text(f'{text}train-rows = "0:7"\nclasses = [{named}]\n')
+    told = {one.subject: one.text for one in examine_folder(folder)}
+    assert told["data"] == "7 images of 3x12x12, 6 classes"
+    path.write_text(text.replace("code-hash", "code-hsh"))
+    code, _, err = command("doctor", folder)
+    assert code == 2
+    assert "code-hsh" in err
 
 
 def test_an_rsa_key_and_none_at_all_are_explained(tmp_path, rng):
