@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,6 +19,9 @@ from instahide_fl.cli.common import (
     read_settings,
 )
 from instahide_fl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from instahide_fl.deployment.federation import FederationFolder
 
 INSECURE = "no encryption, and whoever reaches the server may join or start runs"
 SHOWN_RUNS = 10
@@ -69,11 +72,8 @@ def deploy_init(
     days: Days = 730,
 ) -> None:
     """Make certificates, keys and a folder for each client."""
-    from instahide_fl.deployment.folder import (
-        FederationConfig,
-        client_names,
-        create_federation,
-    )
+    from instahide_fl.deployment.federation import FederationConfig, client_names
+    from instahide_fl.deployment.folder import create_federation
 
     # After --clients the command line takes one name itself; the others come as `more`.
     config = FederationConfig(
@@ -107,7 +107,18 @@ def deploy_add(
 
     made = add_client(folder, client, _installed_code())
     console.print(f"hand {made.client(client)} to {client}", markup=False)
-    console.print("restart instahide-fl deploy server, which then lets the client in")
+    _reconcile(made)
+
+
+@deploy_app.command("remove")
+def deploy_remove(
+    folder: FederationDir,
+    client: Annotated[str, typer.Argument(metavar="NAME", help="Of the client.")],
+) -> None:
+    """Take a client out of the federation."""
+    from instahide_fl.deployment.folder import remove_client
+
+    _reconcile(remove_client(folder, client))
 
 
 @deploy_app.command("renew")
@@ -153,7 +164,7 @@ def deploy_server(
     insecure: Insecure = False,
 ) -> None:
     """Run the SuperLink, and nginx before it, until Ctrl-C."""
-    from instahide_fl.deployment.folder import open_federation
+    from instahide_fl.deployment.federation import open_federation
     from instahide_fl.engine.services import serve
 
     federation = open_federation(folder)
@@ -194,14 +205,15 @@ def deploy_run(
     resume: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Continue the run in DIR.")
     ] = None,
+    insecure: Insecure = False,
 ) -> None:
     """Train on the clients of a federation and write the run folder."""
     from instahide_fl.cli.run import note_start, train
-    from instahide_fl.deployment.folder import open_federation
+    from instahide_fl.deployment.federation import open_federation
     from instahide_fl.engine.deployment import LocalSuperLink, run_deployed
     from instahide_fl.run_folder import RunFolder, free_run_folder
 
-    superlink = LocalSuperLink(open_federation(federation))
+    superlink = LocalSuperLink(open_federation(federation), insecure)
     if resume is not None:
         if config or assignments or seed is not None or out:
             raise ConfigError(
@@ -229,16 +241,18 @@ def deploy_run(
 
 
 @deploy_app.command("status")
-def deploy_status(folder: FederationDir) -> None:
+def deploy_status(folder: FederationDir, insecure: Insecure = False) -> None:
     """Show which clients are online, and the runs; exit code 1 if clients are away."""
-    from instahide_fl.deployment.folder import open_federation
+    from instahide_fl.deployment.federation import open_federation
     from instahide_fl.engine.deployment import LocalSuperLink
 
-    superlink = LocalSuperLink(open_federation(folder))
+    superlink = LocalSuperLink(open_federation(folder), insecure)
     superlink.require()
     nodes, runs = superlink.nodes(), superlink.runs()
     print_rows(*((f"client {one.name}", one.status) for one in nodes))
     print_rows(*((f"run {one.identifier}", one.status) for one in runs[:SHOWN_RUNS]))
+    if insecure:
+        return
     away = {*superlink.folder.config.clients} - {
         one.name for one in nodes if one.status == "online"
     }
@@ -248,12 +262,12 @@ def deploy_status(folder: FederationDir) -> None:
 
 
 @deploy_app.command("stop")
-def deploy_stop(folder: FederationDir) -> None:
+def deploy_stop(folder: FederationDir, insecure: Insecure = False) -> None:
     """Stop the runs that are going on; the server and its clients stay."""
-    from instahide_fl.deployment.folder import open_federation
+    from instahide_fl.deployment.federation import open_federation
     from instahide_fl.engine.deployment import LocalSuperLink
 
-    superlink = LocalSuperLink(open_federation(folder))
+    superlink = LocalSuperLink(open_federation(folder), insecure)
     superlink.require()
     going = [one for one in superlink.runs() if not one.is_over]
     for one in going:
@@ -275,6 +289,18 @@ def ends_quietly() -> Iterator[None]:
 def _say(line: str) -> None:
     # At once, also where the output goes to a journal.
     print(line, flush=True)
+
+
+def _reconcile(folder: FederationFolder) -> None:
+    """Tell a running server which clients there are; another reads it at its start."""
+    from instahide_fl.engine.deployment import LocalSuperLink
+
+    superlink = LocalSuperLink(folder)
+    if not superlink.answers():
+        console.print("instahide-fl deploy server takes note of it when it starts")
+        return
+    for line in superlink.reconcile():
+        console.print(line, markup=False)
 
 
 def _installed_code() -> str:

@@ -8,6 +8,7 @@ login, so nothing else may reach it; nginx passes on what clients need
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -20,14 +21,15 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 
 from instahide_fl.config import Config
-from instahide_fl.deployment.folder import FederationFolder
+from instahide_fl.deployment.federation import FederationFolder
 from instahide_fl.engine.bundle import stage_app
 from instahide_fl.errors import EngineError
 from instahide_fl.files import write_text
@@ -50,6 +52,19 @@ class Node:
 
     name: str
     status: str
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A client as Flower knows it.
+
+    Attributes:
+        number: that Flower lists it by.
+        key: sha256 of the public key that it was registered with, hex.
+    """
+
+    number: str
+    key: str
 
 
 @dataclass(frozen=True)
@@ -76,14 +91,23 @@ class LocalSuperLink:
 
     Attributes:
         folder: of the federation.
+        insecure: without TLS and without keys of clients, which then connect to it
+            themselves, on the port that nginx has otherwise.
     """
 
     folder: FederationFolder
+    insecure: bool = False
+
+    @property
+    def port(self) -> int:
+        """That it listens on, on loopback."""
+        config = self.folder.config
+        return config.fleet_port if self.insecure else config.superlink_port
 
     @property
     def address(self) -> str:
         """HOST:PORT, on loopback."""
-        return f"127.0.0.1:{self.folder.config.superlink_port}"
+        return f"127.0.0.1:{self.port}"
 
     @property
     def home(self) -> Path:
@@ -94,18 +118,18 @@ class LocalSuperLink:
         """Return the environment of Flower's commands; makes `home`."""
         self.home.mkdir(mode=0o700, exist_ok=True)
         authority = str(self.folder.server.absolute() / "ca.crt")
-        connection = {"address": self.address, "root-certificates": authority}
+        trust = (
+            {"insecure": True} if self.insecure else {"root-certificates": authority}
+        )
+        connection = {"address": self.address, **trust}
         settings = {"superlink": {"default": CONNECTION, CONNECTION: connection}}
         (self.home / "config.toml").write_text(tomli_w.dumps(settings))
         return flower_environment(self.home)
 
     def answers(self) -> bool:
         """Whether it is up."""
-        return answers(self.folder.config.superlink_port, self.folder.server / "ca.crt")
-
-    def answers_without_tls(self) -> bool:
-        """Whether it is up, and insecure."""
-        return answers(self.folder.config.superlink_port, None)
+        authority = None if self.insecure else self.folder.server / "ca.crt"
+        return answers(self.port, authority)
 
     def require(self) -> None:
         """Refuse to go on where it is not up.
@@ -117,36 +141,49 @@ class LocalSuperLink:
             raise EngineError(
                 f"no SuperLink answers on {self.address}: start it with "
                 f"instahide-fl deploy server {self.folder.path}"
+                f"{' --insecure' if self.insecure else ''}"
             )
 
-    def register(self) -> list[str]:
-        """Let clients in by their public keys; return those who were new.
+    def reconcile(self) -> Iterator[str]:
+        """Let the federation's clients in by their public keys, and no one else.
+
+        Yields:
+            What was changed, for a person.
 
         Raises:
             EngineError: Flower refused a key.
         """
         known, present = self._known(), self._present()
-        new = [
-            name
-            for name in self.folder.config.clients
-            if known.get(name) not in present
-        ]
-        for name in new:
-            key = str(self.folder.registered_key(name).absolute())
-            registered = self._json("supernode", "register", key, CONNECTION)
-            known[name] = str(registered["node-id"])
-            write_text(self._registered, json.dumps(known, indent=2) + "\n")
-        return new
+        wanted = {name: self._key(name) for name in self.folder.config.clients}
+        for name in [name for name in known if known[name].key != wanted.get(name)]:
+            if known[name].number in present:
+                self._json("supernode", "unregister", known[name].number, CONNECTION)
+            del known[name]
+            self._remember(known)
+            yield f"client {name}: removed"
+        for name, key in wanted.items():
+            if name not in known or known[name].number not in present:
+                path = str(self.folder.registered_key(name).absolute())
+                registered = self._json("supernode", "register", path, CONNECTION)
+                known[name] = Registered(str(registered["node-id"]), key)
+                self._remember(known)
+                yield f"client {name}: registered"
 
     def nodes(self) -> list[Node]:
         """Return the federation's clients, by name.
+
+        Without keys nobody is registered: then those who are there, by number.
 
         Raises:
             EngineError: Flower does not say.
         """
         known, present = self._known(), self._present()
+        if self.insecure:
+            return [Node(number, status) for number, status in present.items()]
         return [
-            Node(name, present.get(known.get(name, ""), "not registered"))
+            Node(name, present.get(known[name].number, "not registered"))
+            if name in known
+            else Node(name, "not registered")
             for name in sorted(self.folder.config.clients)
         ]
 
@@ -155,11 +192,30 @@ class LocalSuperLink:
         """Flower's number of each client, which alone it lists."""
         return self.folder.server / "registered.json"
 
-    def _known(self) -> dict[str, str]:
-        with contextlib.suppress(OSError, ValueError):
-            found: dict[str, str] = json.loads(self._registered.read_text())
-            return found
+    def _known(self) -> dict[str, Registered]:
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            read = json.loads(self._registered.read_text())
+            return {name: Registered(**one) for name, one in read.items()}
         return {}
+
+    def _remember(self, known: dict[str, Registered]) -> None:
+        written = {name: asdict(one) for name, one in known.items()}
+        write_text(self._registered, json.dumps(written, indent=2) + "\n")
+
+    def _key(self, name: str) -> str:
+        """Return what tells a client's public key from others.
+
+        Raises:
+            EngineError: the key is missing.
+        """
+        path = self.folder.registered_key(name)
+        try:
+            return hashlib.sha256(path.read_bytes()).hexdigest()
+        except OSError as error:
+            raise EngineError(
+                f"cannot read {path}: {error.strerror}: put it back, or take the "
+                f"client out with instahide-fl deploy remove {self.folder.path} {name}"
+            ) from None
 
     def _present(self) -> dict[str, str]:
         """Return the status of each number that is registered."""

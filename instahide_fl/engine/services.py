@@ -21,7 +21,7 @@ from pathlib import Path
 
 import instahide_fl
 from instahide_fl.deployment.client_policy import ClientPolicy
-from instahide_fl.deployment.folder import FederationFolder
+from instahide_fl.deployment.federation import FederationFolder
 from instahide_fl.deployment.nginx import nginx_command
 from instahide_fl.engine.client_launcher import CLIENT_FOLDER, remove_unpacked
 from instahide_fl.engine.deployment import (
@@ -65,14 +65,14 @@ def serve(folder: FederationFolder, proxy: bool, insecure: bool, say: Say) -> No
         EngineError: nginx is missing, a port is taken, or a process ended.
     """
     program = _nginx() if proxy and not insecure else ""
-    superlink = LocalSuperLink(folder)
+    superlink = LocalSuperLink(folder, insecure)
     with _services() as services:
-        services.append(_start_superlink(superlink, insecure))
-        _await(superlink, services, insecure)
+        services.append(_start_superlink(superlink))
+        _await(superlink, services)
         say(f"SuperLink: on {superlink.address}, for this machine only")
         if not insecure:
-            for name in superlink.register():
-                say(f"client {name}: registered")
+            for line in superlink.reconcile():
+                say(line)
         if program:
             services.append(_start_nginx(program, folder))
             say(
@@ -128,8 +128,8 @@ def take_part(
         _watch(services)
 
 
-def _start_superlink(superlink: LocalSuperLink, insecure: bool) -> Service:
-    server, config = superlink.folder.server.absolute(), superlink.folder.config
+def _start_superlink(superlink: LocalSuperLink) -> Service:
+    server = superlink.folder.server.absolute()
     environment = superlink.environment()
     if superlink.answers():
         raise EngineError(
@@ -138,7 +138,7 @@ def _start_superlink(superlink: LocalSuperLink, insecure: bool) -> Service:
         )
     security = (
         ["--insecure"]
-        if insecure
+        if superlink.insecure
         else [
             *("--ssl-ca-certfile", "ca.crt", "--ssl-certfile", "server.crt"),
             *("--ssl-keyfile", "server.key", "--enable-supernode-auth"),
@@ -146,7 +146,7 @@ def _start_superlink(superlink: LocalSuperLink, insecure: bool) -> Service:
     )
     arguments = [
         *(command("flower-superlink"), "--host", "127.0.0.1"),
-        *("--port", str(config.superlink_port), *security),
+        *("--port", str(superlink.port), *security),
         *("--disable-runtime-dependency-installation", "--database", "state.db"),
     ]
     return _start("SuperLink", arguments, server, environment, server / "superlink.log")
@@ -186,13 +186,11 @@ def _start(
     return Service(name, process, log)
 
 
-def _await(
-    superlink: LocalSuperLink, services: Sequence[Service], insecure: bool
-) -> None:
+def _await(superlink: LocalSuperLink, services: Sequence[Service]) -> None:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         _check(services)
-        if superlink.answers_without_tls() if insecure else superlink.answers():
+        if superlink.answers():
             return
         time.sleep(0.2)
     raise EngineError(f"the SuperLink does not answer: see {services[0].log}")

@@ -36,11 +36,11 @@ from instahide_fl.deployment.code import (
     hash_of_files,
     hash_of_folder,
 )
+from instahide_fl.deployment.federation import FederationConfig, open_federation
 from instahide_fl.deployment.folder import (
-    FederationConfig,
     add_client,
     create_federation,
-    open_federation,
+    remove_client,
     renew_certificate,
 )
 from instahide_fl.deployment.pinning import pin_code
@@ -175,6 +175,18 @@ def test_a_failed_start_leaves_nothing_behind(tmp_path, monkeypatch):
     with pytest.raises(OutputError, match="No space left"):
         federation(tmp_path / "federation")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_removed_client_leaves_nothing_with_the_server(tmp_path):
+    made = federation(tmp_path / "f")
+    first, *others = made.config.clients
+    left = remove_client(made.path, first)
+    assert left.config.clients == others
+    assert not left.registered_key(first).exists()
+    assert left.client(first).is_dir()
+    assert open_federation(made.path) == left
+    with pytest.raises(ConfigError, match="has no client"):
+        remove_client(made.path, first)
 
 
 def test_a_client_is_added_and_the_others_keep_their_keys(tmp_path):

@@ -13,7 +13,8 @@ import time
 
 import pytest
 
-from instahide_fl.deployment.folder import FederationConfig, create_federation
+from instahide_fl.deployment.federation import FederationConfig
+from instahide_fl.deployment.folder import create_federation
 from instahide_fl.deployment.nginx import nginx_command, nginx_settings
 
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
