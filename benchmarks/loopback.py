@@ -31,6 +31,7 @@ from instahide_fl.config import Config
 from instahide_fl.data.datasets import load_dataset
 from instahide_fl.data.partition import cached_partition
 from instahide_fl.engine.bundle import stage_app
+from instahide_fl.engine.flower_command import free_port
 from instahide_fl.engine.processes import marked_environment
 from instahide_fl.run_folder import RunFolder
 
@@ -295,13 +296,6 @@ def summary_of(run: Path) -> dict[str, object]:
 def script(name: str) -> str:
     """Return the path of a script of this environment."""
     return str(Path(sys.executable).parent / name)
-
-
-def free_port() -> int:
-    """Return a port of loopback that nobody uses."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def port_answers(port: int) -> bool:

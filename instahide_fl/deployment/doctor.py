@@ -15,6 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from instahide_fl.config import Config
+from instahide_fl.deployment.certificate_checks import (
+    check_certificate,
+    check_chain,
+    check_names,
+    check_node_key,
+    check_secret,
+)
 from instahide_fl.deployment.client_policy import (
     CLIENT_FILE,
     ClientPolicy,
@@ -26,13 +33,6 @@ from instahide_fl.deployment.installation import (
     check_cache,
     check_disk,
     check_versions,
-)
-from instahide_fl.deployment.keys import (
-    check_certificate,
-    check_chain,
-    check_names,
-    check_node_key,
-    check_secret,
 )
 from instahide_fl.deployment.reach import Address, check_port, check_reach
 from instahide_fl.errors import ConfigError

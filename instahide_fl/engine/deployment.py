@@ -31,6 +31,7 @@ import tomli_w
 from instahide_fl.config import Config
 from instahide_fl.deployment.federation import FederationFolder
 from instahide_fl.engine.bundle import stage_app
+from instahide_fl.engine.flower_command import command, last_line
 from instahide_fl.errors import EngineError
 from instahide_fl.files import write_text
 from instahide_fl.run_folder import RunFolder
@@ -239,7 +240,7 @@ class LocalSuperLink:
         """
         done = self.flwr("stop", identifier, CONNECTION)
         if done.returncode:
-            raise EngineError(f"run {identifier} was not stopped: {_last_line(done)}")
+            raise EngineError(f"run {identifier} was not stopped: {last_line(done)}")
 
     def submit(self, config: Config) -> str:
         """Hand in the app of this installation and return the run's identifier.
@@ -260,7 +261,7 @@ class LocalSuperLink:
             shutil.rmtree(place, ignore_errors=True)
         found = re.search(r'"run-id":\s*"?(\d+)', done.stdout)
         if done.returncode or not found:
-            raise EngineError(f"Flower refused the run: {_last_line(done)}")
+            raise EngineError(f"Flower refused the run: {last_line(done)}")
         return found[1]
 
     def status(self, identifier: str) -> str:
@@ -287,10 +288,10 @@ class LocalSuperLink:
             found: dict[str, Any] = json.loads(done.stdout)
         except ValueError:
             raise EngineError(
-                f"flwr {arguments[0]} failed: {_last_line(done)}"
+                f"flwr {arguments[0]} failed: {last_line(done)}"
             ) from None
         if not found.get("success", True):
-            raise EngineError(f"flwr {arguments[0]} failed: {_last_line(done)}")
+            raise EngineError(f"flwr {arguments[0]} failed: {last_line(done)}")
         return found
 
 
@@ -398,17 +399,3 @@ def answers(port: int, authority: Path | None) -> bool:
     except OSError:
         return False
     return True
-
-
-def command(name: str) -> str:
-    """Return the path of a script of this environment, else rely on PATH."""
-    beside = Path(sys.executable).parent / name
-    return str(beside) if beside.exists() else name
-
-
-def _last_line(done: subprocess.CompletedProcess[str]) -> str:
-    printed = done.stderr + "\n" + done.stdout
-    with contextlib.suppress(ValueError, KeyError):
-        printed = str(json.loads(done.stdout)["error-message"])
-    lines = printed.strip().splitlines()
-    return lines[-1] if lines else f"exit code {done.returncode}"

@@ -14,7 +14,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -29,6 +28,7 @@ import tomli_w
 
 from instahide_fl.config import Config
 from instahide_fl.engine.bundle import stage_app
+from instahide_fl.engine.flower_command import command, free_port, last_line
 from instahide_fl.engine.processes import keep_ray_errors, marked_environment
 from instahide_fl.errors import EngineError
 from instahide_fl.run_folder import LOGS, RunFolder
@@ -96,7 +96,7 @@ class _SuperLink:
         )
         found = re.search(r'"run-id":\s*"?(\d+)', done.stdout)
         if done.returncode or not found:
-            raise EngineError(f"Flower refused the run: {_last_line(done)}")
+            raise EngineError(f"Flower refused the run: {last_line(done)}")
         return found[1]
 
     def wait(self, run_id: str, folder: RunFolder) -> str:
@@ -133,11 +133,11 @@ class _SuperLink:
                 "" if details in ("", "N/A") else f": {details}"
             )
         except (ValueError, KeyError, IndexError):
-            return f"unknown ({_last_line(done)})"
+            return f"unknown ({last_line(done)})"
 
     def _flwr(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
-            [_command("flwr"), *arguments],
+            [command("flwr"), *arguments],
             cwd=self.home,
             env=self.environment,
             capture_output=True,
@@ -159,7 +159,7 @@ def _private_superlink(logs: Path) -> Iterator[_SuperLink]:
     try:
         with marked_environment() as environment:
             environment.update(_flower_environment(home))
-            port = _free_port()
+            port = free_port()
             process = _start(home, port, environment, logs)
             _await_answer(process, port, logs)
             yield _SuperLink(process, home, environment, logs)
@@ -194,7 +194,7 @@ def _start(
     with (logs / "superlink.log").open("ab") as log:
         return subprocess.Popen(
             [
-                _command("flower-superlink"),
+                command("flower-superlink"),
                 *("--insecure", "--simulation", "--host", "127.0.0.1"),
                 *("--port", str(port), "--disable-runtime-dependency-installation"),
             ],
@@ -236,23 +236,3 @@ def _federation(config: Config) -> str:
     if resources.workers:
         values["init-args-num-cpus"] = resources.workers * resources.cpus_per_client
     return " ".join(f"{key}={value}" for key, value in values.items())
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _command(name: str) -> str:
-    """Return the path of a script of this environment, else rely on PATH."""
-    beside = Path(sys.executable).parent / name
-    return str(beside) if beside.exists() else name
-
-
-def _last_line(done: subprocess.CompletedProcess[str]) -> str:
-    printed = done.stderr + "\n" + done.stdout
-    with contextlib.suppress(ValueError, KeyError):
-        printed = str(json.loads(done.stdout)["error-message"])
-    lines = printed.strip().splitlines()
-    return lines[-1] if lines else f"exit code {done.returncode}"

@@ -11,7 +11,6 @@ import os
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -24,11 +23,8 @@ from instahide_fl.deployment.client_policy import ClientPolicy
 from instahide_fl.deployment.federation import FederationFolder
 from instahide_fl.deployment.nginx import nginx_command
 from instahide_fl.engine.client_launcher import CLIENT_FOLDER, remove_unpacked
-from instahide_fl.engine.deployment import (
-    LocalSuperLink,
-    command,
-    flower_environment,
-)
+from instahide_fl.engine.deployment import LocalSuperLink, flower_environment
+from instahide_fl.engine.flower_command import command, free_port
 from instahide_fl.errors import EngineError
 
 START_SECONDS = 90.0  # for the SuperLink to answer
@@ -119,7 +115,7 @@ def take_part(
     )
     arguments = [
         *(command("flower-supernode"), *security),
-        *("--superlink", policy.server, "--port", str(port or _free_port())),
+        *("--superlink", policy.server, "--port", str(port or free_port())),
         *("--node-config", f'client-folder="{folder}"'),
     ]
     say(f"client {policy.name}: connecting to {policy.server}; Ctrl-C ends it")
@@ -277,9 +273,3 @@ def _nginx() -> str:
             "clients on this machine only"
         )
     return found
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

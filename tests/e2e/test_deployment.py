@@ -13,7 +13,8 @@ import tomli_w
 from instahide_fl.config import Config
 from instahide_fl.deployment.federation import open_federation
 from instahide_fl.engine.bundle import stage_app
-from instahide_fl.engine.deployment import LocalSuperLink, command, flower_environment
+from instahide_fl.engine.deployment import LocalSuperLink, flower_environment
+from instahide_fl.engine.flower_command import command
 from instahide_fl.engine.inline import run_inline
 from instahide_fl.run_folder import RunFolder
 from tests.e2e.deployed import (
