@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help install run simulate test test-faults test-fast check format build bench picture clean
+.PHONY: help install run simulate test test-faults test-fast check format build docs bench picture clean
 
 help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -34,6 +34,9 @@ check: $(READY) ## Lint, check formatting and types.
 format: $(READY) ## Format the code and mend what the linter can.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(READY) ## Build the documentation into site/ (open site/index.html).
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -W ignore -m mkdocs build --strict
 
 build: $(READY) ## Build wheel and sdist into dist/.
 	$(BIN)/python -m build

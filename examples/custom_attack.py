@@ -1,0 +1,48 @@
+"""An attack of your own, scored like the others, on a run that is recorded here."""
+
+import tempfile
+from pathlib import Path
+
+from instahide_fl import Config
+from instahide_fl.attacks.attack import Attack, Reconstruction, Recovered, silent
+from instahide_fl.engine.inline import run_inline
+from instahide_fl.report.audit import run_attack
+from instahide_fl.report.recorded_run import open_recorded_run
+from instahide_fl.run_folder import RunFolder
+from instahide_fl.transcript.threat_model import threat_model
+
+
+class LoudestRow(Attack):
+    """The image that the loudest unit of a fully-connected first layer saw."""
+
+    section = name = "loudest_row"
+    summary = "one encoding a client, from the first layer's gradient"
+    cost, source = "nothing", "Phong et al., IEEE TIFS 2018"
+
+    def reconstruct(self, view, rng, advance):
+        """Divide a row of the weight's gradient by the bias's."""
+        found = []
+        for seen in view.observations:
+            weight, bias = seen.update["hidden.weight"], seen.update["hidden.bias"]
+            row = bias.abs().argmax()
+            image = (weight[row] / bias[row]).view(1, *view.image_shape)
+            found.append(Recovered(seen.client, seen.round, images=image))
+        return Reconstruction("encoding", tuple(found))
+
+
+with tempfile.TemporaryDirectory() as place:
+    settings = {"model.name": "mlp", "train.rounds": 1, "train.batch-size": 1}
+    record = {"record.rounds": "1", "record.truth": True}
+    folder = Path(place) / "run"
+    config = Config().with_values({**settings, **record, "output.folder": str(folder)})
+    run_inline(config, RunFolder.create(folder, config))
+    result = run_attack(
+        open_recorded_run(folder),
+        LoudestRow(),
+        threat_model("honest-server"),
+        0,
+        silent,
+    )
+print(f"encodings: SSIM {result.scores.encoding.attack.sign_ssim.mean:.2f}")
+print(f"private images: SSIM {result.scores.private.attack.sign_ssim.mean:.2f}")
+print(f"verdict: {result.verdict}")
