@@ -112,11 +112,17 @@ def _resume(
     """Restore the checkpoint and return its round; 0 if there is none yet.
 
     Raises:
-        OutputError: the checkpoint, or what the run is made of, is another.
+        OutputError: the checkpoint, or what the run is made of, is another, or the
+            checkpoint lies beyond the run's last round.
     """
     done, tensors = folder.load_checkpoint()
     if done == 0:
         return 0
+    if done > config.train.rounds:
+        raise OutputError(
+            f"--resume: the checkpoint is of round {done}, train.rounds is "
+            f"{config.train.rounds} in {folder.path / CONFIG}: put the number back"
+        )
     known = folder.read_json(PROVENANCE)
     for name, value in about.items():
         if known.get(name, value) == value:
