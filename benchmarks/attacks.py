@@ -27,12 +27,9 @@ from instahide_fl.models.arrays import get_arrays
 from instahide_fl.models.registry import build_model
 from instahide_fl.training.local import local_update
 from instahide_fl.training.losses import soft_cross_entropy
-from instahide_fl.transcript.threat_model import (
-    THREAT_MODELS,
-    AdversaryView,
-    Observation,
-)
+from instahide_fl.transcript.threat_model import THREAT_MODELS
 from instahide_fl.transcript.truth import ClientTruth, RecordingEncoder
+from instahide_fl.transcript.view import AdversaryView, Observation
 from instahide_fl.types import PrivateSplit
 
 SETTINGS = Config().with_values(

@@ -30,6 +30,7 @@ from flwr.supercore.primitives.asymmetric import (
     private_key_to_bytes,
     public_key_to_bytes,
 )
+from torch import Tensor
 
 from instahide_fl.aggregation.masking import FixedPoint, add_masks, flatten_arrays
 from instahide_fl.aggregation.mean import WEIGHTS
@@ -159,21 +160,13 @@ def reply_masked(
         )
     _keep_shares(state, own, senders, list(about[CIPHERTEXTS]))
     weight = WEIGHTS[config.server.aggregation](update) / float(about[LARGEST_WEIGHT])
-    # Differential privacy keeps the loss, a figure without noise, at home.
-    loss = update.metrics.get("train_loss", 0.0)
-    values = torch.cat(
-        [
-            flatten_arrays(update.arrays, weight),
-            torch.tensor([weight, weight * loss]).double(),
-        ]
-    )
     numbers = FixedPoint(config.secure_aggregation.largest_value, len(peers))
     agreed = {
         place: _seed(_agreed(state["mask-key"], state[MASK_KEYS][place]))
         for place in senders
     }
     masked = add_masks(
-        numbers.encode(values),
+        numbers.encode(_vector(update, weight)),
         [bytes(state["seed"]), *(s for place, s in agreed.items() if place > own)],
         [s for place, s in agreed.items() if place < own],
     )
@@ -189,6 +182,18 @@ def reply_masked(
         }
     )
     return Message(content, reply_to=message)
+
+
+def _vector(update: ClientUpdate, weight: float) -> Tensor:
+    """Return f64[D+2]: the weighted arrays, the weight, and the loss times it."""
+    # Differential privacy keeps the loss, a figure without noise, at home.
+    loss = update.metrics.get("train_loss", 0.0)
+    return torch.cat(
+        [
+            flatten_arrays(update.arrays, weight),
+            torch.tensor([weight, weight * loss]).double(),
+        ]
+    )
 
 
 def answer_unmask(

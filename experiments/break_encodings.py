@@ -20,10 +20,10 @@ import torch
 from rich.console import Console
 
 from instahide_fl.attacks.carlini import Carlini
-from instahide_fl.attacks.link_scoring import link_scores
-from instahide_fl.attacks.scores import Scores
-from instahide_fl.attacks.scoring import score
-from instahide_fl.attacks.verdict import verdict
+from instahide_fl.attacks.scoring.links import link_scores
+from instahide_fl.attacks.scoring.score import score
+from instahide_fl.attacks.scoring.scores import Scores
+from instahide_fl.attacks.scoring.verdict import verdict
 from instahide_fl.config import Config
 from instahide_fl.data.datasets import ImageDataset, augmentation_for, load_dataset
 from instahide_fl.data.pool import MixingPool
@@ -32,12 +32,9 @@ from instahide_fl.errors import AttackError
 from instahide_fl.files import write_text
 from instahide_fl.progress import steps_bar
 from instahide_fl.rng import stream
-from instahide_fl.transcript.threat_model import (
-    THREAT_MODELS,
-    AdversaryView,
-    Observation,
-)
+from instahide_fl.transcript.threat_model import THREAT_MODELS
 from instahide_fl.transcript.truth import ClientTruth, RecordingEncoder
+from instahide_fl.transcript.view import AdversaryView, Observation
 from instahide_fl.types import EncodedBatch, EncodingKey, PrivateSplit
 
 RESULTS = Path(__file__).parent / "audits" / "encodings.json"

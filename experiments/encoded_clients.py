@@ -18,13 +18,8 @@ from instahide_fl.metrics.matching import match_one_to_one
 from instahide_fl.metrics.registration import registered_ssim
 from instahide_fl.metrics.similarity import pairwise_ssim, psnr, ssim
 from instahide_fl.rng import stream
-from instahide_fl.transcript.threat_model import (
-    AdversaryView,
-    Knowledge,
-    KnownMapping,
-    Observation,
-    threat_model,
-)
+from instahide_fl.transcript.threat_model import Knowledge, threat_model
+from instahide_fl.transcript.view import AdversaryView, KnownMapping, Observation
 from instahide_fl.types import EncodedBatch, EncodingKey, PrivateSplit
 
 

@@ -24,8 +24,8 @@ from rich.console import Console
 
 from instahide_fl.attacks.attack import silent
 from instahide_fl.attacks.decode_encodings import DecodeEncodings
-from instahide_fl.attacks.scores import Column
-from instahide_fl.attacks.scoring import score
+from instahide_fl.attacks.scoring.score import score
+from instahide_fl.attacks.scoring.scores import Column
 from instahide_fl.config import Config
 from instahide_fl.data.datasets import load_dataset
 from instahide_fl.data.federated import load_pool
@@ -34,13 +34,9 @@ from instahide_fl.encoding.encoder import build_encoder
 from instahide_fl.encoding.exposures import CountingEncoder, Exposures
 from instahide_fl.files import atomic_file, write_text
 from instahide_fl.rng import stream
-from instahide_fl.transcript.threat_model import (
-    AdversaryView,
-    KnownMapping,
-    Observation,
-    threat_model,
-)
+from instahide_fl.transcript.threat_model import threat_model
 from instahide_fl.transcript.truth import ClientTruth, RecordingEncoder
+from instahide_fl.transcript.view import AdversaryView, KnownMapping, Observation
 from instahide_fl.types import PrivateSplit
 
 RESULTS = Path(__file__).parent / "audits" / "exposure.json"

@@ -25,14 +25,14 @@ import torch
 from rich.console import Console
 
 from instahide_fl.attacks.attack import silent
-from instahide_fl.attacks.component_scoring import RANKED, ComponentScores
-from instahide_fl.attacks.pool_ranking import (
+from instahide_fl.attacks.ranking.pool_ranking import (
     Comparison,
     correlation_embedding,
     rank_pool,
 )
+from instahide_fl.attacks.ranking.whitening import Whitening
 from instahide_fl.attacks.registry import build_attack
-from instahide_fl.attacks.whitening import Whitening
+from instahide_fl.attacks.scoring.components import RANKED, ComponentScores
 from instahide_fl.config import Config, Scalar
 from instahide_fl.data.pool import MixingPool
 from instahide_fl.data.pool_build import build_pool

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from instahide_fl.attacks.links import LinkedEncodings
 from instahide_fl.config.table import Table
-from instahide_fl.transcript.threat_model import AdversaryView, Knowledge
+from instahide_fl.transcript.threat_model import Knowledge
+from instahide_fl.transcript.view import AdversaryView
 from instahide_fl.types import EncodingKey
 
 Advance: TypeAlias = Callable[[int, int], None]

@@ -9,11 +9,12 @@ import numpy as np
 from torch import Tensor
 
 from instahide_fl.attacks.attack import Advance, Attack, Reconstruction, Recovered
-from instahide_fl.attacks.linear_layers import build_network
-from instahide_fl.attacks.measured_statistics import running_momenta
+from instahide_fl.attacks.layers.linear_layers import build_network
+from instahide_fl.attacks.layers.measured_statistics import running_momenta
 from instahide_fl.config import Config
 from instahide_fl.errors import AttackError
-from instahide_fl.transcript.threat_model import AdversaryView, Knowledge, Observation
+from instahide_fl.transcript.threat_model import Knowledge
+from instahide_fl.transcript.view import AdversaryView, Observation
 
 
 class BatchStatistics(Attack):

@@ -20,7 +20,8 @@ from instahide_fl.attacks.clustering.stages import Stages, digest_of
 from instahide_fl.config.table import Count, CountOrZero
 from instahide_fl.errors import AttackError
 from instahide_fl.rng import stream
-from instahide_fl.transcript.threat_model import AdversaryView, Knowledge
+from instahide_fl.transcript.threat_model import Knowledge
+from instahide_fl.transcript.view import AdversaryView
 
 
 class Carlini(Attack):

@@ -17,18 +17,18 @@ from torch import Tensor, nn
 from instahide_fl.aggregation.mean import WEIGHTS
 from instahide_fl.aggregation.reduction import tree_mean
 from instahide_fl.aggregation.robust import robust_rule
-from instahide_fl.attacks.gradient_matching import simulated_updates
-from instahide_fl.attacks.linear_layers import build_network
-from instahide_fl.attacks.measured_statistics import (
+from instahide_fl.attacks.layers.linear_layers import build_network
+from instahide_fl.attacks.layers.measured_statistics import (
     measured_statistics,
     running_momenta,
 )
-from instahide_fl.attacks.victims import Steps, Victims, training_network
+from instahide_fl.attacks.matching.gradient_matching import simulated_updates
+from instahide_fl.attacks.matching.victims import Steps, Victims, training_network
 from instahide_fl.config import Config
 from instahide_fl.errors import AttackError
 from instahide_fl.transcript.recorded import RoundTranscript
-from instahide_fl.transcript.threat_model import step_sizes
 from instahide_fl.transcript.truth import ClientTruth
+from instahide_fl.transcript.view import step_sizes
 from instahide_fl.types import ChannelStatistics, ClientUpdate, EncodingKey
 
 Truths = Mapping[tuple[int, str], ClientTruth]

@@ -32,12 +32,8 @@ from instahide_fl.attacks.decoding.mixtures import (
 from instahide_fl.config.table import Count
 from instahide_fl.data.pool import MixingPool
 from instahide_fl.errors import AttackError
-from instahide_fl.transcript.threat_model import (
-    AdversaryView,
-    Knowledge,
-    KnownMapping,
-    Observation,
-)
+from instahide_fl.transcript.threat_model import Knowledge
+from instahide_fl.transcript.view import AdversaryView, KnownMapping, Observation
 
 
 class DecodeEncodings(Attack):

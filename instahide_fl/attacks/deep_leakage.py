@@ -16,10 +16,17 @@ from pydantic import Field
 from torch import Tensor
 
 from instahide_fl.attacks.attack import Advance, Attack, Reconstruction, Recovered
-from instahide_fl.attacks.gradient_matching import simulated_updates, squared_distance
-from instahide_fl.attacks.guess import GuessedLabels, check_updates, starting_point
-from instahide_fl.attacks.recovered_labels import with_recovered_labels
-from instahide_fl.attacks.victims import (
+from instahide_fl.attacks.layers.recovered_labels import with_recovered_labels
+from instahide_fl.attacks.matching.gradient_matching import (
+    simulated_updates,
+    squared_distance,
+)
+from instahide_fl.attacks.matching.guess import (
+    GuessedLabels,
+    check_updates,
+    starting_point,
+)
+from instahide_fl.attacks.matching.victims import (
     Victims,
     attack_device,
     check_batches,
@@ -27,7 +34,7 @@ from instahide_fl.attacks.victims import (
     training_network,
 )
 from instahide_fl.config.table import Count
-from instahide_fl.transcript.threat_model import AdversaryView
+from instahide_fl.transcript.view import AdversaryView
 
 INNER_STEPS = 20  # of L-BFGS in one iteration
 

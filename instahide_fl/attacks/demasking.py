@@ -14,13 +14,14 @@ from instahide_fl.attacks.attack import (
     Reconstruction,
     Recovered,
 )
+from instahide_fl.attacks.learned.own_mixtures import own_mixtures
 from instahide_fl.attacks.learned.sign_network import demask, train_sign_network
 from instahide_fl.attacks.learned.training import Training
-from instahide_fl.attacks.own_mixtures import own_mixtures
 from instahide_fl.attacks.pool_search import observed_encodings
 from instahide_fl.config.table import Count
 from instahide_fl.errors import AttackError
-from instahide_fl.transcript.threat_model import AdversaryView, Knowledge
+from instahide_fl.transcript.threat_model import Knowledge
+from instahide_fl.transcript.view import AdversaryView
 
 
 class Demasking(Attack):

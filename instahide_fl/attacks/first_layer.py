@@ -7,8 +7,8 @@ from typing import ClassVar
 import numpy as np
 
 from instahide_fl.attacks.attack import Advance, Attack, Reconstruction, Recovered
-from instahide_fl.attacks.disaggregation import Disaggregated, disaggregate
-from instahide_fl.attacks.linear_layers import (
+from instahide_fl.attacks.layers.disaggregation import Disaggregated, disaggregate
+from instahide_fl.attacks.layers.linear_layers import (
     LinearLayer,
     first_linear_layer,
     layer_gradient,
@@ -16,7 +16,7 @@ from instahide_fl.attacks.linear_layers import (
 )
 from instahide_fl.config.table import Count
 from instahide_fl.errors import AttackError
-from instahide_fl.transcript.threat_model import AdversaryView, Observation
+from instahide_fl.transcript.view import AdversaryView, Observation
 
 
 class FirstLayer(Attack):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from instahide_fl.attacks.attack import Advance, Attack, Reconstruction, Recovered
-from instahide_fl.attacks.linear_layers import (
+from instahide_fl.attacks.layers.linear_layers import (
     LinearLayer,
     build_network,
     layer_gradient,
@@ -18,7 +18,7 @@ from instahide_fl.attacks.linear_layers import (
 )
 from instahide_fl.config.table import Count
 from instahide_fl.models.arrays import live_arrays
-from instahide_fl.transcript.threat_model import AdversaryView, Observation
+from instahide_fl.transcript.view import AdversaryView, Observation
 
 
 class HardLabels(Attack):

@@ -5,7 +5,8 @@ Learning with Modified Models", ICLR 2022 (arXiv:2110.13057). All units of the f
 layer share one direction w and differ by their threshold, so the rows of neighbouring
 units differ by the images whose <w,x> lies between their thresholds: often a single
 one. Two things are ours. The thresholds are quantiles over public encodings. And the
-units are divided among several directions, whose bins are read together (`bins`).
+units are divided among several directions, whose bins are read together
+(`layers.bins`).
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ import torch
 from torch import Tensor
 
 from instahide_fl.attacks.attack import Advance, Attack, Reconstruction, Recovered
-from instahide_fl.attacks.bins import empty_bins
-from instahide_fl.attacks.linear_layers import (
+from instahide_fl.attacks.layers.bins import empty_bins
+from instahide_fl.attacks.layers.linear_layers import (
     LayerTensors,
     LinearLayer,
     first_linear_layer,
@@ -35,7 +36,8 @@ from instahide_fl.data.pool import MixingPool
 from instahide_fl.encoding.encoder import build_encoder
 from instahide_fl.errors import AttackError
 from instahide_fl.rng import stream
-from instahide_fl.transcript.threat_model import AdversaryView, Knowledge, Observation
+from instahide_fl.transcript.threat_model import Knowledge
+from instahide_fl.transcript.view import AdversaryView, Observation
 from instahide_fl.types import PrivateSplit
 
 DIRECTIONS = 8

@@ -24,13 +24,14 @@ from instahide_fl.attacks.attack import (
     silent,
 )
 from instahide_fl.attacks.batch_statistics import BatchStatistics
-from instahide_fl.attacks.gradient_matching import (
+from instahide_fl.attacks.layers.recovered_labels import with_recovered_labels
+from instahide_fl.attacks.matching.gradient_matching import (
     LayerStatistics,
     layer_statistics,
     statistics_distance,
     total_variation,
 )
-from instahide_fl.attacks.guess import (
+from instahide_fl.attacks.matching.guess import (
     Box,
     GuessedLabels,
     best_of_restarts,
@@ -38,10 +39,9 @@ from instahide_fl.attacks.guess import (
     repeat_victims,
     starting_point,
 )
-from instahide_fl.attacks.memory import memory_of_one
-from instahide_fl.attacks.recovered_labels import with_recovered_labels
-from instahide_fl.attacks.side_by_side import update_distance
-from instahide_fl.attacks.victims import (
+from instahide_fl.attacks.matching.memory import memory_of_one
+from instahide_fl.attacks.matching.side_by_side import update_distance
+from instahide_fl.attacks.matching.victims import (
     Victims,
     alike,
     attack_device,
@@ -51,7 +51,8 @@ from instahide_fl.attacks.victims import (
 )
 from instahide_fl.config.table import Count, CountOrZero
 from instahide_fl.errors import AttackError
-from instahide_fl.transcript.threat_model import AdversaryView, Knowledge, Observation
+from instahide_fl.transcript.threat_model import Knowledge
+from instahide_fl.transcript.view import AdversaryView, Observation
 
 MILESTONES = (3 / 8, 5 / 8, 7 / 8)  # of the iterations, after which the step shrinks
 SIDE_BY_SIDE = 32  # victims times restarts

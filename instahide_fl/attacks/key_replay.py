@@ -12,22 +12,23 @@ import torch
 from torch import Tensor
 
 from instahide_fl.attacks.attack import Advance, Attack, Reconstruction, Recovered
-from instahide_fl.attacks.key_evidence import (
+from instahide_fl.attacks.keys.evidence import (
     MASK_DEVIATIONS,
     coefficients_fit,
     mask_deviations,
     nonzero_entries,
 )
-from instahide_fl.attacks.known_keys import open_encodings
-from instahide_fl.attacks.linear_layers import build_network
-from instahide_fl.attacks.recovered_labels import with_recovered_labels
-from instahide_fl.attacks.seeded_client import SeededClient
+from instahide_fl.attacks.keys.known_keys import open_encodings
+from instahide_fl.attacks.keys.seeded_client import SeededClient
+from instahide_fl.attacks.layers.linear_layers import build_network
+from instahide_fl.attacks.layers.recovered_labels import with_recovered_labels
 from instahide_fl.config.table import Count, CountOrZero
 from instahide_fl.data.augment import Augmentation
 from instahide_fl.data.datasets import augmentation_for
 from instahide_fl.errors import AttackError
 from instahide_fl.training.local import has_dropout
-from instahide_fl.transcript.threat_model import AdversaryView, Knowledge, Observation
+from instahide_fl.transcript.threat_model import Knowledge
+from instahide_fl.transcript.view import AdversaryView, Observation
 from instahide_fl.types import EncodingKey
 
 CHUNK = 1000  # seeds between two looks at the labels

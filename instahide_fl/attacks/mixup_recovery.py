@@ -30,10 +30,11 @@ from instahide_fl.attacks.recovery.clusters import (
     images_of_classes,
 )
 from instahide_fl.attacks.recovery.components import span, sparse_mixing
-from instahide_fl.attacks.recovery.whitening import decorrelating, public_sample
+from instahide_fl.attacks.recovery.decorrelation import decorrelating, public_sample
 from instahide_fl.config.table import CountOrZero
 from instahide_fl.errors import AttackError
-from instahide_fl.transcript.threat_model import AdversaryView, Knowledge
+from instahide_fl.transcript.threat_model import Knowledge
+from instahide_fl.transcript.view import AdversaryView
 
 SEEDS = 2**31
 WHOLE = 1e-3  # largest coefficient taken for none

@@ -17,21 +17,22 @@ from instahide_fl.attacks.attack import (
     Recovered,
     continued,
 )
-from instahide_fl.attacks.component_scoring import RANKED
+from instahide_fl.attacks.learned.own_mixtures import own_mixtures
 from instahide_fl.attacks.learned.sign_network import demask, train_sign_network
 from instahide_fl.attacks.learned.training import Training
 from instahide_fl.attacks.learned.two_towers import train_towers
-from instahide_fl.attacks.own_mixtures import own_mixtures
-from instahide_fl.attacks.pool_ranking import (
+from instahide_fl.attacks.ranking.pool_ranking import (
     Comparison,
     correlation_embedding,
     rank_pool,
 )
-from instahide_fl.attacks.whitening import Whitening
+from instahide_fl.attacks.ranking.whitening import Whitening
+from instahide_fl.attacks.scoring.components import RANKED
 from instahide_fl.config.table import Count
 from instahide_fl.data.pool import MixingPool
 from instahide_fl.errors import AttackError
-from instahide_fl.transcript.threat_model import AdversaryView, Knowledge, Observation
+from instahide_fl.transcript.threat_model import Knowledge
+from instahide_fl.transcript.view import AdversaryView, Observation
 
 Score: TypeAlias = Literal["correlation", "whitened", "learned", "demasked"]
 

@@ -28,7 +28,8 @@ from instahide_fl.config.table import Count
 from instahide_fl.data.augment import Augmentation
 from instahide_fl.data.datasets import augmentation_for
 from instahide_fl.errors import AttackError
-from instahide_fl.transcript.threat_model import AdversaryView, Knowledge
+from instahide_fl.transcript.threat_model import Knowledge
+from instahide_fl.transcript.view import AdversaryView
 
 IMAGE_ERROR = 0.15  # variance of a pixel of decoded images' errors, for the search
 NOTHING = Augmentation(padding=0, flip=False)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from instahide_fl.attacks.attack import Advance, Attack, Reconstruction, Recovered
-from instahide_fl.attacks.linear_layers import (
+from instahide_fl.attacks.layers.linear_layers import (
     LayerTensors,
     LinearLayer,
     layer_gradient,
@@ -18,7 +18,7 @@ from instahide_fl.attacks.linear_layers import (
     require_one_step,
 )
 from instahide_fl.errors import AttackError
-from instahide_fl.transcript.threat_model import AdversaryView, Observation
+from instahide_fl.transcript.view import AdversaryView, Observation
 
 
 class SoftLabels(Attack):

@@ -26,7 +26,8 @@ from instahide_fl.attacks.first_layer import FirstLayer
 from instahide_fl.attacks.inverting_gradients import InvertingGradients
 from instahide_fl.config.table import Count
 from instahide_fl.errors import AttackError
-from instahide_fl.transcript.threat_model import AdversaryView, Knowledge
+from instahide_fl.transcript.threat_model import Knowledge
+from instahide_fl.transcript.view import AdversaryView
 
 
 class TwoStep(Attack):

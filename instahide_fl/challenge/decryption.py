@@ -19,7 +19,7 @@ from torch import Tensor
 
 from instahide_fl.attacks.attack import Reconstruction, Recovered
 from instahide_fl.metrics.correction import in_likelier_sign
-from instahide_fl.transcript.threat_model import AdversaryView, KnownMapping
+from instahide_fl.transcript.view import AdversaryView, KnownMapping
 
 
 def decryption_of(reconstruction: Reconstruction, view: AdversaryView) -> Tensor | None:

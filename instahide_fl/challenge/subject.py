@@ -26,15 +26,9 @@ from instahide_fl.errors import (
     TranscriptError,
 )
 from instahide_fl.transcript.recorded import RoundTranscript
-from instahide_fl.transcript.threat_model import (
-    AdversaryView,
-    Knowledge,
-    KnownMapping,
-    Observation,
-    ThreatModel,
-    threat_model,
-)
+from instahide_fl.transcript.threat_model import Knowledge, ThreatModel, threat_model
 from instahide_fl.transcript.truth import ClientTruth, read_truth, truth_path
+from instahide_fl.transcript.view import AdversaryView, KnownMapping, Observation
 from instahide_fl.types import ChannelStatistics
 
 HOLDERS = ("encodings-holder", "auditor-of-encodings")

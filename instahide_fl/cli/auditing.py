@@ -21,7 +21,7 @@ from instahide_fl.errors import (
 
 if TYPE_CHECKING:
     from instahide_fl.attacks.attack import Attack
-    from instahide_fl.attacks.scores import Column
+    from instahide_fl.attacks.scoring.scores import Column
     from instahide_fl.report.audit import AttackResult, Subject
     from instahide_fl.transcript.threat_model import ThreatModel
 
@@ -151,7 +151,7 @@ def run_attacks(
 
 def print_results(results: Sequence[AttackResult]) -> None:
     """Print a table of all, at least one, and the verdict on the method."""
-    from instahide_fl.attacks.verdict import worst
+    from instahide_fl.attacks.scoring.verdict import worst
 
     table = Table()
     for heading in ("attack", "adversary", "encoding", "private", "chance", "verdict"):
@@ -183,7 +183,7 @@ def print_results(results: Sequence[AttackResult]) -> None:
 
 def _key_parts(result: AttackResult) -> Iterator[str]:
     """Say what an attack found of keys, which the table has no columns for."""
-    from instahide_fl.attacks.component_scoring import FIRST
+    from instahide_fl.attacks.scoring.components import FIRST
 
     scores = result.scores
     if (keys := scores.keys) is not None:

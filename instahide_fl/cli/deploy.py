@@ -210,7 +210,8 @@ def deploy_run(
     """Train on the clients of a federation and write the run folder."""
     from instahide_fl.cli.run import note_start, train
     from instahide_fl.deployment.federation import open_federation
-    from instahide_fl.engine.deployment import LocalSuperLink, run_deployed
+    from instahide_fl.engine.deployment import run_deployed
+    from instahide_fl.engine.superlink import LocalSuperLink
     from instahide_fl.run_folder import RunFolder, free_run_folder
 
     superlink = LocalSuperLink(open_federation(federation), insecure)
@@ -244,7 +245,7 @@ def deploy_run(
 def deploy_status(folder: FederationDir, insecure: Insecure = False) -> None:
     """Show which clients are online, and the runs; exit code 1 if clients are away."""
     from instahide_fl.deployment.federation import open_federation
-    from instahide_fl.engine.deployment import LocalSuperLink
+    from instahide_fl.engine.superlink import LocalSuperLink
 
     superlink = LocalSuperLink(open_federation(folder), insecure)
     superlink.require()
@@ -265,7 +266,7 @@ def deploy_status(folder: FederationDir, insecure: Insecure = False) -> None:
 def deploy_stop(folder: FederationDir, insecure: Insecure = False) -> None:
     """Stop the runs that are going on; the server and its clients stay."""
     from instahide_fl.deployment.federation import open_federation
-    from instahide_fl.engine.deployment import LocalSuperLink
+    from instahide_fl.engine.superlink import LocalSuperLink
 
     superlink = LocalSuperLink(open_federation(folder), insecure)
     superlink.require()
@@ -293,7 +294,7 @@ def _say(line: str) -> None:
 
 def _reconcile(folder: FederationFolder) -> None:
     """Tell a running server which clients there are; another reads it at its start."""
-    from instahide_fl.engine.deployment import LocalSuperLink
+    from instahide_fl.engine.superlink import LocalSuperLink
 
     superlink = LocalSuperLink(folder)
     if not superlink.answers():

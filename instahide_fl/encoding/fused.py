@@ -59,33 +59,17 @@ def fused_mix(
     """
     count = len(coefficients)
     out = np.empty((count, *private.shape[1:]), np.float32)
-    private_scale, private_shift = _folded(private_statistics)
-    public_scale, public_shift = _folded(public_statistics)
     masked = sign_bits is not None
     bits = sign_bits if sign_bits is not None else np.empty((0, 0), np.uint8)
-    offsets, flips, padding = crop or (_NO_OFFSETS, _NO_FLIPS, -1)
+    sources = (
+        *(private, private_rows, *_folded(private_statistics)),
+        *(public, public_rows, *_folded(public_statistics)),
+    )
+    mixing = (coefficients, bits, masked, _SIGNS)
+    moved = crop or (_NO_OFFSETS, _NO_FLIPS, -1)
 
     def encode(start: int, stop: int) -> None:
-        _kernel()(
-            start,
-            stop,
-            private,
-            private_rows,
-            private_scale,
-            private_shift,
-            public,
-            public_rows,
-            public_scale,
-            public_shift,
-            coefficients,
-            bits,
-            masked,
-            _SIGNS,
-            offsets,
-            flips,
-            padding,
-            out,
-        )
+        _kernel()(start, stop, *sources, *mixing, *moved, out)
 
     threads = min(torch.get_num_threads(), count // ROWS_PER_THREAD)
     if threads < 2:
@@ -166,6 +150,7 @@ def _encode_rows(
     padding: int,
     out: Floats,
 ) -> None:
+    # Longer than other functions here: numba compiles it as one nest of loops.
     channels, height, width = out.shape[1], out.shape[2], out.shape[3]
     pixels = height * width
     mixed = private_rows.shape[1]

@@ -11,15 +11,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +24,13 @@ import tomli_w
 
 from instahide_fl.config import Config
 from instahide_fl.engine.bundle import stage_app
-from instahide_fl.engine.flower_command import command, free_port, last_line
+from instahide_fl.engine.flower_command import (
+    answers,
+    command,
+    flower_settings,
+    free_port,
+    last_line,
+)
 from instahide_fl.engine.processes import keep_ray_errors, marked_environment
 from instahide_fl.errors import EngineError
 from instahide_fl.run_folder import LOGS, RunFolder
@@ -158,7 +160,7 @@ def _private_superlink(logs: Path) -> Iterator[_SuperLink]:
     process: subprocess.Popen[bytes] | None = None
     try:
         with marked_environment() as environment:
-            environment.update(_flower_environment(home))
+            environment.update(_simulation_settings(home))
             port = free_port()
             process = _start(home, port, environment, logs)
             _await_answer(process, port, logs)
@@ -170,16 +172,12 @@ def _private_superlink(logs: Path) -> Iterator[_SuperLink]:
         shutil.rmtree(home, ignore_errors=True)
 
 
-def _flower_environment(home: Path) -> dict[str, str]:
-    scripts = str(Path(sys.executable).parent)
+def _simulation_settings(home: Path) -> dict[str, str]:
     return {
-        "FLWR_HOME": str(home),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        **flower_settings(home),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_TMPDIR": str(home),
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-        "PATH": os.pathsep.join([scripts, os.environ.get("PATH", "")]),
         # Clients run side by side: threads of one would take the others' cores.
         "OMP_NUM_THREADS": "1",
     }
@@ -209,19 +207,11 @@ def _start(
 
 
 def _await_answer(process: subprocess.Popen[bytes], port: int, logs: Path) -> None:
-    # A proxy from the environment must not stand between us and our own machine.
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            break
-        try:
-            opener.open(f"http://127.0.0.1:{port}/health", timeout=1).close()
+    while time.monotonic() < deadline and process.poll() is None:
+        if answers(port, authority=None):
             return
-        except urllib.error.HTTPError:
-            return
-        except OSError:
-            time.sleep(0.1)
+        time.sleep(0.1)
     raise EngineError(f"Flower's SuperLink did not start: see {logs}/superlink.log")
 
 

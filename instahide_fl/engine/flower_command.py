@@ -1,12 +1,16 @@
-"""Calling Flower's command line: where it is, what it said, and a port to meet on."""
+"""Flower's programs: where they are, what they are told and what they said."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
 import socket
+import ssl
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 
@@ -30,3 +34,56 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def flower_settings(home: Path) -> dict[str, str]:
+    """Return what Flower's processes are told by their environment.
+
+    Args:
+        home: that Flower keeps its files in.
+    """
+    scripts = str(Path(sys.executable).parent)
+    return {
+        "FLWR_HOME": str(home),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "PATH": os.pathsep.join([scripts, os.environ.get("PATH", "")]),
+    }
+
+
+def deployed_environment(home: Path) -> dict[str, str]:
+    """Return the whole environment of Flower's processes in a deployment.
+
+    Args:
+        home: that Flower keeps its files in.
+    """
+    environment = {**os.environ, **flower_settings(home), "PYTHONUNBUFFERED": "1"}
+    # The app is what the server sends, whatever else lies on this machine.
+    environment.pop("PYTHONPATH", None)
+    return environment
+
+
+def answers(port: int, authority: Path | None) -> bool:
+    """Tell whether a SuperLink answers on a port of loopback.
+
+    Args:
+        port: of it.
+        authority: certificate that its own is checked with; None without TLS.
+    """
+    if authority is None:
+        with contextlib.suppress(OSError):
+            socket.create_connection(("127.0.0.1", port), timeout=2).close()
+            return True
+        return False
+    context = ssl.create_default_context(cafile=str(authority))
+    # A proxy from the environment must not stand between us and our own machine.
+    opener = urllib.request.build_opener(
+        urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
+    )
+    try:
+        opener.open(f"https://127.0.0.1:{port}/health", timeout=3).close()
+    except urllib.error.HTTPError:
+        return True
+    except OSError:
+        return False
+    return True

@@ -89,7 +89,33 @@ def run_client(client_app: ClientApp, message: Message, context: Context) -> Mes
     return reply
 
 
-class InProcessGrid(Grid):
+class SimulationGrid(Grid):
+    """What grids without a SuperLink have in common: there is one run, theirs."""
+
+    side_by_side = 1
+    """Clients that compute at the same time."""
+
+    def set_run(self, run: Run) -> None:
+        """Do nothing: there is only one run."""
+
+    @property
+    def run(self) -> Run:
+        """Not available: there is no SuperLink that knows runs."""
+        raise NotImplementedError("a simulation has no run on a SuperLink")
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """Make a message (Flower prefers the constructor)."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+
+class InProcessGrid(SimulationGrid):
     """Runs each message's ClientApp at once, in this process, one after another.
 
     Args:
@@ -97,9 +123,6 @@ class InProcessGrid(Grid):
         nodes: a node config for each node.
         run_config: the run's settings, handed to every client.
     """
-
-    side_by_side = 1
-    """Clients that compute at the same time."""
 
     def __init__(
         self,
@@ -116,25 +139,6 @@ class InProcessGrid(Grid):
             )
             for i, node in enumerate(nodes)
         }
-
-    def set_run(self, run: Run) -> None:
-        """Do nothing: there is only one run."""
-
-    @property
-    def run(self) -> Run:
-        """Not available: there is no SuperLink that knows runs."""
-        raise NotImplementedError("an in-process grid has no run on a SuperLink")
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """Make a message (Flower prefers the constructor)."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> Iterable[int]:
         """Return all nodes."""

@@ -21,8 +21,6 @@ from uuid import uuid4
 
 import ray
 from flwr.app import Error, Message, MessageType, RecordDict
-from flwr.serverapp import Grid
-from flwr.supercore.run import Run
 
 import instahide_fl
 from instahide_fl.aggregation.reduction import (
@@ -35,6 +33,7 @@ from instahide_fl.data.federated import load_federated_data
 from instahide_fl.engine.bundle import importable_app
 from instahide_fl.engine.grid import (
     FIRST_CLIENT_NODE_ID,
+    SimulationGrid,
     become_server,
     name_message,
     server_context,
@@ -120,7 +119,7 @@ def ray_cluster(resources: ResourcesConfig, logs: Path) -> Iterator[None]:
         shutil.rmtree(home, ignore_errors=True)
 
 
-class RayGrid(Grid):
+class RayGrid(SimulationGrid):
     """Runs messages on Ray workers, in parallel.
 
     Ray must be connected. As long as a client's state is small, it travels with the
@@ -155,25 +154,6 @@ class RayGrid(Grid):
 
     def __exit__(self, *_: object) -> None:
         self._pool.close()
-
-    def set_run(self, run: Run) -> None:
-        """Do nothing: there is only one run."""
-
-    @property
-    def run(self) -> Run:
-        """Not available: there is no SuperLink that knows runs."""
-        raise NotImplementedError("the Ray engine has no run on a SuperLink")
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """Make a message (Flower prefers the constructor)."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> Iterable[int]:
         """Return all nodes."""

@@ -23,8 +23,8 @@ from instahide_fl.deployment.client_policy import ClientPolicy
 from instahide_fl.deployment.federation import FederationFolder
 from instahide_fl.deployment.nginx import nginx_command
 from instahide_fl.engine.client_launcher import CLIENT_FOLDER, remove_unpacked
-from instahide_fl.engine.deployment import LocalSuperLink, flower_environment
-from instahide_fl.engine.flower_command import command, free_port
+from instahide_fl.engine.flower_command import command, deployed_environment, free_port
+from instahide_fl.engine.superlink import LocalSuperLink
 from instahide_fl.errors import EngineError
 
 START_SECONDS = 90.0  # for the SuperLink to answer
@@ -100,7 +100,7 @@ def take_part(
     state = folder / "state"
     state.mkdir(mode=0o700, exist_ok=True)
     remove_unpacked(state)
-    environment = flower_environment(state / "flower")
+    environment = deployed_environment(state / "flower")
     environment["PATH"] = os.pathsep.join(
         [str(_launcher(state / "bin")), environment["PATH"]]
     )

@@ -16,7 +16,7 @@ from instahide_fl.report.component_picture import save_component_picture
 from instahide_fl.report.contact_sheet import save_contact_sheet
 
 if TYPE_CHECKING:
-    from instahide_fl.attacks.scores import Column
+    from instahide_fl.attacks.scoring.scores import Column
     from instahide_fl.report.audit import AttackResult
 
 COLUMNS = 12  # images side by side

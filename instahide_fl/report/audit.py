@@ -11,22 +11,19 @@ from typing import Any, Protocol
 
 from instahide_fl.attacks.attack import Advance, Attack, Reconstruction
 from instahide_fl.attacks.control import Truths, hides_nothing
-from instahide_fl.attacks.link_scoring import link_scores
-from instahide_fl.attacks.scores import Scores
-from instahide_fl.attacks.scoring import score
-from instahide_fl.attacks.statistics_scoring import score_statistics
-from instahide_fl.attacks.verdict import NOT_SCORED, beats_baseline, verdict
+from instahide_fl.attacks.scoring.links import link_scores
+from instahide_fl.attacks.scoring.score import score
+from instahide_fl.attacks.scoring.scores import Scores
+from instahide_fl.attacks.scoring.statistics import score_statistics
+from instahide_fl.attacks.scoring.verdict import NOT_SCORED, beats_baseline, verdict
 from instahide_fl.config import Config
 from instahide_fl.data.augment import Augmentation
 from instahide_fl.errors import AttackError
 from instahide_fl.files import write_text
 from instahide_fl.rng import stream
 from instahide_fl.transcript.recorded import RoundTranscript
-from instahide_fl.transcript.threat_model import (
-    AdversaryView,
-    ThreatModel,
-    threat_model,
-)
+from instahide_fl.transcript.threat_model import ThreatModel, threat_model
+from instahide_fl.transcript.view import AdversaryView
 from instahide_fl.types import ChannelStatistics
 
 RESULTS = "attacks"
@@ -119,7 +116,7 @@ class AttackResult:
 
     @property
     def verdict(self) -> str:
-        """In words; see `attacks.verdict`."""
+        """In words; see `attacks.scoring.verdict`."""
         if not self.subject.truths:
             return NOT_SCORED
         return verdict(self.threat_model, self.scores, self.control)

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.lib.npyio import NpzFile
 
-from instahide_fl.attacks.verdict import NO_LEAK, NO_VERDICT
+from instahide_fl.attacks.scoring.verdict import NO_LEAK, NO_VERDICT
 from instahide_fl.errors import OutputError
 from instahide_fl.report.attack_rows import AttackFile
 from instahide_fl.report.drawing import Drawing, panels

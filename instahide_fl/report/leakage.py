@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from instahide_fl.attacks.verdict import NO_VERDICT, worst
+from instahide_fl.attacks.scoring.verdict import NO_VERDICT, worst
 from instahide_fl.report.frames import Member, Study
 from instahide_fl.transcript.threat_model import THREAT_MODELS
 

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from instahide_fl.attacks.verdict import NO_VERDICT
+from instahide_fl.attacks.scoring.verdict import NO_VERDICT
 from instahide_fl.report.drawing import FAINT, Drawing, legend_below, panels
 from instahide_fl.report.frames import Study
 from instahide_fl.report.leakage import ATTACK_KEYS, Variant, variants

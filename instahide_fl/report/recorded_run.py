@@ -14,25 +14,22 @@ from instahide_fl.attacks.control import (
     undefended,
     with_images,
 )
-from instahide_fl.attacks.linear_layers import build_network
+from instahide_fl.attacks.layers.linear_layers import build_network
 from instahide_fl.config import Config, parse_rounds
 from instahide_fl.data.augment import Augmentation
 from instahide_fl.data.datasets import augmentation_for
 from instahide_fl.errors import AttackError, OutputError, TranscriptError
 from instahide_fl.models.arrays import shared_buffers
 from instahide_fl.run_folder import CONFIG, RunFolder
+from instahide_fl.transcript.build_view import build_view, read_truths
 from instahide_fl.transcript.recorded import (
     HOW_TO_RECORD,
     RoundTranscript,
     read_transcript,
     recorded_rounds,
 )
-from instahide_fl.transcript.threat_model import (
-    AdversaryView,
-    ThreatModel,
-    build_view,
-    read_truths,
-)
+from instahide_fl.transcript.threat_model import ThreatModel
+from instahide_fl.transcript.view import AdversaryView
 from instahide_fl.types import ChannelStatistics
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from instahide_fl.attacks.verdict import NO_VERDICT, worst
+from instahide_fl.attacks.scoring.verdict import NO_VERDICT, worst
 from instahide_fl.report.data_table import (
     DataTable,
     mebibytes,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from instahide_fl.attacks.verdict import (
+from instahide_fl.attacks.scoring.verdict import (
     FROM_WORST,
     LEAKS,
     LEAKS_TO_ADVERSARY,

@@ -7,7 +7,7 @@ truth/round-00001/client-3.safetensors    one file for a client in a recorded ro
     others, other_rows              some private images that were not mixed
 
 Only simulated clients write it, if `record.truth` says so. The server and the attacks
-never open it; `transcript.threat_model` does for adversaries who are given part of it,
+never open it; `transcript.build_view` does for adversaries who are given part of it,
 and the scorer does.
 """
 

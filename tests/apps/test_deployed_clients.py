@@ -23,8 +23,8 @@ from instahide_fl.engine.logs import logging_to
 from instahide_fl.errors import RoundError
 from instahide_fl.run_folder import RunFolder
 from instahide_fl.tensor_files import load_tensors
+from instahide_fl.transcript.build_view import read_truths
 from instahide_fl.transcript.recorded import read_transcript
-from instahide_fl.transcript.threat_model import read_truths
 
 CLIENTS = ("east", "north", "west")  # in this order the server adds them up
 CLASSES = ("cat", "dog")

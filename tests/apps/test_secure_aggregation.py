@@ -21,6 +21,10 @@ from tests.apps.test_rounds import (
 
 SECURE = {"secure_aggregation__enabled": True, "train__rounds": 2}
 
+# Without kinks: a ReLU or a maximum that turns over makes of the sum's rounding, 3e-8,
+# a thousand times as much in two rounds, on some processors and not on others.
+SMOOTH = {"model__name": "strided-cnn", "model__activation": "sigmoid"}
+
 
 def failing_at(client, stage):
     """Let one client fail when a message of this type comes."""
@@ -52,13 +56,13 @@ def closest(left, right):
     ],
 )
 def test_the_model_is_that_of_a_run_in_the_open(tmp_path, changes):
-    changes = {"train__rounds": 2, **changes}
+    changes = {"train__rounds": 2, **SMOOTH, **changes}
     secure = start(tmp_path / "a", settings(**{**changes, **SECURE}))
     again = start(tmp_path / "b", settings(**{**changes, **SECURE}))
     plain = start(tmp_path / "c", settings(**changes))
     # Keys are fresh in every run; they cancel to the last bit.
     assert model_bytes(secure) == model_bytes(again)
-    assert closest(model(secure), model(plain)) < 3e-5
+    assert closest(model(secure), model(plain)) < 2e-6
     for hidden, known in zip(secure.metrics(), plain.metrics(), strict=True):
         assert hidden["train_loss"] == pytest.approx(known["train_loss"], abs=1e-5)
 

@@ -13,9 +13,9 @@ import tomli_w
 from instahide_fl.config import Config
 from instahide_fl.deployment.federation import open_federation
 from instahide_fl.engine.bundle import stage_app
-from instahide_fl.engine.deployment import LocalSuperLink, flower_environment
-from instahide_fl.engine.flower_command import command
+from instahide_fl.engine.flower_command import command, deployed_environment
 from instahide_fl.engine.inline import run_inline
+from instahide_fl.engine.superlink import LocalSuperLink
 from instahide_fl.run_folder import RunFolder
 from tests.e2e.deployed import (
     CLIENTS,
@@ -105,7 +105,7 @@ def test_a_stranger_cannot_start_a_run(federation, tmp_path):
     done = subprocess.run(
         [command("flwr"), "run", str(stage_app(tmp_path / "app")), "theirs"],
         cwd=tmp_path,
-        env=flower_environment(home),
+        env=deployed_environment(home),
         capture_output=True,
         text=True,
         timeout=120,

@@ -12,13 +12,9 @@ from instahide_fl.models.arrays import get_arrays
 from instahide_fl.models.registry import build_model
 from instahide_fl.training.local import local_update
 from instahide_fl.transcript.recorded import RoundTranscript
-from instahide_fl.transcript.threat_model import (
-    THREAT_MODELS,
-    AdversaryView,
-    Observation,
-    step_sizes,
-)
+from instahide_fl.transcript.threat_model import THREAT_MODELS
 from instahide_fl.transcript.truth import RecordingEncoder
+from instahide_fl.transcript.view import AdversaryView, Observation, step_sizes
 from instahide_fl.types import PrivateSplit
 
 SHAPE = (3, 12, 12)  # of the images of recorded rounds

@@ -16,19 +16,16 @@ from instahide_fl.attacks.clustering.public_pursuit import PublicPart, PublicPur
 from instahide_fl.attacks.clustering.slots import Slots
 from instahide_fl.attacks.clustering.stages import Stages
 from instahide_fl.attacks.decoding.mixtures import largest_pixel, public_part
-from instahide_fl.attacks.link_scoring import score_links
-from instahide_fl.attacks.scoring import score
+from instahide_fl.attacks.scoring.links import score_links
+from instahide_fl.attacks.scoring.score import score
 from instahide_fl.config import Config
 from instahide_fl.data.datasets import load_dataset
 from instahide_fl.data.pool import MixingPool
 from instahide_fl.encoding.encoder import build_encoder
 from instahide_fl.errors import AttackError
-from instahide_fl.transcript.threat_model import (
-    AdversaryView,
-    Observation,
-    threat_model,
-)
+from instahide_fl.transcript.threat_model import threat_model
 from instahide_fl.transcript.truth import RecordingEncoder
+from instahide_fl.transcript.view import AdversaryView, Observation
 from instahide_fl.types import PrivateSplit
 
 CIFAR10 = Path(__file__).parents[3] / "shared" / "data" / "cifar10"

@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 
 from instahide_fl.attacks.batch_statistics import BatchStatistics, batch_average
-from instahide_fl.attacks.bins import empty_bins
 from instahide_fl.attacks.first_layer import FirstLayer
 from instahide_fl.attacks.hard_labels import HardLabels, count_labels
 from instahide_fl.attacks.imprint import Imprint, crafted_parameters
-from instahide_fl.attacks.linear_layers import (
+from instahide_fl.attacks.layers.bins import empty_bins
+from instahide_fl.attacks.layers.linear_layers import (
     LayerTensors,
     LinearLayer,
     first_linear_layer,

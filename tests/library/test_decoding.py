@@ -18,12 +18,8 @@ from instahide_fl.config import Config, EncoderConfig
 from instahide_fl.data.pool import MixingPool
 from instahide_fl.encoding.encoder import build_encoder
 from instahide_fl.errors import AttackError
-from instahide_fl.transcript.threat_model import (
-    AdversaryView,
-    KnownMapping,
-    Observation,
-    threat_model,
-)
+from instahide_fl.transcript.threat_model import threat_model
+from instahide_fl.transcript.view import AdversaryView, KnownMapping, Observation
 from instahide_fl.types import EncodingKey, PrivateSplit
 
 

@@ -10,10 +10,10 @@ import torch
 
 from instahide_fl.attacks.attack import silent
 from instahide_fl.attacks.demasking import Demasking
+from instahide_fl.attacks.learned.own_mixtures import own_mixtures
 from instahide_fl.attacks.learned.sign_network import SignNetwork, sign_loss
-from instahide_fl.attacks.own_mixtures import own_mixtures
-from instahide_fl.attacks.scoring import score
-from instahide_fl.attacks.sign_scoring import SignScores
+from instahide_fl.attacks.scoring.score import score
+from instahide_fl.attacks.scoring.signs import SignScores
 from instahide_fl.errors import AttackError
 from tests.library.test_pool_search import holder_of, photos, scored, searched
 

@@ -10,7 +10,8 @@ import torch
 
 from instahide_fl.attacks.attack import silent
 from instahide_fl.attacks.deep_leakage import DeepLeakage, ImprovedDeepLeakage
-from instahide_fl.attacks.gradient_matching import (
+from instahide_fl.attacks.inverting_gradients import InvertingGradients
+from instahide_fl.attacks.matching.gradient_matching import (
     LayerStatistics,
     cosine_distance,
     layer_statistics,
@@ -19,9 +20,8 @@ from instahide_fl.attacks.gradient_matching import (
     statistics_distance,
     total_variation,
 )
-from instahide_fl.attacks.guess import Box, best_of_restarts
-from instahide_fl.attacks.inverting_gradients import InvertingGradients
-from instahide_fl.attacks.victims import alike, stack_victims, training_network
+from instahide_fl.attacks.matching.guess import Box, best_of_restarts
+from instahide_fl.attacks.matching.victims import alike, stack_victims, training_network
 from instahide_fl.data.pool import MixingPool
 from instahide_fl.errors import AttackError, ThreatModelError
 from instahide_fl.transcript.threat_model import THREAT_MODELS

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from instahide_fl.attacks.attack import silent
-from instahide_fl.attacks.key_evidence import coefficients_fit, divisions
 from instahide_fl.attacks.key_replay import KeyReplay
-from instahide_fl.attacks.key_scoring import score_keys
-from instahide_fl.attacks.known_keys import open_encodings
-from instahide_fl.attacks.seeded_client import SeededClient
+from instahide_fl.attacks.keys.evidence import coefficients_fit, divisions
+from instahide_fl.attacks.keys.known_keys import open_encodings
+from instahide_fl.attacks.keys.seeded_client import SeededClient
+from instahide_fl.attacks.scoring.keys import score_keys
 from instahide_fl.config import Config, EncoderConfig
 from instahide_fl.data.augment import Augmentation
 from instahide_fl.encoding.encoder import FixedEncodings, build_encoder
@@ -22,13 +22,9 @@ from instahide_fl.models.arrays import get_arrays
 from instahide_fl.models.registry import build_model
 from instahide_fl.rng import client_stream, fixed_stream, operating_system_stream
 from instahide_fl.training.local import local_update
-from instahide_fl.transcript.threat_model import (
-    AdversaryView,
-    Observation,
-    step_sizes,
-    threat_model,
-)
+from instahide_fl.transcript.threat_model import threat_model
 from instahide_fl.transcript.truth import RecordingEncoder
+from instahide_fl.transcript.view import AdversaryView, Observation, step_sizes
 
 SEED = 37
 WHOLE = {

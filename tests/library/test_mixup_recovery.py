@@ -12,11 +12,8 @@ from instahide_fl.data.pool import MixingPool
 from instahide_fl.encoding.encoder import build_encoder
 from instahide_fl.errors import AttackError
 from instahide_fl.metrics.matching import match_one_to_one
-from instahide_fl.transcript.threat_model import (
-    AdversaryView,
-    Observation,
-    threat_model,
-)
+from instahide_fl.transcript.threat_model import threat_model
+from instahide_fl.transcript.view import AdversaryView, Observation
 from instahide_fl.types import PrivateSplit
 
 INSIDE = EncoderConfig(method="mixup", scope="inside", num_mixed=3)

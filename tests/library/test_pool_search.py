@@ -9,32 +9,29 @@ import numpy as np
 import pytest
 import torch
 
-from instahide_fl.attacks import pool_ranking, whitening
 from instahide_fl.attacks.attack import (
     RankedComponents,
     Reconstruction,
     Recovered,
     silent,
 )
-from instahide_fl.attacks.component_scoring import score_components
-from instahide_fl.attacks.pool_ranking import (
+from instahide_fl.attacks.pool_search import PoolSearch
+from instahide_fl.attacks.ranking import pool_ranking, whitening
+from instahide_fl.attacks.ranking.pool_ranking import (
     Comparison,
     correlation_embedding,
     rank_pool,
 )
-from instahide_fl.attacks.pool_search import PoolSearch
-from instahide_fl.attacks.scoring import score
-from instahide_fl.attacks.verdict import LEAKS, NO_LEAK, verdict
-from instahide_fl.attacks.whitening import Whitening
+from instahide_fl.attacks.ranking.whitening import Whitening
+from instahide_fl.attacks.scoring.components import score_components
+from instahide_fl.attacks.scoring.score import score
+from instahide_fl.attacks.scoring.verdict import LEAKS, NO_LEAK, verdict
 from instahide_fl.data.pool import MixingPool
 from instahide_fl.encoding.encoder import build_encoder
 from instahide_fl.errors import AttackError, PoolError, ShapeError
-from instahide_fl.transcript.threat_model import (
-    AdversaryView,
-    Observation,
-    threat_model,
-)
+from instahide_fl.transcript.threat_model import threat_model
 from instahide_fl.transcript.truth import RecordingEncoder
+from instahide_fl.transcript.view import AdversaryView, Observation
 from instahide_fl.types import PrivateSplit
 from tests.library.attack_views import settings
 

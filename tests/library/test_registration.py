@@ -15,12 +15,8 @@ from instahide_fl.data.pool import MixingPool
 from instahide_fl.encoding.encoder import build_encoder
 from instahide_fl.errors import AttackError
 from instahide_fl.metrics.registration import registered_ssim
-from instahide_fl.transcript.threat_model import (
-    AdversaryView,
-    KnownMapping,
-    Observation,
-    threat_model,
-)
+from instahide_fl.transcript.threat_model import threat_model
+from instahide_fl.transcript.view import AdversaryView, KnownMapping, Observation
 from instahide_fl.types import AppliedAugmentation, EncodingKey, PrivateSplit
 
 SMALL = Augmentation(padding=2, flip=True)

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 
 from instahide_fl.attacks.attack import Reconstruction, Recovered
-from instahide_fl.attacks.originals import Originals
-from instahide_fl.attacks.scores import Column
-from instahide_fl.attacks.scoring import score
-from instahide_fl.attacks.verdict import (
+from instahide_fl.attacks.scoring.originals import Originals
+from instahide_fl.attacks.scoring.score import score
+from instahide_fl.attacks.scoring.scores import Column
+from instahide_fl.attacks.scoring.verdict import (
     FROM_WORST,
     LEAKS,
     LEAKS_TO_ADVERSARY,

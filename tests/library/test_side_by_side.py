@@ -10,22 +10,22 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from instahide_fl.attacks.gradient_matching import (
+from instahide_fl.attacks.inverting_gradients import InvertingGradients
+from instahide_fl.attacks.matching.gradient_matching import (
     cosine_distance,
     simulated_updates,
     squared_distance,
 )
-from instahide_fl.attacks.guess import repeat_victims
-from instahide_fl.attacks.inverting_gradients import InvertingGradients
-from instahide_fl.attacks.memory import memory_of_one
-from instahide_fl.attacks.side_by_side import (
+from instahide_fl.attacks.matching.guess import repeat_victims
+from instahide_fl.attacks.matching.memory import memory_of_one
+from instahide_fl.attacks.matching.side_by_side import (
     SideBySide,
     _ByPositions,
     _Direct,
     one_pass_will_do,
     update_distance,
 )
-from instahide_fl.attacks.victims import stack_victims, training_network
+from instahide_fl.attacks.matching.victims import stack_victims, training_network
 from instahide_fl.errors import AttackError
 from instahide_fl.training.losses import soft_cross_entropy
 from instahide_fl.types import PrivateSplit

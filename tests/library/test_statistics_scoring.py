@@ -10,10 +10,11 @@ import torch
 
 from instahide_fl.attacks.batch_statistics import BatchStatistics
 from instahide_fl.attacks.control import control_of, undefended
-from instahide_fl.attacks.scoring import score
-from instahide_fl.attacks.statistics_scoring import score_statistics
-from instahide_fl.attacks.verdict import LEAKS, NO_LEAK, NO_VERDICT, verdict
-from instahide_fl.transcript.threat_model import build_view, threat_model
+from instahide_fl.attacks.scoring.score import score
+from instahide_fl.attacks.scoring.statistics import score_statistics
+from instahide_fl.attacks.scoring.verdict import LEAKS, NO_LEAK, NO_VERDICT, verdict
+from instahide_fl.transcript.build_view import build_view
+from instahide_fl.transcript.threat_model import threat_model
 from tests.library.attack_views import recorded_round, settings
 
 SERVER = threat_model("honest-server")

@@ -9,17 +9,13 @@ from instahide_fl.attacks.registry import ATTACKS
 from instahide_fl.config import Config, parse_rounds
 from instahide_fl.errors import ConfigError, ThreatModelError
 from instahide_fl.transcript.aggregate import ALL_CLIENTS
+from instahide_fl.transcript.build_view import build_view
 from instahide_fl.transcript.recorded import (
     RoundTranscript,
     read_transcript,
     write_transcript,
 )
-from instahide_fl.transcript.threat_model import (
-    THREAT_MODELS,
-    Knowledge,
-    build_view,
-    threat_model,
-)
+from instahide_fl.transcript.threat_model import THREAT_MODELS, Knowledge, threat_model
 from instahide_fl.transcript.truth import ClientTruth, read_truth, write_truth
 from instahide_fl.types import ChannelStatistics, ClientUpdate, EncodingKey
 

@@ -38,7 +38,7 @@ from instahide_fl.attacks.links import LinkedEncodings
 from instahide_fl.errors import AttackError
 from instahide_fl.metrics.correction import in_likelier_sign
 from instahide_fl.rng import stream
-from instahide_fl.transcript.threat_model import AdversaryView
+from instahide_fl.transcript.view import AdversaryView
 
 # Encodings that tell whether images mean anything: a share, but not too few.
 HELD_OUT, FEWEST_HELD_OUT, MOST_HELD_OUT = 0.1, 40, 0.25

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from instahide_fl.errors import AttackError
-from instahide_fl.transcript.threat_model import AdversaryView, Observation
+from instahide_fl.transcript.view import AdversaryView, Observation
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """The public image that best explains what is left of an encoding.
 
 A matched filter: correlation after both sides were whitened with the covariance of
-public images (`attacks.whitening`), which is the likeliest image where what is left is
-one public image times a coefficient, plus others like it.
+public images (`attacks.ranking.whitening`), which is the likeliest image where what is
+left is one public image times a coefficient, plus others like it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from instahide_fl.attacks.whitening import Whitening, features_of
+from instahide_fl.attacks.ranking.whitening import Whitening, features_of
 from instahide_fl.data.pool import MixingPool
 
 VALUES_PER_CHUNK = 2**23  # pixels of the pool in memory: 32 MB

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from instahide_fl.attacks.clustering.matched_filter import Match, MatchedFilter
-from instahide_fl.attacks.whitening import features_of
+from instahide_fl.attacks.ranking.whitening import features_of
 from instahide_fl.config import EncoderConfig
 from instahide_fl.data.pool import MixingPool
 from instahide_fl.encoding.mixing import draw_coefficients

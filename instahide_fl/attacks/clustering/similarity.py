@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from instahide_fl.attacks.clustering.public_pursuit import PublicPart, PublicPursuit
-from instahide_fl.attacks.whitening import Whitening, features_of
+from instahide_fl.attacks.ranking.whitening import Whitening, features_of
 
 
 def similarity_vectors(

@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from instahide_fl.attacks.attack import Advance
+from instahide_fl.attacks.learned.own_mixtures import OwnMixtures
 from instahide_fl.attacks.learned.training import (
     Training,
     seeded_network,
     train_on_mixtures,
 )
-from instahide_fl.attacks.own_mixtures import OwnMixtures
 from instahide_fl.types import EncodingKey
 
 WIDTH = 32

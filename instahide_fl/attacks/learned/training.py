@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from instahide_fl.attacks.attack import Advance
-from instahide_fl.attacks.own_mixtures import OwnMixtures
+from instahide_fl.attacks.learned.own_mixtures import OwnMixtures
 from instahide_fl.types import EncodingKey
 
 LEARNING_RATE = 2e-3

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from instahide_fl.attacks.victims import Victims
+from instahide_fl.attacks.matching.victims import Victims
 from instahide_fl.errors import AttackError
 from instahide_fl.rng import torch_seed
-from instahide_fl.transcript.threat_model import AdversaryView
+from instahide_fl.transcript.view import AdversaryView
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,22 @@ import torch
 from torch import Tensor
 
 from instahide_fl.attacks.attack import Reconstruction, Recovered, Target
-from instahide_fl.attacks.component_scoring import score_components, shown_components
-from instahide_fl.attacks.key_scoring import score_keys
-from instahide_fl.attacks.label_scoring import score_hard_labels, score_soft_labels
-from instahide_fl.attacks.originals import Originals, truths_of, uninformed_guess
-from instahide_fl.attacks.pairing import EncodingTruth, Pairing, PrivateTruth
-from instahide_fl.attacks.scores import Column, Identified, Registered, Scores
-from instahide_fl.attacks.shown import ShownImages, align_shown, first_of_each_client
-from instahide_fl.attacks.sign_scoring import recovered_rows, score_signs, unmasked
+from instahide_fl.attacks.scoring.components import score_components, shown_components
+from instahide_fl.attacks.scoring.keys import score_keys
+from instahide_fl.attacks.scoring.labels import score_hard_labels, score_soft_labels
+from instahide_fl.attacks.scoring.originals import (
+    Originals,
+    truths_of,
+    uninformed_guess,
+)
+from instahide_fl.attacks.scoring.pairing import EncodingTruth, Pairing, PrivateTruth
+from instahide_fl.attacks.scoring.scores import Column, Identified, Registered, Scores
+from instahide_fl.attacks.scoring.shown import (
+    ShownImages,
+    align_shown,
+    first_of_each_client,
+)
+from instahide_fl.attacks.scoring.signs import recovered_rows, score_signs, unmasked
 from instahide_fl.data.augment import Augmentation
 from instahide_fl.errors import ShapeError
 from instahide_fl.metrics.baselines import matched_noise

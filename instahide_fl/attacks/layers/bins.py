@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from instahide_fl.attacks.linear_layers import LayerTensors
+from instahide_fl.attacks.layers.linear_layers import LayerTensors
 
 SAME = 1e-3  # relative distance below which two bins hold the same image
 EMPTY = 1e-4  # share of the largest bin below which one holds rounding errors

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from instahide_fl.attacks.links import LinkedEncodings
-from instahide_fl.attacks.originals import ClientImages
+from instahide_fl.attacks.scoring.originals import ClientImages
 from instahide_fl.errors import ShapeError
 from instahide_fl.transcript.truth import ClientTruth
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from instahide_fl.attacks.scores import Column, Identified, Scores
-from instahide_fl.attacks.statistics_scoring import StatisticsErrors
+from instahide_fl.attacks.scoring.scores import Column, Identified, Scores
+from instahide_fl.attacks.scoring.statistics import StatisticsErrors
 from instahide_fl.errors import AttackError
 from instahide_fl.metrics.labels import HardLabels, SoftLabels
 from instahide_fl.metrics.scores import RECOGNISABLE, ImageScores, Summary

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from instahide_fl.attacks.linear_layers import LinearLayer, last_linear_layer
+from instahide_fl.attacks.layers.linear_layers import LinearLayer, last_linear_layer
 from instahide_fl.attacks.soft_labels import recover_label
 from instahide_fl.errors import AttackError
-from instahide_fl.transcript.threat_model import AdversaryView, Observation
+from instahide_fl.transcript.view import AdversaryView, Observation
 
 
 def with_recovered_labels(view: AdversaryView) -> AdversaryView:

@@ -15,19 +15,19 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from instahide_fl.attacks.fixed_layers import (
+from instahide_fl.attacks.matching.fixed_layers import (
     FixedConvolution,
     FixedLayer,
     FixedMatrix,
     FixedScale,
 )
-from instahide_fl.attacks.gradient_matching import (
+from instahide_fl.attacks.matching.gradient_matching import (
     Arrays,
     cosine_distance,
     simulated_updates,
     squared_distance,
 )
-from instahide_fl.attacks.victims import Victims
+from instahide_fl.attacks.matching.victims import Victims
 from instahide_fl.errors import AttackError
 from instahide_fl.training.losses import soft_cross_entropy
 

@@ -15,9 +15,12 @@ from torch import Tensor, nn
 
 from instahide_fl.attacks.attack import Reconstruction, Recovered
 from instahide_fl.attacks.control import undefended_truth
-from instahide_fl.attacks.linear_layers import build_network
-from instahide_fl.attacks.measured_statistics import Statistics, measured_statistics
-from instahide_fl.attacks.originals import truths_of
+from instahide_fl.attacks.layers.linear_layers import build_network
+from instahide_fl.attacks.layers.measured_statistics import (
+    Statistics,
+    measured_statistics,
+)
+from instahide_fl.attacks.scoring.originals import truths_of
 from instahide_fl.config import Config
 from instahide_fl.transcript.recorded import RoundTranscript
 from instahide_fl.transcript.truth import ClientTruth

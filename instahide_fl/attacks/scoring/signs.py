@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from instahide_fl.attacks.attack import Reconstruction, Recovered
-from instahide_fl.attacks.originals import truths_of
+from instahide_fl.attacks.scoring.originals import truths_of
 from instahide_fl.errors import ShapeError
 from instahide_fl.transcript.truth import ClientTruth
 

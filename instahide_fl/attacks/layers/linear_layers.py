@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from instahide_fl.config import Config
 from instahide_fl.errors import AttackError
 from instahide_fl.models.registry import build_model
-from instahide_fl.transcript.threat_model import AdversaryView, Observation
+from instahide_fl.transcript.view import AdversaryView, Observation
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from instahide_fl.attacks.linear_layers import build_network
+from instahide_fl.attacks.layers.linear_layers import build_network
 from instahide_fl.config import Config
 from instahide_fl.errors import AttackError
 from instahide_fl.models.layout import accept_any_layout
-from instahide_fl.transcript.threat_model import AdversaryView, Observation
+from instahide_fl.transcript.view import AdversaryView, Observation
 from instahide_fl.types import UpdateKind
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from instahide_fl.attacks.pairing import Pairing
+from instahide_fl.attacks.scoring.pairing import Pairing
 from instahide_fl.metrics.correction import negative
 from instahide_fl.types import ChannelStatistics
 

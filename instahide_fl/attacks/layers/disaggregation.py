@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from instahide_fl.attacks.linear_layers import LayerTensors
+from instahide_fl.attacks.layers.linear_layers import LayerTensors
 
 ITERATIONS = 40
 STARTS_AT_ONCE = 100

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from instahide_fl.attacks.attack import Reconstruction, Target
-from instahide_fl.attacks.component_scoring import ComponentScores, ShownComponents
-from instahide_fl.attacks.key_scoring import FoundKeys
-from instahide_fl.attacks.shown import ShownImages
-from instahide_fl.attacks.sign_scoring import SignScores
-from instahide_fl.attacks.statistics_scoring import StatisticsErrors
+from instahide_fl.attacks.scoring.components import ComponentScores, ShownComponents
+from instahide_fl.attacks.scoring.keys import FoundKeys
+from instahide_fl.attacks.scoring.shown import ShownImages
+from instahide_fl.attacks.scoring.signs import SignScores
+from instahide_fl.attacks.scoring.statistics import StatisticsErrors
 from instahide_fl.metrics.identification import Identification
 from instahide_fl.metrics.labels import HardLabels, SoftLabels
 from instahide_fl.metrics.scores import ImageScores, Summary

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from instahide_fl.attacks.victims import Steps, Victims
+from instahide_fl.attacks.matching.victims import Steps, Victims
 from instahide_fl.training.losses import soft_cross_entropy
 
 Arrays: TypeAlias = dict[str, Tensor]

@@ -7,7 +7,7 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
-from instahide_fl.transcript.threat_model import Observation
+from instahide_fl.transcript.view import Observation
 
 # Bounds of peaks measured with ResNet-18 and the small networks, batches 1 to 8.
 BY_KEPT = 9  # bytes, for each byte that one ordinary pass keeps

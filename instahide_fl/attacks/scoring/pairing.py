@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from instahide_fl.attacks.originals import ClientImages
+from instahide_fl.attacks.scoring.originals import ClientImages
 from instahide_fl.data.augment import Augmentation
 from instahide_fl.metrics.comparison import Comparer, Comparison
 from instahide_fl.metrics.identification import Identification, identify

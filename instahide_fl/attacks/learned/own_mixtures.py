@@ -18,7 +18,7 @@ from instahide_fl.data.datasets import augmentation_for, load_dataset
 from instahide_fl.data.pool import MixingPool
 from instahide_fl.encoding.encoder import MixingEncoder, MixupEncoder
 from instahide_fl.errors import AttackError
-from instahide_fl.transcript.threat_model import AdversaryView
+from instahide_fl.transcript.view import AdversaryView
 from instahide_fl.types import EncodingKey, PrivateSplit
 
 

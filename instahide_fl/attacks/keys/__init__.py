@@ -1,0 +1,1 @@
+"""Keys: drawn again from a seed, held against what was observed, and used."""

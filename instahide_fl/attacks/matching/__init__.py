@@ -1,0 +1,1 @@
+"""What attacks by gradient matching share: guesses moved until their gradient fits."""

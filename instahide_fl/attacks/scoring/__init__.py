@@ -1,0 +1,1 @@
+"""What an attack achieved: held against the truth, its guesses and its control."""
