@@ -42,3 +42,11 @@ def command(tmp_path, monkeypatch, capsys):
         return ended.value.code or 0, printed.out, printed.err
 
     return call
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    """A cache of this test's own, which nobody has filled."""
+    monkeypatch.setenv("INSTAHIDE_FL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "hf"))
+    return tmp_path / "cache"

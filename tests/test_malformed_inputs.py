@@ -8,149 +8,30 @@ command that failed.
 
 from __future__ import annotations
 
-import contextlib
-import io
-import json
 import re
-import shutil
-import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from instahide_fl import cli
 from instahide_fl.config import Config, parse_assignment
-from instahide_fl.data.pool import MixingPool
 from instahide_fl.deployment.doctor import examine_folder
 from instahide_fl.engine.arrays import ArrayForm
 from instahide_fl.engine.bundle import importable_app
 from instahide_fl.engine.grid import become_server, name_message
-from instahide_fl.engine.inline import run_inline
-from instahide_fl.errors import InstaHideError
-from instahide_fl.report.recorded_run import open_recorded_run
-from instahide_fl.run_folder import RunFolder
 from instahide_fl.study.settings import StudyConfig
 from instahide_fl.wire import ClientDescription, RoundInstruction, UpdateHeader
-from tests.library.challenges import write_pictures, write_pool
-
-
-def examples(count):
-    """Return hypothesis's settings: the same inputs in every run of the tests."""
-    return settings(
-        max_examples=count,
-        deadline=None,
-        derandomize=True,
-        database=None,
-        suppress_health_check=list(HealthCheck),
-    )
-
-
-# What is put in the place of a value.
-SCALARS = st.one_of(
-    st.sampled_from(
-        [
-            *(None, True, "", "x", "nan", "a\0b", "../..", [], {}, [[]]),
-            *(0, -1, 2**63, -(2**63), 10**400, 0.5, -0.0, 1e308),
-            *map(float, ("nan", "inf", "-inf")),
-        ]
-    ),
-    st.integers(),
-    st.floats(),
-    st.text(max_size=20),
-    st.lists(st.integers(), max_size=3),
-    st.binary(max_size=20),
-)
-WORDS = st.sampled_from(
-    [
-        "nan",
-        "inf",
-        "-1",
-        "0",
-        "1e999",
-        "9" * 40,
-        '""',
-        "[]",
-        "{}",
-        "null",
-        "true",
-        "=",
-        "[",
-    ]
+from tests.malformed import (
+    SCALARS,
+    damage,
+    examples,
+    only_our_errors,
 )
 
-
-@st.composite
-def damage(draw):
-    """Draw what happens to a file: a function from bytes to bytes."""
-    kind = draw(st.sampled_from(["cut", "flip", "insert", "word", "empty", "random"]))
-    place, seed = draw(st.floats(0, 1)), draw(st.integers(0, 2**32 - 1))
-    extra, word = draw(st.binary(min_size=1, max_size=40)), draw(WORDS)
-
-    def change(data):
-        at = int(place * max(0, len(data) - 1))
-        if kind == "cut":
-            return data[:at]
-        if kind == "flip" and data:
-            return data[:at] + bytes([data[at] ^ (1 + seed % 255)]) + data[at + 1 :]
-        if kind == "insert":
-            return data[:at] + extra + data[at:]
-        if kind == "word":
-            return replace_value(data, place, word.encode())
-        if kind == "random":
-            return np.random.default_rng(seed).bytes(len(data) or 1)
-        return b""
-
-    return change
-
-
-def replace_value(data, place, word):
-    """Replace one of the numbers and words of a text, or of a header, by another."""
-    found = list(re.finditer(rb"[-\w.]+", data[:20_000]))
-    if not found:
-        return word
-    one = found[int(place * (len(found) - 1))]
-    return data[: one.start()] + word + data[one.end() :]
-
-
-@contextlib.contextmanager
-def only_our_errors():
-    with contextlib.suppress(InstaHideError):
-        yield
-
-
-@contextlib.contextmanager
-def damaged(original, name, change):
-    """Give a copy of a folder in which one file was changed."""
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / "copy"
-        shutil.copytree(original, copy)
-        path = copy / name
-        path.write_bytes(change(path.read_bytes()))
-        yield copy
-
-
-def command(*arguments):
-    """Run the command line in this process; anything but an exit is a traceback."""
-    before = sys.argv
-    sys.argv = ["instahide-fl", *map(str, arguments)]
-    out, err = io.StringIO(), io.StringIO()
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            cli.main()
-    except SystemExit as ended:
-        return ended.code or 0, out.getvalue() + err.getvalue()
-    finally:
-        sys.argv = before
-    return 0, out.getvalue() + err.getvalue()
-
-
-# Settings ----------------------------------------------------------------------------
+# Settings
 
 
 @examples(60)
@@ -323,160 +204,13 @@ def test_updates_of_clients(arrays, metrics, header, left_out):
         assert all(np.isfinite(list(update.metrics.values())))
 
 
-# Files -------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    return tmp_path_factory.mktemp("malformed")
-
-
-@pytest.fixture(scope="module")
-def pool_folder(place):
-    rng = np.random.default_rng(0)
-    return Path(write_pool(place / "pool", rng))
-
-
-@pytest.fixture(scope="module")
-def challenge_folder(place, pool_folder):
-    rng = np.random.default_rng(0)
-    code, said = command(
-        *("challenge", "make", "--dataset", write_pictures(place / "pictures", rng)),
-        *("--pool", pool_folder, "--images", 20, "--encodings", 2),
-        *("--out", place / "challenge"),
-    )
-    assert code == 0, said
-    return place / "challenge"
-
-
-@pytest.fixture(scope="module")
-def run_folder(place, pool_folder):
-    rng = np.random.default_rng(0)
-    config = Config().with_values(
-        {
-            "data.dataset": write_pictures(place / "pictures-of-run", rng),
-            "pool.source": str(pool_folder),
-            "partition.num-clients": 2,
-            "model.name": "mlp",
-            "train.rounds": 2,
-            "train.batch-size": 2,
-            "train.checkpoint-every": 1,
-            "record.rounds": "1",
-            "record.truth": True,
-            "output.folder": str(place / "run"),
-        }
-    )
-    folder = RunFolder.create(place / "run", config)
-    run_inline(config, folder)
-    assert folder.finished
-    return folder.path
-
-
-@examples(50)
-@given(name=st.sampled_from(["manifest.json", "images.npy"]), change=damage())
-def test_pools(pool_folder, name, change):
-    with damaged(pool_folder, name, change) as copy, only_our_errors():
-        pool = MixingPool.open(copy)
-        pool.verify()
-        pool.check_fits((3, 12, 12), 2)
-
-
-@examples(50)
-@given(
-    name=st.sampled_from(["encryption.npy", "label.npy", "settings.toml"]),
-    change=damage(),
-)
-def test_challenges(challenge_folder, name, change):
-    with damaged(challenge_folder, name, change) as copy:
-        code, said = command("challenge", "score", copy)
-        assert code in (0, 1, 2), said
-        assert code == 0 or not (copy / "score.json").exists()
-
-
-@examples(50)
-@given(
-    name=st.sampled_from(
-        [
-            *("config.toml", "provenance.json", "metrics.jsonl", "summary.json"),
-            *("model.safetensors", "checkpoint/state.safetensors"),
-            *("transcript/round-00001.safetensors", "partition.json"),
-            *("truth/round-00001/client-1.safetensors",),
-        ]
-    ),
-    change=damage(),
-)
-def test_run_folders(run_folder, name, change):
-    with damaged(run_folder, name, change) as copy:
-        for read in (
-            lambda: open_recorded_run(copy),
-            lambda: RunFolder(copy).metrics(),
-            lambda: RunFolder(copy).load_model(),
-            lambda: RunFolder(copy).config(),
-            lambda: RunFolder(copy).failure(),
-        ):
-            with only_our_errors():
-                read()
-        before = (copy / "metrics.jsonl").read_bytes()
-        try:
-            RunFolder(copy).load_checkpoint()
-        except InstaHideError:
-            assert (copy / "metrics.jsonl").read_bytes() == before
-
-
-@pytest.mark.parametrize(
-    "values",
-    [
-        {"round": "one"},
-        {"image_shape": [1, 2]},
-        {"image_shape": None},
-        {"mean": "x"},
-        {"clients": []},
-        {"clients": {"0": {}}},
-        {"num_classes": None},
-        {"schema": 99},
-        {"learning_rate_factor": "fast"},
-        {"images_held": {"0": None}},
-    ],
-)
-def test_transcripts_that_describe_themselves_wrongly(run_folder, values):
-    from instahide_fl.tensor_files import load_tensors, save_tensors
-
-    name = "transcript/round-00001.safetensors"
-    with damaged(run_folder, name, lambda data: data) as copy:
-        tensors, metadata = load_tensors(copy / name)
-        about = {**json.loads(metadata["about"]), **values}
-        save_tensors(copy / name, tensors, {"about": json.dumps(about)})
-        with pytest.raises(InstaHideError):
-            open_recorded_run(copy)
-
-
-@examples(16)
-@given(
-    name=st.sampled_from(
-        [
-            *("config.toml", "metrics.jsonl", "transcript/round-00001.safetensors"),
-            *("summary.json", "truth/round-00001/client-0.safetensors"),
-            *("provenance.json", "model.safetensors", "checkpoint/state.safetensors"),
-        ]
-    ),
-    change=damage(),
-    subcommand=st.sampled_from(["attack", "report", "evaluate", "resume"]),
-)
-def test_commands_on_damaged_runs(run_folder, name, change, subcommand):
-    with damaged(run_folder, name, change) as copy:
-        arguments = {
-            "attack": ("attack", copy, "--attack", "soft_labels"),
-            "report": ("report", copy),
-            "evaluate": ("evaluate", copy),
-            "resume": ("run", "--engine", "inline", "--resume", copy),
-        }[subcommand]
-        code, said = command(*arguments)
-        assert code in (0, 1, 2), said
-        assert "Traceback" not in said
-        assert not list(copy.rglob("*.part"))
-
-
 def test_there_are_at_least_two_hundred():
-    """As counted by hypothesis: the examples of this file."""
-    counts = re.findall(r"@examples\((\d+)\)", Path(__file__).read_text())
-    assert sum(map(int, counts)) >= 200
+    """As counted by hypothesis: the examples of this file and of the one beside it."""
+    counts = [
+        int(count)
+        for name in ("test_malformed_inputs.py", "test_malformed_files.py")
+        for count in re.findall(
+            r"@examples\((\d+)\)", Path(__file__).with_name(name).read_text()
+        )
+    ]
+    assert sum(counts) >= 200

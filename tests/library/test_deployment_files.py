@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import shutil
 import ssl
 import stat
 import subprocess
-import warnings
-import zipfile
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
-from flwr.cli.build import build_fab_from_disk
 from flwr.cli.supernode.register import try_load_public_key
 
-from instahide_fl.app_files import app_root
 from instahide_fl.config import Config
 from instahide_fl.deployment.certificates import (
     Pair,
@@ -26,15 +21,8 @@ from instahide_fl.deployment.certificates import (
     subject_name,
 )
 from instahide_fl.deployment.client_policy import (
-    ClientPolicy,
-    check_code,
     check_settings,
     read_policy,
-)
-from instahide_fl.deployment.code import (
-    hash_of_archive,
-    hash_of_files,
-    hash_of_folder,
 )
 from instahide_fl.deployment.federation import FederationConfig, open_federation
 from instahide_fl.deployment.folder import (
@@ -44,8 +32,8 @@ from instahide_fl.deployment.folder import (
     renew_certificate,
 )
 from instahide_fl.deployment.pinning import pin_code
-from instahide_fl.engine.bundle import stage_app
-from instahide_fl.errors import ConfigError, OutputError, PolicyError, ProtocolError
+from instahide_fl.errors import ConfigError, OutputError
+from tests.library.test_client_policy import policy
 
 HASH = "ab" * 32
 
@@ -247,174 +235,11 @@ def test_a_folder_that_is_none_says_what_to_do(tmp_path):
         open_federation(tmp_path)
 
 
-def policy(**changes):
-    limits = changes.pop("limits", {})
-    values = {"name": "north", "server": "localhost:9443", "data": "mnist-5k"}
-    return ClientPolicy(**{**values, **changes, "limits": limits})
-
-
 def test_a_new_client_allows_the_defaults_and_pins_the_code(made):
     found = read_policy(made.client("north"))
     assert (found.name, found.code_hash) == ("north", HASH)
     assert found.limits == policy().limits
     check_settings(found, Config())
-
-
-@pytest.mark.parametrize(
-    ("limits", "settings", "message"),
-    [
-        ({}, {"instahide.method": "none"}, 'method = "none", it allows "instahide"'),
-        ({}, {"instahide.num-mixed": 3}, "num-mixed = 3, it allows 4 or more"),
-        (
-            {},
-            {"instahide.max-coefficient": 0.9},
-            "max-coefficient = 0.9, it allows at most 0.65",
-        ),
-        (
-            {},
-            {"instahide.min-private-weight": 0.8},
-            "min-private-weight = 0.8, it allows at most 0.3",
-        ),
-        (
-            {},
-            {"record.rounds": "1", "record.truth": True},
-            "record.truth = true, it allows false",
-        ),
-        (
-            {"allow_truth": True},
-            {"record.rounds": "1", "record.crafted": "imprint"},
-            'record.crafted = "imprint"',
-        ),
-        ({"max_exposures": 50}, {}, r"max-exposures = 0 \(no limit\), it allows 1 to"),
-        (
-            {"max_exposures": 50},
-            {"instahide.max-exposures": 51, "instahide.exposure-action": "stop"},
-            "max-exposures = 51, it allows 1 to 50",
-        ),
-        (
-            {"max_exposures": 50},
-            {"instahide.max-exposures": 50},
-            'exposure-action = "warn", it allows "stop"',
-        ),
-    ],
-)
-def test_a_client_refuses_what_weakens_its_policy(limits, settings, message):
-    config = Config().with_values(settings)
-    with pytest.raises(PolicyError, match=r"client north refuses .*" + message):
-        check_settings(policy(limits=limits), config)
-
-
-@pytest.mark.parametrize(
-    ("limits", "settings"),
-    [
-        ({"methods": ["none", "mixup"]}, {"instahide.method": "none"}),
-        ({"min_num_mixed": 2}, {"instahide.num-mixed": 2}),
-        ({"allow_truth": True}, {"record.rounds": "1", "record.truth": True}),
-        (
-            {"max_exposures": 50},
-            {"instahide.max-exposures": 20, "instahide.exposure-action": "stop"},
-        ),
-    ],
-)
-def test_a_client_takes_part_in_what_it_allows(limits, settings):
-    check_settings(policy(limits=limits), Config().with_values(settings))
-
-
-def test_all_that_is_refused_is_named_at_once():
-    config = Config().with_values({"instahide.method": "mixup"})
-    with pytest.raises(PolicyError) as refused:
-        check_settings(policy(limits={"max_exposures": 5}), config)
-    assert "instahide.method" in str(refused.value)
-    assert "instahide.max-exposures" in str(refused.value)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"server": "localhost"}, "server must be HOST:PORT"),
-        ({"code_hash": "abc"}, "64 hexadecimal digits"),
-        ({"limits": {"methods": []}}, "limits.methods must be"),
-        ({"limits": {"min_k": 4}}, "unknown setting limits.min-k"),
-        ({"seeded_client": 0}, "lets the server compute this client's keys"),
-        ({"name": "3"}, "not a number alone"),
-    ],
-)
-def test_a_wrong_policy_is_refused(changes, message):
-    with pytest.raises(ConfigError, match=message):
-        policy(**changes)
-
-
-def test_a_client_without_a_policy_takes_no_part(tmp_path):
-    with pytest.raises(ConfigError, match=r"cannot read .*client\.toml"):
-        read_policy(tmp_path)
-    (tmp_path / "client.toml").write_text('name = "north"\nserver = "a:1"\n')
-    with pytest.raises(ConfigError, match=r"client\.toml: data is missing"):
-        read_policy(tmp_path)
-
-
-@pytest.fixture(scope="module")
-def archive(tmp_path_factory):
-    app = stage_app(tmp_path_factory.mktemp("app") / "app")
-    with warnings.catch_warnings():  # Flower's use of pathspec is deprecated
-        warnings.simplefilter("ignore", DeprecationWarning)
-        return build_fab_from_disk(app)
-
-
-def changed(archive, names):
-    """The archive with other contents for some files, or with further ones."""
-    result = io.BytesIO()
-    with (
-        zipfile.ZipFile(io.BytesIO(archive)) as old,
-        zipfile.ZipFile(result, "w") as new,
-    ):
-        for entry in old.infolist():
-            if entry.filename not in names:
-                new.writestr(entry, old.read(entry))
-        for name, content in names.items():
-            new.writestr(name, content)
-    return result.getvalue()
-
-
-def test_an_installation_and_what_flower_sends_have_one_hash(archive):
-    assert hash_of_archive(archive) == hash_of_folder(app_root())
-    repacked = changed(archive, {".info/CONTENT": "anything"})
-    assert hash_of_archive(repacked) == hash_of_archive(archive)
-
-
-@pytest.mark.parametrize(
-    "name", ["clients/app.py", "torch.py", "pyproject.toml", "clients/data.json"]
-)
-def test_another_or_one_more_file_is_other_code(archive, name):
-    content = b'[project]\nname = "x"\n' if name == "pyproject.toml" else b"pass\n"
-    other = hash_of_archive(changed(archive, {name: content}))
-    assert other != hash_of_archive(archive)
-    pinned = policy(code_hash=hash_of_archive(archive))
-    check_code(pinned, hash_of_archive(archive))
-    with pytest.raises(PolicyError, match=f"sent the code {other[:12]}, it allows"):
-        check_code(pinned, other)
-
-
-def test_a_file_by_another_name_is_other_code():
-    project = b'[project]\nname = "x"\n'
-    first = hash_of_files({"pyproject.toml": project, "a.py": b"1", "b.py": b"2"})
-    assert first != hash_of_files(
-        {"pyproject.toml": project, "a.py": b"2", "b.py": b"1"}
-    )
-    with pytest.raises(ProtocolError, match="no Flower app"):
-        hash_of_files({"a.py": b"1"})
-
-
-def test_what_is_no_archive_is_refused(archive):
-    for broken in (b"", b"PK\3\4 nothing", archive[: len(archive) // 2]):
-        with pytest.raises(ProtocolError, match="cannot be unpacked"):
-            hash_of_archive(broken)
-    twice = io.BytesIO()
-    with zipfile.ZipFile(twice, "w") as packed:
-        packed.writestr("pyproject.toml", "")
-        with pytest.warns(UserWarning, match="Duplicate name"):
-            packed.writestr("pyproject.toml", "")
-    with pytest.raises(ProtocolError, match="names a file twice"):
-        hash_of_archive(twice.getvalue())
 
 
 def test_pinning_keeps_the_rest_of_the_settings(tmp_path):
