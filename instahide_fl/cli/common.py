@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -15,8 +16,16 @@ from instahide_fl.errors import OutputError
 BROKEN = "InstaHide is broken as an encryption scheme (Carlini et al., IEEE S&P 2021)"
 DATASET_HELP = "A name as in data.dataset, for instance mnist-5k or imagefolder:PATH."
 
-console = Console(soft_wrap=True)
-errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+# A cell of a notebook calls itself a terminal, and shows all that was ever drawn on it.
+_TERMINAL = False if "JPY_PARENT_PID" in os.environ else None
+console = Console(soft_wrap=True, force_terminal=_TERMINAL)
+errors = Console(
+    stderr=True,
+    soft_wrap=True,
+    highlight=False,
+    markup=False,
+    force_terminal=_TERMINAL,
+)
 
 Settings = Annotated[
     Path | None, typer.Argument(metavar="[CONFIG.toml]", help="Settings file.")

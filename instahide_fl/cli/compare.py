@@ -5,16 +5,20 @@ from __future__ import annotations
 import signal
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.live import Live
 
 from instahide_fl.cli.common import console, errors, interrupt
 from instahide_fl.errors import ConfigError, OutputError, StudyError
+from instahide_fl.files import sole_writer
 from instahide_fl.study.folder import StudyFolder
 from instahide_fl.study.plan import PlannedRun, plan_runs
 from instahide_fl.study.settings import StudyConfig, fit_for_folder
+
+if TYPE_CHECKING:
+    from instahide_fl.compare.execution import Ended
 
 
 def compare(
@@ -36,8 +40,6 @@ def compare(
     ] = False,
 ) -> None:
     """Train every method under the same budget, attack each, and write the report."""
-    from instahide_fl.compare.execution import side_by_side
-
     study = StudyConfig.from_toml(study_file)
     runs = plan_runs(study, Path.cwd())
     if plan:
@@ -50,18 +52,10 @@ def compare(
             f"choose another --out"
         )
     folder.open_for(study_file, runs)
-    missing = [run for run in runs if not folder.finished(run)]
-    if not missing:
-        folder.save(study, runs, {}, {})
-        console.print(f"all {len(runs)} runs are finished", markup=False)
-    else:
-        _check_attacks(study)
-        count = min(len(missing), side_by_side(runs[0].config, jobs))
-        failures = _carry_out(folder, study, runs, missing, count)
-        for name, reason in failures.items():
-            errors.print(f"{name} failed: {reason}")
-    _write_report(folder)
-    if missing and failures:
+    with sole_writer(folder.path):
+        failures = _finish(folder, study, runs, jobs)
+        _write_report(folder)
+    if failures:
         failed = f"{len(failures)} of {len(runs)} runs"
         raise StudyError(
             f"{failed if len(failures) < len(runs) else 'every run'} failed; once the "
@@ -78,6 +72,25 @@ def _print_plan(runs: Sequence[PlannedRun]) -> None:
         console.print(run.name, markup=False, highlight=False)
     audits = sum(len(run.audits) for run in runs)
     console.print(f"{len(runs)} runs, {audits} audits", highlight=False)
+
+
+def _finish(
+    folder: StudyFolder, study: StudyConfig, runs: Sequence[PlannedRun], jobs: int
+) -> dict[str, str]:
+    """Do what is missing of a study; return why some runs failed."""
+    from instahide_fl.compare.execution import side_by_side
+
+    missing = [run for run in runs if not folder.finished(run)]
+    if not missing:
+        folder.save(study, runs, {}, {})
+        console.print(f"all {len(runs)} runs are finished", markup=False)
+        return {}
+    _check_attacks(study)
+    count = min(len(missing), side_by_side(runs[0].config, jobs))
+    failures = _carry_out(folder, study, runs, missing, count)
+    for name, reason in failures.items():
+        errors.print(f"{name} failed: {reason}")
+    return failures
 
 
 def _check_attacks(study: StudyConfig) -> None:
@@ -117,6 +130,7 @@ def _carry_out(
 
     failures: dict[str, str] = {}
     seconds: dict[str, float] = {}
+    done = 0
     folder.save(study, runs, failures, seconds)
     # Whoever ends us with SIGTERM (a scheduler, a time limit) gets the same clean-up.
     signal.signal(signal.SIGTERM, interrupt)
@@ -124,7 +138,10 @@ def _carry_out(
         with Lanes(folder.path, count) as lanes, _live() as live:
             for ended in lanes.carry_out(missing):
                 if ended is not None:
-                    _note(ended.run, ended.failure, failures)
+                    done += 1
+                    _say(ended, done, len(missing))
+                    if ended.failure:
+                        failures[ended.run.name] = ended.failure
                     seconds[ended.run.name] = ended.seconds
                     folder.save(study, runs, failures, seconds)
                 running = {run.name for run, _ in lanes.running.values()}
@@ -145,12 +162,12 @@ def _live() -> Live:
     return Live(console=console, auto_refresh=False, transient=True)
 
 
-def _note(run: PlannedRun, failure: str, failures: dict[str, str]) -> None:
-    if failure:
-        failures[run.name] = failure
+def _say(ended: Ended, done: int, missing: int) -> None:
+    """Say that a run ended, where no live table shows it."""
     if not console.is_terminal:
-        state = f"failed: {failure}" if failure else "finished"
-        console.print(f"{run.name} {state}", markup=False, highlight=False)
+        state = "failed" if ended.failure else f"finished ({ended.seconds:.0f} s)"
+        line = f"{done}/{missing} {ended.run.name} {state}"
+        console.print(line, markup=False, highlight=False)
 
 
 def _write_report(folder: StudyFolder) -> None:

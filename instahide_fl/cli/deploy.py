@@ -208,7 +208,7 @@ def deploy_run(
     insecure: Insecure = False,
 ) -> None:
     """Train on the clients of a federation and write the run folder."""
-    from instahide_fl.cli.run import note_start, train
+    from instahide_fl.cli.run import train
     from instahide_fl.deployment.federation import open_federation
     from instahide_fl.engine.deployment import run_deployed
     from instahide_fl.engine.superlink import LocalSuperLink
@@ -227,15 +227,14 @@ def deploy_run(
     superlink.require()
     if resume is not None:
         folder = RunFolder.open_interrupted(resume)
-        folder.clear_failure()
     else:
         path = out or free_run_folder(Path("runs"), settings)
         folder = RunFolder.create(path, settings)
-    note_start(folder, "deployment", resumed=resume is not None)
     train(
         settings,
         folder,
         partial(run_deployed, superlink),
+        "deployment",
         resumed=resume is not None,
         command="instahide-fl deploy run",
     )

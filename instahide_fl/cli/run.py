@@ -76,12 +76,10 @@ def run(
         check_run(settings)
     if resume is not None:
         folder = RunFolder.open_interrupted(resume)
-        folder.clear_failure()
     else:
         path = out or free_run_folder(Path("runs"), settings)
         folder = RunFolder.create(path, settings.resolved())
-    note_start(folder, engine or DEFAULT_ENGINE, resumed=resume is not None)
-    train(settings, folder, start, resumed=resume is not None)
+    train(settings, folder, start, engine or DEFAULT_ENGINE, resumed=resume is not None)
 
 
 def _tracked(settings: Config, tensorboard: bool, mlflow: str | None) -> Config:
@@ -99,7 +97,7 @@ def _choose(name: str, choices: dict[str, Any]) -> Any:
     return choices[name]
 
 
-def note_start(folder: RunFolder, engine: str, *, resumed: bool) -> None:
+def _note_start(folder: RunFolder, engine: str, *, resumed: bool) -> None:
     """Begin provenance.json with what only the command line knows."""
     from instahide_fl.run_folder import PROVENANCE
 
@@ -118,6 +116,7 @@ def train(
     settings: Config,
     folder: RunFolder,
     start: Callable[[Config, RunFolder], None],
+    engine: str,
     *,
     resumed: bool,
     command: str = "instahide-fl run",
@@ -128,9 +127,14 @@ def train(
         settings: of the run.
         folder: of the run.
         start: the engine.
+        engine: its name, for provenance.json.
         resumed: whether the folder has a checkpoint to continue from.
         command: that continues the run if it is interrupted.
+
+    Raises:
+        OutputError: another process is writing in the folder.
     """
+    from instahide_fl.files import sole_writer
     from instahide_fl.progress import RunProgress
     from instahide_fl.run_folder import SUMMARY
 
@@ -139,8 +143,12 @@ def train(
     # Whoever ends us with SIGTERM (a scheduler, a time limit) gets the same clean-up.
     signal.signal(signal.SIGTERM, interrupt)
     try:
-        with RunProgress(folder, settings.train.rounds, console):
-            start(full, folder)
+        with sole_writer(folder.path):
+            if resumed:
+                folder.clear_failure()
+            _note_start(folder, engine, resumed=resumed)
+            with RunProgress(folder, settings.train.rounds, console):
+                start(full, folder)
     except KeyboardInterrupt:
         remedy = f"continue with {command} --resume {folder.path}"
         errors.print(f"interrupted: {remedy}")

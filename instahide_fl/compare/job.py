@@ -87,7 +87,26 @@ def _audit(
         with explained(folder.path):
             shutil.rmtree(folder.path, ignore_errors=True)
         _train(folder, config.resolved())
-    recorded = open_recorded_run(folder.path)
+    left_out = _attack(folder, audit, config)
+    folder.write_json(
+        AUDIT,
+        {
+            "name": audit.name,
+            "start": audit.start,
+            "attacks": audit.attacks,
+            "left_out": left_out,
+            "seconds": time.perf_counter() - start,
+        },
+    )
+
+
+def _attack(folder: RunFolder, audit: AuditConfig, config: Config) -> dict[str, str]:
+    """Make an audit's attacks; return why some could not be made, by attack."""
+    try:
+        recorded = open_recorded_run(folder.path)
+    except AttackError as error:
+        # Poisson samples may be empty, all of them.
+        return dict.fromkeys(audit.attacks, str(error))
     left_out: dict[str, str] = {}
     for name in audit.attacks:
         attack = build_attack(name, audit.attack_settings.get(name, {}))
@@ -100,13 +119,4 @@ def _audit(
         save_result(result, folder.path / RESULTS)
         save_attack_pictures(result, folder.path / RESULTS)
         track_result(result, folder)
-    folder.write_json(
-        AUDIT,
-        {
-            "name": audit.name,
-            "start": audit.start,
-            "attacks": audit.attacks,
-            "left_out": left_out,
-            "seconds": time.perf_counter() - start,
-        },
-    )
+    return left_out

@@ -51,6 +51,8 @@ def _explain(error: ValidationError, table: type[Table]) -> str:
     key = _kebab(str(problem["loc"][0]))
     if problem["type"] == "extra_forbidden":
         return _unknown(prefix, key, [_kebab(field) for field in table.model_fields])
+    if problem["type"] == "missing":
+        return f"{prefix}{key} is missing"
     rules = [
         _rule(other["msg"])
         for other in error.errors()

@@ -8,7 +8,6 @@ number of processes and interruptions, and no more than some chunks are in memor
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import shutil
@@ -38,7 +37,7 @@ from instahide_fl.data.pool_patches import (
     read_chunk,
 )
 from instahide_fl.errors import OutputError, PoolError
-from instahide_fl.files import explained, write_text
+from instahide_fl.files import explained, sole_writer, write_text
 
 DESCRIPTION = "build.json"
 # Another version may decode, detect or shrink otherwise.
@@ -156,16 +155,7 @@ def _description(
 def _opened(work: Path, description: Mapping[str, Any]) -> Iterator[None]:
     """Make or continue the working folder, and keep other processes out of it."""
     work.mkdir(parents=True, exist_ok=True)
-    with (work / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OutputError(
-                f"another process is building in {work} right now: wait for it, or "
-                f"choose another --out"
-            ) from None
-        except OSError:
-            pass  # a file system without locks
+    with sole_writer(work):
         _check_same(work, description)
         write_text(work / DESCRIPTION, json.dumps(description, indent=2) + "\n")
         yield

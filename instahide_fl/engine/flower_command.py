@@ -6,12 +6,13 @@ import contextlib
 import json
 import os
 import socket
-import ssl
 import subprocess
 import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
+
+from instahide_fl.deployment.reach import trusting
 
 
 def command(name: str) -> str:
@@ -75,10 +76,10 @@ def answers(port: int, authority: Path | None) -> bool:
             socket.create_connection(("127.0.0.1", port), timeout=2).close()
             return True
         return False
-    context = ssl.create_default_context(cafile=str(authority))
     # A proxy from the environment must not stand between us and our own machine.
     opener = urllib.request.build_opener(
-        urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
+        urllib.request.ProxyHandler({}),
+        urllib.request.HTTPSHandler(context=trusting(authority)),
     )
     try:
         opener.open(f"https://127.0.0.1:{port}/health", timeout=3).close()

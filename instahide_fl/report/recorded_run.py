@@ -113,6 +113,7 @@ def open_recorded_run(path: Path, rounds: str = "") -> RecordedRun:
         ConfigError: its settings, or `rounds`, are not valid.
         TranscriptError: no round was recorded, not these ones, without the truth, or a
             file is damaged.
+        AttackError: no client trained on any image in these rounds.
     """
     folder = RunFolder(path)
     if not (path / CONFIG).is_file():
@@ -142,7 +143,7 @@ def open_recorded_run(path: Path, rounds: str = "") -> RecordedRun:
             )
     transcripts = with_images(transcripts, truths)
     if not transcripts:
-        raise TranscriptError(
+        raise AttackError(
             f"no client of {path} trained on any image in the recorded rounds: record "
             f"more of them"
         )

@@ -140,3 +140,41 @@ def test_a_study_of_which_every_run_fails_has_a_report_that_says_why(tmp_path):
     report = (tmp_path / "out" / "report.html").read_text()
     assert ended.stdout.splitlines()[-1] == str(tmp_path / "out" / "report.html")
     assert report.count("no-data") >= 4
+
+
+EMPTY_SAMPLES = """
+title = "Empty samples"
+seeds = [1]
+
+[base.train]
+rounds = 1
+[base.partition]
+num-clients = 1
+[base.model]
+name = "mlp"
+width = 1
+[base.instahide]
+method = "none"
+
+[[methods]]
+name = "DP-SGD"
+[methods.settings.defense]
+differential-privacy = "dp-sgd"
+
+[[audits]]
+name = "batch 1"
+attacks = ["first_layer"]
+[audits.settings.train]
+batch-size = 1
+"""
+
+
+def test_an_audit_in_which_nobody_trained_is_left_out_with_the_reason(tmp_path):
+    path = tmp_path / "study.toml"
+    path.write_text(EMPTY_SAMPLES)
+    ended = compare(path, "--out", tmp_path / "out")
+    assert ended.returncode == 0, ended.stderr
+    assert "1/1 dp-sgd-seed-1 finished" in ended.stdout
+    audit = tmp_path / "out" / "runs" / "dp-sgd-seed-1" / "audits" / "batch-1"
+    left_out = json.loads((audit / "audit.json").read_text())["left_out"]
+    assert "trained on any image" in left_out["first_layer"]

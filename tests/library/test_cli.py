@@ -16,7 +16,10 @@ import pytest
 import torch
 from PIL import Image
 
+from instahide_fl.config import Config
 from instahide_fl.data.pool import MixingPool
+from instahide_fl.files import sole_writer
+from instahide_fl.run_folder import RunFolder
 
 QUICK = ["--engine", "inline", "--set", "train.rounds=2", "--set", "model.width=4"]
 
@@ -31,6 +34,16 @@ def test_run_then_the_folder_cannot_be_overwritten(command):
     assert "first exists already" in err
     code, _, err = command("run", "--resume", "first")
     assert (code, "is finished" in err) == (2, True)
+
+
+def test_one_process_at_a_time_writes_in_a_folder(command, tmp_path):
+    config = Config().with_values({"train.rounds": 2, "model.width": 4})
+    run = RunFolder.create(tmp_path / "run", config)
+    with sole_writer(run.path):
+        code, _, err = command("run", "--engine", "inline", "--resume", run.path)
+    assert (code, "another process is writing in" in err) == (2, True)
+    assert not (run.path / "provenance.json").exists()
+    assert command("run", "--engine", "inline", "--resume", run.path)[0] == 0
 
 
 def test_default_folders_are_numbered_and_a_settings_file_works(command):

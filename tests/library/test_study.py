@@ -105,6 +105,9 @@ def test_a_file_that_is_no_study_says_what_is_wrong(tmp_path):
     path.write_text("title = ")
     with pytest.raises(ConfigError, match=r"study\.toml is not valid TOML"):
         StudyConfig.from_toml(path)
+    path.write_text("seeds = [0]")
+    with pytest.raises(ConfigError, match="title is missing"):
+        StudyConfig.from_toml(path)
     with pytest.raises(ConfigError, match="cannot read the study file"):
         StudyConfig.from_toml(tmp_path / "absent.toml")
 
