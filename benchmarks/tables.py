@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,18 +57,57 @@ SECTIONS = {
         "A pool of 1,281,167 images of 3x32x32 (3.9 GB), mapped by all workers. Peak "
         "memory of all processes of the run, shared pages counted once.",
     ),
+    "deployment": (
+        "A deployed round",
+        "`python -m benchmarks.deployment`: TLS, node authentication and three clients "
+        "on loopback. Seconds of a round (median, shortest, longest) and what a "
+        "client's part of it is made of; the rest is Flower's waiting and polling.",
+    ),
+    "soak": (
+        "A deployment for half an hour",
+        "`python -m benchmarks.soak --minutes 30`. Memory and file handles of each "
+        "process, and how much they grew (as a share) from the first third of the time "
+        "after five minutes to the last third.",
+    ),
+    "fault-campaign": (
+        "A deployment that is killed again and again",
+        "`python -m benchmarks.fault_campaign --kills 30`: SIGKILL at random moments.",
+    ),
+}
+COLUMNS = {
+    "soak": [
+        *("process", "rss_mib", "rss_mib_growth"),
+        *("pss_mib", "pss_mib_growth", "fds", "fds_growth"),
+    ]
+}
+SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "encoder": lambda found: (
+        f"Seconds until the first image is encoded: "
+        f"{shown(found['first_use_seconds'])}."
+    ),
+    "fault-campaign": lambda found: (
+        f"{found['kills']} kills in {found['attempts']} attempts and "
+        f"{found['minutes']:.0f} minutes. All {found['rounds']} rounds are in "
+        f"metrics.jsonl once, with each client counted or named: "
+        f"{'yes' if found['every_round_accounted_for'] else 'no'}; "
+        f"{found['rounds_without_all_clients']} lacked a client. Longest time without "
+        f"a new round or attempt: {found['longest_seconds_without_progress']:.0f} s. "
+        f"Accuracy {found['accuracy']:.1%}; the same apps on the same data without a "
+        f"fault: {found['accuracy_undisturbed']:.1%}."
+    ),
 }
 
 
 def section(result: Mapping[str, Any]) -> str:
     """Return one result as Markdown."""
     title, text = SECTIONS[result["name"]]
-    rows = result["rows"]
+    columns = COLUMNS.get(result["name"], list(result["rows"][0]))
+    rows = [{name: row[name] for name in columns} for row in result["rows"]]
     lines = [f"## {title}", "", text, ""]
     lines += [_line(list(rows[0])), _line(["---"] * len(rows[0]))]
     lines += [_line([shown(value) for value in row.values()]) for row in rows]
-    if first_use := result.get("first_use_seconds"):
-        lines += ["", f"Seconds until the first image is encoded: {shown(first_use)}."]
+    if sentence := SENTENCES.get(result["name"]):
+        lines += ["", sentence(result)]
     machine, versions = result["machine"], result["versions"]
     used = ", ".join(f"{name} {versions[name]}" for name in ("torch", "flwr", "ray"))
     lines += [

@@ -6,6 +6,7 @@ import itertools
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from instahide_fl.cli import app
 from instahide_fl.config import Config, parse_assignment
 
 ROOT = Path(__file__).parents[1]
+CHROMIUM = shutil.which("chromium")
 PAGES = sorted(
     [
         *ROOT.glob("*.md"),
@@ -117,22 +119,60 @@ def test_examples_run_as_they_stand(example, tmp_path):
         assert "encodings: SSIM 1.00" in ended.stdout
 
 
-@pytest.mark.slow
-def test_the_site_is_built_without_a_warning_and_lists_every_setting(tmp_path):
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The site, built with its notebook executed."""
+    folder = tmp_path_factory.mktemp("site") / "site"
     build = [sys.executable, "-W", "ignore", "-m", "mkdocs", "build", "--strict"]
     ended = subprocess.run(
-        [*build, "--site-dir", tmp_path / "site"],
+        [*build, "--site-dir", folder],
         cwd=ROOT,
         env={**os.environ, "NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
     )
     assert ended.returncode == 0, ended.stderr
-    settings = (tmp_path / "site" / "reference" / "settings.html").read_text()
+    return folder
+
+
+@pytest.mark.slow
+def test_the_site_lists_every_setting_and_command(site):
+    settings = (site / "reference" / "settings.html").read_text()
     for name in Config().to_run_config():
         assert f"<code>{name.rpartition('.')[2]}</code>" in settings
-    told = (tmp_path / "site" / "reference" / "commands.html").read_text()
+    told = (site / "reference" / "commands.html").read_text()
     assert "instahide-fl deploy remove" in told
-    page = (tmp_path / "site" / "index.html").read_text()
-    assert "https://fonts" not in page
-    assert "cdn" not in page
+
+
+@pytest.mark.slow
+def test_the_notebook_was_executed(site):
+    page = (site / "notebooks" / "compare.html").read_text()
+    assert page.count('class="dataframe"') == 2
+    [picture] = re.findall(r'<img[^>]* src="(compare-[^"]*\.png)"', page)
+    assert (site / "notebooks" / picture).stat().st_size > 5_000
+
+
+@pytest.mark.slow
+def test_the_site_needs_no_network(site):
+    loads = re.compile(r'<(?:script|img|iframe)[^>]* src="(?:https?:)?//[^"]*"')
+    styles = re.compile(r'<link[^>]*stylesheet[^>]*href="(?:https?:)?//[^"]*"')
+    for page in site.rglob("*.html"):
+        text = page.read_text()
+        assert not loads.findall(text) + styles.findall(text), page
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium")
+def test_the_search_works_on_pages_from_a_disk(site, tmp_path):
+    seen = subprocess.run(
+        [
+            *(CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu"),
+            *("--disable-background-networking", "--no-first-run"),
+            *(f"--user-data-dir={tmp_path}", "--virtual-time-budget=20000"),
+            *("--dump-dom", f"{(site / 'index.html').as_uri()}?q=whitened"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert re.search(r"[1-9]\d* matching document", seen.stdout)

@@ -66,4 +66,5 @@ def _in_checkout(site_path: str) -> str:
 
 def _in_site(path: str) -> str:
     """Return where a file of the checkout is in the site."""
-    return OUTSIDE.get(path, path.removeprefix("docs/"))
+    found = OUTSIDE.get(path, path.removeprefix("docs/"))
+    return found.removesuffix(".ipynb") + ".md" if found.endswith(".ipynb") else found

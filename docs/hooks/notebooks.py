@@ -1,0 +1,64 @@
+"""Runs the notebooks of docs/notebooks/ and makes pages of what they printed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from mkdocs.structure.files import File, Files
+from nbclient import NotebookClient
+from nbconvert import MarkdownExporter
+
+ROOT = Path(__file__).resolve().parents[2]
+NOTEBOOKS = ROOT / "docs" / "notebooks"
+LONGEST = 300  # seconds that a cell may take
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Add a page and its pictures for each notebook.
+
+    Raises:
+        nbclient.exceptions.CellExecutionError: a notebook does not run.
+    """
+    for source in sorted(NOTEBOOKS.glob("*.ipynb")):
+        notebook = nbformat.read(source, as_version=4)
+        with tempfile.TemporaryDirectory() as folder, _environment(Path(folder)):
+            place = {"metadata": {"path": folder}}
+            NotebookClient(notebook, timeout=LONGEST, resources=place).execute()
+        page, found = MarkdownExporter().from_notebook_node(notebook)
+        name = f"notebooks/{source.stem}"
+        for picture, content in found["outputs"].items():
+            page = page.replace(f"({picture})", f"({source.stem}-{picture})")
+            target = f"{name}-{picture}"
+            files.append(File.generated(config, target, content=content))
+        files.append(File.generated(config, f"{name}.md", content=page))
+    return files
+
+
+@contextlib.contextmanager
+def _environment(folder: Path) -> Iterator[None]:
+    """Let a notebook's commands be those of this checkout and this Python."""
+    before = dict(os.environ)
+    script = folder / "bin" / "instahide-fl"
+    script.parent.mkdir()
+    script.write_text(
+        f"#!{sys.executable}\nfrom instahide_fl.cli import main\n"
+        "if __name__ == '__main__':\n    main()\n"
+    )
+    script.chmod(0o700)
+    os.environ |= {
+        "PATH": os.pathsep.join([str(script.parent), before.get("PATH", "")]),
+        "PYTHONPATH": str(ROOT),
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+    }
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
