@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help install run simulate test test-faults test-fast check format build docs bench picture clean
+.PHONY: help install run simulate test test-faults test-fast coverage check format build docs bench picture clean
 
 help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -25,6 +25,9 @@ test-faults: $(READY) ## Kill, starve and deceive a deployment's processes (10 m
 
 test-fast: $(READY) ## Run the tests that start no Flower or Ray processes.
 	$(BIN)/pytest -n 2 -m "not slow" $(ARGS)
+
+coverage: $(READY) ## Run all tests but those of test-faults and tell which lines none of them ran.
+	$(BIN)/pytest -n 2 --dist loadfile -m "not faults" --cov --cov-report=term:skip-covered --cov-report=html $(ARGS)
 
 check: $(READY) ## Lint, check formatting and types.
 	$(BIN)/ruff check .
@@ -55,8 +58,8 @@ picture: $(READY) ## Draw the pictures of README and docs/ again.
 
 install: $(READY) ## Create .venv with everything in it.
 
-clean: ## Remove .venv, caches and builds; runs/ stays.
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+clean: ## Remove .venv, caches and builds; runs/ and studies/ stay.
+	rm -rf $(VENV) build dist site htmlcov .coverage* *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # The stamp is written last, so an interrupted set-up is simply done again. A torch that
 # is there already (a CPU-only build, another CUDA) is kept if it satisfies the range.

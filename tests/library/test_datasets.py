@@ -30,17 +30,19 @@ PAGE = Path(__file__).parents[2] / "docs" / "data.md"
 IDX = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
 
 
-def write_hugging_face_folder(folder, count=12, size=(8, 8), mode="RGB", writers=None):
+def write_hugging_face_folder(
+    folder, count=12, size=(8, 8), mode="RGB", writers=None, classes=("cat", "dog")
+):
     """A data set in the layout of the hub: parquet files with encoded images."""
     features = datasets.Features(
-        {"img": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])}
+        {"img": datasets.Image(), "label": datasets.ClassLabel(names=list(classes))}
     )
     rng = np.random.default_rng(0)
     shape = (*size, 3) if mode == "RGB" else size
     pixels = rng.integers(0, 256, (count, *shape), dtype=np.uint8)
     rows = {
         "img": [Image.fromarray(one) for one in pixels],
-        "label": [i % 2 for i in range(count)],
+        "label": [i % len(classes) for i in range(count)],
     }
     if writers:
         rows["writer"] = writers
