@@ -41,9 +41,10 @@ def free_ports(count):
         return [one.getsockname()[1] for one in taken]
 
 
-def cli(*arguments, timeout=300, **options):
+def cli(*arguments, timeout=300, within=(), **options):
+    """Run a command to its end; `within` goes in front, for instance a namespace."""
     return subprocess.run(
-        [*COMMAND, *map(str, arguments)],
+        [*within, *COMMAND, *map(str, arguments)],
         cwd=app_root(),
         capture_output=True,
         text=True,
@@ -53,11 +54,11 @@ def cli(*arguments, timeout=300, **options):
 
 
 @contextlib.contextmanager
-def service(log, *arguments):
+def service(log, *arguments, within=()):
     """Run a command in the foreground of its own session, and end it as Ctrl-C does."""
     with log.open("ab") as output:
         process = subprocess.Popen(
-            [*COMMAND, *map(str, arguments)],
+            [*within, *COMMAND, *map(str, arguments)],
             cwd=app_root(),
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -106,12 +107,12 @@ def edit(folder, **changes):
     path.write_text(tomli_w.dumps(tomllib.loads(path.read_text()) | changes))
 
 
-def make_federation(root):
+def make_federation(root, host="127.0.0.1"):
     """Make a federation of three clients, whose keys are those of a simulation."""
     fleet, superlink = free_ports(2)
     made = cli(
         *("deploy", "init", root / "federation", "--clients", *CLIENTS),
-        *("--host", "127.0.0.1", "--port", fleet if HAS_NGINX else superlink),
+        *("--host", host, "--port", fleet if HAS_NGINX else superlink),
         *("--superlink-port", superlink if HAS_NGINX else fleet),
     )
     assert made.returncode == 0, made.stderr
@@ -126,16 +127,17 @@ def make_federation(root):
         )
 
 
-def server(root):
+def server(root, within=()):
     """Run the federation's server; its output is in server.log."""
     proxy = [] if HAS_NGINX else ["--no-proxy"]
-    return service(root / "server.log", "deploy", "server", root / "federation", *proxy)
+    command = ("deploy", "server", root / "federation", *proxy)
+    return service(root / "server.log", *command, within=within)
 
 
-def client(root, name):
+def client(root, name, within=()):
     """Run one of its clients; its output is in NAME.log."""
     own = root / "federation" / "clients" / name
-    return service(root / f"{name}.log", "deploy", "client", own)
+    return service(root / f"{name}.log", "deploy", "client", own, within=within)
 
 
 @contextlib.contextmanager
@@ -150,10 +152,10 @@ def everybody_online(root):
         yield root / "federation"
 
 
-def await_online(folder, seconds=90):
+def await_online(folder, seconds=90, within=()):
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        status = cli("deploy", "status", folder)
+        status = cli("deploy", "status", folder, within=within)
         if status.returncode == 0:
             return
         time.sleep(1)
