@@ -57,7 +57,13 @@ def describe(folder: RunFolder) -> tuple[str, Row]:
     """Return the experiment's name, and what is kept of a run."""
     made, summary = folder.read_json(PROVENANCE), folder.read_json(SUMMARY)
     words = shlex.split(made["command"])
-    (config,) = [Path(word) for word in words if word.endswith(".toml")]
+    configs = [Path(word) for word in words if word.endswith(".toml")]
+    if len(configs) != 1:
+        raise SystemExit(
+            f"{folder.path} was not started with a settings file, of which it could be "
+            f"a result: its command was {made['command']!r}"
+        )
+    (config,) = configs
     changes = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
     changes = [one for one in changes if not one.startswith(PLACES)]
     curve = [
