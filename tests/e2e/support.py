@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+from multiprocessing.util import Finalize
 from pathlib import Path
 
 import psutil
@@ -23,7 +23,8 @@ from instahide_fl.run_folder import RunFolder
 # Ray's sockets must stay under 108 characters.
 SCRATCH = tempfile.mkdtemp(prefix="e2e-")
 os.environ["TMPDIR"] = tempfile.tempdir = SCRATCH
-atexit.register(shutil.rmtree, SCRATCH, ignore_errors=True)
+# After the folders in it, which multiprocessing removes at -100.
+Finalize(None, shutil.rmtree, args=(SCRATCH, True), exitpriority=-200)
 
 COMMAND = (sys.executable, "-c", "from instahide_fl.cli import main; main()")
 
