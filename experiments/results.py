@@ -115,6 +115,8 @@ def table() -> str:
         "|" + " --- |" * 5,
     ]
     for config in sorted(HERE.glob("*.toml")):
+        if "[[methods]]" in config.read_text():
+            continue  # a study, which has a report of its own
         question = config.read_text().splitlines()[0].removeprefix("# ")
         path = RESULTS / f"{config.stem}.json"
         rows: list[Row] = json.loads(path.read_text()) if path.exists() else []
