@@ -2,7 +2,8 @@
 
 What is changed: paths of the reader's own become data made here, and long work becomes
 short (two rounds, cut studies), because what is tested is the command. What needs a
-network, another machine or a screen is in `ELSEWHERE`, with the test that has it.
+network or another machine, measures for minutes, or stays until it is stopped is in
+`ELSEWHERE`, with the file that has, or tests, what is behind it.
 """
 
 from __future__ import annotations
