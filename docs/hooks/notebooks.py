@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +26,10 @@ def on_files(files: Files, config: Any) -> Files:
     """
     for source in sorted(NOTEBOOKS.glob("*.ipynb")):
         notebook = nbformat.read(source, as_version=4)
-        with tempfile.TemporaryDirectory() as folder, _environment(Path(folder)):
+        with tempfile.TemporaryDirectory() as folder:
             place = {"metadata": {"path": folder}}
-            NotebookClient(notebook, timeout=LONGEST, resources=place).execute()
+            client = NotebookClient(notebook, timeout=LONGEST, resources=place)
+            client.execute(env=_environment(Path(folder)))
         page, found = MarkdownExporter().from_notebook_node(notebook)
         name = f"notebooks/{source.stem}"
         for picture, content in found["outputs"].items():
@@ -41,10 +40,8 @@ def on_files(files: Files, config: Any) -> Files:
     return files
 
 
-@contextlib.contextmanager
-def _environment(folder: Path) -> Iterator[None]:
+def _environment(folder: Path) -> dict[str, str]:
     """Let a notebook's commands be those of this checkout and this Python."""
-    before = dict(os.environ)
     script = folder / "bin" / "instahide-fl"
     script.parent.mkdir()
     script.write_text(
@@ -52,13 +49,9 @@ def _environment(folder: Path) -> Iterator[None]:
         "if __name__ == '__main__':\n    main()\n"
     )
     script.chmod(0o700)
-    os.environ |= {
-        "PATH": os.pathsep.join([str(script.parent), before.get("PATH", "")]),
+    return {
+        **os.environ,
+        "PATH": os.pathsep.join([str(script.parent), os.environ.get("PATH", "")]),
         "PYTHONPATH": str(ROOT),
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
     }
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)

@@ -165,7 +165,9 @@ def _live() -> Live:
 def _say(ended: Ended, done: int, missing: int) -> None:
     """Say that a run ended, where no live table shows it."""
     if not console.is_terminal:
-        state = "failed" if ended.failure else f"finished ({ended.seconds:.0f} s)"
+        state = f"finished ({ended.seconds:.0f} s)"
+        if ended.failure:
+            state = f"failed: {ended.failure}"
         line = f"{done}/{missing} {ended.run.name} {state}"
         console.print(line, markup=False, highlight=False)
 

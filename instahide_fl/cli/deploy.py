@@ -221,13 +221,12 @@ def deploy_run(
                 "--resume continues with the settings of its folder: give no settings "
                 "file, --set, --seed or --out beside it"
             )
-        settings = RunFolder.open_interrupted(resume).config()
+        folder = RunFolder.open_interrupted(resume)
+        settings = folder.config()
     else:
         settings = read_settings(config, assignments, seed).located(Path.cwd())
     superlink.require()
-    if resume is not None:
-        folder = RunFolder.open_interrupted(resume)
-    else:
+    if resume is None:
         path = out or free_run_folder(Path("runs"), settings)
         folder = RunFolder.create(path, settings)
     train(

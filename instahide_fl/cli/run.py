@@ -74,9 +74,7 @@ def run(
     settings = _tracked(settings, tensorboard, mlflow).located(Path.cwd())
     with console.status("preparing data and pool"):
         check_run(settings)
-    if resume is not None:
-        folder = RunFolder.open_interrupted(resume)
-    else:
+    if resume is None:
         path = out or free_run_folder(Path("runs"), settings)
         folder = RunFolder.create(path, settings.resolved())
     train(settings, folder, start, engine or DEFAULT_ENGINE, resumed=resume is not None)
@@ -136,7 +134,7 @@ def train(
     """
     from instahide_fl.files import sole_writer
     from instahide_fl.progress import RunProgress
-    from instahide_fl.run_folder import SUMMARY
+    from instahide_fl.run_folder import SUMMARY, RunFolder
 
     absolute = str(folder.path.absolute())
     full = settings.with_values({"output.folder": absolute, "output.resume": resumed})
@@ -144,8 +142,8 @@ def train(
     signal.signal(signal.SIGTERM, interrupt)
     try:
         with sole_writer(folder.path):
-            if resumed:
-                folder.clear_failure()
+            if resumed:  # perhaps another process has finished it meanwhile
+                RunFolder.open_interrupted(folder.path).clear_failure()
             _note_start(folder, engine, resumed=resumed)
             with RunProgress(folder, settings.train.rounds, console):
                 start(full, folder)

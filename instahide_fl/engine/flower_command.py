@@ -71,18 +71,14 @@ def answers(port: int, authority: Path | None) -> bool:
         port: of it.
         authority: certificate that its own is checked with; None without TLS.
     """
-    if authority is None:
-        with contextlib.suppress(OSError):
-            socket.create_connection(("127.0.0.1", port), timeout=2).close()
-            return True
-        return False
     # A proxy from the environment must not stand between us and our own machine.
-    opener = urllib.request.build_opener(
-        urllib.request.ProxyHandler({}),
-        urllib.request.HTTPSHandler(context=trusting(authority)),
-    )
+    handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]
+    if authority is not None:
+        handlers.append(urllib.request.HTTPSHandler(context=trusting(authority)))
+    scheme = "http" if authority is None else "https"
+    opener = urllib.request.build_opener(*handlers)
     try:
-        opener.open(f"https://127.0.0.1:{port}/health", timeout=3).close()
+        opener.open(f"{scheme}://127.0.0.1:{port}/health", timeout=3).close()
     except urllib.error.HTTPError:
         return True
     except OSError:

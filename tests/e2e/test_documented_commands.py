@@ -47,7 +47,6 @@ ELSEWHERE = {
     r".*data\.(download|root)=": "tests/library/test_datasets.py",
     r"python -m benchmarks": "benchmarks/deployment.py",
     r"python -m experiments.break_encodings": "tests/library/test_carlini.py",
-    r"python experiments/results.py": "tests/test_experiments.py",
     r"python examples": "tests/test_documentation.py",
 }
 SHORT_RUN = ["--set", "train.rounds=2"]
@@ -155,13 +154,20 @@ def shortened_command(words):
     return words
 
 
+def expanded(word, folder):
+    """Return the files that a shell would put in the place of NAME/*."""
+    if not word.endswith("/*"):
+        return [word]
+    return sorted(str(one.relative_to(folder)) for one in folder.glob(word))
+
+
 def prepare(words, command, folder):
     """Make the runs that a command of this page takes from another page."""
     for before, word in zip(["", *words], words, strict=False):
         path = folder / word
-        if not re.match(r"(runs|studies)/", word) or before == "--out":
+        if not word.startswith("runs/") or before == "--out":
             continue
-        if not (path / "config.toml").exists() and word.startswith("runs/"):
+        if not (path / "config.toml").exists():
             code, out, err = command(
                 *("run", "--engine", "inline", "--out", word, *SHORT_RUN),
                 *("--set", "record.rounds=1", "--set", "record.truth=true"),
@@ -189,6 +195,7 @@ def test_the_commands_of_a_page(page, command, material, tmp_path):
             if not pool.exists():
                 build_pool(material / "photos", pool, PoolBuildOptions())
         program, *words = shlex.split(own(line, material))
+        words = [one for word in words for one in expanded(word, tmp_path)]
         if program == "python":
             ended = subprocess.run(
                 [sys.executable, *words],
