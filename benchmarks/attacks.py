@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.reporting import alternate, main_of
-from instahide_fl.attacks.attack import silent
+from instahide_fl.attacks.base import silent
 from instahide_fl.attacks.inverting_gradients import InvertingGradients
 from instahide_fl.config import Config
 from instahide_fl.data.pool import MixingPool

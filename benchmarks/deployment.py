@@ -20,8 +20,8 @@ from typing import Any
 
 from benchmarks.loopback import federation
 from benchmarks.reporting import RESULTS, save, show
-from instahide_fl.app_files import app_root
 from instahide_fl.config import Config
+from instahide_fl.flower.app_files import app_root
 from instahide_fl.run_folder import RunFolder
 
 FLOWER = "import flwr.supernode.runtime.run_clientapp"

@@ -27,9 +27,9 @@ import psutil
 from benchmarks.loopback import Federation, federation, port_answers
 from benchmarks.reporting import RESULTS, save, show
 from instahide_fl.config import Config
-from instahide_fl.engine.bundle import importable_app
-from instahide_fl.engine.grid import InProcessGrid, server_context
 from instahide_fl.engine.logs import logging_to
+from instahide_fl.flower.app_bundle import importable_app
+from instahide_fl.flower.in_process_grid import InProcessGrid, server_context
 from instahide_fl.rng import stream
 from instahide_fl.run_folder import RunFolder
 

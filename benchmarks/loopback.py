@@ -30,9 +30,9 @@ from benchmarks.keys import write_certificates, write_node_key
 from instahide_fl.config import Config
 from instahide_fl.data.datasets import load_dataset
 from instahide_fl.data.partition import cached_partition
-from instahide_fl.engine.bundle import stage_app
-from instahide_fl.engine.flower_command import free_port
 from instahide_fl.engine.processes import marked_environment
+from instahide_fl.flower.app_bundle import stage_app
+from instahide_fl.flower.command import free_port
 from instahide_fl.run_folder import RunFolder
 
 RESTART_SECONDS = 10.0  # between an end and the next start, as in the systemd example

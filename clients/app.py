@@ -39,8 +39,8 @@ from instahide_fl.training.scaffold import (
 )
 from instahide_fl.transcript.truth import write_truth
 from instahide_fl.types import ClientUpdate
-from instahide_fl.wire import ClientDescription
-from instahide_fl.wire_masks import KEY_SHARES, PUBLIC_KEYS, UNMASK
+from instahide_fl.wire.messages import ClientDescription
+from instahide_fl.wire.secure_aggregation import KEY_SHARES, PUBLIC_KEYS, UNMASK
 
 app = ClientApp()
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from clients.node import ClientNode
 from clients.snapshots import keep_snapshot, read_snapshots
-from instahide_fl.engine.arrays import from_record, to_record
+from instahide_fl.flower.arrays import from_record, to_record
 
 FOLDER = "controls"  # below the run folder of a simulation
 _RECORD = "control"  # in Context.state, which stays on the node

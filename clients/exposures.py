@@ -18,8 +18,8 @@ from torch import Tensor
 from clients.node import ClientNode
 from clients.snapshots import keep_snapshot, read_snapshots
 from instahide_fl.encoding.exposures import Exposures
-from instahide_fl.engine.arrays import from_record, to_record
 from instahide_fl.errors import RoundError
+from instahide_fl.flower.arrays import from_record, to_record
 
 FILE = "exposures-file"  # of a real client's node config
 _RECORD = "exposures"  # in Context.state, which stays on the node

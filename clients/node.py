@@ -27,7 +27,7 @@ from instahide_fl.data.federated import (
     load_pool,
 )
 from instahide_fl.data.pool import MixingPool
-from instahide_fl.deployment.own_data import (
+from instahide_fl.deployment.client_data import (
     load_own_images,
     settings_under,
     state_folder,

@@ -13,14 +13,14 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from instahide_fl.config import Config
-from instahide_fl.deployment.client_policy import (
+from instahide_fl.deployment.code_hash import hash_of_folder
+from instahide_fl.deployment.policy import (
     CLIENT_FILE,
     ClientPolicy,
     check_code,
     check_settings,
     read_policy,
 )
-from instahide_fl.deployment.code import hash_of_folder
 from instahide_fl.errors import ProtocolError
 from instahide_fl.models.arrays import live_arrays
 from instahide_fl.types import PrivateSplit

@@ -11,10 +11,10 @@ from flwr.app import (
 )
 from torch import Tensor
 
-from instahide_fl.engine.arrays import from_record, to_record
 from instahide_fl.errors import ProtocolError
+from instahide_fl.flower.arrays import from_record, to_record
 from instahide_fl.types import ClientUpdate
-from instahide_fl.wire import (
+from instahide_fl.wire.messages import (
     ABOUT,
     ARRAYS,
     METRICS,

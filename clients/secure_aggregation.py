@@ -13,34 +13,30 @@ from typing import Any
 import numpy as np
 import torch
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
-from flwr.common.secure_aggregation.crypto.shamir import create_shares
-from flwr.common.secure_aggregation.crypto.symmetric_encryption import (
-    decrypt,
-    encrypt,
-    generate_shared_key,
-)
-from flwr.common.secure_aggregation.secaggplus_utils import (
-    share_keys_plaintext_concat,
-    share_keys_plaintext_separate,
-)
-from flwr.supercore.primitives.asymmetric import (
-    bytes_to_private_key,
-    bytes_to_public_key,
-    generate_key_pairs,
-    private_key_to_bytes,
-    public_key_to_bytes,
-)
 from torch import Tensor
 
 from instahide_fl.aggregation.masking import FixedPoint, add_masks, flatten_arrays
 from instahide_fl.aggregation.mean import WEIGHTS
 from instahide_fl.config import Config
-from instahide_fl.engine.arrays import to_record
 from instahide_fl.errors import ProtocolError
+from instahide_fl.flower.arrays import to_record
+from instahide_fl.flower.secure_aggregation import (
+    bytes_to_private_key,
+    bytes_to_public_key,
+    create_shares,
+    decrypt,
+    encrypt,
+    generate_key_pairs,
+    generate_shared_key,
+    private_key_to_bytes,
+    public_key_to_bytes,
+    share_keys_plaintext_concat,
+    share_keys_plaintext_separate,
+)
 from instahide_fl.rng import new_secret
 from instahide_fl.types import ClientUpdate
-from instahide_fl.wire import ABOUT, ARRAYS, METRICS, SCHEMA, UpdateHeader
-from instahide_fl.wire_masks import (
+from instahide_fl.wire.messages import ABOUT, ARRAYS, METRICS, SCHEMA, UpdateHeader
+from instahide_fl.wire.secure_aggregation import (
     CIPHERTEXTS,
     CLIENTS,
     DROPPED,

@@ -4,10 +4,10 @@ import tempfile
 from pathlib import Path
 
 from instahide_fl import Config
-from instahide_fl.attacks.attack import Attack, Reconstruction, Recovered, silent
+from instahide_fl.attacks.base import Attack, Reconstruction, Recovered, silent
+from instahide_fl.audit.recorded_run import open_recorded_run
+from instahide_fl.audit.run_attacks import run_attack
 from instahide_fl.engine.inline import run_inline
-from instahide_fl.report.audit import run_attack
-from instahide_fl.report.recorded_run import open_recorded_run
 from instahide_fl.run_folder import RunFolder
 from instahide_fl.transcript.threat_model import threat_model
 

@@ -21,13 +21,14 @@ import torch
 from rich.console import Console
 
 from instahide_fl.attacks.registry import build_attack
+from instahide_fl.audit.attack_result import AttackResult, save_result
+from instahide_fl.audit.pictures import save_attack_pictures
+from instahide_fl.audit.recorded_run import RecordedRun, open_recorded_run
+from instahide_fl.audit.run_attacks import run_attack
 from instahide_fl.config import Config, Scalar
 from instahide_fl.engine.inline import run_inline
 from instahide_fl.files import write_text
 from instahide_fl.progress import steps_bar
-from instahide_fl.report.attack_picture import save_attack_pictures
-from instahide_fl.report.audit import AttackResult, run_attack, save_result
-from instahide_fl.report.recorded_run import RecordedRun, open_recorded_run
 from instahide_fl.run_folder import RunFolder
 from instahide_fl.transcript.threat_model import THREAT_MODELS
 

@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from instahide_fl.attacks.carlini import Carlini
-from instahide_fl.attacks.scoring.links import link_scores
-from instahide_fl.attacks.scoring.score import score
-from instahide_fl.attacks.scoring.scores import Scores
-from instahide_fl.attacks.scoring.verdict import verdict
+from instahide_fl.attacks.carlini.attack import Carlini
+from instahide_fl.audit.scoring.attack_scores import Scores
+from instahide_fl.audit.scoring.link_scores import link_scores
+from instahide_fl.audit.scoring.score_reconstruction import score
+from instahide_fl.audit.scoring.verdict import verdict
 from instahide_fl.config import Config
 from instahide_fl.data.datasets import ImageDataset, augmentation_for, load_dataset
 from instahide_fl.data.pool import MixingPool

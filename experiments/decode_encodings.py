@@ -21,7 +21,7 @@ import torch
 from encoded_clients import encode_client
 from rich.console import Console
 
-from instahide_fl.attacks.attack import silent
+from instahide_fl.attacks.base import silent
 from instahide_fl.attacks.registry import build_attack
 from instahide_fl.config import Scalar
 from instahide_fl.errors import AttackError

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from instahide_fl.attacks.attack import Recovered
+from instahide_fl.attacks.base import Recovered
 from instahide_fl.config import Config, Scalar
 from instahide_fl.data.datasets import augmentation_for, load_dataset
 from instahide_fl.data.federated import load_pool

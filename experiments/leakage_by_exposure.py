@@ -22,10 +22,10 @@ import torch
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from instahide_fl.attacks.attack import silent
+from instahide_fl.attacks.base import silent
 from instahide_fl.attacks.decode_encodings import DecodeEncodings
-from instahide_fl.attacks.scoring.score import score
-from instahide_fl.attacks.scoring.scores import Column
+from instahide_fl.audit.scoring.attack_scores import Column
+from instahide_fl.audit.scoring.score_reconstruction import score
 from instahide_fl.config import Config
 from instahide_fl.data.datasets import load_dataset
 from instahide_fl.data.federated import load_pool

@@ -24,15 +24,19 @@ import psutil
 import torch
 from rich.console import Console
 
-from instahide_fl.attacks.attack import silent
-from instahide_fl.attacks.ranking.pool_ranking import (
+from instahide_fl.attacks.base import silent
+from instahide_fl.attacks.pool_search.pool_ranking import (
     Comparison,
     correlation_embedding,
     rank_pool,
 )
-from instahide_fl.attacks.ranking.whitening import Whitening
 from instahide_fl.attacks.registry import build_attack
-from instahide_fl.attacks.scoring.components import RANKED, ComponentScores
+from instahide_fl.attacks.whitening import Whitening
+from instahide_fl.audit.attack_result import save_result
+from instahide_fl.audit.pictures import save_attack_pictures
+from instahide_fl.audit.recorded_run import RecordedRun, open_recorded_run
+from instahide_fl.audit.run_attacks import run_attack
+from instahide_fl.audit.scoring.public_image_scores import RANKED, ComponentScores
 from instahide_fl.config import Config, Scalar
 from instahide_fl.data.pool import MixingPool
 from instahide_fl.data.pool_build import build_pool
@@ -40,9 +44,6 @@ from instahide_fl.data.pool_patches import PoolBuildOptions
 from instahide_fl.engine.inline import run_inline
 from instahide_fl.files import write_text
 from instahide_fl.progress import BuildProgress, steps_bar
-from instahide_fl.report.attack_picture import save_attack_pictures
-from instahide_fl.report.audit import run_attack, save_result
-from instahide_fl.report.recorded_run import RecordedRun, open_recorded_run
 from instahide_fl.rng import stream
 from instahide_fl.run_folder import RunFolder
 from instahide_fl.transcript.threat_model import THREAT_MODELS

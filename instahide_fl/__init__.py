@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from instahide_fl.config import Config, EncoderConfig
     from instahide_fl.data.pool import MixingPool
     from instahide_fl.encoding.encoder import InstaHideEncoder, MixupEncoder
-    from instahide_fl.report.frames import load_run, load_study
+    from instahide_fl.report.results import load_run, load_study
     from instahide_fl.training.losses import soft_cross_entropy
     from instahide_fl.types import EncodedBatch, EncodingKey, PrivateSplit
 
@@ -39,8 +39,8 @@ _HOMES = {
     "MixingPool": "data.pool",
     "MixupEncoder": "encoding.encoder",
     "PrivateSplit": "types",
-    "load_run": "report.frames",
-    "load_study": "report.frames",
+    "load_run": "report.results",
+    "load_study": "report.results",
     "soft_cross_entropy": "training.losses",
 }
 

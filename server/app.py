@@ -19,6 +19,7 @@ from instahide_fl.data.datasets import ImageDataset, load_dataset
 from instahide_fl.data.partition import cached_partition, partition_to_json
 from instahide_fl.defenses.accounting import PrivacyLoss
 from instahide_fl.errors import OutputError
+from instahide_fl.evaluation.clean import evaluate
 from instahide_fl.files import write_text
 from instahide_fl.models.arrays import get_arrays, load_arrays, shared_buffers
 from instahide_fl.models.initial_weights import load_initial_weights
@@ -35,7 +36,6 @@ from instahide_fl.run_folder import (
 )
 from instahide_fl.tracking.tracked import tracked_training
 from instahide_fl.training.device import training_device
-from instahide_fl.training.evaluation import evaluate
 from server.cohort import Clients, find_clients
 from server.privacy import PrivacyLedger, summary_of
 from server.recorder import Recorder
@@ -182,7 +182,7 @@ def _describe_partition(
     folder: RunFolder, config: Config, dataset: ImageDataset
 ) -> None:
     # Imported here: real clients have no partition to draw, and matplotlib is large.
-    from instahide_fl.report.partition_picture import save_partition_picture
+    from instahide_fl.pictures.partition import save_partition_picture
 
     parts = cached_partition(dataset, config.partition, config.seed)
     text = partition_to_json(parts, config.partition, config.seed, dataset.client_ids)

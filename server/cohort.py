@@ -13,7 +13,7 @@ from instahide_fl.errors import ProtocolError, RoundError
 from instahide_fl.provenance import code_hash
 from instahide_fl.rng import operating_system_stream, stream
 from instahide_fl.types import client_order
-from instahide_fl.wire import ClientDescription
+from instahide_fl.wire.messages import ClientDescription
 from server.collection import collect
 from server.records import failure_reason, questions, read_description
 

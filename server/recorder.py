@@ -12,7 +12,7 @@ from instahide_fl.config import Config
 from instahide_fl.data.datasets import ImageDataset
 from instahide_fl.transcript.recorded import RoundTranscript, write_transcript
 from instahide_fl.types import ClientUpdate
-from instahide_fl.wire import RoundInstruction
+from instahide_fl.wire.messages import RoundInstruction
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from instahide_fl.aggregation.mean import WEIGHTS
 from instahide_fl.aggregation.reduction import LARGEST_VALUE, is_bounded
-from instahide_fl.engine.arrays import ArrayForm, checked_tensors, to_record
 from instahide_fl.errors import ProtocolError, RoundError
+from instahide_fl.flower.arrays import ArrayForm, checked_tensors, to_record
 from instahide_fl.types import ClientUpdate, UpdateKind
-from instahide_fl.wire import (
+from instahide_fl.wire.messages import (
     ABOUT,
     ARRAYS,
     METRICS,

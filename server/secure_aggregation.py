@@ -1,8 +1,8 @@
 """Secure aggregation on the server's side: it passes keys on and learns the sum.
 
-The stages are in `instahide_fl.wire_masks`. What a client sends is masked by secrets
-that the server lacks; once all masked updates are in, the clients that are left give
-it what takes the masks off the sum, and off nothing else.
+The stages are in `instahide_fl.wire.secure_aggregation`. What a client sends is masked
+by secrets that the server lacks; once all masked updates are in, the clients that are
+left give it what takes the masks off the sum, and off nothing else.
 """
 
 from __future__ import annotations
@@ -17,15 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 from cryptography.exceptions import UnsupportedAlgorithm
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
-from flwr.common.secure_aggregation.crypto.shamir import combine_shares
-from flwr.common.secure_aggregation.crypto.symmetric_encryption import (
-    generate_shared_key,
-)
 from flwr.serverapp import Grid
-from flwr.supercore.primitives.asymmetric import (
-    bytes_to_private_key,
-    bytes_to_public_key,
-)
 
 from instahide_fl.aggregation.masking import (
     FixedPoint,
@@ -35,10 +27,16 @@ from instahide_fl.aggregation.masking import (
 )
 from instahide_fl.aggregation.reduction import Contribution, Reduced, UpdateSum
 from instahide_fl.config import Config
-from instahide_fl.engine.arrays import ArrayForm, checked_tensors
 from instahide_fl.errors import ProtocolError, RoundError
-from instahide_fl.wire import ABOUT, SCHEMA
-from instahide_fl.wire_masks import (
+from instahide_fl.flower.arrays import ArrayForm, checked_tensors
+from instahide_fl.flower.secure_aggregation import (
+    bytes_to_private_key,
+    bytes_to_public_key,
+    combine_shares,
+    generate_shared_key,
+)
+from instahide_fl.wire.messages import ABOUT, SCHEMA
+from instahide_fl.wire.secure_aggregation import (
     CIPHERTEXTS,
     CLIENTS,
     DROPPED,

@@ -16,11 +16,11 @@ from instahide_fl.aggregation.robust import robust_rule
 from instahide_fl.aggregation.server_optimizer import ServerOptimizer
 from instahide_fl.config import Config
 from instahide_fl.defenses.example_gradients import noisy_mean
-from instahide_fl.engine.arrays import ArrayForm
 from instahide_fl.errors import RoundError
+from instahide_fl.flower.arrays import ArrayForm
 from instahide_fl.rng import operating_system_stream, stream
 from instahide_fl.types import ChannelStatistics
-from instahide_fl.wire import RoundInstruction
+from instahide_fl.wire.messages import RoundInstruction
 from server.cohort import Clients
 from server.collection import reduce_updates
 from server.recorder import Recorder

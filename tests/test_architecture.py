@@ -1,8 +1,9 @@
-"""Imports point one way, and the two apps meet only in the library."""
+"""The laws of the layout: imports point one way, and some rooms stay shut."""
 
 from __future__ import annotations
 
 import ast
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -11,15 +12,19 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     {"errors"},
     {"types", "config", "rng"},
-    {"files", "tensor_files", "wire", "wire_masks", "provenance", "app_files"},
+    {"files", "tensor_files", "wire", "provenance"},
     {"data", "models", "run_folder"},
     {"study", "tracking"},
     {"encoding"},
     {"training", "aggregation", "defenses"},
     {"transcript", "metrics"},
+    {"pictures"},
+    {"evaluation"},
     {"attacks"},
+    {"audit"},
     {"report"},
     {"challenge"},
+    {"flower"},
     {"deployment"},
     {"progress"},
     {"engine"},
@@ -58,20 +63,59 @@ def test_imports_inside_the_library_never_point_upward():
                 assert layer_of(parts[1]) <= layer_of(own), f"{path} imports {module}"
 
 
-def test_only_the_apps_and_the_engines_know_flower_and_ray():
+def imported_names(path):
+    """Return modules and what is taken from them, which may be modules too."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_no_module_is_imported_by_what_it_imports():
+    graph = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts): imported_names(path)
+        for folder in ("instahide_fl", "clients", "server")
+        for path in python_files(folder)
+    }
+    TopologicalSorter(graph).prepare()  # raises CycleError
+
+
+def test_attacks_never_see_the_truth():
+    shut = ("instahide_fl.audit", "instahide_fl.transcript.truth")
+    for path in python_files("instahide_fl/attacks"):
+        for module in imported_modules(path):
+            assert not module.startswith(shut), f"{path} imports {module}"
+
+
+def test_a_server_starts_without_pictures_and_reports():
+    shut = ("instahide_fl.report", "instahide_fl.pictures")
+    for path in python_files("server"):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ImportFrom):
+                assert not node.module.startswith(shut), path
+
+
+def test_only_the_apps_and_the_rooms_of_the_engines_know_flower_and_ray():
+    rooms = {"flwr": {"engine", "flower"}, "ray": {"engine"}}
     for path in python_files("instahide_fl"):
-        if "engine" in path.parts:
-            continue
+        room = path.relative_to(ROOT / "instahide_fl").parts[0]
         roots = {module.split(".")[0] for module in imported_modules(path)}
-        assert not roots & {"flwr", "ray", "clients", "server"}, path
+        assert not roots & {"clients", "server"}, path
+        for package, allowed in rooms.items():
+            assert package not in roots or room in allowed, path
+
+
+def test_only_one_room_touches_what_flower_does_not_document():
+    public = {"flwr.app", "flwr.clientapp", "flwr.serverapp"}
+    for folder in ("instahide_fl", "clients", "server"):
+        for path in python_files(folder):
+            modules = {m for m in imported_modules(path) if m.startswith("flwr.")}
+            assert modules <= public or "flower" in path.parts, path
 
 
 def test_clients_and_server_meet_only_in_the_library():
     for folder, other in (("clients", "server"), ("server", "clients")):
         for path in python_files(folder):
-            roots = {module.split(".")[0] for module in imported_modules(path)}
-            assert other not in roots, path
-    # Of the engines the apps know one thing: arrays that are not serialised in vain.
-    for path in python_files("clients") + python_files("server"):
-        engine = {name for name in imported_modules(path) if "engine" in name}
-        assert engine <= {"instahide_fl.engine.arrays"}, path
+            modules = set(imported_modules(path))
+            assert other not in {module.split(".")[0] for module in modules}, path
+            assert not any("instahide_fl.engine" in module for module in modules), path

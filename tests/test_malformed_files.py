@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from instahide_fl.audit.recorded_run import open_recorded_run
 from instahide_fl.config import Config
 from instahide_fl.data.pool import MixingPool
 from instahide_fl.engine.inline import run_inline
 from instahide_fl.errors import InstaHideError
-from instahide_fl.report.recorded_run import open_recorded_run
 from instahide_fl.run_folder import RunFolder
 from tests.library.challenges import write_pictures, write_pool
 from tests.malformed import (

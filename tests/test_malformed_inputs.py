@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 
 from instahide_fl.config import Config, parse_assignment
 from instahide_fl.deployment.doctor import examine_folder
-from instahide_fl.engine.arrays import ArrayForm
-from instahide_fl.engine.bundle import importable_app
-from instahide_fl.engine.grid import become_server, name_message
+from instahide_fl.flower.app_bundle import importable_app
+from instahide_fl.flower.arrays import ArrayForm
+from instahide_fl.flower.in_process_grid import become_server, name_message
 from instahide_fl.study.settings import StudyConfig
-from instahide_fl.wire import ClientDescription, RoundInstruction, UpdateHeader
+from instahide_fl.wire.messages import ClientDescription, RoundInstruction, UpdateHeader
 from tests.malformed import (
     SCALARS,
     damage,

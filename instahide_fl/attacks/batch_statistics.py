@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 from torch import Tensor
 
-from instahide_fl.attacks.attack import Advance, Attack, Reconstruction, Recovered
+from instahide_fl.attacks.base import Advance, Attack, Reconstruction, Recovered
 from instahide_fl.attacks.layers.linear_layers import build_network
 from instahide_fl.attacks.layers.measured_statistics import running_momenta
 from instahide_fl.config import Config

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from instahide_fl.attacks.attack import (
+from instahide_fl.attacks.base import (
     Advance,
     Attack,
     Reconstruction,
@@ -29,7 +29,7 @@ from instahide_fl.attacks.decoding.mixtures import (
     largest_pixel,
     public_part,
 )
-from instahide_fl.config.table import Count
+from instahide_fl.config.base import Count
 from instahide_fl.data.pool import MixingPool
 from instahide_fl.errors import AttackError
 from instahide_fl.transcript.threat_model import Knowledge

@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from instahide_fl.attacks.attack import Advance, Attack, Reconstruction, Recovered
+from instahide_fl.attacks.base import Advance, Attack, Reconstruction, Recovered
 from instahide_fl.attacks.layers.recovered_labels import with_recovered_labels
 from instahide_fl.attacks.matching.gradient_matching import (
     simulated_updates,
@@ -33,7 +33,7 @@ from instahide_fl.attacks.matching.victims import (
     stack_victims,
     training_network,
 )
-from instahide_fl.config.table import Count
+from instahide_fl.config.base import Count
 from instahide_fl.transcript.view import AdversaryView
 
 INNER_STEPS = 20  # of L-BFGS in one iteration

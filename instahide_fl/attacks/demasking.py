@@ -8,17 +8,17 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from instahide_fl.attacks.attack import (
+from instahide_fl.attacks.base import (
     Advance,
     Attack,
     Reconstruction,
     Recovered,
 )
-from instahide_fl.attacks.learned.own_mixtures import own_mixtures
-from instahide_fl.attacks.learned.sign_network import demask, train_sign_network
-from instahide_fl.attacks.learned.training import Training
-from instahide_fl.attacks.pool_search import observed_encodings
-from instahide_fl.config.table import Count
+from instahide_fl.attacks.pool_search.attack import observed_encodings
+from instahide_fl.attacks.pool_search.network_training import Training
+from instahide_fl.attacks.pool_search.sign_network import demask, train_sign_network
+from instahide_fl.attacks.pool_search.training_mixtures import own_mixtures
+from instahide_fl.config.base import Count
 from instahide_fl.errors import AttackError
 from instahide_fl.transcript.threat_model import Knowledge
 from instahide_fl.transcript.view import AdversaryView

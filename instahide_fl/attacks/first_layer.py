@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from instahide_fl.attacks.attack import Advance, Attack, Reconstruction, Recovered
+from instahide_fl.attacks.base import Advance, Attack, Reconstruction, Recovered
 from instahide_fl.attacks.layers.disaggregation import Disaggregated, disaggregate
 from instahide_fl.attacks.layers.linear_layers import (
     LinearLayer,
@@ -14,7 +14,7 @@ from instahide_fl.attacks.layers.linear_layers import (
     layer_gradient,
     layer_parameters,
 )
-from instahide_fl.config.table import Count
+from instahide_fl.config.base import Count
 from instahide_fl.errors import AttackError
 from instahide_fl.transcript.view import AdversaryView, Observation
 

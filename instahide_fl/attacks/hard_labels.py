@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from instahide_fl.attacks.attack import Advance, Attack, Reconstruction, Recovered
+from instahide_fl.attacks.base import Advance, Attack, Reconstruction, Recovered
 from instahide_fl.attacks.layers.linear_layers import (
     LinearLayer,
     build_network,
@@ -16,7 +16,7 @@ from instahide_fl.attacks.layers.linear_layers import (
     require_head,
     require_one_step,
 )
-from instahide_fl.config.table import Count
+from instahide_fl.config.base import Count
 from instahide_fl.models.arrays import live_arrays
 from instahide_fl.transcript.view import AdversaryView, Observation
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from instahide_fl.attacks.attack import Advance, Attack, Reconstruction, Recovered
+from instahide_fl.attacks.base import Advance, Attack, Reconstruction, Recovered
 from instahide_fl.attacks.layers.bins import empty_bins
 from instahide_fl.attacks.layers.linear_layers import (
     LayerTensors,

@@ -16,7 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from instahide_fl.attacks.attack import (
+from instahide_fl.attacks.base import (
     Advance,
     Attack,
     Reconstruction,
@@ -49,7 +49,7 @@ from instahide_fl.attacks.matching.victims import (
     stack_victims,
     training_network,
 )
-from instahide_fl.config.table import Count, CountOrZero
+from instahide_fl.config.base import Count, CountOrZero
 from instahide_fl.errors import AttackError
 from instahide_fl.transcript.threat_model import Knowledge
 from instahide_fl.transcript.view import AdversaryView, Observation

@@ -9,14 +9,14 @@ from typing import ClassVar, Literal
 import numpy as np
 from torch import Tensor
 
-from instahide_fl.attacks.attack import (
+from instahide_fl.attacks.base import (
     Advance,
     Attack,
     Reconstruction,
     Recovered,
     continued,
 )
-from instahide_fl.attacks.clustering.public_pursuit import PublicPursuit
+from instahide_fl.attacks.carlini.matching_pursuit import PublicPursuit
 from instahide_fl.attacks.decode_encodings import (
     KnownEncodings,
     join,
@@ -24,7 +24,7 @@ from instahide_fl.attacks.decode_encodings import (
 )
 from instahide_fl.attacks.decoding.mixtures import Mixtures
 from instahide_fl.attacks.decoding.registration import SWEEPS, registered_decode
-from instahide_fl.config.table import Count
+from instahide_fl.config.base import Count
 from instahide_fl.data.augment import Augmentation
 from instahide_fl.data.datasets import augmentation_for
 from instahide_fl.errors import AttackError

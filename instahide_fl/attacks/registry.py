@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from instahide_fl.attacks.attack import Attack
+from instahide_fl.attacks.base import Attack
 from instahide_fl.attacks.batch_statistics import BatchStatistics
-from instahide_fl.attacks.carlini import Carlini
+from instahide_fl.attacks.carlini.attack import Carlini
 from instahide_fl.attacks.decode_encodings import DecodeEncodings
 from instahide_fl.attacks.deep_leakage import DeepLeakage, ImprovedDeepLeakage
 from instahide_fl.attacks.demasking import Demasking
@@ -14,9 +14,9 @@ from instahide_fl.attacks.first_layer import FirstLayer
 from instahide_fl.attacks.hard_labels import HardLabels
 from instahide_fl.attacks.imprint import Imprint
 from instahide_fl.attacks.inverting_gradients import InvertingGradients
-from instahide_fl.attacks.key_replay import KeyReplay
-from instahide_fl.attacks.mixup_recovery import MixupRecovery
-from instahide_fl.attacks.pool_search import PoolSearch
+from instahide_fl.attacks.key_replay.attack import KeyReplay
+from instahide_fl.attacks.mixup_recovery.attack import MixupRecovery
+from instahide_fl.attacks.pool_search.attack import PoolSearch
 from instahide_fl.attacks.registered_decoding import RegisteredDecoding
 from instahide_fl.attacks.soft_labels import SoftLabels
 from instahide_fl.attacks.two_step import TwoStep

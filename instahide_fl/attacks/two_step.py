@@ -12,7 +12,7 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from instahide_fl.attacks.attack import (
+from instahide_fl.attacks.base import (
     Advance,
     Attack,
     Reconstruction,
@@ -24,7 +24,7 @@ from instahide_fl.attacks.decoding.choice import Decoder
 from instahide_fl.attacks.decoding.mixtures import EXACT
 from instahide_fl.attacks.first_layer import FirstLayer
 from instahide_fl.attacks.inverting_gradients import InvertingGradients
-from instahide_fl.config.table import Count
+from instahide_fl.config.base import Count
 from instahide_fl.errors import AttackError
 from instahide_fl.transcript.threat_model import Knowledge
 from instahide_fl.transcript.view import AdversaryView

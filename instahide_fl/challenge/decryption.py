@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from instahide_fl.attacks.attack import Reconstruction, Recovered
+from instahide_fl.attacks.base import Reconstruction, Recovered
 from instahide_fl.metrics.correction import in_likelier_sign
 from instahide_fl.transcript.view import AdversaryView, KnownMapping
 

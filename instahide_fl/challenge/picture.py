@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from instahide_fl.report.contact_sheet import save_contact_sheet
+from instahide_fl.pictures.contact_sheet import save_contact_sheet
 from instahide_fl.transcript.truth import ClientTruth
 from instahide_fl.types import ChannelStatistics
 
 SHOWN = 12
-MOST_PRIVATE = 4  # private images drawn for each encoding, at most
+MAX_PRIVATE = 4  # private images drawn for each encoding, at most
 
 
 def save_score_picture(
@@ -39,7 +39,7 @@ def save_score_picture(
     heaviest_first = components.gather(1, weights.argsort(dim=1, descending=True))
     rows = [
         (f"private image {number}", truth.images[column])
-        for number, column in enumerate(heaviest_first.T[:MOST_PRIVATE], start=1)
+        for number, column in enumerate(heaviest_first.T[:MAX_PRIVATE], start=1)
     ]
     encodings = statistics.restore(truth.encodings[:SHOWN])
     rows.append(("encoding", _bytes(encodings)))

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from instahide_fl.attacks.scoring.originals import uninformed_guess
+from instahide_fl.audit.scoring.originals import uninformed_guess
 from instahide_fl.challenge.files import DECRYPTION
 from instahide_fl.challenge.leaderboard import HOW_TO_READ, LEADERBOARD
 from instahide_fl.errors import DataError

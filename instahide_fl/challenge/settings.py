@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 import tomli_w
 from pydantic import Field
 
-from instahide_fl.config.table import Count, Table
-from instahide_fl.config.tables import EncoderConfig
+from instahide_fl.config.base import Count, Table
+from instahide_fl.config.encoding import EncoderConfig
 from instahide_fl.errors import ConfigError, DataError
 from instahide_fl.types import ChannelStatistics
 

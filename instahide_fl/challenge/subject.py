@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from instahide_fl.attacks.control import Truths, undefended, undefended_truth
 from instahide_fl.attacks.registry import ATTACKS
+from instahide_fl.audit.undefended import Truths, undefended, undefended_truth
 from instahide_fl.challenge.files import SETTINGS, PublishedChallenge, read_published
 from instahide_fl.challenge.make import CLIENT, ROUND
 from instahide_fl.challenge.settings import ChallengeSettings, PublishedPool

@@ -47,9 +47,9 @@ def attack(
         return
     if run_folder is None:
         raise ConfigError("give the folder of a run, or --list")
-    from instahide_fl.report.audit import RESULTS
-    from instahide_fl.report.recorded_run import open_recorded_run
-    from instahide_fl.report.tracked_result import track_result
+    from instahide_fl.audit.attack_result import RESULTS
+    from instahide_fl.audit.recorded_run import open_recorded_run
+    from instahide_fl.audit.tracked_result import track_result
     from instahide_fl.run_folder import RunFolder
 
     settings = settings_by_attack(assignments or [])

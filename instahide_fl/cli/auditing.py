@@ -20,9 +20,10 @@ from instahide_fl.errors import (
 )
 
 if TYPE_CHECKING:
-    from instahide_fl.attacks.attack import Attack
-    from instahide_fl.attacks.scoring.scores import Column
-    from instahide_fl.report.audit import AttackResult, Subject
+    from instahide_fl.attacks.base import Attack
+    from instahide_fl.audit.attack_result import AttackResult
+    from instahide_fl.audit.attack_target import Subject
+    from instahide_fl.audit.scoring.attack_scores import Column
     from instahide_fl.transcript.threat_model import ThreatModel
 
 Names = Annotated[
@@ -93,7 +94,7 @@ def attacks_to_run(
         ConfigError: a name or a setting is not valid.
     """
     from instahide_fl.attacks.registry import ATTACKS, build_attack
-    from instahide_fl.report.audit import adversary_for
+    from instahide_fl.audit.attack_result import adversary_for
 
     if usual is None:
         usual = [name for name, one in ATTACKS.items() if one.by_default]
@@ -129,9 +130,10 @@ def run_attacks(
         PoolError: an attack lacks the public images.
         ThreatModelError: an adversary lacks what an attack needs.
     """
+    from instahide_fl.audit.attack_result import save_result
+    from instahide_fl.audit.pictures import save_attack_pictures
+    from instahide_fl.audit.run_attacks import run_attack
     from instahide_fl.progress import steps_bar
-    from instahide_fl.report.attack_picture import save_attack_pictures
-    from instahide_fl.report.audit import run_attack, save_result
 
     results = []
     for one, adversary in chosen:
@@ -151,7 +153,7 @@ def run_attacks(
 
 def print_results(results: Sequence[AttackResult]) -> None:
     """Print a table of all, at least one, and the verdict on the method."""
-    from instahide_fl.attacks.scoring.verdict import worst
+    from instahide_fl.audit.scoring.verdict import worst
 
     table = Table()
     for heading in ("attack", "adversary", "encoding", "private", "chance", "verdict"):
@@ -183,7 +185,7 @@ def print_results(results: Sequence[AttackResult]) -> None:
 
 def _key_parts(result: AttackResult) -> Iterator[str]:
     """Say what an attack found of keys, which the table has no columns for."""
-    from instahide_fl.attacks.scoring.components import FIRST
+    from instahide_fl.audit.scoring.public_image_scores import FIRST
 
     scores = result.scores
     if (keys := scores.keys) is not None:

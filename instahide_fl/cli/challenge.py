@@ -34,11 +34,11 @@ from instahide_fl.errors import AttackError
 
 # PyTorch is imported where it is used, so that --help is quick.
 if TYPE_CHECKING:
+    from instahide_fl.audit.attack_result import AttackResult
     from instahide_fl.challenge.cost import Measured
     from instahide_fl.challenge.score import ChallengeScore
     from instahide_fl.challenge.subject import ChallengeSubject
     from instahide_fl.config import Config
-    from instahide_fl.report.audit import AttackResult
 
 challenge_app = typer.Typer(
     help="Challenges in the format of the InstaHide Challenge.", no_args_is_help=True
@@ -110,8 +110,8 @@ def challenge_attack(
     control: ControlOption = True,
 ) -> None:
     """Attack a challenge, and write a decryption of every encoding."""
+    from instahide_fl.audit.attack_result import RESULTS
     from instahide_fl.challenge.subject import attacks_on_encodings, open_challenge
-    from instahide_fl.report.audit import RESULTS
 
     settings = settings_by_attack(assignments or [])
     usual = attacks_on_encodings(threat_model)

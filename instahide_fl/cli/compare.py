@@ -126,7 +126,7 @@ def _carry_out(
 ) -> dict[str, str]:
     """Do the missing runs under a live table; return why some failed."""
     from instahide_fl.compare.execution import Lanes
-    from instahide_fl.compare.table import progress_table
+    from instahide_fl.compare.progress_table import progress_table
 
     failures: dict[str, str] = {}
     seconds: dict[str, float] = {}

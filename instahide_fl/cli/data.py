@@ -56,7 +56,7 @@ def data_info(
     )
     _print_classes(loaded.class_names, counts)
     if picture is not None:
-        from instahide_fl.report.contact_sheet import class_rows, save_contact_sheet
+        from instahide_fl.pictures.contact_sheet import class_rows, save_contact_sheet
 
         save_contact_sheet(picture, class_rows(loaded), f"{loaded.name}: training")
         console.print(f"picture: {picture}", markup=False)
@@ -93,7 +93,7 @@ def data_partition(
         ("classes a client", _spread((counts > 0).sum(dim=1))),
     )
     if picture is not None:
-        from instahide_fl.report.partition_picture import save_partition_picture
+        from instahide_fl.pictures.partition import save_partition_picture
 
         save_partition_picture(picture, parts, targets, names)
         console.print(f"picture in {picture}")

@@ -73,7 +73,7 @@ def deploy_init(
 ) -> None:
     """Make certificates, keys and a folder for each client."""
     from instahide_fl.deployment.federation import FederationConfig, client_names
-    from instahide_fl.deployment.folder import create_federation
+    from instahide_fl.deployment.federation_files import create_federation
 
     # After --clients the command line takes one name itself; the others come as `more`.
     config = FederationConfig(
@@ -103,7 +103,7 @@ def deploy_add(
     client: Annotated[str, typer.Argument(metavar="NAME", help="Of the client.")],
 ) -> None:
     """Make a folder for another client."""
-    from instahide_fl.deployment.folder import add_client
+    from instahide_fl.deployment.federation_files import add_client
 
     made = add_client(folder, client, _installed_code())
     console.print(f"hand {made.client(client)} to {client}", markup=False)
@@ -116,7 +116,7 @@ def deploy_remove(
     client: Annotated[str, typer.Argument(metavar="NAME", help="Of the client.")],
 ) -> None:
     """Take a client out of the federation."""
-    from instahide_fl.deployment.folder import remove_client
+    from instahide_fl.deployment.federation_files import remove_client
 
     _reconcile(remove_client(folder, client))
 
@@ -124,7 +124,7 @@ def deploy_remove(
 @deploy_app.command("renew")
 def deploy_renew(folder: FederationDir, days: Days = 730) -> None:
     """Make a new certificate for the server, by the same authority."""
-    from instahide_fl.deployment.folder import renew_certificate
+    from instahide_fl.deployment.federation_files import renew_certificate
 
     made = renew_certificate(folder, days)
     console.print(f"new: {made.server / 'server.crt'}", markup=False)
@@ -165,7 +165,7 @@ def deploy_server(
 ) -> None:
     """Run the SuperLink, and nginx before it, until Ctrl-C."""
     from instahide_fl.deployment.federation import open_federation
-    from instahide_fl.engine.services import serve
+    from instahide_fl.deployment.services import serve
 
     federation = open_federation(folder)
     if insecure:
@@ -177,8 +177,8 @@ def deploy_server(
 @deploy_app.command("client")
 def deploy_client(folder: ClientDir, insecure: Insecure = False) -> None:
     """Take part in a federation until Ctrl-C."""
-    from instahide_fl.deployment.client_policy import read_policy
-    from instahide_fl.engine.services import take_part
+    from instahide_fl.deployment.policy import read_policy
+    from instahide_fl.deployment.services import take_part
 
     policy = read_policy(folder)
     if insecure:
@@ -210,8 +210,8 @@ def deploy_run(
     """Train on the clients of a federation and write the run folder."""
     from instahide_fl.cli.run import train
     from instahide_fl.deployment.federation import open_federation
-    from instahide_fl.engine.deployment import run_deployed
-    from instahide_fl.engine.superlink import LocalSuperLink
+    from instahide_fl.deployment.run_deployed import run_deployed
+    from instahide_fl.deployment.superlink import LocalSuperLink
     from instahide_fl.run_folder import RunFolder, free_run_folder
 
     superlink = LocalSuperLink(open_federation(federation), insecure)
@@ -243,7 +243,7 @@ def deploy_run(
 def deploy_status(folder: FederationDir, insecure: Insecure = False) -> None:
     """Show which clients are online, and the runs; exit code 1 if clients are away."""
     from instahide_fl.deployment.federation import open_federation
-    from instahide_fl.engine.superlink import LocalSuperLink
+    from instahide_fl.deployment.superlink import LocalSuperLink
 
     superlink = LocalSuperLink(open_federation(folder), insecure)
     superlink.require()
@@ -264,7 +264,7 @@ def deploy_status(folder: FederationDir, insecure: Insecure = False) -> None:
 def deploy_stop(folder: FederationDir, insecure: Insecure = False) -> None:
     """Stop the runs that are going on; the server and its clients stay."""
     from instahide_fl.deployment.federation import open_federation
-    from instahide_fl.engine.superlink import LocalSuperLink
+    from instahide_fl.deployment.superlink import LocalSuperLink
 
     superlink = LocalSuperLink(open_federation(folder), insecure)
     superlink.require()
@@ -292,7 +292,7 @@ def _say(line: str) -> None:
 
 def _reconcile(folder: FederationFolder) -> None:
     """Tell a running server which clients there are; another reads it at its start."""
-    from instahide_fl.engine.superlink import LocalSuperLink
+    from instahide_fl.deployment.superlink import LocalSuperLink
 
     superlink = LocalSuperLink(folder)
     if not superlink.answers():
@@ -304,6 +304,6 @@ def _reconcile(folder: FederationFolder) -> None:
 
 def _installed_code() -> str:
     # Imported when it is needed, as all that takes a while.
-    from instahide_fl.deployment.code import hash_of_installation
+    from instahide_fl.deployment.code_hash import hash_of_installation
 
     return hash_of_installation()

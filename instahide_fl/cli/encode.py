@@ -42,7 +42,7 @@ def encode(
     import torch
 
     from instahide_fl.encoding.files import encode_dataset, save_encodings, save_key
-    from instahide_fl.report.encoding_picture import save_encoding_picture
+    from instahide_fl.pictures.encodings import save_encoding_picture
 
     refuse_existing(out, key, picture)
     settings = read_settings(config, assignments, seed)

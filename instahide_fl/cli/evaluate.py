@@ -15,8 +15,8 @@ from instahide_fl.errors import ConfigError
 
 if TYPE_CHECKING:
     from instahide_fl.encoding.encoder import MixingEncoder
-    from instahide_fl.report.evaluation import CleanEvaluation, EncodedSettings
-    from instahide_fl.training.finished import FinishedRun
+    from instahide_fl.evaluation.evaluate_run import CleanEvaluation, EncodedSettings
+    from instahide_fl.evaluation.finished_run import FinishedRun
 
 
 def evaluate(
@@ -41,12 +41,12 @@ def evaluate(
     ] = None,
 ) -> None:
     """Evaluate a finished run again, on clean or on encoded test images."""
-    from instahide_fl.report.evaluation import (
+    from instahide_fl.evaluation.evaluate_run import (
         EncodedSettings,
         encoder_of,
         evaluate_clean,
     )
-    from instahide_fl.training.finished import open_finished_run
+    from instahide_fl.evaluation.finished_run import open_finished_run
 
     given = own_coefficient is not None or average != "softmax" or seed is not None
     if encodings is None and given:
@@ -75,7 +75,7 @@ def _evaluate_encodings(
     settings: EncodedSettings,
 ) -> None:
     """Classify encodings of the test images, write the result down and print it."""
-    from instahide_fl.report.evaluation import evaluate_encoded, save_evaluation
+    from instahide_fl.evaluation.evaluate_run import evaluate_encoded, save_evaluation
     from instahide_fl.run_folder import EVALUATION, EVALUATION_PICTURE, RunFolder
     from instahide_fl.tracking.tracked import log_results
 

@@ -88,7 +88,7 @@ def pool_info(
     if picture is not None:
         import torch
 
-        from instahide_fl.report.contact_sheet import save_contact_sheet
+        from instahide_fl.pictures.contact_sheet import save_contact_sheet
 
         rows = [("", row) for row in torch.split(opened.sample(), 10)]
         save_contact_sheet(picture, rows, f"{len(opened):,} images: a sample")

@@ -142,7 +142,7 @@ def _end_with_parent() -> None:
 
 
 def _perform(study: Path, run: PlannedRun) -> float:
-    from instahide_fl.compare.job import perform
+    from instahide_fl.compare.run_job import perform
 
     return perform(study, run)
 

@@ -1,22 +1,23 @@
 """Every setting of a run.
 
-`tables`, `training_tables` and `defense_table` say what each one means, `run` puts them
-together and reads and writes them.
+`data`, `encoding`, `training`, `defense` and `output` say what each setting means, and
+`config` puts the tables together, reads and writes them. The same names serve three
+places: TOML tables (`[instahide] num-mixed = 4`), the command line
+(`--set instahide.num-mixed=4`) and Flower's flat run config
+(`-c 'instahide.num-mixed=4'`).
 """
 
-from instahide_fl.config.defense_table import DefenseConfig
-from instahide_fl.config.run import Config, Scalar, flatten_tables, parse_assignment
-from instahide_fl.config.tables import (
-    DataConfig,
-    EncoderConfig,
+from instahide_fl.config.config import Config, Scalar, flatten_tables, parse_assignment
+from instahide_fl.config.data import DataConfig, PartitionConfig, PoolConfig
+from instahide_fl.config.defense import DefenseConfig
+from instahide_fl.config.encoding import EncoderConfig
+from instahide_fl.config.output import (
     OutputConfig,
-    PartitionConfig,
-    PoolConfig,
     RecordConfig,
     ResourcesConfig,
     parse_rounds,
 )
-from instahide_fl.config.training_tables import (
+from instahide_fl.config.training import (
     ModelConfig,
     SecureAggregationConfig,
     ServerConfig,

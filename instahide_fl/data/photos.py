@@ -9,14 +9,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import cv2
 import numpy as np
-import torch
 from PIL import Image
 
-from instahide_fl.data.pool import MixingPool
 from instahide_fl.data.pool_patches import MIN_KEYPOINTS, shrink
 from instahide_fl.errors import PoolError
 from instahide_fl.files import cache_folder
@@ -41,10 +40,11 @@ _SKIMAGE = (
     "rocket",
 )
 _SKLEARN = ("china.jpg", "flower.jpg")
+SOURCE = f"photos: {len(_SKIMAGE)} of scikit-image, {len(_SKLEARN)} of scikit-learn"
 
 
-def open_photos(image_size: int, channels: int) -> MixingPool:
-    """Open the pool of this shape, building it in the cache on first use.
+def photos_folder(image_size: int, channels: int) -> Path:
+    """Return where the cache keeps the pool of this shape, built or not.
 
     Args:
         image_size: side in pixels that patches are shrunk to.
@@ -65,12 +65,7 @@ def open_photos(image_size: int, channels: int) -> MixingPool:
     identity = repr([NUM_PATCHES, PATCH_SIDES, SEED, *map(version, packages)])
     digest = hashlib.sha256(identity.encode()).hexdigest()[:12]
     shape = f"{image_size}x{image_size}x{channels}"
-    folder = cache_folder("pools", f"photos-{shape}-{digest}")
-    if folder.is_dir():
-        return MixingPool.open(folder)
-    patches = torch.from_numpy(cut_patches(load_photos(), image_size, channels))
-    source = f"photos: {len(_SKIMAGE)} of scikit-image, {len(_SKLEARN)} of scikit-learn"
-    return MixingPool.from_images(patches, source).save(folder)
+    return cache_folder("pools", f"photos-{shape}-{digest}")
 
 
 def load_photos() -> list[Photo]:

@@ -85,12 +85,22 @@ class MixingPool:
             channels: 1 (grey) or 3 (colour).
 
         Raises:
+            PoolError: the shape is not possible.
             OutputError: the cache folder cannot be written.
         """
         # Imported here: only this source needs OpenCV and scikit-image.
-        from instahide_fl.data.photos import open_photos
+        from instahide_fl.data.photos import (
+            SOURCE,
+            cut_patches,
+            load_photos,
+            photos_folder,
+        )
 
-        return open_photos(image_size, channels)
+        folder = photos_folder(image_size, channels)
+        if folder.is_dir():
+            return cls.open(folder)
+        patches = torch.from_numpy(cut_patches(load_photos(), image_size, channels))
+        return cls.from_images(patches, SOURCE).save(folder)
 
     @classmethod
     def open(cls, folder: Path | str) -> MixingPool:

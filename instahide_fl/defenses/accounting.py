@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from instahide_fl.config import Config
-from instahide_fl.config.defense_table import guards_images
+from instahide_fl.config.defense import guards_images
 
-LEAST_NOISE = 0.01  # below, one release costs thousands, and the accountant overflows
-MOST_NOISE = 100.0
+MIN_NOISE = 0.01  # below, one release costs thousands, and the accountant overflows
+MAX_NOISE = 100.0
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def gaussian_epsilon(
     """
     if steps == 0:
         return 0.0
-    if noise_multiplier < LEAST_NOISE:
+    if noise_multiplier < MIN_NOISE:
         return math.inf
     from opacus.accountants import RDPAccountant
     from opacus.accountants.analysis.rdp import get_privacy_spent
@@ -71,7 +71,7 @@ def gaussian_epsilon(
         epsilon, _ = get_privacy_spent(
             orders=RDPAccountant.DEFAULT_ALPHAS,
             # With more noise than that the bound only gets better, and slow to find.
-            rdp=_renyi_divergence(min(noise_multiplier, MOST_NOISE), rate) * steps,
+            rdp=_renyi_divergence(min(noise_multiplier, MAX_NOISE), rate) * steps,
             delta=delta,
         )
     return max(0.0, float(epsilon)) if math.isfinite(epsilon) else math.inf

@@ -23,7 +23,7 @@ from instahide_fl.types import EncodedBatch
 
 Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
-MOST_VALUES = 2**26  # of single gradients held at once: 256 MiB
+MAX_VALUES = 2**26  # of single gradients held at once: 256 MiB
 
 
 class ExampleGradients:
@@ -39,7 +39,7 @@ class ExampleGradients:
         accept_any_layout(model)
         self._parameters = dict(model.named_parameters())
         values = sum(one.numel() for one in self._parameters.values())
-        self._at_once = max(1, MOST_VALUES // values)
+        self._at_once = max(1, MAX_VALUES // values)
 
         def loss_of_one(
             parameters: dict[str, Tensor], image: Tensor, target: Tensor

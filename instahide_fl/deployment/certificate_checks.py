@@ -13,7 +13,7 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from instahide_fl.deployment.findings import Finding, bad, good
+from instahide_fl.deployment.check_results import Finding, bad, good
 from instahide_fl.errors import ConfigError
 
 SOON = datetime.timedelta(days=30)  # before its end a certificate is to be renewed

@@ -22,19 +22,19 @@ from instahide_fl.deployment.certificate_checks import (
     check_node_key,
     check_secret,
 )
-from instahide_fl.deployment.client_policy import (
-    CLIENT_FILE,
-    ClientPolicy,
-    read_policy,
-)
-from instahide_fl.deployment.code import hash_of_installation
-from instahide_fl.deployment.findings import Finding, bad, examine, good
+from instahide_fl.deployment.check_results import Finding, bad, examine, good
+from instahide_fl.deployment.code_hash import hash_of_installation
+from instahide_fl.deployment.connection_checks import Address, check_port, check_reach
 from instahide_fl.deployment.installation import (
     check_cache,
     check_disk,
     check_versions,
 )
-from instahide_fl.deployment.reach import Address, check_port, check_reach
+from instahide_fl.deployment.policy import (
+    CLIENT_FILE,
+    ClientPolicy,
+    read_policy,
+)
 from instahide_fl.errors import ConfigError
 
 FEDERATION = "federation.toml"
@@ -170,7 +170,7 @@ def _check_data(
     """Open the client's images and its pool as a run would."""
     # Imported here: PyTorch takes seconds, and the checks before it none.
     from instahide_fl.data.federated import load_pool
-    from instahide_fl.deployment.own_data import load_own_images, settings_under
+    from instahide_fl.deployment.client_data import load_own_images, settings_under
 
     asked = Config().with_values({"data.image-size": image_size})
     config = settings_under(policy, folder, asked)

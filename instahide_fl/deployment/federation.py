@@ -19,9 +19,9 @@ from typing import Annotated, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from instahide_fl.config.table import Table
+from instahide_fl.config.base import Table
 from instahide_fl.deployment.certificates import subject_name
-from instahide_fl.deployment.client_policy import check_client_name
+from instahide_fl.deployment.policy import check_client_name
 from instahide_fl.errors import ConfigError
 
 FEDERATION_FILE = "federation.toml"

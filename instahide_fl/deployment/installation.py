@@ -12,7 +12,7 @@ from pathlib import Path
 from packaging.requirements import InvalidRequirement, Requirement
 
 import instahide_fl
-from instahide_fl.deployment.findings import Finding, bad, good
+from instahide_fl.deployment.check_results import Finding, bad, good
 from instahide_fl.files import cache_folder
 
 SPARE_BYTES = 2**30  # for state, logs and checkpoints

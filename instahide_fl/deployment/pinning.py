@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from instahide_fl.deployment.client_policy import CLIENT_FILE, read_policy
+from instahide_fl.deployment.policy import CLIENT_FILE, read_policy
 from instahide_fl.errors import ConfigError
 from instahide_fl.files import write_text
 

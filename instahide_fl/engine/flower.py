@@ -23,16 +23,16 @@ from pathlib import Path
 import tomli_w
 
 from instahide_fl.config import Config
-from instahide_fl.engine.bundle import stage_app
-from instahide_fl.engine.flower_command import (
+from instahide_fl.engine.processes import keep_ray_errors, marked_environment
+from instahide_fl.errors import EngineError
+from instahide_fl.flower.app_bundle import stage_app
+from instahide_fl.flower.command import (
     answers,
     command,
     flower_settings,
     free_port,
     last_line,
 )
-from instahide_fl.engine.processes import keep_ray_errors, marked_environment
-from instahide_fl.errors import EngineError
 from instahide_fl.run_folder import LOGS, RunFolder
 
 CONNECTION = "private"

@@ -6,9 +6,13 @@ For tests, notebooks and debugging: a breakpoint in a client works.
 from __future__ import annotations
 
 from instahide_fl.config import Config
-from instahide_fl.engine.bundle import importable_app
-from instahide_fl.engine.grid import InProcessGrid, server_context, simulated_nodes
 from instahide_fl.engine.logs import logging_to
+from instahide_fl.flower.app_bundle import importable_app
+from instahide_fl.flower.in_process_grid import (
+    InProcessGrid,
+    server_context,
+    simulated_nodes,
+)
 from instahide_fl.run_folder import LOGS, RunFolder
 
 

@@ -10,7 +10,7 @@ from instahide_fl.encoding.encoder import build_encoder
 from instahide_fl.encoding.fused import prepare
 from instahide_fl.engine.flower import run_flower
 from instahide_fl.engine.inline import run_inline
-from instahide_fl.engine.ray import run_ray
+from instahide_fl.engine.ray.ray_grid import run_ray
 from instahide_fl.errors import ConfigError
 from instahide_fl.models.initial_weights import load_initial_weights
 from instahide_fl.models.registry import build_model

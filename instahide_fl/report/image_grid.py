@@ -11,12 +11,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.lib.npyio import NpzFile
 
-from instahide_fl.attacks.scoring.verdict import NO_LEAK, NO_VERDICT
+from instahide_fl.audit.scoring.verdict import NO_LEAK, NO_VERDICT
 from instahide_fl.errors import OutputError
 from instahide_fl.report.attack_rows import AttackFile
 from instahide_fl.report.drawing import Drawing, panels
-from instahide_fl.report.frames import Study
 from instahide_fl.report.leakage import variants
+from instahide_fl.report.results import Study
 
 COLUMNS = 10  # images side by side
 ROWS = 14  # variants below each other

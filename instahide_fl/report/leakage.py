@@ -13,8 +13,8 @@ from typing import Any
 
 import pandas as pd
 
-from instahide_fl.attacks.scoring.verdict import NO_VERDICT, worst
-from instahide_fl.report.frames import Member, Study
+from instahide_fl.audit.scoring.verdict import NO_VERDICT, worst
+from instahide_fl.report.results import Member, Study
 from instahide_fl.transcript.threat_model import THREAT_MODELS
 
 ATTACK_KEYS = ["audit", "attack", "threat_model"]

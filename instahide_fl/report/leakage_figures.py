@@ -8,10 +8,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from instahide_fl.attacks.scoring.verdict import NO_VERDICT
+from instahide_fl.audit.scoring.verdict import NO_VERDICT
 from instahide_fl.report.drawing import FAINT, Drawing, legend_below, panels
-from instahide_fl.report.frames import Study
 from instahide_fl.report.leakage import ATTACK_KEYS, Variant, variants
+from instahide_fl.report.results import Study
 from instahide_fl.report.study_figures import (
     LEAKAGE,
     PERCENT,

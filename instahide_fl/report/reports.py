@@ -7,8 +7,8 @@ from pathlib import Path
 
 from instahide_fl.errors import OutputError
 from instahide_fl.report import sections
-from instahide_fl.report.frames import Run, Study, load_run, load_study, together
 from instahide_fl.report.page import Report, save_report
+from instahide_fl.report.results import Run, Study, load_run, load_study, together
 from instahide_fl.report.wording import BROKEN, verdict_lines
 from instahide_fl.run_folder import CONFIG
 from instahide_fl.study.folder import REPORT, STATE, StudyFolder

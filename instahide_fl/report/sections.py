@@ -9,10 +9,10 @@ from instahide_fl.attacks.registry import ATTACKS
 from instahide_fl.report import settings_tables
 from instahide_fl.report import study_tables as tables
 from instahide_fl.report.attack_rows import AttackFile
-from instahide_fl.report.frames import Run, Study
 from instahide_fl.report.image_grid import reconstruction_grids
 from instahide_fl.report.leakage_figures import exposures, image_distributions
 from instahide_fl.report.page import Card, Item, Picture, Section
+from instahide_fl.report.results import Run, Study
 from instahide_fl.report.study_figures import (
     curves,
     sweeps,

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from instahide_fl.report.data_table import DataTable
-from instahide_fl.report.frames import Member, Run, Study
+from instahide_fl.report.results import Member, Run, Study
 
 
 def settings(study: Study) -> list[DataTable]:

@@ -18,7 +18,6 @@ from instahide_fl.report.drawing import (
     panels,
     tip,
 )
-from instahide_fl.report.frames import Study
 from instahide_fl.report.leakage import (
     Leakage,
     Spread,
@@ -28,11 +27,12 @@ from instahide_fl.report.leakage import (
     variants,
     worst_leakage,
 )
+from instahide_fl.report.results import Study
 
 LEAKAGE = "SSIM with private images"
 ACCURACY = "accuracy on clean test images"
 PERCENT = FuncFormatter(lambda value, _: f"{100 * value:.4g}%")
-MOST_TOGETHER = 8  # curves in one plot
+MAX_CURVES = 8  # curves in one plot
 ORDINARY = "adversaries that every federation has"
 EVERYBODY = "all adversaries, also those with more power or knowledge"
 
@@ -158,7 +158,7 @@ def curves(study: Study) -> Drawing | None:
     if tested is None or tested["round"].nunique() < 2:
         return None
     known = [one for one in variants(study) if len(one.rows(study.rounds))]
-    together = len(known) <= MOST_TOGETHER
+    together = len(known) <= MAX_CURVES
     methods = [""] if together else list(dict.fromkeys(one.method for one in known))
     with panels(len(methods), *((6.6, 4.2) if together else (4.4, 3.2))) as drawn:
         figure, cells = drawn

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from instahide_fl.attacks.scoring.verdict import NO_VERDICT, worst
+from instahide_fl.audit.scoring.verdict import NO_VERDICT, worst
 from instahide_fl.report.data_table import (
     DataTable,
     mebibytes,
@@ -15,7 +15,6 @@ from instahide_fl.report.data_table import (
     seconds,
     two_decimals,
 )
-from instahide_fl.report.frames import Study
 from instahide_fl.report.leakage import (
     ATTACK_KEYS,
     Spread,
@@ -24,6 +23,7 @@ from instahide_fl.report.leakage import (
     worst_leakage,
     worst_verdict,
 )
+from instahide_fl.report.results import Study
 
 NO_GUARANTEE = "no formal guarantee"
 _WORDS = frozenset({"method", "audit", "attack", "adversary", "control", "verdict"})

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from instahide_fl.attacks.scoring.verdict import (
+from instahide_fl.audit.scoring.verdict import (
     FROM_WORST,
     LEAKS,
     LEAKS_TO_ADVERSARY,
     NO_LEAK,
     NO_VERDICT,
 )
-from instahide_fl.report.frames import Study
 from instahide_fl.report.leakage import (
     Leakage,
     Variant,
@@ -19,6 +18,7 @@ from instahide_fl.report.leakage import (
     worst_leakage,
     worst_verdict,
 )
+from instahide_fl.report.results import Study
 
 BROKEN = (
     "InstaHide is broken as an encryption scheme: Carlini et al. (\u201cIs Private "

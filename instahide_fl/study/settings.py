@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from instahide_fl.config import Config, Scalar, flatten_tables
-from instahide_fl.config.table import CountOrZero, Table
+from instahide_fl.config.base import CountOrZero, Table
 from instahide_fl.errors import ConfigError
 
 

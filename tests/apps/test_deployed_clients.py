@@ -12,15 +12,15 @@ import tomli_w
 from flwr.app import Error
 from PIL import Image
 
-from instahide_fl.app_files import app_root
 from instahide_fl.config import Config
 from instahide_fl.data.federated import load_federated_data
-from instahide_fl.deployment.code import hash_of_folder
-from instahide_fl.engine.bundle import importable_app
-from instahide_fl.engine.grid import InProcessGrid, server_context
+from instahide_fl.deployment.code_hash import hash_of_folder
 from instahide_fl.engine.inline import run_inline
 from instahide_fl.engine.logs import logging_to
 from instahide_fl.errors import RoundError
+from instahide_fl.flower.app_bundle import importable_app
+from instahide_fl.flower.app_files import app_root
+from instahide_fl.flower.in_process_grid import InProcessGrid, server_context
 from instahide_fl.run_folder import RunFolder
 from instahide_fl.tensor_files import load_tensors
 from instahide_fl.transcript.build_view import read_truths

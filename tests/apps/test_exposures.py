@@ -6,9 +6,9 @@ import pytest
 import torch
 from flwr.app import RecordDict
 
-from instahide_fl.engine.bundle import importable_app
-from instahide_fl.engine.grid import client_context
 from instahide_fl.errors import RoundError
+from instahide_fl.flower.app_bundle import importable_app
+from instahide_fl.flower.in_process_grid import client_context
 from instahide_fl.run_folder import RunFolder
 from instahide_fl.tensor_files import load_tensors
 from instahide_fl.transcript.build_view import read_truths

@@ -17,8 +17,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRec
 
 from instahide_fl.aggregation.server_optimizer import ServerOptimizer
 from instahide_fl.config import Config
-from instahide_fl.engine.arrays import to_record
 from instahide_fl.errors import ProtocolError, RoundError
+from instahide_fl.flower.arrays import to_record
 from instahide_fl.tensor_files import load_tensors
 from tests.apps.test_rounds import model_bytes, run_tampered, settings
 
@@ -318,8 +318,8 @@ def test_the_largest_values_let_through_do_not_overflow_any_optimizer(optimizer)
 def test_a_clients_reason_is_shown_without_wrapping(reason, shown):
     from flwr.app import RecordDict
 
-    from instahide_fl.engine.bundle import importable_app
-    from instahide_fl.engine.grid import become_server
+    from instahide_fl.flower.app_bundle import importable_app
+    from instahide_fl.flower.in_process_grid import become_server
 
     with importable_app():
         from server.records import failure_reason

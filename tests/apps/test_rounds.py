@@ -12,11 +12,11 @@ from flwr.app import Message
 
 from instahide_fl.config import Config
 from instahide_fl.data.pool import MixingPool
-from instahide_fl.engine.bundle import importable_app
-from instahide_fl.engine.grid import InProcessGrid, server_context
 from instahide_fl.engine.inline import run_inline
 from instahide_fl.engine.logs import logging_to
 from instahide_fl.errors import OutputError, ProtocolError, RoundError
+from instahide_fl.flower.app_bundle import importable_app
+from instahide_fl.flower.in_process_grid import InProcessGrid, server_context
 from instahide_fl.run_folder import RunFolder
 
 SMALL = {

@@ -7,8 +7,8 @@ import pytest
 import torch
 from flwr.app import Error, Message
 
-from instahide_fl.engine.arrays import from_record
 from instahide_fl.errors import ConfigError, RoundError
+from instahide_fl.flower.arrays import from_record
 from instahide_fl.tensor_files import load_tensors
 from instahide_fl.transcript.recorded import read_transcript
 from tests.apps.test_rounds import (

@@ -14,8 +14,8 @@ from pathlib import Path
 import psutil
 
 from instahide_fl.config import Config
-from instahide_fl.engine.bundle import stage_app
 from instahide_fl.engine.processes import MARK
+from instahide_fl.flower.app_bundle import stage_app
 from instahide_fl.run_folder import RunFolder
 
 # Where this test process and all its children put temporary files; by this variable its

@@ -7,6 +7,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
+from instahide_fl.audit.recorded_run import open_recorded_run
 from instahide_fl.cli import app
 from instahide_fl.engine.inline import run_inline
 from instahide_fl.errors import (
@@ -16,7 +17,6 @@ from instahide_fl.errors import (
     ThreatModelError,
     TranscriptError,
 )
-from instahide_fl.report.recorded_run import open_recorded_run
 from instahide_fl.transcript.recorded import transcript_path
 from tests.e2e.support import start
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from instahide_fl.engine.inline import run_inline
-from instahide_fl.engine.ray import run_ray
+from instahide_fl.engine.ray.ray_grid import run_ray
 from tests.e2e.support import command_line, model_bytes, start
 
 pytestmark = pytest.mark.slow

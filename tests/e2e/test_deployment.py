@@ -12,10 +12,10 @@ import tomli_w
 
 from instahide_fl.config import Config
 from instahide_fl.deployment.federation import open_federation
-from instahide_fl.engine.bundle import stage_app
-from instahide_fl.engine.flower_command import command, deployed_environment
+from instahide_fl.deployment.superlink import LocalSuperLink
 from instahide_fl.engine.inline import run_inline
-from instahide_fl.engine.superlink import LocalSuperLink
+from instahide_fl.flower.app_bundle import stage_app
+from instahide_fl.flower.command import command, deployed_environment
 from instahide_fl.run_folder import RunFolder
 from tests.e2e.deployed import (
     CLIENTS,

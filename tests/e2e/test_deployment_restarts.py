@@ -11,7 +11,7 @@ import time
 import psutil
 import pytest
 
-from instahide_fl.app_files import app_root
+from instahide_fl.flower.app_files import app_root
 from instahide_fl.run_folder import RunFolder
 from tests.e2e.deployed import (
     CLIENTS,

@@ -22,8 +22,8 @@ from benchmarks.keys import write_certificates, write_node_key
 from benchmarks.loopback import federation, supernode
 from instahide_fl.config import Config
 from instahide_fl.data.pool import MixingPool
-from instahide_fl.deployment.findings import Finding
-from instahide_fl.deployment.reach import Address, check_reach
+from instahide_fl.deployment.check_results import Finding
+from instahide_fl.deployment.connection_checks import Address, check_reach
 from instahide_fl.errors import ProtocolError
 from instahide_fl.run_folder import RunFolder
 from instahide_fl.tensor_files import load_tensors

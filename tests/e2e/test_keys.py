@@ -9,11 +9,11 @@ import json
 import pytest
 
 import instahide_fl.rng
-from instahide_fl.attacks.attack import silent
-from instahide_fl.attacks.key_replay import KeyReplay
+from instahide_fl.attacks.base import silent
+from instahide_fl.attacks.key_replay.attack import KeyReplay
+from instahide_fl.audit.recorded_run import open_recorded_run
+from instahide_fl.audit.run_attacks import run_attack
 from instahide_fl.engine.inline import run_inline
-from instahide_fl.report.audit import run_attack
-from instahide_fl.report.recorded_run import open_recorded_run
 from instahide_fl.transcript.threat_model import threat_model
 from tests.e2e.support import model_bytes, start
 

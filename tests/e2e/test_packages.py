@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from instahide_fl.app_files import app_root
-from instahide_fl.deployment.code import hash_of_folder
+from instahide_fl.deployment.code_hash import hash_of_folder
+from instahide_fl.flower.app_files import app_root
 from tests.e2e.support import COMMAND
 
 pytestmark = pytest.mark.slow

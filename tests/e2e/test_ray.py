@@ -16,12 +16,12 @@ import psutil
 import pytest
 
 from instahide_fl.config import Config, ResourcesConfig
-from instahide_fl.engine.bundle import importable_app
-from instahide_fl.engine.grid import server_context
 from instahide_fl.engine.inline import run_inline
 from instahide_fl.engine.logs import logging_to
-from instahide_fl.engine.ray import RayGrid, ray_cluster, run_ray
+from instahide_fl.engine.ray.ray_grid import RayGrid, ray_cluster, run_ray
 from instahide_fl.errors import ConfigError, EngineError
+from instahide_fl.flower.app_bundle import importable_app
+from instahide_fl.flower.in_process_grid import server_context
 from instahide_fl.run_folder import RunFolder
 from tests.e2e.support import (
     SMALL,

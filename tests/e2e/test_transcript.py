@@ -11,7 +11,7 @@ import torch
 
 from instahide_fl.config import Config
 from instahide_fl.engine.inline import run_inline
-from instahide_fl.engine.ray import run_ray
+from instahide_fl.engine.ray.ray_grid import run_ray
 from instahide_fl.errors import TranscriptError
 from instahide_fl.models.arrays import get_arrays, load_arrays
 from instahide_fl.models.registry import build_model

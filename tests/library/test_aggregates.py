@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from instahide_fl.aggregation.mean import weighted_mean
-from instahide_fl.attacks.control import control_of
 from instahide_fl.attacks.first_layer import FirstLayer
 from instahide_fl.attacks.hard_labels import HardLabels
 from instahide_fl.attacks.inverting_gradients import InvertingGradients
-from instahide_fl.attacks.scoring.score import score
 from instahide_fl.attacks.soft_labels import SoftLabels
+from instahide_fl.audit.scoring.score_reconstruction import score
+from instahide_fl.audit.undefended import control_of
 from instahide_fl.errors import AttackError
 from instahide_fl.transcript.aggregate import ALL_CLIENTS, truths_together
 from instahide_fl.transcript.build_view import build_view

@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 import torch
 
-from instahide_fl.attacks.carlini import Carlini
-from instahide_fl.attacks.clustering.assignment import assign
-from instahide_fl.attacks.clustering.clusters import Clusters, cluster
-from instahide_fl.attacks.clustering.hypotheses import likely_links
-from instahide_fl.attacks.clustering.problem import Problem
-from instahide_fl.attacks.clustering.public_pursuit import PublicPart, PublicPursuit
-from instahide_fl.attacks.clustering.slots import Slots
-from instahide_fl.attacks.clustering.stages import Stages
+from instahide_fl.attacks.carlini.assignment import assign
+from instahide_fl.attacks.carlini.attack import Carlini
+from instahide_fl.attacks.carlini.clusters import Clusters, cluster
+from instahide_fl.attacks.carlini.decoding_problem import Problem
+from instahide_fl.attacks.carlini.hypotheses import likely_links
+from instahide_fl.attacks.carlini.label_slots import Slots
+from instahide_fl.attacks.carlini.matching_pursuit import PublicPart, PublicPursuit
+from instahide_fl.attacks.carlini.stage_cache import Stages
 from instahide_fl.attacks.decoding.mixtures import largest_pixel, public_part
-from instahide_fl.attacks.scoring.links import score_links
-from instahide_fl.attacks.scoring.score import score
+from instahide_fl.audit.scoring.link_scores import score_links
+from instahide_fl.audit.scoring.score_reconstruction import score
 from instahide_fl.config import Config
 from instahide_fl.data.datasets import load_dataset
 from instahide_fl.data.pool import MixingPool
@@ -136,7 +136,7 @@ def test_a_seed_repeats_bit_for_bit_and_stages_are_resumed(
     assert torch.equal(first.images, again.images)
 
     monkeypatch.setattr(
-        "instahide_fl.attacks.clustering.client.cluster", lambda *_: 1 / 0
+        "instahide_fl.attacks.carlini.client_attack.cluster", lambda *_: 1 / 0
     )
     (resumed,) = attack(view, tmp_path, rounds=1).recovered
     assert torch.equal(first.images, resumed.images)

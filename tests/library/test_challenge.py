@@ -9,7 +9,7 @@ import pytest
 import torch
 from skimage.metrics import structural_similarity
 
-from instahide_fl.attacks.attack import Reconstruction, Recovered
+from instahide_fl.attacks.base import Reconstruction, Recovered
 from instahide_fl.challenge.cost import conjectured, measured_costs
 from instahide_fl.challenge.decryption import assign, decryption_of
 from instahide_fl.challenge.files import (

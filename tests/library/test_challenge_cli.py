@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from instahide_fl.attacks.attack import Attack, Reconstruction, Recovered
+from instahide_fl.attacks.base import Attack, Reconstruction, Recovered
 from instahide_fl.attacks.registry import ATTACKS
 from instahide_fl.transcript.threat_model import Knowledge
 from tests.library.challenges import write_pictures, write_pool

@@ -12,8 +12,8 @@ from flwr.cli.build import build_fab_from_disk
 from flwr.clientapp import ClientApp
 from flwr.supernode.runtime import run_clientapp
 
-from instahide_fl.deployment.code import hash_of_archive
-from instahide_fl.engine.client_launcher import REPLACED, guard
+from instahide_fl.deployment.code_hash import hash_of_archive
+from instahide_fl.deployment.launcher import REPLACED, guard
 from instahide_fl.errors import EngineError, PolicyError
 
 APP = """

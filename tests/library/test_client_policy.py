@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from instahide_fl.config import Config
-from instahide_fl.deployment.client_policy import (
+from instahide_fl.deployment.policy import (
     ClientPolicy,
     check_settings,
     read_policy,

@@ -9,17 +9,17 @@ import zipfile
 import pytest
 from flwr.cli.build import build_fab_from_disk
 
-from instahide_fl.app_files import app_root
-from instahide_fl.deployment.client_policy import (
-    check_code,
-)
-from instahide_fl.deployment.code import (
+from instahide_fl.deployment.code_hash import (
     hash_of_archive,
     hash_of_files,
     hash_of_folder,
 )
-from instahide_fl.engine.bundle import stage_app
+from instahide_fl.deployment.policy import (
+    check_code,
+)
 from instahide_fl.errors import PolicyError, ProtocolError
+from instahide_fl.flower.app_bundle import stage_app
+from instahide_fl.flower.app_files import app_root
 from tests.library.test_client_policy import policy
 
 

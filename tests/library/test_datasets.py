@@ -19,7 +19,7 @@ from instahide_fl.config import DataConfig
 from instahide_fl.data.augment import Augmentation
 from instahide_fl.data.datasets import augmentation_for, load_dataset
 from instahide_fl.errors import DataError, OutputError
-from instahide_fl.report.contact_sheet import class_rows, save_contact_sheet
+from instahide_fl.pictures.contact_sheet import class_rows, save_contact_sheet
 from instahide_fl.types import PrivateSplit
 from tests.library.pictures import write_pictures
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from instahide_fl.attacks.attack import Recovered
+from instahide_fl.attacks.base import Recovered
 from instahide_fl.attacks.decode_encodings import DecodeEncodings, decode_recovered
 from instahide_fl.attacks.decoding.choice import choose_decoder
 from instahide_fl.attacks.decoding.least_squares import folded_least_squares, ridge

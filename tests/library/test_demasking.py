@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from instahide_fl.attacks.attack import silent
+from instahide_fl.attacks.base import silent
 from instahide_fl.attacks.demasking import Demasking
-from instahide_fl.attacks.learned.own_mixtures import own_mixtures
-from instahide_fl.attacks.learned.sign_network import SignNetwork, sign_loss
-from instahide_fl.attacks.scoring.score import score
-from instahide_fl.attacks.scoring.signs import SignScores
+from instahide_fl.attacks.pool_search.sign_network import SignNetwork, sign_loss
+from instahide_fl.attacks.pool_search.training_mixtures import own_mixtures
+from instahide_fl.audit.scoring.score_reconstruction import score
+from instahide_fl.audit.scoring.sign_scores import SignScores
 from instahide_fl.errors import AttackError
 from tests.library.test_pool_search import holder_of, photos, scored, searched
 

@@ -20,18 +20,18 @@ from instahide_fl.deployment.certificates import (
     new_server_certificate,
     subject_name,
 )
-from instahide_fl.deployment.client_policy import (
-    check_settings,
-    read_policy,
-)
 from instahide_fl.deployment.federation import FederationConfig, open_federation
-from instahide_fl.deployment.folder import (
+from instahide_fl.deployment.federation_files import (
     add_client,
     create_federation,
     remove_client,
     renew_certificate,
 )
 from instahide_fl.deployment.pinning import pin_code
+from instahide_fl.deployment.policy import (
+    check_settings,
+    read_policy,
+)
 from instahide_fl.errors import ConfigError, OutputError
 from tests.library.test_client_policy import policy
 
@@ -159,7 +159,9 @@ def test_a_failed_start_leaves_nothing_behind(tmp_path, monkeypatch):
     def fails(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("instahide_fl.deployment.folder.operator_readme", fails)
+    monkeypatch.setattr(
+        "instahide_fl.deployment.federation_files.operator_readme", fails
+    )
     with pytest.raises(OutputError, match="No space left"):
         federation(tmp_path / "federation")
     assert list(tmp_path.iterdir()) == []

@@ -14,7 +14,7 @@ import time
 import pytest
 
 from instahide_fl.deployment.federation import FederationConfig
-from instahide_fl.deployment.folder import create_federation
+from instahide_fl.deployment.federation_files import create_federation
 from instahide_fl.deployment.nginx import nginx_command, nginx_settings
 
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")

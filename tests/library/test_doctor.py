@@ -18,10 +18,10 @@ import pytest
 
 from benchmarks.keys import write_certificates, write_node_key
 from instahide_fl.deployment.certificate_checks import check_certificate, check_names
-from instahide_fl.deployment.code import hash_of_installation
+from instahide_fl.deployment.code_hash import hash_of_installation
+from instahide_fl.deployment.connection_checks import Address, check_clock, check_reach
 from instahide_fl.deployment.doctor import examine_folder
 from instahide_fl.deployment.installation import check_disk, check_versions
-from instahide_fl.deployment.reach import Address, check_clock, check_reach
 from instahide_fl.errors import ConfigError
 from tests.library.challenges import write_pictures, write_pool
 

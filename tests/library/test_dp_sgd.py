@@ -79,7 +79,7 @@ def test_clipped_sums_are_those_of_a_loop_in_every_network(name, normalization):
 
 
 def test_one_example_moves_a_sum_by_no_more_than_the_bound(monkeypatch):
-    monkeypatch.setattr("instahide_fl.defenses.example_gradients.MOST_VALUES", 1)
+    monkeypatch.setattr("instahide_fl.defenses.example_gradients.MAX_VALUES", 1)
     examples = ExampleGradients(model_of(), soft_cross_entropy)  # one at a time
     batch = batch_of(5)
     without = EncodedBatch(batch.images[1:], batch.soft_targets[1:])

@@ -15,7 +15,7 @@ from flwr.common.serde import recorddict_to_proto
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 
-from instahide_fl.engine.arrays import (
+from instahide_fl.flower.arrays import (
     TensorArray,
     array_records,
     from_record,

@@ -7,7 +7,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 
-from instahide_fl.engine.grid import CLIENT_APP_RAISED, InProcessGrid
+from instahide_fl.flower.in_process_grid import CLIENT_APP_RAISED, InProcessGrid
 
 app = ClientApp()
 

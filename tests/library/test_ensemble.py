@@ -15,17 +15,17 @@ from instahide_fl.data.datasets import load_dataset
 from instahide_fl.data.pool import MixingPool
 from instahide_fl.encoding.encoder import IdentityEncoder
 from instahide_fl.errors import ConfigError, DataError, OutputError, PoolError
-from instahide_fl.models.arrays import get_arrays
-from instahide_fl.models.registry import build_model
-from instahide_fl.run_folder import MODEL, PROVENANCE, SUMMARY, RunFolder
-from instahide_fl.training.ensemble import (
+from instahide_fl.evaluation.clean import evaluate
+from instahide_fl.evaluation.encoded import (
     evaluate_encodings,
     inference_config,
     inference_encoder,
     training_pool,
 )
-from instahide_fl.training.evaluation import evaluate
-from instahide_fl.training.finished import load_trained_model, open_finished_run
+from instahide_fl.evaluation.finished_run import load_trained_model, open_finished_run
+from instahide_fl.models.arrays import get_arrays
+from instahide_fl.models.registry import build_model
+from instahide_fl.run_folder import MODEL, PROVENANCE, SUMMARY, RunFolder
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from instahide_fl.attacks.attack import silent
+from instahide_fl.attacks.base import silent
 from instahide_fl.attacks.deep_leakage import DeepLeakage, ImprovedDeepLeakage
 from instahide_fl.attacks.inverting_gradients import InvertingGradients
 from instahide_fl.attacks.matching.gradient_matching import (

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from instahide_fl.attacks.attack import silent
-from instahide_fl.attacks.key_replay import KeyReplay
-from instahide_fl.attacks.keys.evidence import coefficients_fit, divisions
-from instahide_fl.attacks.keys.known_keys import open_encodings
-from instahide_fl.attacks.keys.seeded_client import SeededClient
-from instahide_fl.attacks.scoring.keys import score_keys
+from instahide_fl.attacks.base import silent
+from instahide_fl.attacks.key_replay.attack import KeyReplay
+from instahide_fl.attacks.key_replay.known_keys import open_encodings
+from instahide_fl.attacks.key_replay.seed_test import coefficients_fit, divisions
+from instahide_fl.attacks.key_replay.seeded_client import SeededClient
+from instahide_fl.audit.scoring.key_scores import score_keys
 from instahide_fl.config import Config, EncoderConfig
 from instahide_fl.data.augment import Augmentation
 from instahide_fl.encoding.encoder import FixedEncodings, build_encoder

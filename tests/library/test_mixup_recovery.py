@@ -5,8 +5,11 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from instahide_fl.attacks.mixup_recovery import MixupRecovery
-from instahide_fl.attacks.recovery.components import span, sparse_mixing
+from instahide_fl.attacks.mixup_recovery.attack import MixupRecovery
+from instahide_fl.attacks.mixup_recovery.independent_components import (
+    span,
+    sparse_mixing,
+)
 from instahide_fl.config import Config, EncoderConfig
 from instahide_fl.data.pool import MixingPool
 from instahide_fl.encoding.encoder import build_encoder

@@ -23,7 +23,7 @@ from instahide_fl.data.partition import (
 )
 from instahide_fl.data.partition_schemes import SCHEMES
 from instahide_fl.errors import ConfigError
-from instahide_fl.report.partition_picture import save_partition_picture
+from instahide_fl.pictures.partition import save_partition_picture
 from instahide_fl.rng import stream
 from instahide_fl.types import PrivateSplit
 

@@ -8,24 +8,25 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from instahide_fl.attacks import whitening
+from instahide_fl.attacks.pool_search import pool_ranking
 
-from instahide_fl.attacks.attack import (
+from instahide_fl.attacks.base import (
     RankedComponents,
     Reconstruction,
     Recovered,
     silent,
 )
-from instahide_fl.attacks.pool_search import PoolSearch
-from instahide_fl.attacks.ranking import pool_ranking, whitening
-from instahide_fl.attacks.ranking.pool_ranking import (
+from instahide_fl.attacks.pool_search.attack import PoolSearch
+from instahide_fl.attacks.pool_search.pool_ranking import (
     Comparison,
     correlation_embedding,
     rank_pool,
 )
-from instahide_fl.attacks.ranking.whitening import Whitening
-from instahide_fl.attacks.scoring.components import score_components
-from instahide_fl.attacks.scoring.score import score
-from instahide_fl.attacks.scoring.verdict import LEAKS, NO_LEAK, verdict
+from instahide_fl.attacks.whitening import Whitening
+from instahide_fl.audit.scoring.public_image_scores import score_components
+from instahide_fl.audit.scoring.score_reconstruction import score
+from instahide_fl.audit.scoring.verdict import LEAKS, NO_LEAK, verdict
 from instahide_fl.data.pool import MixingPool
 from instahide_fl.encoding.encoder import build_encoder
 from instahide_fl.errors import AttackError, PoolError, ShapeError
@@ -186,7 +187,7 @@ def test_whitening_finds_more_than_plain_correlation(photos, rng, method):
 
 
 def test_large_images_are_averaged_down_before_whitening(monkeypatch, photos, rng):
-    monkeypatch.setattr(whitening, "MOST_FEATURES", 200)
+    monkeypatch.setattr(whitening, "MAX_FEATURES", 200)
     view, truth = holder_of(photos)
     assert Whitening.of_pool(view.pool, True, rng).mean.shape == (3 * 8 * 8,)
     found = scored(searched(view), view, truth, rng).components

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from instahide_fl import load_run, load_study
-from instahide_fl.attacks.scoring.verdict import NO_VERDICT
-from instahide_fl.compare.job import perform
+from instahide_fl.audit.scoring.verdict import NO_VERDICT
+from instahide_fl.compare.run_job import perform
 from instahide_fl.errors import InstaHideError, OutputError
 from instahide_fl.report.data_table import DataTable
 from instahide_fl.report.drawing import COLOURS

@@ -8,7 +8,7 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from instahide_fl.aggregation.reduction import Node, TreeSum, UpdateSum
-from instahide_fl.engine.scheduling import TOLERANCE, ClientCosts, divide
+from instahide_fl.engine.ray.scheduling import TOLERANCE, ClientCosts, divide
 
 many_costs = st.one_of(
     st.lists(st.floats(0.01, 100), max_size=80),

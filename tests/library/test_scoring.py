@@ -8,11 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from instahide_fl.attacks.attack import Reconstruction, Recovered
-from instahide_fl.attacks.scoring.originals import Originals
-from instahide_fl.attacks.scoring.score import score
-from instahide_fl.attacks.scoring.scores import Column
-from instahide_fl.attacks.scoring.verdict import (
+from instahide_fl.attacks.base import Reconstruction, Recovered
+from instahide_fl.audit.scoring.attack_scores import Column
+from instahide_fl.audit.scoring.originals import Originals
+from instahide_fl.audit.scoring.score_reconstruction import score
+from instahide_fl.audit.scoring.verdict import (
     FROM_WORST,
     LEAKS,
     LEAKS_TO_ADVERSARY,

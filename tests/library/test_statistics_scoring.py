@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from instahide_fl.attacks.batch_statistics import BatchStatistics
-from instahide_fl.attacks.control import control_of, undefended
-from instahide_fl.attacks.scoring.score import score
-from instahide_fl.attacks.scoring.statistics import score_statistics
-from instahide_fl.attacks.scoring.verdict import LEAKS, NO_LEAK, NO_VERDICT, verdict
+from instahide_fl.audit.scoring.score_reconstruction import score
+from instahide_fl.audit.scoring.statistics_scores import score_statistics
+from instahide_fl.audit.scoring.verdict import LEAKS, NO_LEAK, NO_VERDICT, verdict
+from instahide_fl.audit.undefended import control_of, undefended
 from instahide_fl.transcript.build_view import build_view
 from instahide_fl.transcript.threat_model import threat_model
 from tests.library.attack_views import recorded_round, settings

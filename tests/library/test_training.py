@@ -7,9 +7,9 @@ import torch.nn.functional as F
 
 from instahide_fl.config import ModelConfig, TrainConfig
 from instahide_fl.encoding.encoder import IdentityEncoder
+from instahide_fl.evaluation.clean import evaluate
 from instahide_fl.models.arrays import get_arrays
 from instahide_fl.models.registry import build_model
-from instahide_fl.training.evaluation import evaluate
 from instahide_fl.training.local import LocalTrainer, local_steps, local_update
 from instahide_fl.training.losses import soft_cross_entropy
 from instahide_fl.training.scaffold import (

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from instahide_fl.config import Config
-from instahide_fl.config.defense_table import DefenseConfig
+from instahide_fl.config.defense import DefenseConfig
 from instahide_fl.defenses.transforms import (
     add_noise,
     clip,

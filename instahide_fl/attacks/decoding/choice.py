@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 from torch import Tensor
 
-from instahide_fl.attacks.attack import Advance, silent
+from instahide_fl.attacks.base import Advance, silent
 from instahide_fl.attacks.decoding.least_squares import (
     ITERATIONS,
     folded_least_squares,

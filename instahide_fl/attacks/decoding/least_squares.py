@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from instahide_fl.attacks.attack import Advance, silent
+from instahide_fl.attacks.base import Advance, silent
 from instahide_fl.attacks.decoding.mixtures import Mixtures, gram, sparse_rows
 
 ITERATIONS = 40

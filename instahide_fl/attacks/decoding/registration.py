@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from instahide_fl.attacks.attack import Advance, silent
+from instahide_fl.attacks.base import Advance, silent
 from instahide_fl.attacks.decoding.mixtures import Mixtures
 from instahide_fl.attacks.decoding.registration_kernels import (
     collect,

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from instahide_fl.attacks.attack import Advance, continued, silent
+from instahide_fl.attacks.base import Advance, continued, silent
 from instahide_fl.attacks.decoding.least_squares import (
     ITERATIONS,
     alternating_minimisation,

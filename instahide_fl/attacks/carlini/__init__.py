@@ -1,0 +1,1 @@
+"""Carlini et al. (IEEE S&P 2021): private images from encodings, without the key."""

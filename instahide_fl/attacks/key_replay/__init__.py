@@ -1,0 +1,1 @@
+"""Replays the keys of a client whose seed can be searched."""

@@ -1,1 +1,0 @@
-"""Keys: drawn again from a seed, held against what was observed, and used."""

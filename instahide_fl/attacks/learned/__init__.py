@@ -1,1 +1,0 @@
-"""Networks that attackers train on mixtures of their own."""

@@ -1,0 +1,1 @@
+"""Separates Mixup encodings into the images that were mixed."""

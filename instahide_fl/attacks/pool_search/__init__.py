@@ -1,0 +1,1 @@
+"""Finds the public images that were mixed into an encoding."""

@@ -1,1 +1,0 @@
-"""Ranking public images by how well an encoding can be a mixture of them."""

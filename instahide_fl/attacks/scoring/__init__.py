@@ -1,1 +1,0 @@
-"""What an attack achieved: held against the truth, its guesses and its control."""

@@ -1,0 +1,150 @@
+"""A run whose server kept transcripts, opened to attack it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from instahide_fl.attacks.layers.linear_layers import build_network
+from instahide_fl.audit.undefended import (
+    Truths,
+    control_of,
+    undefended,
+    with_images,
+)
+from instahide_fl.config import Config, parse_rounds
+from instahide_fl.data.augment import Augmentation
+from instahide_fl.data.datasets import augmentation_for
+from instahide_fl.errors import AttackError, OutputError, TranscriptError
+from instahide_fl.models.arrays import shared_buffers
+from instahide_fl.run_folder import CONFIG, RunFolder
+from instahide_fl.transcript.build_view import build_view, read_truths
+from instahide_fl.transcript.recorded import (
+    HOW_TO_RECORD,
+    RoundTranscript,
+    read_transcript,
+    recorded_rounds,
+)
+from instahide_fl.transcript.threat_model import ThreatModel
+from instahide_fl.transcript.view import AdversaryView
+from instahide_fl.types import ChannelStatistics
+
+
+@dataclass(frozen=True)
+class RecordedRun:
+    """A run whose server kept transcripts.
+
+    Attributes:
+        folder: of the run.
+        config: its settings.
+        transcripts: of the rounds to attack, at least one.
+        truths: of every client in them.
+    """
+
+    folder: RunFolder
+    config: Config
+    transcripts: Sequence[RoundTranscript]
+    truths: Truths
+
+    @property
+    def statistics(self) -> ChannelStatistics:
+        """Constants that private images are normalised with."""
+        return self.transcripts[0].statistics
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return self.transcripts[0].num_classes
+
+    @property
+    def augmentation(self) -> Augmentation | None:
+        """What clients did to private images before mixing."""
+        return augmentation_for(self.config.data, self.transcripts[0].image_shape)
+
+    def view(self, model: ThreatModel) -> AdversaryView:
+        """Return what an adversary has of the run."""
+        return build_view(
+            model, self.config, self.transcripts, self.truths, self._buffers
+        )
+
+    def control(self) -> RecordedRun:
+        """Return the same clients in the same rounds with nothing hidden.
+
+        Raises:
+            AttackError: what they would have sent is not known.
+        """
+        if self.config.record.crafted != "none":
+            raise AttackError("the parameters were crafted for this run's encodings")
+        transcripts, truths = control_of(self.config, self.transcripts, self.truths)
+        return RecordedRun(self.folder, undefended(self.config), transcripts, truths)
+
+    def about(self) -> dict[str, Any]:
+        """Return which rounds they are, and of which batch size."""
+        rounds = [seen.round for seen in self.transcripts]
+        sizes = {u.num_examples for t in self.transcripts for u in t.updates.values()}
+        return {
+            "round": rounds[0] if len(rounds) == 1 else rounds,
+            "batch_size": max(sizes, default=0),
+        }
+
+    def accuracies(self) -> Mapping[int, float | None]:
+        """Return the test accuracy after each round; None where it was not tested."""
+        return {row["round"]: row["test_accuracy"] for row in self.folder.metrics()}
+
+    @cached_property
+    def _buffers(self) -> list[str]:
+        first = self.transcripts[0]
+        model = build_network(self.config, first.image_shape, first.num_classes)
+        return list(shared_buffers(model))
+
+
+def open_recorded_run(path: Path, rounds: str = "") -> RecordedRun:
+    """Open a run to attack it.
+
+    Args:
+        path: its folder.
+        rounds: those to attack, as in `record.rounds`; empty takes all recorded ones.
+
+    Raises:
+        OutputError: there is no run.
+        ConfigError: its settings, or `rounds`, are not valid.
+        TranscriptError: no round was recorded, not these ones, without the truth, or a
+            file is damaged.
+        AttackError: no client trained on any image in these rounds.
+    """
+    folder = RunFolder(path)
+    if not (path / CONFIG).is_file():
+        raise OutputError(f"{path} is not a run folder (no {CONFIG})")
+    known = recorded_rounds(path)
+    if not known:
+        raise TranscriptError(f"{path} has no transcript: {HOW_TO_RECORD}")
+    wanted = parse_rounds(rounds or "all")
+    chosen = [
+        number
+        for number in known
+        if any(first <= number <= last for first, last in wanted)
+    ]
+    for first, last in wanted:
+        if first == last and first not in known:
+            read_transcript(path, int(first))  # says which rounds there are
+    if not chosen:
+        read_transcript(path, int(wanted[0][0]))
+    transcripts = [read_transcript(path, number) for number in chosen]
+    truths = read_truths(path, transcripts)
+    for seen in transcripts:
+        if absent := [one for one in seen.updates if (seen.round, one) not in truths]:
+            raise TranscriptError(
+                f"the truth of client {absent[0]} in round {seen.round} of {path} was "
+                f"not written, and without it an attack cannot be scored: simulate the "
+                f"run again with --set record.truth=true"
+            )
+    transcripts = with_images(transcripts, truths)
+    if not transcripts:
+        raise AttackError(
+            f"no client of {path} trained on any image in the recorded rounds: record "
+            f"more of them"
+        )
+    return RecordedRun(folder, folder.config(), transcripts, truths)

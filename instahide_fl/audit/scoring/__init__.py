@@ -1,0 +1,1 @@
+"""Scores what an attack recovered against the truth, and against baselines."""

@@ -1,0 +1,143 @@
+"""How much of what an attack believes about shared images is right.
+
+The attack itself never sees the truth; the scorer compares its evidence
+(`attacks.links`) with the keys of a simulation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from instahide_fl.attacks.encoding_links import LinkedEncodings
+from instahide_fl.audit.scoring.originals import ClientImages
+from instahide_fl.errors import ShapeError
+from instahide_fl.transcript.truth import ClientTruth
+
+COMPARED = 1500  # encodings, of which all pairs are judged
+
+
+def score_links(
+    links: LinkedEncodings, truths: Sequence[ClientTruth]
+) -> dict[str, float]:
+    """Compare the stages of an attack with the keys of one client.
+
+    Args:
+        links: what the attack believes.
+        truths: of the client's rounds, in the order of rounds.
+
+    Returns:
+        `pair_auc`, `pair_average_precision` and `pair_share`: of telling pairs of
+        encodings that share an image from others, by similarity and labels; the same
+        with `_in_class` of pairs of slots of one class, where labels do not help; both
+        absent where there is only one kind of pair. `cluster_purity`,
+        `images_found`, and `link_accuracy` by clustering and when refined, for a
+        one-to-one matching of clusters and images.
+
+    Raises:
+        ShapeError: links name encodings that the truth does not have.
+    """
+    shown = _shown(links, truths)
+    return {
+        **_pairs(links, shown),
+        **_clusters(links, shown),
+        "link_accuracy_clustered": _accuracy(links.clustered, links, shown),
+        "link_accuracy": _accuracy(links.refined, links, shown),
+    }
+
+
+def link_scores(
+    links: LinkedEncodings | None,
+    client: str,
+    truths: Mapping[tuple[int, str], ClientTruth],
+) -> dict[str, float]:
+    """Return `score_links` of a client; nothing where there are no links."""
+    if links is None:
+        return {}
+    rounds = sorted(number for number, name in truths if name == client)
+    return score_links(links, [truths[number, client] for number in rounds])
+
+
+def _shown(links: LinkedEncodings, truths: Sequence[ClientTruth]) -> Tensor:
+    """Return which private images each slot shows, bool[S,n]."""
+    own = ClientImages.of(truths)
+    mixed = torch.cat([own.located(truth.key.private_index) for truth in truths])
+    if len(links.encodings) and int(links.encodings.max()) >= len(mixed):
+        raise ShapeError(
+            f"links name encoding {int(links.encodings.max())}, the truth has "
+            f"{len(mixed)}"
+        )
+    member = torch.zeros(len(mixed), len(own.rows), dtype=torch.bool)
+    member.scatter_(1, mixed, True)
+    same_class = links.classes[:, None] == own.targets
+    return member[links.encodings] & same_class
+
+
+def _pairs(links: LinkedEncodings, shown: Tensor) -> dict[str, float]:
+    rng = np.random.default_rng(0)  # chooses what is judged, nothing else
+    every = torch.unique(links.encodings)
+    chosen = every[torch.from_numpy(rng.permutation(len(every))[:COMPARED])]
+    slots = torch.isin(links.encodings, chosen).nonzero()[:, 0]
+    vectors, classes = links.vectors[links.places[slots]], links.classes[slots]
+    similarity = vectors @ vectors.T
+    similarity[classes[:, None] != classes] = -1.0
+    visible = shown[slots].float()
+    same = visible @ visible.T > 0
+    other = links.encodings[slots]
+    apart = (other[:, None] < other) & (classes[:, None] == classes)
+    place = torch.searchsorted(chosen.sort().values, other)
+    count = len(chosen)
+    best = torch.full((count, count), -1.0)
+    share = torch.zeros(count, count)
+    cells = (place[:, None] * count + place).flatten()
+    best.view(-1).scatter_reduce_(0, cells, similarity.flatten(), "amax")
+    share.view(-1).scatter_reduce_(0, cells, same.float().flatten(), "amax")
+    upper = torch.ones(count, count, dtype=torch.bool).triu(1)
+    return {
+        **_ranked("", best[upper], share[upper] > 0),
+        **_ranked("_in_class", similarity[apart], same[apart]),
+    }
+
+
+def _ranked(suffix: str, scores: Tensor, same: Tensor) -> dict[str, float]:
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
+    if not len(same) or bool(same.all()) or not bool(same.any()):
+        return {}
+    truth, value = same.numpy(), scores.numpy()
+    return {
+        f"pair_auc{suffix}": float(roc_auc_score(truth, value)),
+        f"pair_average_precision{suffix}": float(average_precision_score(truth, value)),
+        f"pair_share{suffix}": float(truth.mean()),
+    }
+
+
+def _clusters(links: LinkedEncodings, shown: Tensor) -> dict[str, float]:
+    purity, images = [], set()
+    for nearest in links.clusters:
+        slots = nearest[nearest >= 0]
+        if len(slots):
+            shares = shown[slots].float().mean(0)
+            purity.append(float(shares.max()))
+            images.add(int(shares.argmax()))
+    return {
+        "cluster_purity": float(np.mean(purity)) if purity else 0.0,
+        "clusters": float(len(purity)),
+        "images_found": float(len(images)),
+        "images_in_truth": float(shown.shape[1]),
+    }
+
+
+def _accuracy(chosen: Tensor, links: LinkedEncodings, shown: Tensor) -> float:
+    """Return the share of slots linked to an image they show."""
+    from scipy.optimize import linear_sum_assignment
+
+    linked = chosen >= 0
+    counts = torch.zeros(len(links.clusters), shown.shape[1])
+    counts.index_add_(0, chosen[linked], shown[linked].float())
+    clusters, images = linear_sum_assignment(counts.numpy(), maximize=True)
+    right = counts[torch.from_numpy(clusters), torch.from_numpy(images)].sum()
+    return float(right) / max(1, len(chosen))

@@ -1,0 +1,267 @@
+"""All settings of a run, and how they are read and written."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Self, TypeAlias
+
+import tomli_w
+from pydantic import model_validator
+
+from instahide_fl.config.base import CountOrZero, Table
+from instahide_fl.config.data import DataConfig, PartitionConfig, PoolConfig
+from instahide_fl.config.defense import DefenseConfig, check_defense
+from instahide_fl.config.encoding import EncoderConfig
+from instahide_fl.config.output import OutputConfig, RecordConfig, ResourcesConfig
+from instahide_fl.config.training import (
+    ModelConfig,
+    SecureAggregationConfig,
+    ServerConfig,
+    TrainConfig,
+)
+from instahide_fl.errors import ConfigError
+
+Scalar: TypeAlias = bool | int | float | str
+
+
+class Config(Table):
+    """All settings of a run."""
+
+    seed: CountOrZero = 0
+    """Seed of the simulation: partition, model, cohorts, batches and keys. Real clients
+    draw their keys from the operating system instead."""
+    data: DataConfig = DataConfig()
+    partition: PartitionConfig = PartitionConfig()
+    pool: PoolConfig = PoolConfig()
+    instahide: EncoderConfig = EncoderConfig()
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    server: ServerConfig = ServerConfig()
+    secure_aggregation: SecureAggregationConfig = SecureAggregationConfig()
+    defense: DefenseConfig = DefenseConfig()
+    record: RecordConfig = RecordConfig()
+    resources: ResourcesConfig = ResourcesConfig()
+    output: OutputConfig = OutputConfig()
+
+    @model_validator(mode="after")
+    def _check_cohort(self) -> Self:
+        clients, cohort = self.partition.num_clients, self.train.clients_per_round
+        if 0 < clients < cohort:
+            raise ValueError(
+                f"train.clients-per-round must be at most {clients} "
+                f"(partition.num-clients), got {cohort}"
+            )
+        if (cohort or clients) and self.train.min_updates > (cohort or clients):
+            raise ValueError(
+                f"train.min-updates must be at most {cohort or clients}, the size of a "
+                f"cohort, got {self.train.min_updates}"
+            )
+        if cohort or clients:
+            self._check_robust(cohort or clients)
+            self._check_secure(cohort or clients)
+        return self
+
+    def _check_secure(self, cohort: int) -> None:
+        if not self.secure_aggregation.enabled:
+            return
+        rule = self.server.aggregation
+        if rule not in ("weighted-mean", "mean"):
+            raise ValueError(
+                f"secure-aggregation.enabled hides single updates, which "
+                f'server.aggregation = "{rule}" compares: set it to "weighted-mean" or '
+                f'"mean"'
+            )
+        if cohort < 3:
+            raise ValueError(
+                f"secure-aggregation.enabled needs at least 3 clients in a round, got "
+                f"{cohort}: of two, each would know the other's update"
+            )
+
+    @model_validator(mode="after")
+    def _check_defense(self) -> Self:
+        check_defense(self.defense, self.model, self.train, self.server)
+        return self
+
+    def _check_robust(self, cohort: int) -> None:
+        rule, bad = self.server.aggregation, self.server.malicious_clients
+        if rule == "krum" and cohort < 2 * bad + 3:
+            raise ValueError(
+                f"server.malicious-clients: krum withstands at most "
+                f"{max(0, (cohort - 3) // 2)} bad updates in a cohort of {cohort}, got "
+                f"{bad}" + (": it needs at least 3 clients" if cohort < 3 else "")
+            )
+        if self.train.control_variates and rule not in ("weighted-mean", "mean"):
+            raise ValueError(
+                f"train.control-variates are means over clients: set "
+                f'server.aggregation = "mean" or "weighted-mean", got "{rule}"'
+            )
+
+    @property
+    def server_learning_rate(self) -> float:
+        """The server optimizer's step size, with `auto` resolved."""
+        if self.server.learning_rate != "auto":
+            return self.server.learning_rate
+        gradient, update = {
+            "sgd": (0.1, 1.0),
+            "adam": (0.001, 0.01),
+            "yogi": (0.001, 0.01),
+            "adagrad": (0.01, 0.1),
+        }[self.server.optimizer]
+        return gradient if self.train.mode == "gradient" else update
+
+    @property
+    def server_momentum(self) -> float:
+        """The server optimizer's momentum, with `auto` resolved."""
+        if self.server.momentum != "auto":
+            return self.server.momentum
+        return 0.9 if self.train.mode == "gradient" else 0.0
+
+    @property
+    def server_epsilon(self) -> float:
+        """The server optimizer's epsilon, with `auto` resolved."""
+        if self.server.epsilon != "auto":
+            return self.server.epsilon
+        return 1e-8 if self.train.mode == "gradient" else 1e-3
+
+    def resolved(self) -> Config:
+        """Return the same settings with every `auto` replaced by its value."""
+        return self.with_values(
+            {
+                "instahide.num-private": self.instahide.private_count,
+                "server.learning-rate": self.server_learning_rate,
+                "server.momentum": self.server_momentum,
+                "server.epsilon": self.server_epsilon,
+            }
+        )
+
+    def located(self, folder: Path) -> Config:
+        """Return the same settings with absolute paths.
+
+        Processes of an engine may work in another folder than the user.
+
+        Args:
+            folder: that relative paths start from.
+        """
+        changes: dict[str, Scalar] = {}
+        for name in ("data.root", "pool.source", "model.initial-weights"):
+            value = str(self.to_run_config()[name])
+            if value and (name, value) != ("pool.source", "photos"):
+                changes[name] = _absolute(value, folder)
+        kind, found, place = self.data.dataset.partition(":")
+        local = kind == "imagefolder" or (
+            kind == "hf" and (folder / Path(place).expanduser()).is_dir()
+        )
+        if found and place and local:
+            changes["data.dataset"] = f"{kind}:{_absolute(place, folder)}"
+        changes["output.mlflow"] = _located_store(self.output.mlflow, folder)
+        return self.with_values(changes)
+
+    def with_values(self, changes: Mapping[str, Scalar]) -> Config:
+        """Return a copy with other values for some keys.
+
+        Args:
+            changes: by dotted name, for instance `{"train.rounds": 5}`.
+
+        Raises:
+            ConfigError: a key is unknown or a value is not valid.
+        """
+        return Config.from_run_config({**self.to_run_config(), **changes})
+
+    def to_run_config(self) -> dict[str, Scalar]:
+        """Return the settings as Flower's flat run config."""
+        return flatten_tables(self.model_dump(by_alias=True))
+
+    def to_toml(self) -> str:
+        """Return the settings as TOML text, without `output`."""
+        return tomli_w.dumps(self.model_dump(by_alias=True, exclude={"output"}))
+
+    @classmethod
+    def from_run_config(cls, run_config: Mapping[str, Any]) -> Config:
+        """Read Flower's flat run config.
+
+        Raises:
+            ConfigError: a key is unknown or a value is not valid.
+        """
+        nested: dict[str, Any] = {}
+        for name, value in run_config.items():
+            *tables, key = name.split(".")
+            table = nested
+            for part in tables:
+                table = table.setdefault(part, {})
+                if not isinstance(table, dict):
+                    raise ConfigError(f"{name} is set twice, as a table and as a value")
+            table[key] = value
+        return cls(**nested)
+
+    @classmethod
+    def from_toml(
+        cls, path: Path, changes: Mapping[str, Scalar] | None = None
+    ) -> Config:
+        """Read a TOML file.
+
+        Args:
+            path: of the file.
+            changes: values that replace the file's, by dotted name. Only the two
+                together are checked.
+
+        Raises:
+            ConfigError: the file is missing, is not TOML, or holds a bad setting.
+        """
+        try:
+            with path.open("rb") as file:
+                given = flatten_tables(tomllib.load(file))
+            return cls.from_run_config({**given, **(changes or {})})
+        except OSError as error:
+            raise ConfigError(
+                f"cannot read the settings file {path}: {error.strerror}"
+            ) from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path} is not valid TOML: {error}") from None
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from None
+
+
+def parse_assignment(text: str) -> tuple[str, Scalar]:
+    """Read one `--set KEY=VALUE`: a TOML value, or a bare word as a string.
+
+    Raises:
+        ConfigError: there is no `=`, or the value is a list or a table.
+    """
+    key, found, value = text.partition("=")
+    if not found or not key.strip():
+        raise ConfigError(f"--set takes KEY=VALUE, got {text!r}")
+    try:
+        parsed = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value
+    if not isinstance(parsed, bool | int | float | str):
+        raise ConfigError(f"--set {key}: expected one value, got {value!r}")
+    return key.strip(), parsed
+
+
+def _absolute(value: str, folder: Path) -> str:
+    return os.path.normpath(folder / Path(value).expanduser())
+
+
+def _located_store(address: str, folder: Path) -> str:
+    """Return MLflow's address of a database file; servers' addresses stay."""
+    path = address.removeprefix("sqlite:///")
+    if not path or "://" in path:
+        return address
+    return f"sqlite:///{_absolute(path, folder)}"
+
+
+def flatten_tables(tables: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of TOML tables by dotted name."""
+    return dict(_flatten(tables))
+
+
+def _flatten(table: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

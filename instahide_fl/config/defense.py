@@ -1,0 +1,161 @@
+"""The table `[defense]`: what clients do to updates, and what is claimed of it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from instahide_fl.config.base import Table
+from instahide_fl.config.encoding import EncoderConfig
+from instahide_fl.config.training import ModelConfig, ServerConfig, TrainConfig
+
+TRANSFORMS = ("prune", "sign", "clip", "noise")
+
+
+class DefenseConfig(Table):
+    """Defences on top of the encoding (docs/defenses.md)."""
+
+    section = "defense"
+
+    transforms: str = ""
+    """What a client does to its update before it sends it, in this order, for instance
+    "clip, noise" (a TOML list is taken too). `prune`: zero the entries of smallest
+    magnitude. `sign`: keep only signs, times the tensor's mean magnitude. `clip`: bound
+    the norm. `noise`: add Gaussian noise; needs clip before it."""
+    prune_share: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Share of each tensor's entries that prune zeroes."""
+    clip_norm: Annotated[float, Field(gt=0)] = 1.0
+    """L2 norm that clip, and client-level differential privacy, allow a whole update,
+    over all parameters."""
+    noise_multiplier: Annotated[float, Field(ge=0)] = 1.0
+    """Standard deviation of Gaussian noise over the norm that is clipped to: clip-norm,
+    or max-gradient-norm in dp-sgd."""
+    differential_privacy: Literal["none", "dp-sgd", "central", "local"] = "none"
+    """`dp-sgd` protects one training image: clients clip each image's gradient and add
+    noise to their sum (Abadi et al., CCS 2016). `central` protects a client from those
+    who see the model, not from the server: clients clip, the server adds noise to the
+    mean (McMahan et al., ICLR 2018). `local` protects a client from the server: it
+    clips and adds the noise itself."""
+    max_gradient_norm: Annotated[float, Field(gt=0)] = 1.0
+    """L2 norm that dp-sgd allows the gradient of one image."""
+    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    """The delta that epsilon is reported for. It should be well below one over the
+    number of images (dp-sgd) or clients that are protected."""
+
+    @field_validator("transforms", mode="before")
+    @classmethod
+    def _list_as_text(cls, value: object) -> object:
+        # Flower's run config is flat, so a list travels as text.
+        if isinstance(value, list) and all(isinstance(one, str) for one in value):
+            return ", ".join(value)
+        return value
+
+    @field_validator("transforms", mode="after")
+    @classmethod
+    def _known_and_in_order(cls, value: str) -> str:
+        names = _names(value)
+        if unknown := [one for one in names if one not in TRANSFORMS]:
+            raise ValueError(f"names of {', '.join(TRANSFORMS)}, not {unknown[0]!r}")
+        if twice := [one for one in names if names.count(one) > 1]:
+            raise ValueError(f"different transforms, {twice[0]} is there twice")
+        if "noise" in names and "clip" not in names[: names.index("noise")]:
+            raise ValueError(
+                'noise after clip, for instance "clip, noise": its standard deviation '
+                "is noise-multiplier times the norm that clip leaves"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _check_noise_once(self) -> Self:
+        kind, names = self.differential_privacy, _names(self.transforms)
+        own = {"none": (), "dp-sgd": ("noise",)}.get(kind, ("clip", "noise"))
+        for name in names:
+            if name in own:
+                raise ValueError(
+                    f'differential-privacy = "{kind}" has its own {name}: leave {name} '
+                    f'out of transforms, got "{self.transforms}"'
+                )
+        return self
+
+    @property
+    def transform_names(self) -> tuple[str, ...]:
+        """All transforms in order, with those that differential privacy adds."""
+        own = {"central": ("clip",), "local": ("clip", "noise")}
+        return (*_names(self.transforms), *own.get(self.differential_privacy, ()))
+
+    @property
+    def in_words(self) -> str:
+        """All defences in the order that they act in; "none" without any."""
+        first = ["dp-sgd"] if self.differential_privacy == "dp-sgd" else []
+        last = ["central noise"] if self.differential_privacy == "central" else []
+        return ", ".join([*first, *self.transform_names, *last]) or "none"
+
+    @property
+    def is_private(self) -> bool:
+        """Whether differential privacy, of any kind, is asked for."""
+        return self.differential_privacy != "none"
+
+
+def check_defense(
+    defense: DefenseConfig, model: ModelConfig, train: TrainConfig, server: ServerConfig
+) -> None:
+    """Refuse settings of other tables that a defence cannot be combined with.
+
+    Raises:
+        ValueError: which one, why, and what to set.
+    """
+    kind = defense.differential_privacy
+    if train.control_variates and (defense.transform_names or defense.is_private):
+        raise ValueError(
+            "train.control-variates travel beside the update and no defence changes "
+            "them: set train.control-variates = false, or leave [defense] out"
+        )
+    if kind == "none":
+        return
+    if model.normalization == "batch":
+        raise ValueError(
+            f'model.normalization = "batch" sends running statistics of private data '
+            f'that defense.differential-privacy = "{kind}" does not protect: set '
+            f'model.normalization = "group"'
+        )
+    if kind == "dp-sgd":
+        _check_examples(model, train)
+    elif kind == "central" and server.aggregation != "mean":
+        raise ValueError(
+            f'defense.differential-privacy = "central" adds noise to a mean in which '
+            f'all clients weigh the same: set server.aggregation = "mean", got '
+            f'"{server.aggregation}"'
+        )
+    elif server.aggregation == "weighted-mean":
+        raise ValueError(
+            'server.aggregation = "weighted-mean" weighs clients by their numbers of '
+            'images, which defense.differential-privacy = "local" does not protect: '
+            'set server.aggregation = "mean"'
+        )
+
+
+def _check_examples(model: ModelConfig, train: TrainConfig) -> None:
+    if model.normalization == "local-batch":
+        raise ValueError(
+            'model.normalization = "local-batch" mixes the images of a batch, so that '
+            "none has a gradient of its own, which defense.differential-privacy = "
+            '"dp-sgd" clips: set model.normalization = "group"'
+        )
+    if train.precision != "float32":
+        raise ValueError(
+            f'defense.differential-privacy = "dp-sgd" needs train.precision = '
+            f'"float32", got "{train.precision}": a norm in bfloat16 bounds nothing'
+        )
+
+
+def guards_images(encoding: EncoderConfig) -> bool:
+    """Tell whether an encoding depends on one private image only.
+
+    Only then is what holds for one encoding true of one private image.
+    """
+    return encoding.method == "none" or encoding.private_count == 1
+
+
+def _names(text: str) -> list[str]:
+    return text.replace(",", " ").split()

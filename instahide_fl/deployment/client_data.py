@@ -1,0 +1,82 @@
+"""A deployed client's own data: what its client.toml names, and where it is kept."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from instahide_fl.config import Config
+from instahide_fl.data.datasets import load_private_images
+from instahide_fl.deployment.policy import CLIENT_FILE, ClientPolicy
+from instahide_fl.errors import ConfigError
+from instahide_fl.files import explained
+from instahide_fl.types import PrivateSplit
+
+
+def state_folder(folder: Path) -> Path:
+    """Return where a client keeps what outlasts a run, below its own folder.
+
+    Raises:
+        OutputError: it cannot be made.
+    """
+    state = folder.absolute() / "state"
+    with explained(state):
+        state.mkdir(mode=0o700, exist_ok=True)
+    return state
+
+
+def settings_under(policy: ClientPolicy, folder: Path, config: Config) -> Config:
+    """Return a run's settings with the client's own data and places.
+
+    No path that the server sent is left among them: all that is read or written here
+    is named by the client.
+
+    Args:
+        policy: the client's.
+        folder: of the client, where its relative paths start.
+        config: the run's settings.
+    """
+    own = config.with_values(
+        {
+            "data.dataset": policy.data,
+            "data.train-rows": policy.train_rows,
+            "data.root": "",
+            "data.download": False,
+            "data.client-column": "",
+            "pool.source": policy.pool,
+            "model.initial-weights": "",
+            "output.folder": str(state_folder(folder)),
+        }
+    )
+    return own.located(folder)
+
+
+def load_own_images(policy: ClientPolicy, folder: Path, config: Config) -> PrivateSplit:
+    """Load a client's images, labelled with the classes of the federation.
+
+    Args:
+        policy: the client's.
+        folder: of the client, below which decoded images are kept.
+        config: of `settings_under`.
+
+    Raises:
+        ConfigError: the images have classes that the federation has not.
+        DataError: the images cannot be read.
+        OutputError: the folder cannot be written.
+    """
+    cache = state_folder(folder) / "images"
+    split, names = load_private_images(config.data, cache)
+    if not policy.classes:
+        return split
+    if unknown := [name for name in names if name not in policy.classes]:
+        raise ConfigError(
+            f"client {policy.name}: its images have classes that are not among "
+            f"`classes` in {CLIENT_FILE}: {', '.join(unknown[:3])}"
+            f"{', ...' if len(unknown) > 3 else ''}"
+        )
+    numbers = torch.tensor([policy.classes.index(name) for name in names])
+    return replace(
+        split, targets=numbers[split.targets], num_classes=len(policy.classes)
+    )

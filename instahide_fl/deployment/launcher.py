@@ -1,0 +1,104 @@
+"""Runs in the place of Flower's `flwr-clientapp`: code is checked before it runs.
+
+For each message a SuperNode starts `flwr-clientapp`, which unpacks the app that the
+server sent and runs it. A deployed client puts this launcher first on the SuperNode's
+PATH. It belongs to the client's own installation: an app that is not the one pinned in
+client.toml is refused before it is unpacked, and the server is told so.
+
+Flower (1.41) has no hook for this, so that two functions of its module are replaced:
+
+- `install_from_fab`, which unpacks the archive that was checked, into a folder of this
+  process alone. In Flower's own, apps of earlier runs would lie.
+- `get_load_client_app_fn`, which would load whatever app the server names. It loads
+  from that folder.
+
+If they are not there any more, the launcher refuses to start anything.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from instahide_fl.deployment.code_hash import hash_of_archive
+from instahide_fl.deployment.policy import check_code, read_policy
+from instahide_fl.errors import EngineError
+
+CLIENT_FOLDER = "INSTAHIDE_FL_CLIENT"  # environment variable of a SuperNode
+UNPACKED = "unpacked-"  # begins the name of each process's folder
+REPLACED = ("install_from_fab", "get_load_client_app_fn")
+
+
+def main() -> None:
+    """Run one message's task, if its app is the pinned one."""
+    folder = Path(os.environ[CLIENT_FOLDER])
+    home = tempfile.mkdtemp(prefix=UNPACKED, dir=folder / "state")
+    atexit.register(shutil.rmtree, home, ignore_errors=True)
+    os.environ["FLWR_HOME"] = home
+    from instahide_fl.flower.client_process import flwr_clientapp, run_clientapp
+
+    guard(run_clientapp, folder)
+    flwr_clientapp()
+
+
+def guard(module: Any, folder: Path) -> None:
+    """Let a module of Flower's run the pinned app alone.
+
+    Args:
+        module: that unpacks and loads apps; two of its functions are replaced.
+        folder: of the client.
+
+    Raises:
+        EngineError: it has no such functions.
+    """
+    if missing := [name for name in REPLACED if not hasattr(module, name)]:
+        raise EngineError(
+            f"this version of Flower has no {' and no '.join(missing)}, in whose place "
+            f"apps are checked: install the version that instahide-fl asks for"
+        )
+    install, loading = (getattr(module, name) for name in REPLACED)
+    unpacked: list[Path] = []
+
+    def install_checked(archive: bytes, *arguments: Any, **options: Any) -> Path:
+        check_code(read_policy(folder), hash_of_archive(archive))
+        _forget_own_modules()
+        unpacked.append(Path(install(archive, *arguments, **options)))
+        return unpacked[-1]
+
+    def load_checked(*_: Any, **__: Any) -> Callable[..., Any]:
+        # Not what the server names, but what was checked; Flower compares the names.
+        app = str(unpacked[-1])
+        found: Callable[..., Any] = loading(
+            default_app_ref="", app_path=app, multi_app=True
+        )
+        return found
+
+    module.install_from_fab = install_checked
+    module.get_load_client_app_fn = load_checked
+
+
+def remove_unpacked(state: Path) -> None:
+    """Remove what processes that were killed have left.
+
+    Args:
+        state: folder of the client's state.
+    """
+    for left in state.glob(f"{UNPACKED}*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _forget_own_modules() -> None:
+    """Let the app import its own copy of this library, not the one of this process."""
+    for name in list(sys.modules):
+        if name.partition(".")[0] == "instahide_fl":
+            del sys.modules[name]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Engine ray: the apps on persistent Ray workers."""

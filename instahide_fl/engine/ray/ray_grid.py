@@ -1,0 +1,355 @@
+"""Engine `ray`: the same apps as on Flower, on Ray actors that live as long as the run.
+
+What it avoids, compared with Flower's own simulation: a message and a copy of the model
+for every client in both directions, polling, and building data, pool and network again
+in every call. The server's parameters go into Ray's object store once a round; each
+worker runs its list of clients and sends back sums of their updates.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from uuid import uuid4
+
+import ray
+from flwr.app import Error, Message, MessageType, RecordDict
+
+import instahide_fl
+from instahide_fl.aggregation.reduction import (
+    ReadsUpdates,
+    Reduced,
+    TreeSum,
+)
+from instahide_fl.config import Config, ResourcesConfig
+from instahide_fl.data.federated import load_federated_data
+from instahide_fl.engine.logs import logging_to
+from instahide_fl.engine.processes import keep_ray_errors, marked_environment
+from instahide_fl.engine.ray.scheduling import ClientCosts, divide
+from instahide_fl.engine.ray.worker import (
+    Assignment,
+    Equipment,
+    Instruction,
+    PackedContent,
+    Result,
+    read_sum,
+)
+from instahide_fl.engine.ray.worker_pool import Job, WorkerPool
+from instahide_fl.errors import EngineError
+from instahide_fl.flower.app_bundle import importable_app
+from instahide_fl.flower.in_process_grid import (
+    FIRST_CLIENT_NODE_ID,
+    SimulationGrid,
+    become_server,
+    name_message,
+    server_context,
+)
+from instahide_fl.run_folder import LOGS, RunFolder
+
+QUERY_SECONDS = 600.0  # for a client to answer anything but a round's instruction
+KEPT_BYTES = 2**30  # of freed memory that a worker keeps
+WORKER_VARIABLES = {
+    # Workers do not take each other's cores.
+    "OMP_NUM_THREADS": "1",
+    # Keep freed memory for the next client, in one place whatever thread Ray uses:
+    # giving it back and asking for it again takes several times as long as computing
+    # an update in it.
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_TRIM_THRESHOLD_": str(KEPT_BYTES),
+    "MALLOC_MMAP_THRESHOLD_": str(KEPT_BYTES),
+}
+PULL_SECONDS = 0.05  # that a pull waits for replies before it returns none
+
+
+def run_ray(config: Config, folder: RunFolder) -> None:
+    """Run the experiment to its end.
+
+    Args:
+        config: the run's settings.
+        folder: a run folder that is ready to be written.
+
+    Raises:
+        InstaHideError: the run failed; the folder notes why.
+    """
+    run_config = config.to_run_config()
+    logs = folder.path / LOGS
+    with (
+        importable_app() as (_, server),
+        logging_to(logs / "run.log"),
+        ray_cluster(config.resources, logs),
+        RayGrid(config) as grid,
+    ):
+        server.app(grid, server_context(run_config))
+
+
+@contextlib.contextmanager
+def ray_cluster(resources: ResourcesConfig, logs: Path) -> Iterator[None]:
+    """Connect to Ray: a private one on this machine, or the cluster of the settings.
+
+    Args:
+        resources: the `[resources]` table.
+        logs: folder for what workers wrote to their standard error.
+
+    Raises:
+        EngineError: Ray is in use in this process, or the cluster does not answer.
+    """
+    if ray.is_initialized():
+        raise EngineError(
+            "this process is connected to Ray already: call ray.shutdown() first, or "
+            "use engine inline"
+        )
+    # A short path: Ray puts Unix sockets below it, which may have 107 characters.
+    home = Path(tempfile.mkdtemp(prefix="ihfl-"))
+    try:
+        with marked_environment() as environment, _in_environment(environment):
+            try:
+                _connect(resources, home)
+                yield
+            finally:
+                ray.shutdown()
+    finally:
+        keep_ray_errors(home, logs)
+        shutil.rmtree(home, ignore_errors=True)
+
+
+class RayGrid(SimulationGrid):
+    """Runs messages on Ray workers, in parallel.
+
+    Ray must be connected. As long as a client's state is small, it travels with the
+    messages, so any worker can run any client.
+
+    Args:
+        config: the run's settings.
+
+    Raises:
+        ConfigError: the cluster cannot hold the workers asked for.
+        EngineError: workers do not start, or have other code or data than the server.
+    """
+
+    def __init__(self, config: Config) -> None:
+        become_server()
+        data = load_federated_data(config)
+        count = config.partition.num_clients
+        self._node_ids = [FIRST_CLIENT_NODE_ID + i for i in range(count)]
+        cohort = config.train.clients_per_round or count
+        self._pool = WorkerPool(
+            config.resources, config.to_run_config(), Equipment.here(data), cohort
+        )
+        self.side_by_side = self._pool.size
+        self._timeout = config.train.timeout
+        self._costs = ClientCosts()
+        self._states: dict[int, RecordDict] = {}
+        self._sent: dict[str, Message] = {}
+        self._replies: dict[str, Message] = {}
+
+    def __enter__(self) -> RayGrid:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.close()
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return all nodes."""
+        return list(self._node_ids)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Hand messages to the workers; those with the same content go together."""
+        together: dict[tuple[int, str, str], list[Message]] = {}
+        for message in messages:
+            self._sent[name_message(message)] = message
+            about = message.metadata
+            key = (id(message.content), about.message_type, about.group_id)
+            together.setdefault(key, []).append(message)
+        for (_, kind, group_id), alike in together.items():
+            seconds = self._timeout if kind == MessageType.TRAIN else QUERY_SECONDS
+            job = self._job(alike[0].content, kind, group_id, None, seconds)
+            assignments = [
+                self._assignment(one.metadata.dst_node_id, i, one.metadata.message_id)
+                for i, one in enumerate(alike)
+            ]
+            self._submit(job, assignments, [1.0] * len(assignments))
+        return [one.metadata.message_id for some in together.values() for one in some]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Return the replies that are there, after waiting a moment for some."""
+        wanted = list(message_ids)
+        done = self._pool.advance(PULL_SECONDS)
+        while done:
+            for _, result in done:
+                self._take_replies(result)
+            done = self._pool.advance(0)
+        return [self._replies.pop(one) for one in wanted if one in self._replies]
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Push, then pull until all replies are there or time is up."""
+        deadline = time.monotonic() + (QUERY_SECONDS if timeout is None else timeout)
+        waiting = set(self.push_messages(messages))
+        replies: list[Message] = []
+        while waiting and time.monotonic() < deadline:
+            for reply in self.pull_messages(waiting):
+                waiting.discard(reply.metadata.reply_to_message_id)
+                replies.append(reply)
+        return replies
+
+    def send_and_reduce(
+        self,
+        content: RecordDict,
+        node_ids: Sequence[int],
+        group_id: str,
+        reader: ReadsUpdates,
+        sizes: Sequence[int],
+        timeout: float,
+    ) -> Reduced:
+        """Train one round; see `aggregation.reduction.ReducingGrid`."""
+        job = self._job(content, MessageType.TRAIN, group_id, reader, timeout)
+        assignments = [
+            self._assignment(node, i, str(uuid4())) for i, node in enumerate(node_ids)
+        ]
+        self._submit(job, assignments, [self._costs.predict(size) for size in sizes])
+        reduced = Reduced(None, {}, {}, 0.0, 0.0)
+        tree = TreeSum()
+        while len(reduced.contributions) + len(reduced.failures) < len(node_ids):
+            for done, result in self._pool.advance(timeout):
+                if done is not job:
+                    continue  # of a round that was given up
+                start = time.perf_counter()
+                for node, arrays, scale, weight in result.sums:
+                    tree.put(node, read_sum(arrays, scale, weight))
+                self._states |= result.states
+                reduced.contributions |= result.contributions
+                reduced.failures |= result.failures
+                reduced.compute_seconds = max(reduced.compute_seconds, result.seconds)
+                reduced.adding_seconds += time.perf_counter() - start
+        start = time.perf_counter()
+        reduced.total = tree.total()
+        reduced.adding_seconds += time.perf_counter() - start
+        self._learn_costs(dict(zip(node_ids, sizes, strict=True)), reduced)
+        return reduced
+
+    def _job(
+        self,
+        content: RecordDict,
+        message_type: str,
+        group_id: str,
+        reader: ReadsUpdates | None,
+        timeout: float,
+    ) -> Job:
+        stored = ray.put(PackedContent.of(content))
+        return Job(stored, Instruction(message_type, group_id, reader), timeout)
+
+    def _assignment(self, node_id: int, position: int, message_id: str) -> Assignment:
+        state = self._states.get(node_id)
+        return Assignment(node_id, position, message_id, state)
+
+    def _submit(
+        self, job: Job, assignments: Sequence[Assignment], costs: Sequence[float]
+    ) -> None:
+        for positions in divide(costs, self._pool.size):
+            self._pool.submit(job, [assignments[i] for i in positions])
+
+    def _take_replies(self, result: Result) -> None:
+        self._states |= result.states
+        for message_id, packed in result.replies.items():
+            message = self._sent[message_id]
+            if isinstance(packed, PackedContent):
+                reply = Message(packed.unpack(), reply_to=message)
+            else:
+                reply = Message(Error(*packed), reply_to=message)
+            self._keep_reply(message, reply)
+        lost = [
+            (message, result.failures[message.metadata.dst_node_id])
+            for message in self._sent.values()
+            if message.metadata.dst_node_id in result.failures
+        ]
+        for message, reason in lost:
+            self._keep_reply(message, Message(Error(0, reason), reply_to=message))
+
+    def _keep_reply(self, message: Message, reply: Message) -> None:
+        name_message(reply)
+        message_id = message.metadata.message_id
+        del self._sent[message_id]
+        self._replies[message_id] = reply
+
+    def _learn_costs(self, sizes: Mapping[int, int], reduced: Reduced) -> None:
+        self._costs.forget()
+        for node, contribution in reduced.contributions.items():
+            seconds = contribution.metrics.get("seconds", 0.0)
+            self._costs.observe(sizes[node], seconds)
+
+
+def _connect(resources: ResourcesConfig, home: Path) -> None:
+    if resources.ray_address:
+        _check_answers(resources.ray_address)
+        try:
+            ray.init(
+                address=resources.ray_address,
+                runtime_env={"env_vars": WORKER_VARIABLES},
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            first = str(error).strip().splitlines()[0]
+            raise EngineError(
+                f"resources.ray-address: no Ray cluster at {resources.ray_address} "
+                f"({first})"
+            ) from None
+        return
+    ray.init(
+        address="local",
+        num_cpus=resources.local_workers * resources.cpus_per_client,
+        num_gpus=None if resources.gpus_per_client else 0,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        _temp_dir=str(home),
+    )
+
+
+def _check_answers(address: str) -> None:
+    """Refuse a cluster that is not there: Ray would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        return  # auto, or a form that Ray itself judges
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise EngineError(
+            f"resources.ray-address: no Ray cluster at {address} ({error}): start one "
+            f"with ray start --head --port={port}, or leave the setting empty"
+        ) from None
+
+
+@contextlib.contextmanager
+def _in_environment(environment: Mapping[str, str]) -> Iterator[None]:
+    """Start processes with these variables: Ray hands on the driver's own."""
+    before = dict(os.environ)
+    os.environ.update(environment)
+    os.environ.update(
+        {
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+            # Workers find this package even where it is not installed.
+            "PYTHONPATH": os.pathsep.join(
+                filter(None, [_package_root(), before.get("PYTHONPATH")])
+            ),
+            **WORKER_VARIABLES,
+        }
+    )
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _package_root() -> str:
+    return str(Path(instahide_fl.__file__).resolve().parents[1])

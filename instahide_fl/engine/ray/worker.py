@@ -1,0 +1,339 @@
+"""The Ray engine's worker: a process that runs clients, one after another.
+
+It lives as long as the run. The ClientApp, the data set, the pool and the network are
+loaded once and shared by all clients it runs; what is a client's own comes with each
+call and goes back with its result.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import gc
+import os
+import socket
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from numpy.typing import NDArray
+from torch import Tensor
+
+from instahide_fl.aggregation.reduction import (
+    Contribution,
+    Node,
+    ReadsUpdates,
+    TreeSum,
+    UpdateSum,
+)
+from instahide_fl.config import Config
+from instahide_fl.data.datasets import ImageDataset
+from instahide_fl.data.federated import FederatedData, load_federated_data
+from instahide_fl.encoding.fused import prepare
+from instahide_fl.errors import InstaHideError
+from instahide_fl.flower.app_bundle import importable_app
+from instahide_fl.flower.arrays import array_records, from_record, to_record
+from instahide_fl.flower.in_process_grid import (
+    FIRST_CLIENT_NODE_ID,
+    RunConfig,
+    become_server,
+    client_context,
+    name_message,
+    run_client,
+    simulated_nodes,
+)
+from instahide_fl.models.registry import build_model
+from instahide_fl.provenance import code_hash
+from instahide_fl.training.device import training_device
+from instahide_fl.training.local import warm_up
+
+Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class PackedContent:
+    """A message's records, with arrays that Ray maps into memory instead of copying.
+
+    Attributes:
+        arrays: array records by name.
+        others: config and metric records by name.
+    """
+
+    arrays: dict[str, Arrays]
+    others: dict[str, ConfigRecord | MetricRecord]
+
+    @classmethod
+    def of(cls, content: RecordDict) -> PackedContent:
+        """Take records apart."""
+        arrays = {
+            name: _to_numpy(from_record(record))
+            for name, record in array_records(content).items()
+        }
+        others = {n: r for n, r in content.items() if not isinstance(r, ArrayRecord)}
+        return cls(arrays, others)
+
+    def unpack(self, device: str = "cpu") -> RecordDict:
+        """Put records together again, with memory of their own, on a device."""
+        records: dict[str, Any] = dict(self.others)
+        for name, arrays in self.arrays.items():
+            own = {key: torch.from_numpy(np.array(a)) for key, a in arrays.items()}
+            records[name] = to_record({key: a.to(device) for key, a in own.items()})
+        return RecordDict(records)
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """What all messages of one call have in common.
+
+    Attributes:
+        message_type: Flower's.
+        group_id: the round.
+        reader: checks the updates, which are then added up; None sends replies back.
+    """
+
+    message_type: str
+    group_id: str
+    reader: ReadsUpdates | None
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """One client's turn.
+
+    Attributes:
+        node_id: the client.
+        position: in the cohort.
+        message_id: of the message it receives.
+        state: what the client kept (`Context.state`); None for nothing.
+        attempt: 1, or 2 after a worker died.
+    """
+
+    node_id: int
+    position: int
+    message_id: str
+    state: RecordDict | None = None
+    attempt: int = 1
+
+
+@dataclass
+class Result:
+    """What comes back from a call.
+
+    Attributes:
+        seconds: the call took on the worker.
+        sums: of the valid updates: subtree, arrays, scale and weight.
+        contributions: by node id, of the valid updates.
+        failures: reason by node id.
+        replies: by message id, where no reader was given: content, or an error's code
+            and reason.
+        states: by node id, of clients that keep something.
+    """
+
+    seconds: float = 0.0
+    sums: list[tuple[Node, Arrays, float, float]] = field(default_factory=list)
+    contributions: dict[int, Contribution] = field(default_factory=dict)
+    failures: dict[int, str] = field(default_factory=dict)
+    replies: dict[str, PackedContent | tuple[int, str]] = field(default_factory=dict)
+    states: dict[int, RecordDict] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Equipment:
+    """What a worker works with; must be the same everywhere.
+
+    Attributes:
+        host: the machine's name.
+        process: id of the worker's process there.
+        code: hash of the code.
+        dataset: digest of the data set.
+        pool: sha256 of the pool; empty for none.
+    """
+
+    host: str
+    process: int
+    code: str
+    dataset: str
+    pool: str
+
+    @classmethod
+    def here(cls, data: FederatedData) -> Equipment:
+        """Describe this process."""
+        pool = data.pool.sha256 if data.pool else ""
+        host = socket.gethostname()
+        return cls(host, os.getpid(), code_hash(), data.dataset.digest, pool)
+
+
+class ClientWorker:
+    """Runs clients; a Ray actor.
+
+    Args:
+        run_config: the run's settings.
+    """
+
+    def __init__(self, run_config: RunConfig) -> None:
+        self._run_config = run_config
+        self._config = Config.from_run_config(run_config)
+        self._nodes = simulated_nodes(self._config.partition.num_clients)
+        # For good: the process belongs to the run. Messages that are unpickled here
+        # name classes of the apps.
+        clients, _ = contextlib.ExitStack().enter_context(importable_app())
+        self._client_app = clients.app
+        self._device = training_device(self._config.resources)
+        self._turn: tuple[int, float] | None = None
+        become_server()
+
+    def equip(self) -> Equipment | str:
+        """Load what all clients need; a string says why that is not possible."""
+        torch.set_num_threads(1)
+        try:
+            data = load_federated_data(self._config)
+            equipment = Equipment.here(data)
+            self._warm_up(data.dataset)
+            # All that is loaded by now stays: the garbage collector may pass it over.
+            gc.freeze()
+            return equipment
+        except InstaHideError as error:
+            return f"{socket.gethostname()}: {error}"
+
+    def _warm_up(self, dataset: ImageDataset) -> None:
+        """Do what is slow the first time before a client's clock runs."""
+        config, shape = self._config, dataset.image_shape
+        model = build_model(config.model, shape, dataset.train.num_classes, config.seed)
+        warm_up(model.to(self._device), shape, config.train)
+        if config.instahide.method != "none":
+            prepare()
+
+    def run(
+        self,
+        content: PackedContent,
+        instruction: Instruction,
+        assignments: Sequence[Assignment],
+    ) -> Result:
+        """Run clients in order and add up their updates, or collect their replies."""
+        start = time.perf_counter()
+        received = content.unpack(self._device)
+        result, tree = self._run_all(received, instruction, assignments, False)
+        if not all(part.is_bounded() for part in tree.nodes.values()):
+            # Rare, so looking at every single update is left for this case.
+            del result, tree
+            result, tree = self._run_all(received, instruction, assignments, True)
+        self._turn = None
+        result.sums = [
+            (node, _to_numpy(part.arrays), part.scale, part.weight)
+            for node, part in tree.nodes.items()
+        ]
+        result.seconds = time.perf_counter() - start
+        return result
+
+    @ray.method(concurrency_group="watch")
+    def turn(self) -> tuple[int, float] | None:
+        """Return whose turn it is, and for how many seconds; None between calls."""
+        if (turn := self._turn) is None:
+            return None
+        return turn[0], time.monotonic() - turn[1]
+
+    def _run_all(
+        self,
+        received: RecordDict,
+        instruction: Instruction,
+        assignments: Sequence[Assignment],
+        check_each: bool,
+    ) -> tuple[Result, TreeSum]:
+        result, tree = Result(), TreeSum()
+        sent = _memory(received)
+        for assignment in assignments:
+            self._turn = (assignment.node_id, time.monotonic())
+            # In a call of its own, so that its memory is free for the next client.
+            leaf = self._run_one(
+                received, sent, instruction, assignment, result, check_each
+            )
+            if leaf is not None:
+                tree.put(Node(0, assignment.position), leaf)
+        return result, tree
+
+    def _run_one(
+        self,
+        received: RecordDict,
+        sent: set[int],
+        instruction: Instruction,
+        assignment: Assignment,
+        result: Result,
+        check_finite: bool,
+    ) -> UpdateSum | None:
+        reply = self._run_client(received, instruction, assignment, result.states)
+        node_id, reader = assignment.node_id, instruction.reader
+        if reader is None:
+            result.replies[assignment.message_id] = _pack_reply(reply)
+            return None
+        try:
+            update = reader.read(reply, check_finite)
+        except InstaHideError as error:
+            result.failures[node_id] = str(error)
+            return None
+        result.contributions[node_id] = Contribution.of(update)
+        # A client that keeps nothing has given its arrays away for good.
+        kept = node_id in result.states or bool(sent & _memory(reply.content))
+        return UpdateSum.of(update, reader.weight(update), owned=not kept)
+
+    def _run_client(
+        self,
+        content: RecordDict,
+        instruction: Instruction,
+        assignment: Assignment,
+        states: dict[int, RecordDict],
+    ) -> Message:
+        node_id = assignment.node_id
+        message = Message(
+            content,
+            node_id,
+            instruction.message_type,
+            group_id=instruction.group_id,
+        )
+        name_message(message, assignment.message_id)
+        node = self._nodes[node_id - FIRST_CLIENT_NODE_ID]
+        state = copy.deepcopy(assignment.state) or RecordDict()
+        context = client_context(node_id, node, state, self._run_config)
+        reply = run_client(self._client_app, message, context)
+        if len(context.state):
+            states[node_id] = context.state
+        return reply
+
+
+def _pack_reply(reply: Message) -> PackedContent | tuple[int, str]:
+    if reply.has_error():
+        return reply.error.code, reply.error.reason or ""
+    return PackedContent.of(reply.content)
+
+
+def read_sum(arrays: Arrays, scale: float, weight: float) -> UpdateSum:
+    """Return a worker's partial sum without copying it out of Ray's memory."""
+    tensors = {name: _readable(array) for name, array in arrays.items()}
+    return UpdateSum(tensors, scale, weight)
+
+
+def _readable(array: NDArray[Any]) -> Tensor:
+    with warnings.catch_warnings():
+        # torch warns of memory that must not be written to; sums marked as not owned
+        # never are.
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.from_numpy(array)
+
+
+def _to_numpy(tensors: Mapping[str, Tensor]) -> Arrays:
+    # Contiguous, or Ray would copy them once more.
+    return {n: tensor.cpu().contiguous().numpy() for n, tensor in tensors.items()}
+
+
+def _memory(content: RecordDict) -> set[int]:
+    """Return where the tensors of a message lie."""
+    return {
+        tensor.untyped_storage().data_ptr()
+        for record in array_records(content).values()
+        for tensor in from_record(record).values()
+    }

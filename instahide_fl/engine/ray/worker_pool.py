@@ -1,0 +1,315 @@
+"""The Ray engine's workers, seen from the server: who is busy, who died, who hangs."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayError, RayTaskError
+
+from instahide_fl.config import ResourcesConfig
+from instahide_fl.engine.ray.worker import (
+    Assignment,
+    ClientWorker,
+    Equipment,
+    Instruction,
+    PackedContent,
+    Result,
+)
+from instahide_fl.errors import ConfigError, EngineError
+from instahide_fl.flower.in_process_grid import RunConfig
+
+START_SECONDS = 300.0  # for the first workers to be there
+ANSWER_SECONDS = 5.0  # for a worker to say whose turn it is
+LOOK_SECONDS = 1.0  # between two looks for workers that hang
+ATTEMPTS = 2  # of a client whose worker dies
+FAILED_STARTS = 3  # in a row, before the run is given up
+
+log = logging.getLogger("instahide_fl.engine")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What many clients are asked, once.
+
+    Attributes:
+        content: the message's records in Ray's object store.
+        instruction: what else the calls have in common.
+        timeout: seconds that a client may take.
+    """
+
+    content: ray.ObjectRef[PackedContent]
+    instruction: Instruction
+    timeout: float
+
+
+@dataclass
+class _Worker:
+    """An actor and what it is doing."""
+
+    actor: Any
+    number: int
+
+
+@dataclass
+class _Call:
+    """A list of clients on a worker."""
+
+    worker: _Worker
+    job: Job
+    assignments: Sequence[Assignment]
+    started: float = field(default_factory=time.monotonic)
+
+
+class WorkerPool:
+    """Keeps a fixed number of workers at work.
+
+    A worker that dies is replaced and its clients run again, each in a call of its own:
+    their results are determined by their streams, so a second run is the same. A client
+    under which a worker dies twice has failed; so has one that takes longer than the
+    job's timeout, and its worker is replaced.
+
+    Args:
+        resources: the `[resources]` table.
+        run_config: the run's settings.
+        expected: what every worker must work with; see `Equipment`.
+        most: workers that can be of use.
+
+    Raises:
+        ConfigError: the cluster cannot hold the workers asked for.
+        EngineError: they do not start, or work with other code or data.
+    """
+
+    def __init__(
+        self,
+        resources: ResourcesConfig,
+        run_config: RunConfig,
+        expected: Equipment,
+        most: int,
+    ) -> None:
+        self._expected = expected
+        self._run_config = ray.put(dict(run_config))
+        actor_class: Any = ray.remote(concurrency_groups={"watch": 1})(  # type: ignore[call-overload]
+            ClientWorker
+        )
+        self._actor_class = actor_class.options(
+            num_cpus=resources.cpus_per_client,
+            num_gpus=resources.gpus_per_client,
+            scheduling_strategy="SPREAD",
+        )
+        self._idle: deque[_Worker] = deque()
+        self._queue: deque[tuple[Job, Sequence[Assignment]]] = deque()
+        self._running: dict[ray.ObjectRef[Result], _Call] = {}
+        self._starting: dict[ray.ObjectRef[Equipment | str], _Worker] = {}
+        self._failed_starts = 0
+        self._looked = time.monotonic()
+        self.size = worker_count(resources, most)
+        for number in range(self.size):
+            self._start(number)
+        self._await_start()
+
+    def submit(self, job: Job, assignments: Sequence[Assignment]) -> None:
+        """Queue a list of clients for the next worker that is free."""
+        if assignments:
+            self._queue.append((job, assignments))
+
+    def advance(self, timeout: float) -> list[tuple[Job, Result]]:
+        """Wait until something is done, or time is up, and return what is done.
+
+        Args:
+            timeout: seconds.
+
+        Raises:
+            EngineError: workers keep dying before they start.
+        """
+        self._dispatch()
+        events = [*self._running, *self._starting]
+        if not events:
+            return []
+        ready, _ = ray.wait(events, timeout=min(timeout, LOOK_SECONDS))
+        if ready:
+            # What else is there already, so that a burst is one step.
+            ready, _ = ray.wait(events, num_returns=len(events), timeout=0)
+        done: list[tuple[Job, Result]] = []
+        for event in ready:
+            if event in self._starting:
+                self._take_started(event)
+            else:
+                done += self._take_finished(event)
+        if time.monotonic() - self._looked > LOOK_SECONDS:
+            done += self._end_hanging()
+            self._looked = time.monotonic()
+        self._dispatch()
+        return done
+
+    def close(self) -> None:
+        """End the workers."""
+        busy = [call.worker for call in self._running.values()]
+        for worker in [*self._idle, *busy, *self._starting.values()]:
+            ray.kill(worker.actor)
+
+    def _dispatch(self) -> None:
+        while self._queue and self._idle:
+            job, assignments = self._queue.popleft()
+            worker = self._idle.popleft()
+            call = worker.actor.run.remote(job.content, job.instruction, assignments)
+            self._running[call] = _Call(worker, job, assignments)
+
+    def _take_finished(self, event: ray.ObjectRef[Result]) -> list[tuple[Job, Result]]:
+        call = self._running.pop(event)
+        try:
+            result = ray.get(event)
+        except RayTaskError as error:
+            raise EngineError(f"a worker failed: {_cause(error)}") from error
+        except RayError as error:
+            reason = _death(error)
+            log.warning("worker %d died: %s", call.worker.number, reason)
+            self._start(call.worker.number)
+            return self._again(call, reason)
+        self._idle.append(call.worker)
+        return [(call.job, result)]
+
+    def _again(self, call: _Call, reason: str) -> list[tuple[Job, Result]]:
+        """Queue a dead worker's clients once more, and fail those that had their turn.
+
+        One by one, because one of them may be what killed the worker.
+        """
+        failures = {}
+        for assignment in call.assignments:
+            if assignment.attempt >= ATTEMPTS:
+                failures[assignment.node_id] = reason
+                continue
+            again = replace(assignment, attempt=assignment.attempt + 1)
+            self._queue.append((call.job, [again]))
+        return [(call.job, Result(failures=failures))] if failures else []
+
+    def _end_hanging(self) -> list[tuple[Job, Result]]:
+        done: list[tuple[Job, Result]] = []
+        now = time.monotonic()
+        for event, call in list(self._running.items()):
+            if now - call.started < call.job.timeout:
+                continue
+            silent, culprit = False, None
+            try:
+                turn = ray.get(call.worker.actor.turn.remote(), timeout=ANSWER_SECONDS)
+                if turn is None or turn[1] < call.job.timeout:
+                    continue
+                culprit = turn[0]
+            except GetTimeoutError:
+                silent = True
+            except RayError:
+                continue  # dead: ray.wait tells
+            ready, _ = ray.wait([event], timeout=0)
+            if ready:
+                continue
+            del self._running[event]
+            ray.kill(call.worker.actor)
+            self._start(call.worker.number)
+            seconds = f"{call.job.timeout:g} s (train.timeout)"
+            if silent:
+                done += self._again(call, f"its worker did not respond for {seconds}")
+                continue
+            log.warning("client node %s hangs: its worker is replaced", culprit)
+            rest = [one for one in call.assignments if one.node_id != culprit]
+            self.submit(call.job, rest)
+            failures = {culprit: f"no answer within {seconds}"} if culprit else {}
+            done.append((call.job, Result(failures=failures)))
+        return done
+
+    def _start(self, number: int) -> None:
+        actor = self._actor_class.remote(self._run_config)
+        self._starting[actor.equip.remote()] = _Worker(actor, number)
+
+    def _take_started(self, event: ray.ObjectRef[Equipment | str]) -> None:
+        worker = self._starting.pop(event)
+        try:
+            found = ray.get(event)
+        except RayError as error:
+            self._failed_starts += 1
+            reason = _cause(error) if isinstance(error, RayTaskError) else _death(error)
+            if self._failed_starts >= FAILED_STARTS:
+                raise EngineError(f"workers cannot be started: {reason}") from error
+            log.warning("worker %d died while starting: %s", worker.number, reason)
+            self._start(worker.number)
+            return
+        self._failed_starts = 0
+        if isinstance(found, str):
+            raise EngineError(f"a worker cannot load its data: {found}")
+        _check_equipment(found, self._expected)
+        self._idle.append(worker)
+
+    def _await_start(self) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        while self._starting:
+            ready, _ = ray.wait(list(self._starting), timeout=1.0)
+            for event in ready:
+                self._take_started(event)
+            if time.monotonic() > deadline:
+                raise EngineError(
+                    f"{len(self._starting)} of {self.size} workers did not start "
+                    f"within {START_SECONDS:g} s: is the Ray cluster busy with other "
+                    f"work? Set resources.workers to fewer"
+                )
+
+
+def worker_count(resources: ResourcesConfig, most: int) -> int:
+    """Return how many workers to start in the cluster that Ray is connected to.
+
+    Args:
+        resources: the `[resources]` table.
+        most: workers that can be of use.
+
+    Raises:
+        ConfigError: it has no room for the workers asked for, or for a single one.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    room = sum(_room(node, resources) for node in nodes)
+    needed = max(1, resources.workers)
+    if room < needed:
+        raise ConfigError(
+            f"resources.workers = {resources.workers or 'as many as fit'} with "
+            f"{resources.cpus_per_client} CPUs (cpus-per-client) and "
+            f"{resources.gpus_per_client:g} GPUs (gpus-per-client) each do not fit: "
+            f"Ray has room for {room}"
+        )
+    return min(resources.workers or room, max(1, most))
+
+
+def _room(node: Mapping[str, float], resources: ResourcesConfig) -> int:
+    fits = int(node.get("CPU", 0)) // resources.cpus_per_client
+    if resources.gpus_per_client > 0:
+        # Ray gives a worker a share of one GPU, or whole ones.
+        share, gpus = resources.gpus_per_client, int(node.get("GPU", 0))
+        each = gpus * int(1 / share + 1e-9) if share < 1 else int(gpus / share + 1e-9)
+        fits = min(fits, each)
+    return fits
+
+
+def _check_equipment(found: Equipment, expected: Equipment) -> None:
+    for what, there, here in (
+        ("code", found.code, expected.code),
+        ("data set", found.dataset, expected.dataset),
+        ("pool", found.pool, expected.pool),
+    ):
+        if there != here:
+            raise EngineError(
+                f"the worker on {found.host} has another {what} ({there[:12]}) than "
+                f"the server on {expected.host} ({here[:12]}): install the same "
+                f"version, and copy the same files to the same paths, on every node"
+            )
+
+
+def _death(error: RayError) -> str:
+    if isinstance(error, OutOfMemoryError):
+        return "its worker ran out of memory"
+    first = str(error).strip().splitlines()[0]
+    return f"its worker process died ({first.rstrip('.')})"
+
+
+def _cause(error: RayTaskError) -> str:
+    return str(error).strip().splitlines()[-1]

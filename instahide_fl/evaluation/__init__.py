@@ -1,0 +1,1 @@
+"""How well a model classifies test images: clean ones, and encodings of them."""

@@ -1,0 +1,63 @@
+"""A clean copy of the Flower app's files for Flower, and an import of them here."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+from instahide_fl.errors import EngineError
+from instahide_fl.flower.app_files import APP_FILES, LIBRARY, app_root
+
+
+def stage_app(target: Path) -> Path:
+    """Copy the app and the library into an empty folder that Flower can package.
+
+    A copy, so that edits during a run do not reach clients that start later.
+
+    Args:
+        target: a folder that does not exist yet.
+
+    Returns:
+        The folder, with instahide_fl/, clients/, server/ and pyproject.toml.
+
+    Raises:
+        EngineError: the installation lacks the app.
+    """
+    root = app_root()
+    ignore = shutil.ignore_patterns("__pycache__", APP_FILES)
+    target.mkdir(parents=True)
+    shutil.copytree(LIBRARY, target / "instahide_fl", ignore=ignore)
+    for package in ("clients", "server"):
+        shutil.copytree(root / package, target / package, ignore=ignore)
+    shutil.copy(root / "pyproject.toml", target)
+    return target
+
+
+@contextlib.contextmanager
+def importable_app() -> Iterator[tuple[ModuleType, ModuleType]]:
+    """Import clients.app and server.app in this process, as Flower would.
+
+    The names are as generic as Flower's convention makes them, so it is checked that
+    the modules are ours.
+
+    Raises:
+        EngineError: another package of that name was imported before.
+    """
+    root = app_root()
+    sys.path.insert(0, str(root))
+    try:
+        modules = import_module("clients.app"), import_module("server.app")
+        for module in modules:
+            if not Path(str(module.__file__)).resolve().is_relative_to(root):
+                raise EngineError(
+                    f"another package is imported as {module.__name__} "
+                    f"({module.__file__}): start instahide-fl from another folder"
+                )
+        yield modules
+    finally:
+        sys.path.remove(str(root))

@@ -1,0 +1,1 @@
+"""The records that clients and server exchange."""

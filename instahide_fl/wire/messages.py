@@ -1,0 +1,240 @@
+"""What server and clients say to each other: the one module both agree on.
+
+Nothing here can hold an `EncodingKey`, an original image, a label or a coefficient.
+The classes are plain values; `clients/records.py` and `server/records.py` put them into
+Flower records.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self, TypeAlias
+
+from instahide_fl.errors import ProtocolError
+from instahide_fl.types import ChannelStatistics
+
+SCHEMA = 3
+ARRAYS = "arrays"  # name of the record with global parameters, or with an update
+ABOUT = "about"  # name of the record with one of the classes below
+METRICS = "metrics"  # name of the record with a client's numbers
+NUM_EXAMPLES = "num-examples"
+LONGEST_NAME = 100  # characters of a client's name
+MAX_IMAGES = 2**40  # that a client can say it holds
+MAX_ROUNDS = 2**40
+
+Value: TypeAlias = int | float | str | list[float]
+
+
+@dataclass(frozen=True, slots=True)
+class ClientDescription:
+    """A client's answer to the server's first question.
+
+    Attributes:
+        client: stable key: the partition number in simulation, a name when deployed.
+        num_examples: images it holds.
+        code_hash: of the code it runs.
+        pool_sha256: of the pool it mixes with; empty if its encodings use none.
+    """
+
+    client: str
+    num_examples: int
+    code_hash: str
+    pool_sha256: str
+
+    def to_values(self) -> dict[str, Value]:
+        """Return the content of its record."""
+        return {
+            "schema": SCHEMA,
+            "client": self.client,
+            NUM_EXAMPLES: self.num_examples,
+            "code-hash": self.code_hash,
+            "pool-sha256": self.pool_sha256,
+        }
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any]) -> Self:
+        """Read it back.
+
+        Raises:
+            ProtocolError: the other side speaks another version, or says what cannot
+                be.
+        """
+        check_schema(values)
+        return cls(
+            _client_name(_text(values, "client")),
+            _whole_number(values, NUM_EXAMPLES, 1, MAX_IMAGES),
+            _text(values, "code-hash"),
+            _text(values, "pool-sha256"),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RoundInstruction:
+    """What accompanies the global parameters.
+
+    Attributes:
+        round: 1, 2, ...
+        pool_sha256: the pool that the run agreed on; empty if encodings use none.
+        statistics: constants that all clients normalise private images with.
+        learning_rate_factor: of the schedule, for clients that train (mode update).
+    """
+
+    round: int
+    pool_sha256: str
+    statistics: ChannelStatistics
+    learning_rate_factor: float = 1.0
+
+    def to_values(self) -> dict[str, Value]:
+        """Return the content of its record."""
+        return {
+            "schema": SCHEMA,
+            "round": self.round,
+            "pool-sha256": self.pool_sha256,
+            "mean": list(self.statistics.mean),
+            "std": list(self.statistics.std),
+            "learning-rate-factor": self.learning_rate_factor,
+        }
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any]) -> Self:
+        """Read it back.
+
+        Raises:
+            ProtocolError: the other side speaks another version.
+        """
+        check_schema(values)
+        statistics = ChannelStatistics(
+            _numbers(values, "mean"), _numbers(values, "std")
+        )
+        if min(statistics.std, default=0.0) <= 0:
+            raise ProtocolError(
+                f"std must be positive, a message says {statistics.std}"
+            )
+        return cls(
+            _whole_number(values, "round", 1, MAX_ROUNDS),
+            _text(values, "pool-sha256"),
+            statistics,
+            _number(values, "learning-rate-factor"),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateHeader:
+    """What accompanies a client's update.
+
+    Attributes:
+        client: stable key.
+        kind: "gradient" or "delta".
+        round: that it was computed for.
+    """
+
+    client: str
+    kind: str
+    round: int
+
+    def to_values(self) -> dict[str, Value]:
+        """Return the content of its record."""
+        return {
+            "schema": SCHEMA,
+            "client": self.client,
+            "kind": self.kind,
+            "round": self.round,
+        }
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any]) -> Self:
+        """Read it back.
+
+        Raises:
+            ProtocolError: the other side speaks another version.
+        """
+        check_schema(values)
+        return cls(
+            _text(values, "client"),
+            _text(values, "kind"),
+            _whole_number(values, "round", 1, MAX_ROUNDS),
+        )
+
+
+def check_schema(values: Mapping[str, Any]) -> None:
+    """Check that a message is of this version.
+
+    Raises:
+        ProtocolError: the other side speaks another one.
+    """
+    if values.get("schema") != SCHEMA:
+        raise ProtocolError(
+            f"a message of schema {_shown(values.get('schema'))} came, this side "
+            f"speaks {SCHEMA}: run the same version of instahide-fl on both sides"
+        )
+
+
+def _text(values: Mapping[str, Any], name: str) -> str:
+    found = _value(values, name)
+    if not isinstance(found, str):
+        raise ProtocolError(f"{name} must be a text, a message says {_shown(found)}")
+    return found
+
+
+def _client_name(name: str) -> str:
+    """Check a name that stands in logs, tables and names of files."""
+    if 0 < len(name) <= LONGEST_NAME and name.isprintable() and "/" not in name:
+        return name
+    raise ProtocolError(
+        f"a client's name must have 1 to {LONGEST_NAME} printable characters and no "
+        f"slash, a client says {_shown(name)}"
+    )
+
+
+def _whole_number(values: Mapping[str, Any], name: str, low: int, high: int) -> int:
+    found = _value(values, name)
+    if type(found) is int and low <= found <= high:
+        return found
+    raise ProtocolError(
+        f"{name} must be a whole number from {low} to {high}, a message says "
+        f"{_shown(found)}"
+    )
+
+
+def _number(values: Mapping[str, Any], name: str) -> float:
+    return finite_number(name, _value(values, name))
+
+
+def _numbers(values: Mapping[str, Any], name: str) -> tuple[float, ...]:
+    found = _value(values, name)
+    if not isinstance(found, list | tuple) or not found:
+        raise ProtocolError(f"{name} must be numbers, a message says {_shown(found)}")
+    return tuple(finite_number(name, one) for one in found)
+
+
+def finite_number(name: str, value: object) -> float:
+    """Return a number of a message.
+
+    Raises:
+        ProtocolError: it is none, or not finite.
+    """
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        # An integer may be too large for a float.
+        if isinstance(value, int) and abs(value) < 2**63:
+            return float(value)
+        if isinstance(value, float) and math.isfinite(value):
+            return value
+    raise ProtocolError(
+        f"{name} must be a finite number, a message says {_shown(value)}"
+    )
+
+
+def _value(values: Mapping[str, Any], name: str) -> object:
+    if name not in values:
+        raise ProtocolError(f"a message lacks {name}")
+    return values[name]
+
+
+def _shown(value: object) -> str:
+    """Return a value of a stranger's, cut short."""
+    if isinstance(value, int) and abs(value) >= 2**63:
+        return "a number of more than 63 bits"
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."

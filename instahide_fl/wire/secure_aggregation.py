@@ -1,0 +1,67 @@
+"""What server and clients say to each other in secure aggregation.
+
+A round has four stages (Bonawitz et al., CCS 2017, figure 4; without the consistency
+check against a server that lies):
+
+1. every client sends two public keys;
+2. it gets all public keys and sends shares of its secrets, encrypted for each other
+   client, which the server passes on;
+3. it trains and sends its masked update;
+4. those that are still there send the shares of the seeds of those whose masked update
+   came, and of the private keys of those whose did not: never both of one client.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from instahide_fl.errors import ProtocolError
+from instahide_fl.wire.messages import check_schema
+
+PUBLIC_KEYS = "public_keys"  # the query of stage 1
+KEY_SHARES = "key_shares"  # of stage 2
+MASKS = "masks"  # the record that comes with the parameters in stage 3
+UNMASK = "unmask"  # the query of stage 4
+ROUND = "round"
+CLIENTS = "clients"
+MASK_KEYS = "mask-keys"
+EXCHANGE_KEYS = "exchange-keys"
+CIPHERTEXTS = "ciphertexts"
+LARGEST_WEIGHT = "largest-weight"
+SURVIVORS = "survivors"
+DROPPED = "dropped"
+SHARES = "shares"
+VECTOR = "vector"
+
+
+def shares_needed(clients: int, threshold: float) -> int:
+    """Return how many clients have to stay to the end.
+
+    Args:
+        clients: of the cohort.
+        threshold: as a share of them; more than a half, so that no two disjoint groups
+            can both be complete.
+
+    Raises:
+        ProtocolError: the cohort is too small to hide anybody.
+    """
+    if clients < 3:
+        raise ProtocolError(
+            f"secure aggregation needs at least 3 clients in a round, got {clients}: "
+            f"the sum of two gives each of them the other's update"
+        )
+    return max(2, math.ceil(threshold * clients))
+
+
+def checked(values: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
+    """Return a message's values if it is of this version and complete.
+
+    Raises:
+        ProtocolError: it is not.
+    """
+    check_schema(values)
+    if absent := [name for name in names if name not in values]:
+        raise ProtocolError(f"a message of secure aggregation lacks {absent[0]}")
+    return values
