@@ -95,6 +95,17 @@ class PrivateSplit:
         given_statistics: constants to normalise with; measured on `images` if None.
         rows: i64[n] of the images that are the client's, where it is one of many that
             share `images` and `targets`; None if all are.
+
+    Raises:
+        DataError: images are not u8[N,C,H,W], or targets do not fit them.
+
+    Example:
+        >>> import torch
+        >>> from instahide_fl import PrivateSplit
+        >>> images = torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8)
+        >>> split = PrivateSplit(images, torch.tensor([0, 1, 2, 0, 1, 2]), num_classes=3)
+        >>> len(split)
+        6
     """
 
     images: Tensor
@@ -246,6 +257,13 @@ class EncodedBatch:
         images: f32[B,C,H,W], normalised, mixed and (InstaHide) sign-flipped.
         soft_targets: f32[B,K]; a row sums to the weight of its private images, which
             is less than 1 where public images were mixed in.
+
+    Example:
+        >>> import torch
+        >>> from instahide_fl import EncodedBatch
+        >>> batch = EncodedBatch(torch.zeros(2, 3, 32, 32), torch.zeros(2, 10))
+        >>> len(batch)
+        2
     """
 
     images: Tensor
@@ -290,6 +308,19 @@ class EncodingKey:
         augmentation: of the B*p private sources in row order; None if none was drawn.
         repeat: where an image has T fixed encodings, which of them these are, 0..T-1;
             None for fresh ones, and for batches joined.
+
+    Example:
+        >>> import torch
+        >>> from instahide_fl import EncodingKey
+        >>> key = EncodingKey(
+        ...     coefficients=torch.tensor([[0.6, 0.4]]),
+        ...     private_index=torch.tensor([[0, 3]]),  # k = p = 2: no public images
+        ...     public_index=torch.empty(1, 0, dtype=torch.int64),
+        ...     image_shape=(1, 2, 4),
+        ...     sign_bits=torch.tensor([[0b11110000]], dtype=torch.uint8),
+        ... )
+        >>> key.signs.flatten().tolist()
+        [1, 1, 1, 1, -1, -1, -1, -1]
     """
 
     coefficients: Tensor

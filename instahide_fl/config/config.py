@@ -28,7 +28,14 @@ Scalar: TypeAlias = bool | int | float | str
 
 
 class Config(Table):
-    """All settings of a run."""
+    """All settings of a run.
+
+    Example:
+        >>> from instahide_fl import Config
+        >>> config = Config().with_values({"instahide.num-mixed": 6, "train.rounds": 10})
+        >>> config.instahide.num_mixed, config.train.rounds
+        (6, 10)
+    """
 
     seed: CountOrZero = 0
     """Seed of the simulation: partition, model, cohorts, batches and keys. Real clients

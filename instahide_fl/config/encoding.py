@@ -10,7 +10,18 @@ from instahide_fl.config.base import Count, CountOrZero, Table
 
 
 class EncoderConfig(Table):
-    """How images are encoded (Huang et al., ICML 2020, arXiv:2010.02772)."""
+    """How images are encoded (Huang et al., ICML 2020, arXiv:2010.02772).
+
+    Raises:
+        ValidationError: (pydantic's) a value is out of range, or k, p, c1 and c2 leave
+            no coefficients to draw.
+
+    Example:
+        >>> from instahide_fl import EncoderConfig
+        >>> config = EncoderConfig(num_mixed=6)
+        >>> config.private_count, config.public_count, config.uses_pool
+        (2, 4, True)
+    """
 
     section = "instahide"
 

@@ -40,6 +40,14 @@ class MixingPool:
         statistics: constants that public images are normalised with.
         source: where the images came from, in words.
         folder: where the pool lies; None for one made in memory.
+
+    Example:
+        >>> import torch
+        >>> from instahide_fl import MixingPool
+        >>> images = torch.randint(0, 256, (100, 3, 32, 32), dtype=torch.uint8)
+        >>> pool = MixingPool.from_images(images)
+        >>> len(pool), pool.image_shape
+        (100, (3, 32, 32))
     """
 
     images: Tensor

@@ -208,7 +208,33 @@ class MixingEncoder:
 
 
 class InstaHideEncoder(MixingEncoder):
-    """Mix k images and flip the sign of every pixel at random (InstaHide)."""
+    """Mixes k images and flips the sign of every pixel at random (InstaHide).
+
+    Algorithm 2 of Huang et al., ICML 2020 (arXiv:2010.02772).
+
+    Args:
+        config: k, p, c1, c2 and the coefficient law.
+        pool: The public images; needed where k > p.
+        augmentation: Crops and flips of private images before mixing; None for none.
+
+    Raises:
+        ConfigError: encodings need public images and there is no pool, or hardly any
+            draw of coefficients meets the bounds c1 and c2.
+
+    Example:
+        >>> import numpy as np
+        >>> import torch
+        >>> from instahide_fl import EncoderConfig, InstaHideEncoder, PrivateSplit
+        >>> images = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8)
+        >>> split = PrivateSplit(images, torch.arange(8), num_classes=8)
+        >>> encoder = InstaHideEncoder(EncoderConfig(scope="inside", num_mixed=4))
+        >>> rows = torch.arange(4)
+        >>> batch, key = encoder.encode(rows, split, np.random.default_rng(0))
+        >>> batch.images.shape, batch.soft_targets.sum(dim=1).allclose(torch.ones(4))
+        (torch.Size([4, 3, 32, 32]), True)
+        >>> bool((encoder.apply_key(key, split).images == batch.images).all())
+        True
+    """
 
     def __init__(
         self,
@@ -220,7 +246,28 @@ class InstaHideEncoder(MixingEncoder):
 
 
 class MixupEncoder(MixingEncoder):
-    """Mix k images and leave their signs alone (Mixup)."""
+    """Mixes k images and leaves their signs alone (Mixup, Zhang et al., ICLR 2018).
+
+    Args:
+        config: k, p, c1, c2 and the coefficient law.
+        pool: The public images; needed where k > p.
+        augmentation: Crops and flips of private images before mixing; None for none.
+
+    Raises:
+        ConfigError: as for `InstaHideEncoder`.
+
+    Example:
+        >>> import numpy as np
+        >>> import torch
+        >>> from instahide_fl import EncoderConfig, MixupEncoder, PrivateSplit
+        >>> images = torch.randint(0, 256, (8, 1, 28, 28), dtype=torch.uint8)
+        >>> split = PrivateSplit(images, torch.arange(8), num_classes=8)
+        >>> encoder = MixupEncoder(EncoderConfig(scope="inside", num_mixed=2))
+        >>> rows = torch.arange(8)
+        >>> batch, key = encoder.encode(rows, split, np.random.default_rng(0))
+        >>> key.sign_bits is None, tuple(key.coefficients.shape)
+        (True, (8, 2))
+    """
 
     def __init__(
         self,

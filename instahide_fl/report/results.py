@@ -180,6 +180,12 @@ def load_run(path: Path | str) -> Run:
 
     Raises:
         OutputError: it is no run, or a file in it is damaged.
+
+    Example:
+        >>> from instahide_fl import load_run
+        >>> run = load_run("runs/digits")
+        >>> list(run.rounds.columns[:2])
+        ['round', 'test_accuracy']
     """
     path = Path(path)
     if not (path / CONFIG).is_file():
@@ -204,6 +210,12 @@ def load_study(path: Path | str) -> Study:
 
     Raises:
         OutputError: it is no study, or a file in it is damaged.
+
+    Example:
+        >>> from instahide_fl import load_study
+        >>> study = load_study("studies/digits")
+        >>> sorted(study.runs["status"].unique())
+        ['finished']
     """
     path = Path(path)
     if not (path / STATE).is_file():

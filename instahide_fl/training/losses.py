@@ -19,5 +19,12 @@ def soft_cross_entropy(logits: Tensor, soft_targets: Tensor) -> Tensor:
 
     Returns:
         f32 scalar.
+
+    Example:
+        >>> import torch
+        >>> from instahide_fl import soft_cross_entropy
+        >>> targets = torch.tensor([[0.7, 0.3]])
+        >>> soft_cross_entropy(torch.zeros(1, 2), targets)  # ln 2
+        tensor(0.6931)
     """
     return -(soft_targets * F.log_softmax(logits, dim=1)).sum(dim=1).mean()
