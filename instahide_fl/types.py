@@ -103,7 +103,8 @@ class PrivateSplit:
         >>> import torch
         >>> from instahide_fl import PrivateSplit
         >>> images = torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8)
-        >>> split = PrivateSplit(images, torch.tensor([0, 1, 2, 0, 1, 2]), num_classes=3)
+        >>> targets = torch.tensor([0, 1, 2, 0, 1, 2])
+        >>> split = PrivateSplit(images, targets, num_classes=3)
         >>> len(split)
         6
     """

@@ -12,7 +12,7 @@ class LinkedEncodings:
     """Evidence of an attack that had to find out which encodings share an image.
 
     The attack says what it believes; how much of it is right, the scorer computes
-    (`audit.scoring.link_scores`). A slot is one class in the soft label of one encoding.
+    (`audit.scoring.link_scores`). A slot is one class in the soft label of an encoding.
 
     Attributes:
         encodings: i64[S], the encoding of each slot. Encodings are numbered through the

@@ -32,9 +32,9 @@ class Config(Table):
 
     Example:
         >>> from instahide_fl import Config
-        >>> config = Config().with_values({"instahide.num-mixed": 6, "train.rounds": 10})
-        >>> config.instahide.num_mixed, config.train.rounds
-        (6, 10)
+        >>> config = Config().with_values({"instahide.num-mixed": 6, "seed": 3})
+        >>> config.instahide.num_mixed, config.seed
+        (6, 3)
     """
 
     seed: CountOrZero = 0

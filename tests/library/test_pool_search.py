@@ -8,15 +8,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from instahide_fl.attacks import whitening
-from instahide_fl.attacks.pool_search import pool_ranking
 
+from instahide_fl.attacks import whitening
 from instahide_fl.attacks.base import (
     RankedComponents,
     Reconstruction,
     Recovered,
     silent,
 )
+from instahide_fl.attacks.pool_search import pool_ranking
 from instahide_fl.attacks.pool_search.attack import PoolSearch
 from instahide_fl.attacks.pool_search.pool_ranking import (
     Comparison,
