@@ -26,10 +26,15 @@ import psutil
 import tomli_w
 from PIL import Image
 
-from benchmarks.keys import write_certificates, write_node_key
 from instahide_fl.config import Config
 from instahide_fl.data.datasets import load_dataset
 from instahide_fl.data.partition import cached_partition
+from instahide_fl.deployment.certificates import (
+    new_authority,
+    new_node_key,
+    new_server_certificate,
+)
+from instahide_fl.deployment.federation_files import write_pair
 from instahide_fl.engine.processes import marked_environment
 from instahide_fl.flower.app_bundle import stage_app
 from instahide_fl.flower.command import free_port
@@ -193,7 +198,10 @@ def federation(
     """
     folder.mkdir(parents=True, exist_ok=True)
     names = [f"site-{i}" for i in range(clients)]
-    write_certificates(folder)
+    authority = new_authority("benchmark")
+    certificate = new_server_certificate(authority, ["127.0.0.1"])
+    write_pair(authority, folder / "ca.key", folder / "ca.crt")
+    write_pair(certificate, folder / "server.key", folder / "server.crt")
     patch(stage_app(folder / "app"))
     _write_images(folder, names, config)
     # Every client answers in a real federation, so none is a numbered partition.
@@ -239,7 +247,7 @@ def _start(made: Federation, names: list[str]) -> None:
     await_port(made.port)
     for name in names:
         place = folder / "clients" / name
-        write_node_key(place / "node.key")
+        write_pair(new_node_key(name), place / "node.key", place / "node.key.pub")
         done = made.flwr(
             *("supernode", "register", str(place / "node.key.pub"), CONNECTION)
         )

@@ -56,7 +56,7 @@ def create_federation(
     authority = new_authority(config.name)
     with _private_files(), atomic_folder(path) as temporary:
         folder = FederationFolder(temporary, config)
-        _write_pair(authority, folder.authority / "ca.key", folder.authority / "ca.crt")
+        write_pair(authority, folder.authority / "ca.key", folder.authority / "ca.crt")
         _write(folder.server / "ca.crt", authority.public)
         (folder.server / WORKING_FOLDER).mkdir()
         (folder.server / "clients").mkdir()
@@ -160,11 +160,27 @@ def renew_certificate(path: Path, days: int = SERVER_DAYS) -> FederationFolder:
     return folder
 
 
+def write_pair(pair: Pair, private: Path, public: Path) -> None:
+    """Write a key and its certificate or public key, readable to their owner only.
+
+    Args:
+        pair: The key and what is public of it.
+        private: The file for the key; missing folders above it are made.
+        public: The file for the certificate or the public key.
+
+    Raises:
+        OutputError: A file cannot be written.
+    """
+    with _private_files():
+        _write(private, pair.private)
+        _write(public, pair.public)
+
+
 def _write_server_certificate(
     folder: FederationFolder, authority: Pair, days: int
 ) -> None:
     pair = new_server_certificate(authority, folder.config.hosts, days)
-    _write_pair(pair, folder.server / "server.key", folder.server / "server.crt")
+    write_pair(pair, folder.server / "server.key", folder.server / "server.crt")
 
 
 def _write_client(
@@ -173,7 +189,7 @@ def _write_client(
     server = folder.config.server
     target.mkdir(parents=True, exist_ok=True)
     key = new_node_key(name)
-    _write_pair(key, target / "node.key", target / "node.key.pub")
+    write_pair(key, target / "node.key", target / "node.key.pub")
     _write(target / "ca.crt", (folder.server / "ca.crt").read_bytes())
     _write(target / CLIENT_FILE, client_settings(name, server, code_hash).encode())
     readme = client_readme(name, folder.config.name, server)
@@ -185,11 +201,6 @@ def _register(folder: FederationFolder, name: str, client: Path) -> None:
     public = client / "node.key.pub"
     _write(folder.registered_key(name), public.read_bytes())
     public.unlink()
-
-
-def _write_pair(pair: Pair, private: Path, public: Path) -> None:
-    _write(private, pair.private)
-    _write(public, pair.public)
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -18,12 +18,13 @@ import pytest
 import torch
 
 from benchmarks.fault_campaign import Campaign
-from benchmarks.keys import write_certificates, write_node_key
 from benchmarks.loopback import federation, supernode
 from instahide_fl.config import Config
 from instahide_fl.data.pool import MixingPool
+from instahide_fl.deployment.certificates import new_authority, new_node_key
 from instahide_fl.deployment.check_results import Finding
 from instahide_fl.deployment.connection_checks import Address, check_reach
+from instahide_fl.deployment.federation_files import write_pair
 from instahide_fl.errors import ProtocolError
 from instahide_fl.run_folder import RunFolder
 from instahide_fl.tensor_files import load_tensors
@@ -208,8 +209,9 @@ def log_of(service, words, seconds=60):
 
 
 def test_another_authority_is_refused_and_the_doctor_says_so(made, tmp_path):
-    write_certificates(tmp_path)
-    write_node_key(tmp_path / "node.key")
+    write_pair(new_authority("another"), tmp_path / "ca.key", tmp_path / "ca.crt")
+    key = new_node_key("stranger")
+    write_pair(key, tmp_path / "node.key", tmp_path / "node.key.pub")
     (tmp_path / "kept").mkdir()
     address = f"127.0.0.1:{made.port}"
     stranger = supernode("stranger", tmp_path, address, tmp_path / "ca.crt")
@@ -236,9 +238,9 @@ date.now = lambda: _now() + datetime.timedelta(seconds=600)
 def test_a_clock_that_runs_ahead_is_refused(made, tmp_path):
     """The client's process sees another time; its clock itself cannot be set here."""
     place = made.folder / "clients" / "late"
-    write_node_key(place / "node.key")
-    key = str(place / "node.key.pub")
-    assert made.flwr("supernode", "register", key, "federation").returncode == 0
+    public = place / "node.key.pub"
+    write_pair(new_node_key("late"), place / "node.key", public)
+    assert made.flwr("supernode", "register", str(public), "federation").returncode == 0
     (tmp_path / "sitecustomize.py").write_text(SKEWED)
     late = supernode("late", place, f"127.0.0.1:{made.port}", made.folder / "ca.crt")
     late.start({**made.environment, "PYTHONPATH": str(tmp_path)}, tmp_path)

@@ -16,11 +16,18 @@ from email.utils import formatdate
 
 import pytest
 
-from benchmarks.keys import write_certificates, write_node_key
+from instahide_fl.deployment import certificates
 from instahide_fl.deployment.certificate_checks import check_certificate, check_names
+from instahide_fl.deployment.certificates import (
+    LOOPBACK,
+    new_authority,
+    new_node_key,
+    new_server_certificate,
+)
 from instahide_fl.deployment.code_hash import hash_of_installation
 from instahide_fl.deployment.connection_checks import Address, check_clock, check_reach
 from instahide_fl.deployment.doctor import examine_folder
+from instahide_fl.deployment.federation_files import write_pair
 from instahide_fl.deployment.installation import check_disk, check_versions
 from instahide_fl.errors import ConfigError
 from tests.library.challenges import write_pictures, write_pool
@@ -53,6 +60,19 @@ def https_server(folder, status=200, date=None):
         server.server_close()
 
 
+def write_certificates(folder, days=365, age=0, host="127.0.0.1"):
+    """Write an authority's certificate, and a server's made some days ago."""
+    authority = new_authority("federation")
+    made_at = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=age)
+    server = new_server_certificate(authority, [host], days, made_at)
+    write_pair(authority, folder / "ca.key", folder / "ca.crt")
+    write_pair(server, folder / "server.key", folder / "server.crt")
+
+
+def write_node_key(path):
+    write_pair(new_node_key("ward"), path, path.with_name("node.key.pub"))
+
+
 def faults(findings):
     return {one.subject: one.text for one in findings if not one.ok}
 
@@ -68,15 +88,18 @@ def test_a_server_that_is_as_it_should_be(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("made", "reason"),
+    ("validity", "names", "reason"),
     [
-        ({"days": -1, "starts": -9}, "expired: the operator has to renew"),
-        ({"starts": 5}, "not yet valid: .* compare the clocks"),
-        ({"address": "10.9.8.7"}, "not made out to 127.0.0.1"),
+        ({"age": 9, "days": 8}, LOOPBACK, "expired: the operator has to renew"),
+        ({"age": -5}, LOOPBACK, "not yet valid: .* compare the clocks"),
+        ({}, (), "not made out to 127.0.0.1"),
     ],
 )
-def test_a_certificate_that_does_not_hold_is_explained(tmp_path, made, reason):
-    write_certificates(tmp_path, **made)
+def test_a_certificate_that_does_not_hold_is_explained(
+    tmp_path, monkeypatch, validity, names, reason
+):
+    monkeypatch.setattr(certificates, "LOOPBACK", names)
+    write_certificates(tmp_path, host="10.9.8.7", **validity)
     with https_server(tmp_path) as address:
         found = faults(check_reach(address, tmp_path / "ca.crt"))
     assert found.keys() == {"TLS"}
@@ -280,7 +303,7 @@ def test_a_server_that_is_ready_and_what_can_be_wrong(tmp_path):
     found = faults(examine_folder(folder))
     assert found.keys() <= {"nginx"}, found
     write_node_key(folder / "clients" / "ward" / "node.key")
-    write_certificates(tmp_path / "other", days=-1, starts=-9)
+    write_certificates(tmp_path / "other", age=9, days=8)
     os.replace(tmp_path / "other" / "server.crt", folder / "server" / "server.crt")
     (folder / "server" / "server.key").chmod(0o644)
     found = faults(examine_folder(folder))
