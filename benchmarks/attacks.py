@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.reporting import alternate, main_of
+from benchmarks.reporting import alternate, run_and_save
 from instahide_fl.attacks.base import silent
 from instahide_fl.attacks.inverting_gradients import InvertingGradients
 from instahide_fl.config import Config
@@ -188,4 +188,4 @@ def _psnr(image: Tensor, truth: ClientTruth) -> float:
 
 
 if __name__ == "__main__":
-    main_of(run)
+    run_and_save(run)

@@ -14,7 +14,7 @@ import torch
 
 from instahide_fl.config import Config, DefenseConfig
 from instahide_fl.data.datasets import load_dataset
-from instahide_fl.defenses.transforms import transformed
+from instahide_fl.defenses.transforms import apply_transforms
 from instahide_fl.encoding.encoder import IdentityEncoder
 from instahide_fl.models.arrays import get_arrays
 from instahide_fl.models.registry import build_model
@@ -50,7 +50,7 @@ def seconds_of(defense: DefenseConfig, config: Config) -> float:
         rng = stream(0, number)
         begun = time.process_time()
         update = trainer.update(start, split, IdentityEncoder(), rng)
-        transformed(update.arrays, trainer.buffers, defense, rng)
+        apply_transforms(update.arrays, trainer.buffers, defense, rng)
         took.append(time.process_time() - begun)
     return min(took)
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.reporting import alternate, main_of
+from benchmarks.reporting import alternate, run_and_save
 from instahide_fl import EncoderConfig, InstaHideEncoder, MixingPool, PrivateSplit
 from instahide_fl.encoding.mixing import draw_coefficients
 
@@ -166,4 +166,4 @@ def _first_use() -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main_of(run)
+    run_and_save(run)

@@ -23,7 +23,7 @@ import numpy as np
 import psutil
 import torch
 
-from benchmarks.reporting import main_of
+from benchmarks.reporting import run_and_save
 from instahide_fl import MixingPool
 
 COMMAND = (sys.executable, "-c", "from instahide_fl.cli import main; main()", "run")
@@ -283,4 +283,4 @@ class MemoryWatch(threading.Thread):
 
 if __name__ == "__main__":
     for one in (overhead, server_memory, workload, memory):
-        main_of(one)
+        run_and_save(one)

@@ -20,7 +20,7 @@ import numpy as np
 import psutil
 from PIL import Image
 
-from benchmarks.reporting import alternate, main_of
+from benchmarks.reporting import alternate, run_and_save
 from instahide_fl.data.image_tree import list_images
 
 COMMAND = (sys.executable, "-c", "from instahide_fl.cli import main; main()")
@@ -116,4 +116,4 @@ def _memory(pid: int) -> float:
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else None
-    main_of(partial(run, folder))
+    run_and_save(partial(run, folder))

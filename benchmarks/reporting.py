@@ -45,12 +45,12 @@ def show(result: Mapping[str, Any]) -> None:
     rows = result["rows"]
     table = Table(*rows[0], title=result["name"])
     for row in rows:
-        table.add_row(*(shown(value) for value in row.values()))
+        table.add_row(*(format_value(value) for value in row.values()))
     console = Console()
     console.print(table)
     for key, value in result.items():
         if key not in ("name", "rows"):
-            console.print(f"{key}: {shown(value)}")
+            console.print(f"{key}: {format_value(value)}")
 
 
 def save(result: Mapping[str, Any], folder: Path = RESULTS) -> None:
@@ -68,19 +68,19 @@ def save(result: Mapping[str, Any], folder: Path = RESULTS) -> None:
     write_text(path, json.dumps(described, indent=2) + "\n")
 
 
-def main_of(run: Callable[[], dict[str, Any]]) -> None:
+def run_and_save(run: Callable[[], dict[str, Any]]) -> None:
     """Run one benchmark, show it and write its file."""
     result = run()
     show(result)
     save(result)
 
 
-def shown(value: object) -> str:
+def format_value(value: object) -> str:
     """Return a value as tables show it: three digits."""
     if isinstance(value, float):
         return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
     if isinstance(value, dict):
-        return ", ".join(f"{key} {shown(one)}" for key, one in value.items())
+        return ", ".join(f"{key} {format_value(one)}" for key, one in value.items())
     return str(value)
 
 

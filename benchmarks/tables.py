@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.reporting import RESULTS, shown
+from benchmarks.reporting import RESULTS, format_value
 from instahide_fl.files import write_text
 
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
@@ -83,7 +83,7 @@ COLUMNS = {
 SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "encoder": lambda found: (
         f"Seconds until the first image is encoded: "
-        f"{shown(found['first_use_seconds'])}."
+        f"{format_value(found['first_use_seconds'])}."
     ),
     "fault-campaign": lambda found: (
         f"{found['kills']} kills in {found['attempts']} attempts and "
@@ -105,7 +105,7 @@ def section(result: Mapping[str, Any]) -> str:
     rows = [{name: row[name] for name in columns} for row in result["rows"]]
     lines = [f"## {title}", "", text, ""]
     lines += [_line(list(rows[0])), _line(["---"] * len(rows[0]))]
-    lines += [_line([shown(value) for value in row.values()]) for row in rows]
+    lines += [_line([format_value(value) for value in row.values()]) for row in rows]
     if sentence := SENTENCES.get(result["name"]):
         lines += ["", sentence(result)]
     machine, versions = result["machine"], result["versions"]

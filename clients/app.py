@@ -10,11 +10,11 @@ import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from clients.control import move_control, read_control
+from clients.control_variates import move_control_variate, read_control_variate
 from clients.exposures import (
-    keep_exposures,
     open_rows,
     read_exposures,
+    store_exposures,
     warn_of_exposures,
 )
 from clients.node import ClientNode, open_node, shared_trainer
@@ -26,16 +26,16 @@ from clients.secure_aggregation import (
     answer_unmask,
     reply_masked,
 )
-from instahide_fl.defenses.transforms import transformed
+from instahide_fl.defenses.transforms import apply_transforms
 from instahide_fl.encoding.exposures import CountingEncoder
 from instahide_fl.errors import ProtocolError
 from instahide_fl.provenance import code_hash
 from instahide_fl.training.local import local_steps
 from instahide_fl.training.scaffold import (
-    control_difference,
+    control_variate_difference,
     gradient_correction,
-    split_control,
-    with_control,
+    split_control_variates,
+    with_control_variates,
 )
 from instahide_fl.transcript.truth import write_truth
 from instahide_fl.types import ClientUpdate
@@ -83,16 +83,16 @@ def train(message: Message, context: Context) -> Message:
     trainer = shared_trainer(
         node.config, (shape[1], shape[2], shape[3]), split.num_classes
     )
-    arrays, control = split_control(received)
+    arrays, control = split_control_variates(received)
     if not node.simulated:
         check_model(node.client, split, trainer.model, arrays)
     encoder = CountingEncoder(node.encoder(context), exposures, rows)
-    keeper = node.keeper(encoder, instruction.round)
-    own = read_control(node, context, instruction.round) if control else {}
+    recorder = node.recording_encoder(encoder, instruction.round)
+    own = read_control_variate(node, context, instruction.round) if control else {}
     update = trainer.update(
         arrays,
         split.on(trainer.device),
-        keeper or encoder,
+        recorder or encoder,
         node.rng(instruction.round),
         instruction.learning_rate_factor,
         gradient_correction(control, own) if control else None,
@@ -100,14 +100,14 @@ def train(message: Message, context: Context) -> Message:
     if control:
         rate = node.config.train.learning_rate * instruction.learning_rate_factor
         steps = local_steps(len(split), node.config.train)
-        moved = control_difference(control, update.arrays, steps, rate)
-        move_control(node, context, instruction.round, moved)
-        update = replace(update, arrays=with_control(update.arrays, moved))
+        moved = control_variate_difference(control, update.arrays, steps, rate)
+        move_control_variate(node, context, instruction.round, moved)
+        update = replace(update, arrays=with_control_variates(update.arrays, moved))
     update = _defended(node, instruction.round, update, trainer.buffers)
-    if keeper:
+    if recorder:
         folder = Path(node.config.output.folder)
-        write_truth(folder, keeper.truth(instruction.round, node.client, whole))
-    keep_exposures(node, context, instruction.round, exposures)
+        write_truth(folder, recorder.truth(instruction.round, node.client, whole))
+    store_exposures(node, context, instruction.round, exposures)
     warn_of_exposures(node, instruction.round, beyond, exposures)
     if not node.config.defense.is_private:  # whose samples have to stay unknown
         told = {**update.metrics, **exposures.summary(limit)}
@@ -148,7 +148,7 @@ def _defended(
     defense = node.config.defense
     if defense.transform_names:
         noise = node.noise_rng(round_number)
-        arrays = transformed(update.arrays, buffers, defense, noise)
+        arrays = apply_transforms(update.arrays, buffers, defense, noise)
         update = replace(update, arrays=arrays)
     if defense.is_private:
         told = {n: x for n, x in update.metrics.items() if n != "train_loss"}

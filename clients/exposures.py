@@ -16,7 +16,7 @@ from flwr.app import Context
 from torch import Tensor
 
 from clients.node import ClientNode
-from clients.snapshots import keep_snapshot, read_snapshots
+from clients.snapshots import read_snapshots, store_snapshot
 from instahide_fl.encoding.exposures import Exposures
 from instahide_fl.errors import RoundError
 from instahide_fl.flower.arrays import from_record, to_record
@@ -33,7 +33,7 @@ def read_exposures(node: ClientNode, context: Context, round_number: int) -> Exp
     Raises:
         RoundError: those in the file are of other images or settings.
     """
-    fresh = Exposures.none_yet(len(node.split), node.config.instahide)
+    fresh = Exposures.zeros(len(node.split), node.config.instahide)
     record = context.state.array_records.get(_RECORD)
     if record is not None:
         kept = from_record(record)
@@ -61,7 +61,7 @@ def read_exposures(node: ClientNode, context: Context, round_number: int) -> Exp
     return Exposures(found.counts, used)
 
 
-def keep_exposures(
+def store_exposures(
     node: ClientNode, context: Context, round_number: int, exposures: Exposures
 ) -> None:
     """Keep the counters as they are after a round.
@@ -75,7 +75,7 @@ def keep_exposures(
     if path is None:
         return
     every = node.config.train.checkpoint_every
-    keep_snapshot(path, round_number, tensors, every, with_checkpoint=node.seeded)
+    store_snapshot(path, round_number, tensors, every, with_checkpoint=node.seeded)
 
 
 def open_rows(node: ClientNode, exposures: Exposures) -> Tensor:

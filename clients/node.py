@@ -110,7 +110,9 @@ class ClientNode:
             return encoder
         return FixedEncodings(encoder, encoding.refresh, self._fixed_streams(context))
 
-    def keeper(self, encoder: Encoder, round_number: int) -> RecordingEncoder | None:
+    def recording_encoder(
+        self, encoder: Encoder, round_number: int
+    ) -> RecordingEncoder | None:
         """Return an encoder that keeps this round's truth, where that is asked for.
 
         Args:

@@ -16,7 +16,7 @@ from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from torch import Tensor
 
 from instahide_fl.aggregation.masking import FixedPoint, add_masks, flatten_arrays
-from instahide_fl.aggregation.mean import WEIGHTS
+from instahide_fl.aggregation.weights import WEIGHTS
 from instahide_fl.config import Config
 from instahide_fl.errors import ProtocolError
 from instahide_fl.flower.arrays import to_record
@@ -48,7 +48,7 @@ from instahide_fl.wire.secure_aggregation import (
     SHARES,
     SURVIVORS,
     VECTOR,
-    checked,
+    required_values,
     shares_needed,
 )
 
@@ -57,7 +57,7 @@ _STATE = "secure-aggregation"  # a record in Context.state, which stays on the n
 
 def answer_public_keys(message: Message, context: Context, client: str) -> Message:
     """Make this round's keys and send the public ones (stage 1)."""
-    about = checked(message.content[ABOUT], ROUND)
+    about = required_values(message.content[ABOUT], ROUND)
     mask_key, mask_public = generate_key_pairs()
     exchange_key, exchange_public = generate_key_pairs()
     context.state[_STATE] = ConfigRecord(
@@ -86,7 +86,7 @@ def answer_key_shares(
     Raises:
         ProtocolError: keys are missing, twice, or too few.
     """
-    about = checked(
+    about = required_values(
         message.content[ABOUT],
         *(ROUND, CLIENTS, MASK_KEYS, EXCHANGE_KEYS),
     )
@@ -140,7 +140,7 @@ def reply_masked(
             f"client {client} sends masked updates only (secure-aggregation.enabled), "
             f"and the server asked for a plain one"
         )
-    about = checked(
+    about = required_values(
         message.content[MASKS],
         *(ROUND, CLIENTS, CIPHERTEXTS, LARGEST_WEIGHT),
     )
@@ -201,7 +201,7 @@ def answer_unmask(
         ProtocolError: the server asks for both secrets of a client, or too few are
             left.
     """
-    about = checked(
+    about = required_values(
         message.content[ABOUT],
         *(ROUND, SURVIVORS, DROPPED),
     )

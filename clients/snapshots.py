@@ -40,7 +40,7 @@ def read_snapshots(path: Path) -> dict[int, dict[str, Tensor]]:
         ) from None
 
 
-def keep_snapshot(
+def store_snapshot(
     path: Path,
     round_number: int,
     tensors: Mapping[str, Tensor],

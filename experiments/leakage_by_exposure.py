@@ -116,7 +116,7 @@ def encoded(
 ) -> tuple[ClientTruth, Exposures]:
     """Encode every image so many times, and count exposures."""
     everything = torch.arange(len(split))
-    exposures = Exposures.none_yet(len(split), config.instahide)
+    exposures = Exposures.zeros(len(split), config.instahide)
     inner = build_encoder(config.instahide, pool)
     encoder = RecordingEncoder(CountingEncoder(inner, exposures, everything))
     for _ in range(times):

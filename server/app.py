@@ -37,7 +37,7 @@ from instahide_fl.run_folder import (
 from instahide_fl.tracking.tracked import tracked_training
 from instahide_fl.training.device import training_device
 from server.cohort import Clients, find_clients
-from server.privacy import PrivacyLedger, summary_of
+from server.privacy import PrivacyLedger, privacy_summary
 from server.recorder import Recorder
 from server.strategy import RoundOutcome, Strategy
 
@@ -265,6 +265,6 @@ def _finish_run(
             "bytes_down": sum(row["bytes_down"] for row in rows),
             "failures": sum(row["failures"] for row in rows),
             "exposures": exposures,
-            **summary_of(privacy),
+            **privacy_summary(privacy),
         },
     )

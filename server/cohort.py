@@ -15,7 +15,7 @@ from instahide_fl.rng import operating_system_stream, stream
 from instahide_fl.types import client_order
 from instahide_fl.wire.messages import ClientDescription
 from server.collection import collect
-from server.records import failure_reason, questions, read_description
+from server.records import description_queries, failure_reason, read_description
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def find_clients(grid: Grid, expected: int, timeout: float) -> Clients:
         ProtocolError: they run other code than the server, or hold different pools.
     """
     nodes = _wait_for_nodes(grid, expected, timeout)
-    asked = list(collect(grid, questions(nodes), timeout))
+    asked = list(collect(grid, description_queries(nodes), timeout))
     for _, reply in asked:
         if reply.has_error():
             raise RoundError(f"a client is not ready: {failure_reason(reply)}")

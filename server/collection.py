@@ -11,9 +11,9 @@ from flwr.serverapp import Grid
 
 from instahide_fl.aggregation.reduction import (
     Contribution,
-    Node,
-    Reduced,
+    ReducedUpdates,
     ReducingGrid,
+    TreeNode,
     TreeSum,
     UpdateSum,
 )
@@ -68,7 +68,7 @@ def reduce_updates(
     side_by_side: int,
     rule: RobustRule | None = None,
     keep_updates: bool = False,
-) -> Reduced:
+) -> ReducedUpdates:
     """Send a round's content to a cohort and add up the updates that come back.
 
     A grid that can add up where updates are computed does so; the bits are the same.
@@ -138,14 +138,14 @@ class _Received:
                 self._updates[node] = update
             if self._rule is None:
                 leaf = UpdateSum.of(update, self._reader.weight(update))
-                self._tree.put(Node(0, self._position[node]), leaf)
+                self._tree.put(TreeNode(0, self._position[node]), leaf)
             self._contributions[node] = Contribution.of(update)
             del self._failures[node]
         except InstaHideError as error:
             self._failures[node] = str(error)
         self._seconds += time.perf_counter() - start
 
-    def reduced(self, side_by_side: int) -> Reduced:
+    def reduced(self, side_by_side: int) -> ReducedUpdates:
         """Return the result, once no more replies come."""
         start = time.perf_counter()
         total = self._tree.total()
@@ -156,7 +156,7 @@ class _Received:
         self._seconds += time.perf_counter() - start
         took = [one.metrics.get("seconds", 0.0) for one in self._contributions.values()]
         computing = max([sum(took) / side_by_side, *took])
-        return Reduced(
+        return ReducedUpdates(
             total,
             self._contributions,
             self._failures,

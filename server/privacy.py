@@ -70,7 +70,7 @@ class PrivacyLedger:
         return rounds, steps
 
 
-def summary_of(loss: PrivacyLoss) -> dict[str, Any]:
+def privacy_summary(loss: PrivacyLoss) -> dict[str, Any]:
     """Return what summary.json says of it; what is not known is absent."""
     said = {
         "epsilon": loss.epsilon,

@@ -17,8 +17,8 @@ from flwr.app import (
 )
 from torch import Tensor
 
-from instahide_fl.aggregation.mean import WEIGHTS
-from instahide_fl.aggregation.reduction import LARGEST_VALUE, is_bounded
+from instahide_fl.aggregation.reduction import MAX_UPDATE_VALUE, is_bounded
+from instahide_fl.aggregation.weights import WEIGHTS
 from instahide_fl.errors import ProtocolError, RoundError
 from instahide_fl.flower.arrays import ArrayForm, checked_tensors, to_record
 from instahide_fl.types import ClientUpdate, UpdateKind
@@ -36,10 +36,16 @@ from instahide_fl.wire.messages import (
 
 # What a client may tell beside its arrays; of anything else the server takes no notice.
 # None of them is ever below zero.
-TOLD = ("train_loss", "seconds", "exposures_max", "exposures_mean", "exposures_beyond")
+CLIENT_METRICS = (
+    "train_loss",
+    "seconds",
+    "exposures_max",
+    "exposures_mean",
+    "exposures_beyond",
+)
 
 
-def questions(node_ids: Iterable[int]) -> list[Message]:
+def description_queries(node_ids: Iterable[int]) -> list[Message]:
     """Ask nodes who they are."""
     content = RecordDict({ABOUT: ConfigRecord({"schema": SCHEMA})})
     return [Message(content, node_id, MessageType.QUERY) for node_id in node_ids]
@@ -146,7 +152,7 @@ class UpdateReader:
                 f"{NUM_EXAMPLES} must be from 1 to the {sender.images} images that the "
                 f"client holds"
             )
-        numbers = told_numbers(metrics)
+        numbers = read_client_metrics(metrics)
         if self.tells_loss and "train_loss" not in numbers:
             raise ProtocolError("it does not say its train_loss")
         return ClientUpdate(tensors, examples, self.kind, numbers)
@@ -192,13 +198,13 @@ def check_header(
         )
 
 
-def told_numbers(metrics: MetricRecord) -> dict[str, float]:
+def read_client_metrics(metrics: MetricRecord) -> dict[str, float]:
     """Return what a client tells beside its arrays.
 
     Raises:
         ProtocolError: a figure is none, not finite, or below zero.
     """
-    numbers = {n: finite_number(n, metrics[n]) for n in TOLD if n in metrics}
+    numbers = {n: finite_number(n, metrics[n]) for n in CLIENT_METRICS if n in metrics}
     if negative := [name for name, value in numbers.items() if value < 0]:
         raise ProtocolError(f"its {negative[0]} is below zero")
     if ("exposures_max" in numbers) != ("exposures_mean" in numbers):
@@ -214,11 +220,12 @@ def _check_values(name: str, array: Tensor) -> None:
             f"its array {name} has values that are not finite: lower the learning rate"
         )
     raise ProtocolError(
-        f"its array {name} has values beyond {LARGEST_VALUE:g}: lower the learning rate"
+        f"its array {name} has values beyond {MAX_UPDATE_VALUE:g}: "
+        f"lower the learning rate"
     )
 
 
-LONGEST_REASON = 1000  # characters of what a client says about its failure
+MAX_REASON_LENGTH = 1000  # characters of what a client says about its failure
 
 
 def failure_reason(message: Message) -> str:
@@ -229,4 +236,4 @@ def failure_reason(message: Message) -> str:
     line = wrapped[-1] if wrapped else (reason.strip() or "no reason").splitlines()[-1]
     # A deployed client's reason begins with the error's class.
     line = re.sub(r"^<class '[\w.]+'>:<['\"]", "", str(line))
-    return line.removesuffix("'>").strip()[:LONGEST_REASON]
+    return line.removesuffix("'>").strip()[:MAX_REASON_LENGTH]

@@ -25,7 +25,7 @@ from instahide_fl.aggregation.masking import (
     add_masks,
     split_vector,
 )
-from instahide_fl.aggregation.reduction import Contribution, Reduced, UpdateSum
+from instahide_fl.aggregation.reduction import Contribution, ReducedUpdates, UpdateSum
 from instahide_fl.config import Config
 from instahide_fl.errors import ProtocolError, RoundError
 from instahide_fl.flower.arrays import ArrayForm, checked_tensors
@@ -51,7 +51,7 @@ from instahide_fl.wire.secure_aggregation import (
     SURVIVORS,
     UNMASK,
     VECTOR,
-    checked,
+    required_values,
     shares_needed,
 )
 from server.collection import collect
@@ -59,17 +59,17 @@ from server.records import (
     Sender,
     check_header,
     failure_reason,
+    read_client_metrics,
     records_of_update,
     round_message,
-    told_numbers,
 )
 
 Value = TypeVar("Value")
-LONGEST_SECRET = 10_000  # bytes of a key, a share or a ciphertext: they are below 1,000
+MAX_SECRET_BYTES = 10_000  # a key, a share and a ciphertext are all below 1,000
 
 
 @dataclass(frozen=True)
-class Masked:
+class MaskedUpdate:
     """What came of a client in stage 3.
 
     Attributes:
@@ -103,7 +103,7 @@ class SecureRound:
 
     def reduce(
         self, content: RecordDict, shapes: Mapping[str, tuple[int, ...]]
-    ) -> Reduced:
+    ) -> ReducedUpdates:
         """Return the sum of the cohort's updates.
 
         Args:
@@ -136,7 +136,7 @@ class SecureRound:
 
     def _public_keys(self) -> dict[str, tuple[bytes, bytes]]:
         def read(client: str, reply: Message) -> tuple[bytes, bytes]:
-            values = checked(_about(reply), MASK_KEYS, EXCHANGE_KEYS)
+            values = required_values(_about(reply), MASK_KEYS, EXCHANGE_KEYS)
             mask, exchange = values[MASK_KEYS], values[EXCHANGE_KEYS]
             for key in (mask, exchange):
                 _check_public_key(key)
@@ -155,7 +155,7 @@ class SecureRound:
         }
 
         def read(sender: str, reply: Message) -> dict[str, bytes]:
-            values = checked(_about(reply), CIPHERTEXTS)
+            values = required_values(_about(reply), CIPHERTEXTS)
             others = [one for one in keys if one != sender]
             return _in_order(others, values[CIPHERTEXTS])
 
@@ -167,7 +167,7 @@ class SecureRound:
         peers: Sequence[str],
         ciphertexts: Mapping[str, Mapping[str, bytes]],
         length: int,
-    ) -> dict[str, Masked]:
+    ) -> dict[str, MaskedUpdate]:
         heaviest = self._heaviest(peers)
         messages = {}
         for client in ciphertexts:
@@ -184,7 +184,7 @@ class SecureRound:
             whole = RecordDict({**content, MASKS: masks})
             messages[client] = round_message(whole, self.nodes[client], str(self.round))
 
-        def read(client: str, reply: Message) -> Masked:
+        def read(client: str, reply: Message) -> MaskedUpdate:
             return self._read_masked(client, reply, length)
 
         return self._send(messages, read)
@@ -199,13 +199,13 @@ class SecureRound:
             images = min(images, train.batch_size * train.local_batches)
         return float(images)
 
-    def _read_masked(self, client: str, reply: Message, length: int) -> Masked:
+    def _read_masked(self, client: str, reply: Message, length: int) -> MaskedUpdate:
         about, arrays, metrics = records_of_update(reply.content)
         sender = Sender(client, self.sizes[client])
         check_header(about, sender, self.config.train.update_kind, self.round)
         form = ArrayForm((length,), "int32")
         vector = checked_tensors(arrays, {VECTOR: form})[VECTOR].cpu().numpy()
-        return Masked(vector.view(np.uint32), told_numbers(metrics))
+        return MaskedUpdate(vector.view(np.uint32), read_client_metrics(metrics))
 
     def _unmask(
         self, peers: Sequence[str], shared: Sequence[str], survivors: Sequence[str]
@@ -215,7 +215,7 @@ class SecureRound:
         asked = {SURVIVORS: list(survivors), DROPPED: dropped}
 
         def read(_: str, reply: Message) -> dict[str, bytes]:
-            values = checked(_about(reply), SHARES)
+            values = required_values(_about(reply), SHARES)
             return _in_order([*survivors, *dropped], values[SHARES])
 
         return self._ask(UNMASK, dict.fromkeys(survivors, asked), read)
@@ -224,7 +224,7 @@ class SecureRound:
         self,
         keys: Mapping[str, tuple[bytes, bytes]],
         shared: Sequence[str],
-        masked: Mapping[str, Masked],
+        masked: Mapping[str, MaskedUpdate],
         shares: Mapping[str, Mapping[str, bytes]],
     ) -> Vector:
         """Add up the masked vectors and take off what masks are left."""
@@ -250,11 +250,11 @@ class SecureRound:
     def _reduced(
         self,
         total: Vector,
-        masked: Mapping[str, Masked],
+        masked: Mapping[str, MaskedUpdate],
         peers: Sequence[str],
         shapes: Mapping[str, tuple[int, ...]],
         seconds: float,
-    ) -> Reduced:
+    ) -> ReducedUpdates:
         numbers = FixedPoint(self.config.secure_aggregation.largest_value, len(peers))
         values = numbers.decode(total)
         weight, loss = float(values[-2]), float(values[-1])
@@ -273,7 +273,7 @@ class SecureRound:
             )
             for client, one in masked.items()
         }
-        return Reduced(
+        return ReducedUpdates(
             UpdateSum(arrays, 1.0, weight, owned=True),
             contributions,
             {self.nodes[client]: reason for client, reason in self.failures.items()},
@@ -350,14 +350,16 @@ def _in_order(clients: Sequence[str], secrets: object) -> dict[str, bytes]:
     """
     if not isinstance(secrets, list) or len(secrets) != len(clients):
         raise ProtocolError(f"it must hold {len(clients)} secrets, one for each client")
-    if not all(isinstance(one, bytes) and len(one) < LONGEST_SECRET for one in secrets):
+    if not all(
+        isinstance(one, bytes) and len(one) < MAX_SECRET_BYTES for one in secrets
+    ):
         raise ProtocolError("what it holds are not a round's secrets")
     return dict(zip(clients, secrets, strict=True))
 
 
 def _check_public_key(key: object) -> None:
     try:
-        if not isinstance(key, bytes) or len(key) >= LONGEST_SECRET:
+        if not isinstance(key, bytes) or len(key) >= MAX_SECRET_BYTES:
             raise ValueError
         bytes_to_public_key(key)
     except (ValueError, UnsupportedAlgorithm):

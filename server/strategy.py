@@ -11,7 +11,7 @@ import torch
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from instahide_fl.aggregation.reduction import Contribution, Reduced, UpdateSum
+from instahide_fl.aggregation.reduction import Contribution, ReducedUpdates, UpdateSum
 from instahide_fl.aggregation.robust import robust_rule
 from instahide_fl.aggregation.server_optimizer import ServerOptimizer
 from instahide_fl.config import Config
@@ -132,7 +132,7 @@ class Strategy:
             compute_seconds=min(reduced.compute_seconds, waited),
             transfer_seconds=max(0.0, waited - reduced.compute_seconds),
             aggregation_seconds=finished - collected + reduced.adding_seconds,
-            exposures=join_exposures(contributions, self.clients.num_examples),
+            exposures=combine_exposures(contributions, self.clients.num_examples),
         )
 
     def _aggregate(
@@ -160,7 +160,7 @@ class Strategy:
         instruction: RoundInstruction,
         sent: Mapping[str, Tensor],
         cohort: Sequence[str],
-        reduced: Reduced,
+        reduced: ReducedUpdates,
     ) -> None:
         """Keep what was seen, if this round is recorded, and move the parameters."""
         round_number = instruction.round
@@ -214,10 +214,10 @@ class Strategy:
         instruction: RoundInstruction,
         sent: Mapping[str, Tensor],
         cohort: Sequence[str],
-    ) -> Reduced:
+    ) -> ReducedUpdates:
         """Return the sum of the valid updates and the failures, by node."""
         if not cohort:  # which chance decides in central differential privacy
-            return Reduced(None, {}, {}, 0.0, 0.0)
+            return ReducedUpdates(None, {}, {}, 0.0, 0.0)
         train = self.config.train
         if self.config.secure_aggregation.enabled:
             nodes = {client: self.clients.nodes[client] for client in cohort}
@@ -261,7 +261,7 @@ class Strategy:
         return min(cohort, self.config.resources.local_workers)
 
 
-def join_exposures(
+def combine_exposures(
     contributions: Mapping[str, Contribution], images_held: Mapping[str, int]
 ) -> dict[str, float]:
     """Join what clients say about the exposures of their images.

@@ -22,7 +22,7 @@ from instahide_fl.types import ClientUpdate
 
 # Of a value in an update. Sums, squares and momentum of such values, which optimizers
 # keep, stay far below float32's largest number (3.4e38), whatever the cohort.
-LARGEST_VALUE = 1e15
+MAX_UPDATE_VALUE = 1e15
 
 
 @dataclass
@@ -80,7 +80,7 @@ class UpdateSum:
         return UpdateSum(left.arrays, left.scale, left.weight + right.weight, True)
 
     def is_bounded(self) -> bool:
-        """Tell whether all values, before scaling, are below `LARGEST_VALUE`.
+        """Tell whether all values, before scaling, are below `MAX_UPDATE_VALUE`.
 
         A sum is not finite as soon as one part is not.
         """
@@ -113,7 +113,7 @@ class UpdateSum:
 
 
 @dataclass(frozen=True, order=True, slots=True)
-class Node:
+class TreeNode:
     """A subtree's place in the tree."""
 
     level: int
@@ -128,15 +128,15 @@ class TreeSum:
     if positions come roughly in order.
     """
 
-    nodes: dict[Node, UpdateSum] = field(default_factory=dict)
+    nodes: dict[TreeNode, UpdateSum] = field(default_factory=dict)
 
-    def put(self, node: Node, value: UpdateSum) -> None:
-        """Add a subtree's sum; `Node(0, i)` is position i alone."""
-        while (beside := Node(node.level, node.index ^ 1)) in self.nodes:
+    def put(self, node: TreeNode, value: UpdateSum) -> None:
+        """Add a subtree's sum; `TreeNode(0, i)` is position i alone."""
+        while (beside := TreeNode(node.level, node.index ^ 1)) in self.nodes:
             neighbour = self.nodes.pop(beside)
             first = node.index % 2 == 0
             value = value.plus(neighbour) if first else neighbour.plus(value)
-            node = Node(node.level + 1, node.index // 2)
+            node = TreeNode(node.level + 1, node.index // 2)
         self.nodes[node] = value
 
     def total(self) -> UpdateSum | None:
@@ -147,7 +147,7 @@ class TreeSum:
         while len(self.nodes) > 1:
             lowest = min(self.nodes)
             value = self.nodes.pop(lowest)
-            self.put(Node(lowest.level + 1, lowest.index // 2), value)
+            self.put(TreeNode(lowest.level + 1, lowest.index // 2), value)
         return next(iter(self.nodes.values()), None)
 
 
@@ -173,7 +173,7 @@ class Contribution:
 
 
 @dataclass
-class Reduced:
+class ReducedUpdates:
     """A round's updates, added up.
 
     Attributes:
@@ -201,8 +201,9 @@ class ReadsUpdates(Protocol):
 
         Args:
             reply: of a client.
-            check_finite: refuse values that are not finite, or beyond `LARGEST_VALUE`.
-                Whoever leaves it out must look at the sum (`UpdateSum.is_bounded`).
+            check_finite: whether to refuse values that are not finite, or beyond
+                `MAX_UPDATE_VALUE`; a caller that leaves it out must look at the sum
+                (`UpdateSum.is_bounded`).
 
         Raises:
             InstaHideError: the client failed, or its update is not valid.
@@ -228,7 +229,7 @@ class ReducingGrid(Protocol):
         reader: ReadsUpdates,
         sizes: Sequence[int],
         timeout: float,
-    ) -> Reduced:
+    ) -> ReducedUpdates:
         """Train one round.
 
         Args:
@@ -258,7 +259,7 @@ def tree_mean(
     """
     tree = TreeSum()
     for position, update in enumerate(updates):
-        tree.put(Node(0, position), UpdateSum.of(update, weigh(update)))
+        tree.put(TreeNode(0, position), UpdateSum.of(update, weigh(update)))
     total = tree.total()
     if total is None:
         raise RoundError("cannot average the updates of no client")
@@ -290,7 +291,7 @@ def is_finite(array: Tensor) -> bool:
     return is_bounded(array, math.inf)
 
 
-def is_bounded(array: Tensor, largest: float = LARGEST_VALUE) -> bool:
+def is_bounded(array: Tensor, largest: float = MAX_UPDATE_VALUE) -> bool:
     """Tell whether all values are finite and none is larger, whatever its sign."""
     # Minimum and maximum hand on NaN and infinity, in one pass and without a mask.
     return array.numel() == 0 or all(

@@ -12,7 +12,7 @@ from instahide_fl.aggregation.reduction import is_finite
 from instahide_fl.aggregation.yogi import Yogi
 from instahide_fl.config import Config
 from instahide_fl.errors import OutputError
-from instahide_fl.training.scaffold import split_control, with_control
+from instahide_fl.training.scaffold import split_control_variates, with_control_variates
 from instahide_fl.types import UpdateKind
 
 # Of the second moment in mode update: Reddi et al., section 5.
@@ -63,7 +63,7 @@ class ServerOptimizer:
     @property
     def arrays(self) -> dict[str, Tensor]:
         """All that clients receive: the model's arrays and control variates, if any."""
-        return with_control(self.model_arrays, self._control)
+        return with_control_variates(self.model_arrays, self._control)
 
     def step(
         self,
@@ -83,7 +83,7 @@ class ServerOptimizer:
         for group in self._optimizer.param_groups:
             group["maximize"] = kind == "delta"
             group["lr"] = self._rate * learning_rate_factor
-        model, control = split_control(aggregate)
+        model, control = split_control_variates(aggregate)
         for name, parameter in self._parameters.items():
             parameter.grad = model[name]
         self._optimizer.step()

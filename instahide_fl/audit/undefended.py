@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from instahide_fl.aggregation.mean import WEIGHTS
 from instahide_fl.aggregation.reduction import tree_mean
 from instahide_fl.aggregation.robust import robust_rule
+from instahide_fl.aggregation.weights import WEIGHTS
 from instahide_fl.attacks.layers.linear_layers import build_network
 from instahide_fl.attacks.layers.measured_statistics import (
     measured_statistics,

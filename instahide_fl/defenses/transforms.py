@@ -119,7 +119,7 @@ def l2_norm(arrays: Arrays) -> float:
     return math.sqrt(sum(squares))
 
 
-def transforms_of(config: DefenseConfig) -> list[UpdateTransform]:
+def build_transforms(config: DefenseConfig) -> list[UpdateTransform]:
     """Return the transforms that the settings name, in their order.
 
     Args:
@@ -135,7 +135,7 @@ def transforms_of(config: DefenseConfig) -> list[UpdateTransform]:
     return [known[name] for name in config.transform_names]
 
 
-def transformed(
+def apply_transforms(
     arrays: Arrays,
     buffers: Collection[str],
     config: DefenseConfig,
@@ -151,6 +151,6 @@ def transformed(
     """
     kept = {name: array for name, array in arrays.items() if name in buffers}
     moved = {name: array for name, array in arrays.items() if name not in buffers}
-    for transform in transforms_of(config):
+    for transform in build_transforms(config):
         moved = transform(moved, rng)
     return {**moved, **kept}

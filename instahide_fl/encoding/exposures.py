@@ -31,7 +31,7 @@ class Exposures:
     used: Tensor
 
     @classmethod
-    def none_yet(cls, images: int, config: EncoderConfig) -> Exposures:
+    def zeros(cls, images: int, config: EncoderConfig) -> Exposures:
         """Start to count.
 
         Args:

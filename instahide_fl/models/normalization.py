@@ -29,7 +29,7 @@ def normalization_layer(variant: str) -> Callable[[int], nn.Module]:
     """
     return {
         "none": lambda channels: nn.Identity(),
-        "group": lambda channels: nn.GroupNorm(groups_of(channels), channels),
+        "group": lambda channels: nn.GroupNorm(num_groups(channels), channels),
         "batch": lambda channels: nn.BatchNorm2d(channels),
         "local-batch": lambda channels: nn.BatchNorm2d(
             channels, track_running_stats=False
@@ -37,7 +37,7 @@ def normalization_layer(variant: str) -> Callable[[int], nn.Module]:
     }[variant]
 
 
-def groups_of(channels: int) -> int:
+def num_groups(channels: int) -> int:
     """Return the largest number of groups up to 8 that divides the channels."""
     return next(one for one in range(MAX_GROUPS, 0, -1) if channels % one == 0)
 

@@ -29,7 +29,7 @@ MODELS: dict[str, Callable[[ImageShape, int, ModelConfig], nn.Module]] = {
     "strided-cnn": StridedCnn,
     "strided-lenet": StridedLeNet,
 }
-SMALLEST = {  # side in pixels
+MIN_IMAGE_SIDE = {  # side in pixels
     "small-cnn": 4,
     "lenet": 12,
     "cnn-dropout": 6,
@@ -64,7 +64,7 @@ def build_model(
     Raises:
         ConfigError: the images are too small for the network.
     """
-    least = SMALLEST[config.name]
+    least = MIN_IMAGE_SIDE[config.name]
     if min(image_shape[1:]) < least:
         raise ConfigError(
             f"model.name = {config.name!r} needs images of at least {least}x{least} "

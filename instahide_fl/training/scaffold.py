@@ -15,7 +15,7 @@ PREFIX = "control/"
 """Before the names of control variates among the arrays that travel."""
 
 
-def split_control(
+def split_control_variates(
     arrays: Mapping[str, Tensor],
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Divide what travels into a model's arrays and control variates.
@@ -35,7 +35,7 @@ def split_control(
     return model, control
 
 
-def with_control(
+def with_control_variates(
     arrays: Mapping[str, Tensor], control: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """Put a model's arrays and control variates together, to travel."""
@@ -57,7 +57,7 @@ def gradient_correction(
     return {name: c - client[name].to(c.device) for name, c in server.items()}
 
 
-def control_difference(
+def control_variate_difference(
     server: Mapping[str, Tensor],
     difference: Mapping[str, Tensor],
     steps: int,

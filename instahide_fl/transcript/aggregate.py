@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import torch
 
-from instahide_fl.aggregation.mean import WEIGHTS
+from instahide_fl.aggregation.weights import WEIGHTS
 from instahide_fl.config import Config
 from instahide_fl.transcript.truth import ClientTruth
 from instahide_fl.types import EncodingKey

@@ -20,7 +20,7 @@ ARRAYS = "arrays"  # name of the record with global parameters, or with an updat
 ABOUT = "about"  # name of the record with one of the classes below
 METRICS = "metrics"  # name of the record with a client's numbers
 NUM_EXAMPLES = "num-examples"
-LONGEST_NAME = 100  # characters of a client's name
+MAX_NAME_LENGTH = 100  # characters of a client's name
 MAX_IMAGES = 2**40  # that a client can say it holds
 MAX_ROUNDS = 2**40
 
@@ -180,10 +180,10 @@ def _text(values: Mapping[str, Any], name: str) -> str:
 
 def _client_name(name: str) -> str:
     """Check a name that stands in logs, tables and names of files."""
-    if 0 < len(name) <= LONGEST_NAME and name.isprintable() and "/" not in name:
+    if 0 < len(name) <= MAX_NAME_LENGTH and name.isprintable() and "/" not in name:
         return name
     raise ProtocolError(
-        f"a client's name must have 1 to {LONGEST_NAME} printable characters and no "
+        f"a client's name must have 1 to {MAX_NAME_LENGTH} printable characters and no "
         f"slash, a client says {_shown(name)}"
     )
 

@@ -55,7 +55,7 @@ def shares_needed(clients: int, threshold: float) -> int:
     return max(2, math.ceil(threshold * clients))
 
 
-def checked(values: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
+def required_values(values: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
     """Return a message's values if it is of this version and complete.
 
     Raises:

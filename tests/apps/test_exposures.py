@@ -121,7 +121,7 @@ def test_a_real_client_counts_over_its_runs_and_never_draws_from_a_seed(
     tmp_path, split
 ):
     with importable_app():
-        from clients.exposures import keep_exposures, read_exposures
+        from clients.exposures import read_exposures, store_exposures
         from clients.node import ClientNode
     path = tmp_path / "exposures.safetensors"
     node = ClientNode("ward", settings(), split, None, None, simulated=False)
@@ -133,7 +133,7 @@ def test_a_real_client_counts_over_its_runs_and_never_draws_from_a_seed(
 
     first = read_exposures(node, context(), 1)
     first.counts[3] = 7
-    keep_exposures(node, context(), 9, first)
+    store_exposures(node, context(), 9, first)
     again = read_exposures(node, context(), 1)
     assert again.counts.tolist() == first.counts.tolist()
     fewer = ClientNode(

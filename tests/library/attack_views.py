@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from instahide_fl.aggregation.mean import weighted_mean
+from instahide_fl.aggregation.reduction import tree_mean
+from instahide_fl.aggregation.weights import weigh_by_images
 from instahide_fl.config import Config
 from instahide_fl.encoding.encoder import build_encoder
 from instahide_fl.models.arrays import get_arrays
@@ -91,7 +92,7 @@ def recorded_round(config, clients, size=4, number=1):
         number,
         arrays,
         updates,
-        weighted_mean(list(updates.values())),
+        tree_mean(list(updates.values()), weigh_by_images),
         config.train.update_kind,
         split.statistics,
         SHAPE,

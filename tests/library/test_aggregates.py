@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from instahide_fl.aggregation.mean import weighted_mean
+from instahide_fl.aggregation.reduction import tree_mean
+from instahide_fl.aggregation.weights import weigh_by_images
 from instahide_fl.attacks.first_layer import FirstLayer
 from instahide_fl.attacks.hard_labels import HardLabels
 from instahide_fl.attacks.inverting_gradients import InvertingGradients
@@ -51,7 +52,7 @@ def test_clients_of_different_size_count_by_their_images():
     small, few = recorded_round(config, clients=1, size=2)
     updates = [*seen.updates.values(), small.updates["0"]]
     both = {**seen.updates, "2": small.updates["0"]}
-    seen = replace(seen, updates=both, aggregate=weighted_mean(updates))
+    seen = replace(seen, updates=both, aggregate=tree_mean(updates, weigh_by_images))
     one, _ = attacked(HardLabels(), config, seen, truths)
     labels = torch.cat([t.soft_targets for t in [*truths.values(), *few.values()]])
     assert one.classes.tolist() == labels.argmax(1).sort().values.tolist()

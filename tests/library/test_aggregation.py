@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from instahide_fl.aggregation.mean import plain_mean, weighted_mean
+from instahide_fl.aggregation.reduction import tree_mean
 from instahide_fl.aggregation.robust import krum, median, robust_rule, trimmed_mean
 from instahide_fl.aggregation.server_optimizer import ServerOptimizer
+from instahide_fl.aggregation.weights import weigh_by_images, weigh_equally
 from instahide_fl.config import Config, ServerConfig
 from instahide_fl.errors import RoundError
 from instahide_fl.types import ClientUpdate
@@ -23,12 +24,12 @@ def updates_of(*pairs):
 
 def test_means_weigh_clients_as_they_say():
     updates = updates_of(([1.0, 2.0], 1), ([5.0, 6.0], 3))
-    assert weighted_mean(updates)["w"].tolist() == [4.0, 5.0]
-    assert plain_mean(updates)["w"].tolist() == [3.0, 4.0]
+    assert tree_mean(updates, weigh_by_images)["w"].tolist() == [4.0, 5.0]
+    assert tree_mean(updates, weigh_equally)["w"].tolist() == [3.0, 4.0]
     with pytest.raises(RoundError, match="no client"):
-        weighted_mean([])
+        tree_mean([], weigh_by_images)
     with pytest.raises(RoundError, match="disagree on w"):
-        weighted_mean(updates_of(([1.0], 1), ([1.0, 2.0], 1)))
+        tree_mean(updates_of(([1.0], 1), ([1.0, 2.0], 1)), weigh_by_images)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adagrad"])

@@ -14,7 +14,7 @@ from instahide_fl.errors import ConfigError
 
 def counted(config, split, pool=None, passes=1, rows=None):
     """Encode all open images some times, and return the counters and the keys."""
-    exposures = Exposures.none_yet(len(split), config)
+    exposures = Exposures.zeros(len(split), config)
     rows = torch.arange(len(split)) if rows is None else rows
     encoder = build_encoder(config, pool)
     if config.refresh != "epoch":

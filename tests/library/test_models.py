@@ -8,7 +8,7 @@ from instahide_fl.config import ModelConfig
 from instahide_fl.errors import ConfigError
 from instahide_fl.models.arrays import get_arrays, load_arrays, shared_buffers
 from instahide_fl.models.initial_weights import load_initial_weights
-from instahide_fl.models.registry import MODELS, SMALLEST, build_model
+from instahide_fl.models.registry import MIN_IMAGE_SIDE, MODELS, build_model
 
 
 def test_the_seed_decides_the_initial_parameters():
@@ -41,12 +41,12 @@ def test_every_model_takes_small_and_usual_images(name):
     plain = ("lenet", "cnn-dropout", "mlp", "strided-lenet")
     normalization = "none" if name in plain else "group"
     config = ModelConfig(name=name, normalization=normalization)
-    for side in (SMALLEST[name], 32):
+    for side in (MIN_IMAGE_SIDE[name], 32):
         model = build_model(config, (3, side, side), 10, 0)
         assert model(torch.zeros(2, 3, side, side)).shape == (2, 10)
     found = sum(parameter.numel() for parameter in model.parameters())
     assert PARAMETERS[name] in (None, found)
-    if (small := SMALLEST[name]) == 1:
+    if (small := MIN_IMAGE_SIDE[name]) == 1:
         return
     with pytest.raises(ConfigError, match=f"at least {small}x{small}"):
         build_model(config, (3, small - 1, small), 10, 0)

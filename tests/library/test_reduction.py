@@ -10,8 +10,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from instahide_fl.aggregation.mean import plain_mean, weighted_mean
-from instahide_fl.aggregation.reduction import Node, TreeSum, UpdateSum, is_finite
+from instahide_fl.aggregation.reduction import (
+    TreeNode,
+    TreeSum,
+    UpdateSum,
+    is_finite,
+    tree_mean,
+)
+from instahide_fl.aggregation.weights import weigh_by_images, weigh_equally
 from instahide_fl.errors import RoundError
 from instahide_fl.types import ClientUpdate
 
@@ -70,7 +76,7 @@ def test_any_division_of_the_work_gives_the_same_bits(
     present = np.flatnonzero(rng.random(count) < 0.8).tolist()
     one_by_one = TreeSum()
     for i in present:
-        one_by_one.put(Node(0, i), leaf(copy_of(updates[i])))
+        one_by_one.put(TreeNode(0, i), leaf(copy_of(updates[i])))
     owner = rng.integers(workers, size=count)
     if contiguous:
         owner.sort()
@@ -78,7 +84,7 @@ def test_any_division_of_the_work_gives_the_same_bits(
     for i in rng.permutation(present).astype(int).tolist():
         given_away = bool(rng.integers(2))
         one = copy_of(updates[i]) if given_away else updates[i]
-        own[owner[i]].put(Node(0, i), leaf(one, given_away))
+        own[owner[i]].put(TreeNode(0, i), leaf(one, given_away))
     sent = [(node, part) for tree in own for node, part in tree.nodes.items()]
     server = TreeSum()
     for i in rng.permutation(len(sent)):
@@ -98,8 +104,8 @@ def test_means_are_numpys_and_leave_the_updates_alone(seed, count, alike):
     before = [copy_of(one).arrays for one in updates]
     weights = [one.num_examples for one in updates]
     for found, weight in (
-        (weighted_mean(updates), weights),
-        (plain_mean(updates), None),
+        (tree_mean(updates, weigh_by_images), weights),
+        (tree_mean(updates, weigh_equally), None),
     ):
         for name, array in found.items():
             stacked = np.stack([one.arrays[name].double().numpy() for one in updates])
@@ -129,7 +135,7 @@ def test_asking_for_the_mean_twice_gives_the_same_mean():
 def test_halves_are_added_as_floats():
     updates = [update({"a": torch.full((1,), 2048.0).half()}) for _ in range(3)]
     updates.append(update({"a": torch.ones(1).half()}))
-    mean = plain_mean(updates)["a"]  # in half precision 2048 + 1 is 2048
+    mean = tree_mean(updates, weigh_equally)["a"]  # in half precision 2048 + 1 is 2048
     assert mean.dtype == torch.float32
     assert mean.item() == (3 * 2048 + 1) / 4
 
@@ -137,18 +143,18 @@ def test_halves_are_added_as_floats():
 @pytest.mark.parametrize("other", [{"a": torch.zeros(3)}, {"b": torch.zeros(2)}, {}])
 def test_updates_that_do_not_fit_together_are_refused(other):
     with pytest.raises(RoundError, match=r"disagree on a: \(2,\) and"):
-        plain_mean([update({"a": torch.zeros(2)}), update(other)])
+        tree_mean([update({"a": torch.zeros(2)}), update(other)], weigh_equally)
 
 
 def test_the_parameter_that_does_not_fit_is_named():
     one, other = ({"a": torch.zeros(2), "b": torch.zeros(n)} for n in (1, 2))
     with pytest.raises(RoundError, match=r"disagree on b: \(1,\) and \(2,\)"):
-        weighted_mean([update(one), update(other)])
+        tree_mean([update(one), update(other)], weigh_by_images)
 
 
 def test_a_mean_of_nothing_is_refused():
     with pytest.raises(RoundError, match="no client"):
-        weighted_mean([])
+        tree_mean([], weigh_by_images)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

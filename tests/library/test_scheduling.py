@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from instahide_fl.aggregation.reduction import Node, TreeSum, UpdateSum
+from instahide_fl.aggregation.reduction import TreeNode, TreeSum, UpdateSum
 from instahide_fl.engine.ray.scheduling import TOLERANCE, ClientCosts, divide
 
 many_costs = st.one_of(
@@ -54,7 +54,7 @@ def test_the_longest_client_starts_alone():
 def count_sums(positions):
     tree = TreeSum()
     for position in positions:
-        tree.put(Node(0, position), UpdateSum({}, 1.0, 1.0))
+        tree.put(TreeNode(0, position), UpdateSum({}, 1.0, 1.0))
     return len(tree.nodes)
 
 

@@ -13,10 +13,10 @@ from instahide_fl.models.registry import build_model
 from instahide_fl.training.local import LocalTrainer, local_steps, local_update
 from instahide_fl.training.losses import soft_cross_entropy
 from instahide_fl.training.scaffold import (
-    control_difference,
+    control_variate_difference,
     gradient_correction,
-    split_control,
-    with_control,
+    split_control_variates,
+    with_control_variates,
 )
 
 
@@ -170,7 +170,9 @@ def test_control_variates_are_those_of_scaffold(model, split, rng):
     local_steps_by_hand(by_hand, split, config, np.random.default_rng(3), corrected)
     assert_moved(update, by_hand, before)
     steps = local_steps(len(split), config)
-    moved = control_difference(server, update.arrays, steps, config.learning_rate)
+    moved = control_variate_difference(
+        server, update.arrays, steps, config.learning_rate
+    )
     for name, along in gradients.items():
         assert len(along) == steps
         expected = torch.stack(along).mean(dim=0) - client[name]
@@ -181,8 +183,11 @@ def test_control_variates_are_those_of_scaffold(model, split, rng):
 
 def test_control_variates_travel_beside_the_model():
     arrays, control = {"w": torch.ones(1)}, {"w": torch.zeros(1)}
-    assert split_control(with_control(arrays, control)) == (arrays, control)
-    assert control_difference(control, arrays, 0, 0.1)["w"].tolist() == [0.0]
+    assert split_control_variates(with_control_variates(arrays, control)) == (
+        arrays,
+        control,
+    )
+    assert control_variate_difference(control, arrays, 0, 0.1)["w"].tolist() == [0.0]
     assert gradient_correction(control, {}) == control
 
 

@@ -12,11 +12,11 @@ from instahide_fl.config import Config
 from instahide_fl.config.defense import DefenseConfig
 from instahide_fl.defenses.transforms import (
     add_noise,
+    apply_transforms,
     clip,
     l2_norm,
     prune,
     sign,
-    transformed,
 )
 from instahide_fl.errors import ConfigError
 from instahide_fl.rng import stream
@@ -87,7 +87,7 @@ def test_transforms_act_in_their_order_and_leave_running_statistics_alone():
     pruned_first = DefenseConfig(transforms="prune, clip", prune_share=0.5)
     clipped_first = DefenseConfig(transforms="clip, prune", prune_share=0.5)
     one, other = (
-        transformed(arrays, {"mean"}, config, np.random.default_rng(0))
+        apply_transforms(arrays, {"mean"}, config, np.random.default_rng(0))
         for config in (pruned_first, clipped_first)
     )
     torch.testing.assert_close(one["w"], torch.tensor([0.0, 1.0]))

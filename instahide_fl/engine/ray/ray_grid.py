@@ -25,7 +25,7 @@ from flwr.app import Error, Message, MessageType, RecordDict
 import instahide_fl
 from instahide_fl.aggregation.reduction import (
     ReadsUpdates,
-    Reduced,
+    ReducedUpdates,
     TreeSum,
 )
 from instahide_fl.config import Config, ResourcesConfig
@@ -208,14 +208,14 @@ class RayGrid(SimulationGrid):
         reader: ReadsUpdates,
         sizes: Sequence[int],
         timeout: float,
-    ) -> Reduced:
+    ) -> ReducedUpdates:
         """Train one round; see `aggregation.reduction.ReducingGrid`."""
         job = self._job(content, MessageType.TRAIN, group_id, reader, timeout)
         assignments = [
             self._assignment(node, i, str(uuid4())) for i, node in enumerate(node_ids)
         ]
         self._submit(job, assignments, [self._costs.predict(size) for size in sizes])
-        reduced = Reduced(None, {}, {}, 0.0, 0.0)
+        reduced = ReducedUpdates(None, {}, {}, 0.0, 0.0)
         tree = TreeSum()
         while len(reduced.contributions) + len(reduced.failures) < len(node_ids):
             for done, result in self._pool.advance(timeout):
@@ -279,7 +279,7 @@ class RayGrid(SimulationGrid):
         del self._sent[message_id]
         self._replies[message_id] = reply
 
-    def _learn_costs(self, sizes: Mapping[int, int], reduced: Reduced) -> None:
+    def _learn_costs(self, sizes: Mapping[int, int], reduced: ReducedUpdates) -> None:
         self._costs.forget()
         for node, contribution in reduced.contributions.items():
             seconds = contribution.metrics.get("seconds", 0.0)

@@ -27,8 +27,8 @@ from torch import Tensor
 
 from instahide_fl.aggregation.reduction import (
     Contribution,
-    Node,
     ReadsUpdates,
+    TreeNode,
     TreeSum,
     UpdateSum,
 )
@@ -136,7 +136,7 @@ class Result:
     """
 
     seconds: float = 0.0
-    sums: list[tuple[Node, Arrays, float, float]] = field(default_factory=list)
+    sums: list[tuple[TreeNode, Arrays, float, float]] = field(default_factory=list)
     contributions: dict[int, Contribution] = field(default_factory=dict)
     failures: dict[int, str] = field(default_factory=dict)
     replies: dict[str, PackedContent | tuple[int, str]] = field(default_factory=dict)
@@ -254,7 +254,7 @@ class ClientWorker:
                 received, sent, instruction, assignment, result, check_each
             )
             if leaf is not None:
-                tree.put(Node(0, assignment.position), leaf)
+                tree.put(TreeNode(0, assignment.position), leaf)
         return result, tree
 
     def _run_one(

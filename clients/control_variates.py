@@ -14,14 +14,14 @@ from flwr.app import Context
 from torch import Tensor
 
 from clients.node import ClientNode
-from clients.snapshots import keep_snapshot, read_snapshots
+from clients.snapshots import read_snapshots, store_snapshot
 from instahide_fl.flower.arrays import from_record, to_record
 
 FOLDER = "controls"  # below the run folder of a simulation
 _RECORD = "control"  # in Context.state, which stays on the node
 
 
-def read_control(
+def read_control_variate(
     node: ClientNode, context: Context, round_number: int
 ) -> dict[str, Tensor]:
     """Return the client's control variate by parameter name; empty for zero.
@@ -40,7 +40,7 @@ def read_control(
     return snapshots[max(before)] if before else {}
 
 
-def move_control(
+def move_control_variate(
     node: ClientNode,
     context: Context,
     round_number: int,
@@ -52,13 +52,13 @@ def move_control(
         OutputError: its file cannot be written.
         RoundError: its file is damaged.
     """
-    known = read_control(node, context, round_number)
+    known = read_control_variate(node, context, round_number)
     moved = {name: array.cpu() for name, array in difference.items()}
     if known:
         moved = {name: known[name] + array for name, array in moved.items()}
     context.state[_RECORD] = to_record(moved)
     if path := _path(node):
-        keep_snapshot(path, round_number, moved, node.config.train.checkpoint_every)
+        store_snapshot(path, round_number, moved, node.config.train.checkpoint_every)
 
 
 def _path(node: ClientNode) -> Path | None:
