@@ -34,9 +34,7 @@ def continued(advance: Advance, before: int, parts: int) -> Advance:
     return lambda done, total: advance(before * total + done, parts * total)
 
 
-Target: TypeAlias = Literal[
-    "encoding", "private", "labels", "statistics", "components", "mixture"
-]
+Target: TypeAlias = Literal["encoding", "private", "labels", "statistics", "components"]
 
 
 @dataclass(frozen=True)
@@ -71,8 +69,7 @@ class Recovered:
         soft_targets: f32[M,K], or of the batch as a whole f32[1,K]; None if none.
         classes: i64[M], hard labels; None if none.
         rows: i64[M], which images of the client these are, where the adversary knows
-            (an auditor does); None to let the scorer match them. For mixtures, which
-            encodings of the client and round they are of.
+            (an auditor does); None to let the scorer match them.
         weights: f32[E,M], how much of each recovered image is in each of the client's
             encodings, as far as the attack knows; None if it does not say.
         statistics: of the batch, by layer, for instance "norm1.mean"; empty if none.
@@ -101,7 +98,7 @@ class Reconstruction:
 
     Attributes:
         target: what was recovered: encodings, private images, labels, statistics of
-            batches, which public images encodings mix, or mixtures without their masks.
+            batches, or which public images encodings mix.
         recovered: client by client.
         diagnostics: numbers about the attack as a whole.
         aligned: whether the attack looked for crops and mirroring, and undid them.

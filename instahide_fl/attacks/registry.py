@@ -9,7 +9,6 @@ from instahide_fl.attacks.batch_statistics import BatchStatistics
 from instahide_fl.attacks.carlini.attack import Carlini
 from instahide_fl.attacks.decode_encodings import DecodeEncodings
 from instahide_fl.attacks.deep_leakage import DeepLeakage, ImprovedDeepLeakage
-from instahide_fl.attacks.demasking import Demasking
 from instahide_fl.attacks.first_layer import FirstLayer
 from instahide_fl.attacks.hard_labels import HardLabels
 from instahide_fl.attacks.imprint import Imprint
@@ -39,7 +38,6 @@ ATTACKS: Mapping[str, type[Attack]] = {
         RegisteredDecoding,
         KeyReplay,
         PoolSearch,
-        Demasking,
         Carlini,
     )
 }

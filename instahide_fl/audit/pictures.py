@@ -73,9 +73,7 @@ def _save_grid(path: Path, result: AttackResult) -> None:
     method = result.subject.config.instahide.method
     rows = [("private image", _bytes(originals))]
     if method != "none":
-        mixture = result.scores.target == "mixture"
-        label = "its mixture, before the mask" if mixture else "its encoding"
-        rows.append((label, _bytes(encodings)))
+        rows.append(("its encoding", _bytes(encodings)))
     recovered = "decoded image" if result.scores.target == "private" else "recovered"
     rows.append((recovered, _bytes(found)))
     title = f"{result.attack.name} by {result.threat_model.name}: {result.verdict}"

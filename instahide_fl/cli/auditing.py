@@ -190,11 +190,6 @@ def _key_parts(result: AttackResult) -> Iterator[str]:
     scores = result.scores
     if (keys := scores.keys) is not None:
         yield f": keys of {keys.found:,} of {keys.count:,} encodings"
-    if signs := scores.signs:
-        yield (
-            f": {signs.right.mean():.1%} of signs right (chance 50%, a constant guess "
-            f"{signs.constant.mean():.1%})"
-        )
     for score, found in scores.components.items():
         yield (
             f", {score}: the largest public image of an encoding is among the {FIRST} "

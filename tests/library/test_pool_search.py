@@ -23,6 +23,7 @@ from instahide_fl.attacks.pool_search.pool_ranking import (
     correlation_embedding,
     rank_pool,
 )
+from instahide_fl.attacks.pool_search.training_mixtures import own_mixtures
 from instahide_fl.attacks.whitening import Whitening
 from instahide_fl.audit.scoring.public_image_scores import score_components
 from instahide_fl.audit.scoring.score_reconstruction import score
@@ -192,3 +193,36 @@ def test_large_images_are_averaged_down_before_whitening(monkeypatch, photos, rn
     assert Whitening.of_pool(view.pool, True, rng).mean.shape == (3 * 8 * 8,)
     found = scored(searched(view), view, truth, rng).components
     assert found["whitened"].beats_chance
+
+
+def test_own_mixtures_are_those_of_an_encoder_without_signs(photos, rng):
+    view, _ = holder_of(photos)
+    mixed, key = own_mixtures(view, view.pool, "").draw(3, rng)
+    pixels = view.pool.statistics.normalise(view.pool.images)
+    sources = torch.cat([key.private_index, key.public_index], dim=1)
+    expected = (key.coefficients[:, :, None, None, None] * pixels[sources]).sum(dim=1)
+    assert torch.allclose(mixed, expected, atol=1e-5)
+
+
+def test_a_learned_score_finds_public_images(photos, rng):
+    view, truth = holder_of(photos)
+    reconstruction = searched(view, score="learned", steps=40, batch_size=32)
+    components = scored(reconstruction, view, truth, rng).components
+    assert set(components) == {"correlation", "learned"}
+    assert components["learned"].beats_chance
+    assert components["learned"].largest() > components["correlation"].largest()
+
+
+def test_the_same_seed_gives_the_same_learned_ranking(photos):
+    view, _ = holder_of(photos, count=3)
+    first, second = (
+        searched(view, score="learned", steps=2, batch_size=4).recovered[0].components
+        for _ in range(2)
+    )
+    assert torch.equal(first["learned"].index, second["learned"].index)
+
+
+def test_a_proxy_of_other_images_is_refused(photos):
+    view, _ = holder_of(photos)
+    with pytest.raises(AttackError, match="1x16x16"):
+        searched(view, score="learned", proxy="noise:50x1x16x16")

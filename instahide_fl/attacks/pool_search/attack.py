@@ -23,7 +23,6 @@ from instahide_fl.attacks.pool_search.pool_ranking import (
     correlation_embedding,
     rank_pool,
 )
-from instahide_fl.attacks.pool_search.sign_network import demask, train_sign_network
 from instahide_fl.attacks.pool_search.training_mixtures import own_mixtures
 from instahide_fl.attacks.pool_search.two_towers import train_towers
 from instahide_fl.attacks.whitening import Whitening
@@ -34,7 +33,7 @@ from instahide_fl.transcript.threat_model import Knowledge
 from instahide_fl.transcript.view import AdversaryView, Observation
 
 RANKED = 100  # public images that the search returns for each encoding
-Score: TypeAlias = Literal["correlation", "whitened", "learned", "demasked"]
+Score: TypeAlias = Literal["correlation", "whitened", "learned"]
 
 
 class PoolSearch(Attack):
@@ -48,7 +47,7 @@ class PoolSearch(Attack):
     )
     cost: ClassVar[str] = (
         "seconds for a pool of 20,000 images, minutes for a million; minutes more to "
-        "train a network (score learned or demasked)"
+        "train two networks (score learned)"
     )
     source: ClassVar[str] = (
         "the search that the authors of InstaHide conjecture to cost N^(k-2) steps "
@@ -59,9 +58,8 @@ class PoolSearch(Attack):
 
     score: Score = "whitened"
     """`correlation` of pixels, absolute ones under a sign mask, which is reported
-    beside every other; `whitened`, after taking out what photographs have in common;
-    `learned`, by a network trained on own mixtures; or `demasked`, whitened after a
-    network has guessed the signs."""
+    beside every other; `whitened`, after taking out what photographs have in common; or
+    `learned`, by two networks trained on own mixtures."""
     proxy: str = ""
     """Public images in the place of private ones in the mixtures that networks are
     trained on, as in `data.dataset`; empty takes images of the pool."""
@@ -81,8 +79,8 @@ class PoolSearch(Attack):
             advance: told how far training and search are.
 
         Raises:
-            AttackError: the encodings mix no public images, or have no signs to guess,
-                or there are none, or the proxy does not fit.
+            AttackError: the encodings mix no public images, or there are none, or the
+                proxy does not fit.
             PoolError: the pool's images have another shape.
         """
         pool = searched_pool(view)
@@ -114,26 +112,12 @@ class PoolSearch(Attack):
     ) -> Comparison:
         """Return the comparison that `score` names, other than the plain one."""
         masked = view.config.instahide.method == "instahide"
-        if self.score == "demasked" and not masked:
-            raise AttackError(
-                f'pool_search.score = "demasked" guesses signs, and this run hides '
-                f"none (instahide.method = {view.config.instahide.method!r}): use "
-                f'"whitened"'
-            )
         if self.score == "whitened":
             white = Whitening.of_pool(pool, masked, rng)
             return Comparison(white.embed_encodings(encodings), white.embed)
         training = Training(self.steps, self.batch_size)
-        mixtures = own_mixtures(view, self.proxy, "pool_search.proxy")
-        if self.score == "learned":
-            return train_towers(
-                mixtures, pool, masked, encodings, training, rng, advance
-            )
-        channels = view.image_shape[0]
-        network, _ = train_sign_network(channels, mixtures, training, rng, advance)
-        white = Whitening.of_pool(pool, False, rng)
-        guessed = white.embed_encodings(demask(network, encodings))
-        return Comparison(guessed, white.embed, either_sign=True)
+        mixtures = own_mixtures(view, pool, self.proxy)
+        return train_towers(mixtures, pool, masked, encodings, training, rng, advance)
 
 
 def searched_pool(view: AdversaryView) -> MixingPool:

@@ -32,17 +32,14 @@ class Comparison:
     Attributes:
         queries: f32[E,d], a vector of length 1 for each encoding.
         embed: gives the vectors of public images.
-        either_sign: whether an encoding may be the negative of what it should be.
     """
 
     queries: Tensor
     embed: Embedding
-    either_sign: bool = False
 
     def scores(self, block: slice, public: Tensor) -> Tensor:
         """Return f32[e,c], of a block of encodings with public vectors f32[c,d]."""
-        found = self.queries[block] @ public.T
-        return found.abs_() if self.either_sign else found
+        return self.queries[block] @ public.T
 
 
 def rank_pool(

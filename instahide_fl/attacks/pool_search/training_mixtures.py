@@ -1,8 +1,8 @@
 """Mixtures that an attacker makes: public images under the settings of a run.
 
 What a network learns of them holds for the victims' encodings as well, as far as their
-images resemble the public ones. No sign is flipped: who ignores signs takes absolute
-values, and who wants to restore them needs them as the truth.
+images resemble the public ones. No sign is flipped: whoever ignores signs takes
+absolute values.
 """
 
 from __future__ import annotations
@@ -41,51 +41,38 @@ class OwnMixtures:
         return batch.images, key
 
 
-def own_mixtures(view: AdversaryView, proxy: str, setting: str) -> OwnMixtures:
+def own_mixtures(view: AdversaryView, pool: MixingPool, proxy: str) -> OwnMixtures:
     """Prepare mixtures as the clients of a run make them.
 
     Args:
-        view: settings, pool and shape of the images.
+        view: settings and shape of the images.
+        pool: the pool that the clients mix with.
         proxy: public images in the place of private ones, as in `data.dataset`; empty
             takes images of the pool.
-        setting: name of the setting that `proxy` is from, for messages.
 
     Raises:
-        AttackError: the run does not mix, or the public images do not fit.
+        AttackError: the public images do not fit.
         DataError: the data set is missing or unreadable.
     """
     config = view.config.instahide
-    if config.method == "none":
-        raise AttackError(
-            'this run mixes nothing (instahide.method = "none"), so there is nothing '
-            "to learn from mixtures"
-        )
-    split = _public_split(view, proxy, setting)
+    split = _public_split(view, pool, proxy)
     if len(split) < config.private_count:
         raise AttackError(
-            f"{setting} = {proxy!r} has {len(split)} images, an encoding mixes "
+            f"pool_search.proxy = {proxy!r} has {len(split)} images, an encoding mixes "
             f"{config.private_count} private ones: choose a larger one"
         )
     augmentation = augmentation_for(view.config.data, view.image_shape)
-    pool = view.pool if config.uses_pool else None
     return OwnMixtures(MixupEncoder(config, pool, augmentation), split)
 
 
-def _public_split(view: AdversaryView, proxy: str, setting: str) -> PrivateSplit:
+def _public_split(view: AdversaryView, pool: MixingPool, proxy: str) -> PrivateSplit:
+    if not proxy:
+        return _as_split(pool)
     channels, height, _ = view.image_shape
-    if proxy:
-        data = DataConfig(dataset=proxy, image_size=height)
-        split = load_dataset(data).train
-    elif view.pool is not None:
-        split = _as_split(view.pool)
-    else:
-        raise AttackError(
-            f"this run mixes no public images, so there is no pool to learn from: name "
-            f'a data set of similar images, for instance {setting}="cifar100"'
-        )
+    split = load_dataset(DataConfig(dataset=proxy, image_size=height)).train
     if tuple(split.images.shape[1:]) != view.image_shape:
         raise AttackError(
-            f"{setting} = {proxy!r} has images of "
+            f"pool_search.proxy = {proxy!r} has images of "
             f"{'x'.join(map(str, split.images.shape[1:]))}, the run "
             f"{'x'.join(map(str, view.image_shape))} (channels x height x width): "
             f"choose one with {channels} channels"

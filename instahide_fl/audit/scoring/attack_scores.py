@@ -13,7 +13,6 @@ from instahide_fl.audit.scoring.public_image_scores import (
     ShownComponents,
 )
 from instahide_fl.audit.scoring.shown_images import ShownImages
-from instahide_fl.audit.scoring.sign_scores import SignScores
 from instahide_fl.audit.scoring.statistics_scores import StatisticsErrors
 from instahide_fl.metrics.identification import Identification
 from instahide_fl.metrics.labels import HardLabels, SoftLabels
@@ -113,7 +112,6 @@ class Scores:
         components: how well public images were found, by the score used; empty if none
             were sought.
         shown_components: to draw; None likewise.
-        signs: how many were guessed; None if none were.
     """
 
     target: Target
@@ -131,7 +129,6 @@ class Scores:
     statistics: StatisticsErrors | str | None = None
     components: Mapping[str, ComponentScores] = field(default_factory=dict)
     shown_components: ShownComponents | None = None
-    signs: SignScores | None = None
 
     @classmethod
     def without_truth(cls, reconstruction: Reconstruction) -> Scores:
@@ -178,8 +175,6 @@ class Scores:
             metrics["statistics"] = {"absent": self.statistics}
         elif self.statistics is not None:
             metrics["statistics"] = self.statistics.to_json()
-        if self.signs:
-            metrics["signs"] = self.signs.to_json()
         if self.components:
             metrics["components"] = {
                 name: one.to_json() for name, one in self.components.items()

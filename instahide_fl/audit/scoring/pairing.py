@@ -9,7 +9,7 @@ the adversary says which they are. Baselines go through the same functions.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -64,7 +64,6 @@ class EncodingTruth:
         components: i64[E,p] in `own`.
         own: all images of the client.
         statistics: constants that images are normalised with.
-        known_order: whether images come in this order, so that none are matched.
     """
 
     encodings: Tensor
@@ -72,7 +71,6 @@ class EncodingTruth:
     components: Tensor
     own: ClientImages
     statistics: ChannelStatistics
-    known_order: bool = False
 
     @classmethod
     def of(
@@ -91,16 +89,6 @@ class EncodingTruth:
             statistics,
         )
 
-    def in_order(self, rows: Tensor) -> EncodingTruth:
-        """Return the truth of images known to be of these encodings, i64[M]."""
-        return replace(
-            self,
-            encodings=self.encodings[rows],
-            sources=self.sources[rows],
-            components=self.components[rows],
-            known_order=True,
-        )
-
     def __len__(self) -> int:
         return len(self.encodings)
 
@@ -108,9 +96,7 @@ class EncodingTruth:
         """Match f32[M,C,H,W], in units of [0, 1], to the encodings."""
         mixed = Comparer(self.statistics, clip=False)
         plain = Comparer(self.statistics, clip=True)
-        index = truth = torch.arange(len(images))
-        if not self.known_order:
-            index, truth = match_one_to_one(mixed.pairwise(images, self.encodings))
+        index, truth = match_one_to_one(mixed.pairwise(images, self.encodings))
         found, encodings = images[index], self.encodings[truth]
         candidates, components = self.sources[truth], self.components[truth]
         neighbours = plain.pairwise(found, self.own.images)

@@ -33,7 +33,6 @@ from instahide_fl.audit.scoring.shown_images import (
     align_shown,
     first_of_each_client,
 )
-from instahide_fl.audit.scoring.sign_scores import recovered_rows, score_signs, unmasked
 from instahide_fl.data.augment import Augmentation
 from instahide_fl.errors import ShapeError
 from instahide_fl.metrics.baselines import matched_noise
@@ -100,7 +99,6 @@ def score(
         keys=score_keys(reconstruction, truths),
         components=score_components(reconstruction, truths),
         shown_components=shown_components(reconstruction, truths),
-        signs=score_signs(reconstruction, truths),
     )
 
 
@@ -187,10 +185,6 @@ class _Scorer:
         )
         if self.target == "encoding":
             return EncodingTruth.of(known, own, statistics, self.augmentation)
-        if self.target == "mixture":
-            mixed = [unmasked(truth) for truth in known]
-            truth = EncodingTruth.of(mixed, own, statistics, self.augmentation)
-            return truth.in_order(recovered_rows(recovered))
         every = [
             truth
             for (_, client), truth in self.truths.items()
@@ -324,9 +318,9 @@ def _caveats(
             f"scored as the mean colour"
         )
     augmented = any(truth.key.augmentation is not None for truth in truths.values())
-    aligned = target in ("encoding", "mixture") and augmentation is not None
+    aligned = target == "encoding" and augmentation is not None
     undone = reconstruction.keys is not None
-    with_images = target in ("encoding", "private", "mixture")
+    with_images = target in ("encoding", "private")
     if augmented and not (aligned or undone) and with_images:
         found.append(
             "images were cropped and mirrored at random before mixing and are held "

@@ -43,8 +43,8 @@ def beats_baseline(scores: Scores, labels: bool = True) -> bool:
     """Tell whether an attack got private images, labels or keys better than by chance.
 
     An encoding recovered does not count by itself: only what it shows of the private
-    images in it does. A key counts by itself, and parts of it do: public images and
-    signs. So do statistics of batches of private images.
+    images in it does. A key counts by itself, and so do the public images in it.
+    So do statistics of batches of private images.
 
     Args:
         scores: of the attack.
@@ -54,10 +54,8 @@ def beats_baseline(scores: Scores, labels: bool = True) -> bool:
     named = scores.identified is not None and _identifies(scores.identified)
     keys = scores.keys is not None and scores.keys.found > 0
     public = any(one.beats_chance for one in scores.components.values())
-    signs = scores.signs is not None and scores.signs.beats_chance
-    of_key = keys or public or signs
     measured = _statistics_beat(scores.statistics)
-    found = images or named or of_key or measured
+    found = images or named or keys or public or measured
     return found or (labels and _labels_beat(scores))
 
 
