@@ -69,7 +69,7 @@ def run(folder: Path | None = None, repeats: int = 3) -> dict[str, Any]:
 
 
 def _pictures(folder: Path) -> Path:
-    from instahide_fl.data.photos import load_photos
+    from instahide_fl.data.photos_pool import load_photos
 
     folder.mkdir()
     rng = np.random.default_rng(0)

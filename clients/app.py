@@ -78,7 +78,7 @@ def train(message: Message, context: Context) -> Message:
     beyond = exposures.beyond(limit)
     rows = open_rows(node, exposures)
     whole = node.normalised_with(instruction.statistics)
-    split = whole if len(rows) == len(whole) else whole.share(rows)
+    split = whole if len(rows) == len(whole) else whole.subset(rows)
     shape = split.images.shape
     trainer = shared_trainer(
         node.config, (shape[1], shape[2], shape[3]), split.num_classes
@@ -91,7 +91,7 @@ def train(message: Message, context: Context) -> Message:
     own = read_control_variate(node, context, instruction.round) if control else {}
     update = trainer.update(
         arrays,
-        split.on(trainer.device),
+        split.to(trainer.device),
         recorder or encoder,
         node.rng(instruction.round),
         instruction.learning_rate_factor,

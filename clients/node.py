@@ -20,7 +20,7 @@ from clients.policy import FOLDER, open_policy
 from instahide_fl.config import Config
 from instahide_fl.data.augment import Augmentation
 from instahide_fl.data.datasets import augmentation_for, load_dataset
-from instahide_fl.data.federated import (
+from instahide_fl.data.federated_data import (
     FederatedData,
     check_split_size,
     load_federated_data,
@@ -123,7 +123,7 @@ class ClientNode:
             ConfigError: there is no folder to write it to.
         """
         record = self.config.record
-        if not (record.truth and record.wants(round_number)):
+        if not (record.truth and record.includes_round(round_number)):
             return None
         if not self.config.output.folder:
             raise ConfigError(
@@ -280,7 +280,7 @@ def _shared_data(config: Config) -> FederatedData:
     data, device = load_federated_data(config), training_device(config.resources)
     if device == "cpu":
         return data
-    return data.on(device, room_for_images(config.resources))
+    return data.to(device, room_for_images(config.resources))
 
 
 @lru_cache(maxsize=8)

@@ -21,7 +21,7 @@ def train(rank, meeting):
         "gloo", init_method=f"file://{meeting}", rank=rank, world_size=PROCESSES
     )
     digits = load_dataset(Config().data).train
-    own = digits.share(torch.arange(rank, len(digits), PROCESSES))
+    own = digits.subset(torch.arange(rank, len(digits), PROCESSES))
     encoder = InstaHideEncoder(EncoderConfig(scope="inside", num_mixed=4), None)
     torch.manual_seed(0)
     network = torch.nn.Sequential(

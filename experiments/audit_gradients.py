@@ -193,7 +193,7 @@ def _recorded(folder: Path, settings: Mapping[str, Scalar], data: str) -> Record
     """Simulate a run, unless its folder is there."""
     if not RunFolder(folder).finished:
         values = {**settings, "data.dataset": data, "output.folder": str(folder)}
-        config = Config().with_values(values).located(Path.cwd())
+        config = Config().with_values(values).with_absolute_paths(Path.cwd())
         path = Path(config.output.folder)
         run_inline(config, RunFolder.create(path, config))
     return open_recorded_run(folder)

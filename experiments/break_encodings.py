@@ -214,7 +214,7 @@ def _shuffle(recording: RecordingEncoder, rng: np.random.Generator) -> None:
     order = torch.from_numpy(rng.permutation(len(key)))
     encodings = torch.cat([batch.images for batch in recording.batches])[order]
     labels = torch.cat([batch.soft_targets for batch in recording.batches])[order]
-    recording.keys[:] = [key.rows(order)]
+    recording.keys[:] = [key.select(order)]
     recording.batches[:] = [EncodedBatch(encodings, labels)]
 
 

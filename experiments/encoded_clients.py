@@ -11,7 +11,7 @@ from torch import Tensor
 from instahide_fl.attacks.base import Recovered
 from instahide_fl.config import Config, Scalar
 from instahide_fl.data.datasets import augmentation_for, load_dataset
-from instahide_fl.data.federated import load_pool
+from instahide_fl.data.federated_data import load_pool
 from instahide_fl.data.pool import MixingPool
 from instahide_fl.encoding.encoder import build_encoder
 from instahide_fl.metrics.matching import match_one_to_one

@@ -153,7 +153,7 @@ def _recorded(folder: Path, cell: Cell, pool: Path, data: str) -> RecordedRun:
             "output.folder": str(folder),
             "pool.source": str(pool),
         }
-        config = Config().with_values(values).located(Path.cwd())
+        config = Config().with_values(values).with_absolute_paths(Path.cwd())
         path = Path(config.output.folder)
         run_inline(config, RunFolder.create(path, config))
     return open_recorded_run(folder)

@@ -184,23 +184,23 @@ class PrivateSplit:
         own = self.images if self.rows is None else self.images[self.rows]
         return ChannelStatistics.of(own)
 
-    def located(self, index: Tensor) -> Tensor:
+    def image_rows(self, index: Tensor) -> Tensor:
         """Return where the client's images `index` (i64, any shape) are in `images`."""
         return index if self.rows is None else self.rows[index]
 
-    def share(self, rows: Tensor) -> PrivateSplit:
+    def subset(self, rows: Tensor) -> PrivateSplit:
         """Return the split of a client that holds only some images, without a copy.
 
         Args:
             rows: i64[n] into this split's images.
         """
-        return self._changed(rows=self.located(rows))
+        return self._changed(rows=self.image_rows(rows))
 
     def normalised_with(self, statistics: ChannelStatistics) -> PrivateSplit:
         """Return the same images with other constants to normalise with."""
         return self._changed(given_statistics=statistics)
 
-    def on(self, device: str | torch.device) -> PrivateSplit:
+    def to(self, device: str | torch.device) -> PrivateSplit:
         """Return the same split with its images and targets on a device.
 
         Images that are there already stay shared; others are copied, only the split's
@@ -286,7 +286,7 @@ class AppliedAugmentation:
     offset: Tensor
     flip: Tensor
 
-    def rows(self, index: Tensor) -> AppliedAugmentation:
+    def select(self, index: Tensor) -> AppliedAugmentation:
         """Return it for some of the images.
 
         Args:
@@ -343,7 +343,7 @@ class EncodingKey:
     def __len__(self) -> int:
         return len(self.coefficients)
 
-    def rows(self, index: Tensor) -> EncodingKey:
+    def select(self, index: Tensor) -> EncodingKey:
         """Return the key of some of the encodings.
 
         Args:
@@ -353,7 +353,7 @@ class EncodingKey:
         if augmentation is not None:
             private = self.private_index.shape[1]
             source = (index[:, None] * private + torch.arange(private)).flatten()
-            augmentation = augmentation.rows(source)
+            augmentation = augmentation.select(source)
         return EncodingKey(
             self.coefficients[index],
             self.private_index[index],
@@ -418,6 +418,6 @@ class ClientUpdate:
     metrics: dict[str, float]
 
 
-def client_order(key: str) -> tuple[int, int, str]:
+def client_sort_key(key: str) -> tuple[int, int, str]:
     """Sort numbered clients by number and named ones after them by name."""
     return (0, int(key), "") if key.isdecimal() else (1, 0, key)

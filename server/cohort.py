@@ -12,7 +12,7 @@ from instahide_fl.config import Config
 from instahide_fl.errors import ProtocolError, RoundError
 from instahide_fl.provenance import code_hash
 from instahide_fl.rng import operating_system_stream, stream
-from instahide_fl.types import client_order
+from instahide_fl.types import client_sort_key
 from instahide_fl.wire.messages import ClientDescription
 from server.collection import collect
 from server.records import description_queries, failure_reason, read_description
@@ -124,7 +124,7 @@ def find_clients(grid: Grid, expected: int, timeout: float) -> Clients:
             f"(train.timeout)"
         )
     found = [(read_description(reply), node) for node, reply in asked]
-    found.sort(key=lambda pair: client_order(pair[0].client))
+    found.sort(key=lambda pair: client_sort_key(pair[0].client))
     _check_agreement([description for description, _ in found])
     return Clients(
         {description.client: node for description, node in found},

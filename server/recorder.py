@@ -38,7 +38,7 @@ class Recorder:
 
     def wants(self, round_number: int) -> bool:
         """Tell whether a round is recorded."""
-        return self.config.record.wants(round_number)
+        return self.config.record.includes_round(round_number)
 
     def crafts(self, round_number: int) -> bool:
         """Tell whether a round's parameters are crafted by a malicious server."""

@@ -40,7 +40,7 @@ def test_settings_files(tmp_path_factory, change):
     path = tmp_path_factory.mktemp("settings") / "run.toml"
     path.write_bytes(change(Config().to_toml().encode()))
     with only_our_errors():
-        Config.from_toml(path).located(path.parent).resolved()
+        Config.from_toml(path).with_absolute_paths(path.parent).resolved()
 
 
 KEYS = sorted(Config().to_run_config())

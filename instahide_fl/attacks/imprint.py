@@ -31,7 +31,7 @@ from instahide_fl.attacks.layers.linear_layers import (
     require_one_step,
 )
 from instahide_fl.config import Config
-from instahide_fl.data.federated import load_pool
+from instahide_fl.data.federated_data import load_pool
 from instahide_fl.data.pool import MixingPool
 from instahide_fl.encoding.encoder import build_encoder
 from instahide_fl.errors import AttackError

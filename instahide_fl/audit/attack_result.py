@@ -73,7 +73,7 @@ class AttackResult:
             "method": self.subject.config.instahide.method,
             "scope": self.subject.config.instahide.scope,
             "num_mixed": self.subject.config.instahide.num_mixed,
-            "defense": self.subject.config.defense.in_words,
+            "defense": self.subject.config.defense.description,
             **self.subject.about(),
             "images": self.scores.reconstructions,
             "seed": self.seed,

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from instahide_fl.challenge.settings import ChallengeSettings, read_settings_file
-from instahide_fl.data.npy import DAMAGED
+from instahide_fl.data.npy_files import NPY_READ_ERRORS
 from instahide_fl.errors import DataError
 from instahide_fl.files import atomic_file, write_text
 
@@ -195,7 +195,7 @@ def _load(path: Path) -> Array:
         array: object = np.load(path, allow_pickle=False)
     except FileNotFoundError:
         raise DataError(f"{path} is missing") from None
-    except DAMAGED as error:
+    except NPY_READ_ERRORS as error:
         # Images of several sizes can only be stored as Python objects, pickled.
         raise DataError(
             f"{path} is not an array of numbers of one shape (.npy): {error}"

@@ -24,7 +24,7 @@ from instahide_fl.challenge.settings import (
 )
 from instahide_fl.config import Config
 from instahide_fl.data.datasets import ImageDataset, augmentation_for, load_dataset
-from instahide_fl.data.federated import load_pool
+from instahide_fl.data.federated_data import load_pool
 from instahide_fl.data.pool import MixingPool
 from instahide_fl.encoding.encoder import MixingEncoder, build_encoder
 from instahide_fl.errors import ConfigError, DataError
@@ -83,7 +83,7 @@ def make_challenge(
     epochs = [draw_epoch(encoder, private, rng) for _ in range(encodings_per_image)]
     # Otherwise the place of an encoding would tell which image it shows.
     order = torch.from_numpy(rng.permutation(images * encodings_per_image))
-    key = EncodingKey.concatenate(epochs).rows(order)
+    key = EncodingKey.concatenate(epochs).select(order)
     batch = _applied(encoder, key, private)
     secure = is_cryptographic(rng)
     resolved = config.with_values(
@@ -224,7 +224,7 @@ def _truth(private: PrivateSplit, batch: EncodedBatch, key: EncodingKey) -> Clie
 
 def _own_images(split: PrivateSplit, rows: Tensor) -> PrivateSplit:
     """Copy the images drawn, away from the memory that the data set shares."""
-    located = split.located(rows)
+    located = split.image_rows(rows)
     return PrivateSplit(
         split.images[located].clone(),
         split.targets[located].clone(),
@@ -237,7 +237,7 @@ def _applied(
     encoder: MixingEncoder, key: EncodingKey, split: PrivateSplit, chunk: int = 1000
 ) -> EncodedBatch:
     parts = torch.split(torch.arange(len(key)), chunk)
-    every = [encoder.apply_key(key.rows(rows), split) for rows in parts]
+    every = [encoder.apply_key(key.select(rows), split) for rows in parts]
     return EncodedBatch(
         torch.cat([one.images for one in every]),
         torch.cat([one.soft_targets for one in every]),

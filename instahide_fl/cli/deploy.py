@@ -224,7 +224,9 @@ def deploy_run(
         folder = RunFolder.open_interrupted(resume)
         settings = folder.config()
     else:
-        settings = read_settings(config, assignments, seed).located(Path.cwd())
+        settings = read_settings(config, assignments, seed).with_absolute_paths(
+            Path.cwd()
+        )
     superlink.require()
     if resume is None:
         path = out or free_run_folder(Path("runs"), settings)

@@ -51,7 +51,7 @@ def encode(
     if key is not None:
         save_key(key, encoded.key)
     if picture is not None:
-        few = encoded.key.rows(torch.arange(min(10, len(encoded.key))))
+        few = encoded.key.select(torch.arange(min(10, len(encoded.key))))
         save_encoding_picture(picture, encoded.encoder, few, encoded.split)
     save_encodings(out, encoded.batch)
     console.print(f"{len(encoded.batch):,} encodings in {out}")

@@ -71,7 +71,7 @@ def run(
         settings = folder.config().with_values(tracking_settings(folder))
     else:
         settings = read_settings(config, assignments, seed)
-    settings = _tracked(settings, tensorboard, mlflow).located(Path.cwd())
+    settings = _tracked(settings, tensorboard, mlflow).with_absolute_paths(Path.cwd())
     with console.status("preparing data and pool"):
         check_run(settings)
     if resume is None:

@@ -144,7 +144,7 @@ class Config(Table):
             }
         )
 
-    def located(self, folder: Path) -> Config:
+    def with_absolute_paths(self, folder: Path) -> Config:
         """Return the same settings with absolute paths.
 
         Processes of an engine may work in another folder than the user.
@@ -163,7 +163,7 @@ class Config(Table):
         )
         if found and place and local:
             changes["data.dataset"] = f"{kind}:{_absolute(place, folder)}"
-        changes["output.mlflow"] = _located_store(self.output.mlflow, folder)
+        changes["output.mlflow"] = _absolute_store(self.output.mlflow, folder)
         return self.with_values(changes)
 
     def with_values(self, changes: Mapping[str, Scalar]) -> Config:
@@ -253,7 +253,7 @@ def _absolute(value: str, folder: Path) -> str:
     return os.path.normpath(folder / Path(value).expanduser())
 
 
-def _located_store(address: str, folder: Path) -> str:
+def _absolute_store(address: str, folder: Path) -> str:
     """Return MLflow's address of a database file; servers' addresses stay."""
     path = address.removeprefix("sqlite:///")
     if not path or "://" in path:

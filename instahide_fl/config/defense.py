@@ -85,7 +85,7 @@ class DefenseConfig(Table):
         return (*_names(self.transforms), *own.get(self.differential_privacy, ()))
 
     @property
-    def in_words(self) -> str:
+    def description(self) -> str:
         """All defences in the order that they act in; "none" without any."""
         first = ["dp-sgd"] if self.differential_privacy == "dp-sgd" else []
         last = ["central noise"] if self.differential_privacy == "central" else []
@@ -149,7 +149,7 @@ def _check_examples(model: ModelConfig, train: TrainConfig) -> None:
         )
 
 
-def guards_images(encoding: EncoderConfig) -> bool:
+def depends_on_one_image(encoding: EncoderConfig) -> bool:
     """Tell whether an encoding depends on one private image only.
 
     Only then is what holds for one encoding true of one private image.

@@ -45,7 +45,7 @@ class RecordConfig(Table):
             raise ValueError(f'{name} needs rounds to record: set rounds = "1"')
         return self
 
-    def wants(self, round_number: int) -> bool:
+    def includes_round(self, round_number: int) -> bool:
         """Tell whether a round (1, 2, ...) is recorded."""
         ranges = parse_rounds(self.rounds)
         return any(first <= round_number <= last for first, last in ranges)

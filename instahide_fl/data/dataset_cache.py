@@ -18,8 +18,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from instahide_fl.data.npy import DAMAGED, write_block, write_header
-from instahide_fl.data.source import Block, Content, Part, Source
+from instahide_fl.data.dataset_source import (
+    DatasetContent,
+    DatasetPart,
+    DatasetSource,
+    ImageBlock,
+)
+from instahide_fl.data.npy_files import (
+    NPY_READ_ERRORS,
+    write_npy_block,
+    write_npy_header,
+)
 from instahide_fl.errors import DataError
 from instahide_fl.files import atomic_folder, cache_folder
 from instahide_fl.rng import stream
@@ -60,7 +69,7 @@ class CachedDataset:
 
 
 def cached_dataset(
-    name: str, source: Source, image_size: int, seed: int
+    name: str, source: DatasetSource, image_size: int, seed: int
 ) -> CachedDataset:
     """Open a data set, decoding it on first use.
 
@@ -81,7 +90,7 @@ def cached_dataset(
 
 
 def cached_images(
-    root: Path, name: str, source: Source, image_size: int
+    root: Path, name: str, source: DatasetSource, image_size: int
 ) -> tuple[CachedPart, tuple[str, ...]]:
     """Open all images of a data set but those of a test part, decoding on first use.
 
@@ -103,7 +112,7 @@ def cached_images(
     return _open_part(folder, part), tuple(_description(folder)["classes"])
 
 
-def _decoded(root: Path, name: str, source: Source, image_size: int) -> Path:
+def _decoded(root: Path, name: str, source: DatasetSource, image_size: int) -> Path:
     """Return the folder below `root` with a decoded data set, made on first use."""
     made_from = repr((CACHE_LAYOUT, source.identity, image_size)).encode()
     version = hashlib.sha256(made_from).hexdigest()[:16]
@@ -118,7 +127,7 @@ def _decoded(root: Path, name: str, source: Source, image_size: int) -> Path:
     return folder
 
 
-def _check(name: str, content: Content) -> None:
+def _check(name: str, content: DatasetContent) -> None:
     """Refuse targets that no training could use, before pixels are decoded."""
     count = len(content.class_names)
     for part, rows in content.parts.items():
@@ -140,7 +149,7 @@ def _check(name: str, content: Content) -> None:
             )
 
 
-def _write(folder: Path, name: str, content: Content) -> None:
+def _write(folder: Path, name: str, content: DatasetContent) -> None:
     for part, rows in content.parts.items():
         written = _write_images(folder, part, len(rows.targets), rows.blocks())
         if written != len(rows.targets):
@@ -153,14 +162,16 @@ def _write(folder: Path, name: str, content: Content) -> None:
             np.save(folder / f"{part}-clients.npy", rows.client_ids)
 
 
-def _write_images(folder: Path, part: str, count: int, blocks: Iterable[Block]) -> int:
+def _write_images(
+    folder: Path, part: str, count: int, blocks: Iterable[ImageBlock]
+) -> int:
     """Write images one block after another and return how many there were."""
     written = 0
     with (folder / f"{part}-images.npy").open("wb") as file:
         for block in blocks:
             if not written:
-                write_header(file, (count, *block.shape[1:]))
-            write_block(file, block)
+                write_npy_header(file, (count, *block.shape[1:]))
+            write_npy_block(file, block)
             written += len(block)
     return written
 
@@ -176,7 +187,7 @@ def _describe(folder: Path, class_names: Sequence[str], digest: str) -> None:
     (folder / DESCRIPTION).write_text(json.dumps(described))
 
 
-def _digest(folder: Path, content: Content) -> str:
+def _digest(folder: Path, content: DatasetContent) -> str:
     images = {part: _mapped(folder, part) for part in content.parts}
     shapes = {part: pixels.shape for part, pixels in images.items()}
     hasher = hashlib.sha256(repr((shapes, content.class_names)).encode())
@@ -204,7 +215,7 @@ def _divided(folder: Path, seed: int) -> Path:
     order = stream(seed, "data", "split").permutation(len(whole.targets))
     held_out = max(1, round(len(order) * TEST_SHARE))
     rows = {"train": order[held_out:], "test": order[:held_out]}
-    content = Content(
+    content = DatasetContent(
         {part: _selected(whole, chosen) for part, chosen in rows.items()},
         described["classes"],
     )
@@ -215,11 +226,11 @@ def _divided(folder: Path, seed: int) -> Path:
     return divided
 
 
-def _selected(whole: CachedPart, rows: np.ndarray[Any, Any]) -> Part:
+def _selected(whole: CachedPart, rows: np.ndarray[Any, Any]) -> DatasetPart:
     images = whole.images.numpy()
     block = max(1, CHUNK_BYTES // images[0].size)
     ids = whole.client_ids
-    return Part(
+    return DatasetPart(
         whole.targets.numpy()[rows],
         lambda: (
             images[rows[start : start + block]] for start in range(0, len(rows), block)
@@ -255,13 +266,13 @@ def _open_part(folder: Path, part: str) -> CachedPart:
             torch.from_numpy(np.load(folder / f"{part}-targets.npy")),
             torch.from_numpy(np.load(clients)) if clients.exists() else None,
         )
-    except DAMAGED as error:
+    except NPY_READ_ERRORS as error:
         raise _damaged(folder, error) from None
 
 
-def _mapped(folder: Path, part: str) -> Block:
+def _mapped(folder: Path, part: str) -> ImageBlock:
     # Mode "c" (copy on write) because torch warns about read-only memory.
-    images: Block = np.load(folder / f"{part}-images.npy", mmap_mode="c")
+    images: ImageBlock = np.load(folder / f"{part}-images.npy", mmap_mode="c")
     return images
 
 

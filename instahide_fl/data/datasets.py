@@ -16,15 +16,15 @@ from torch import Tensor
 
 from instahide_fl.config import DataConfig
 from instahide_fl.data.augment import Augmentation
-from instahide_fl.data.built_in import open_mnist_5k, open_noise
+from instahide_fl.data.built_in_datasets import open_mnist_5k, open_noise
 from instahide_fl.data.dataset_cache import (
     CachedPart,
     cached_dataset,
     cached_images,
 )
+from instahide_fl.data.dataset_source import DatasetSource
 from instahide_fl.data.hugging_face import open_hugging_face
 from instahide_fl.data.image_folder import open_image_folder
-from instahide_fl.data.source import Source
 from instahide_fl.data.torchvision_files import TORCHVISION, open_torchvision
 from instahide_fl.errors import DataError
 from instahide_fl.types import PrivateSplit
@@ -70,11 +70,11 @@ def load_dataset(config: DataConfig, seed: int = 0) -> ImageDataset:
         DataError: no such data set, or it cannot be read or does not fit the settings.
         OutputError: the cache folder cannot be written.
     """
-    source = open_source(config)
+    source = find_source(config)
     cached = cached_dataset(config.dataset, source, config.image_size, seed)
     train, digest = cached.train, cached.digest
     if config.train_rows:
-        rows = train_rows(config.train_rows, len(train.targets))
+        rows = parse_train_rows(config.train_rows, len(train.targets))
         train = _sliced(train, rows)
         kept = f"{digest} rows {rows.start}:{rows.stop}"
         digest = hashlib.sha256(kept.encode()).hexdigest()
@@ -105,14 +105,14 @@ def load_private_images(
         DataError: no such data set, or it cannot be read or does not fit the settings.
         OutputError: `cache` cannot be written.
     """
-    source = open_source(config)
+    source = find_source(config)
     part, names = cached_images(cache, config.dataset, source, config.image_size)
     if config.train_rows:
-        part = _sliced(part, train_rows(config.train_rows, len(part.targets)))
+        part = _sliced(part, parse_train_rows(config.train_rows, len(part.targets)))
     return PrivateSplit(part.images, part.targets, len(names)), names
 
 
-def open_source(config: DataConfig) -> Source:
+def find_source(config: DataConfig) -> DatasetSource:
     """Return the source that `data.dataset` names.
 
     Raises:
@@ -142,7 +142,7 @@ def open_source(config: DataConfig) -> Source:
     )
 
 
-def train_rows(text: str, count: int) -> slice:
+def parse_train_rows(text: str, count: int) -> slice:
     """Read `data.train-rows`.
 
     Args:

@@ -10,8 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from instahide_fl.data.pictures import GREY_MODES, Pictures, picture_blocks
-from instahide_fl.data.source import Content, Part, Source, listing
+from instahide_fl.data.dataset_source import (
+    DatasetContent,
+    DatasetPart,
+    DatasetSource,
+    file_listing,
+)
+from instahide_fl.data.picture_decoding import (
+    GREY_MODES,
+    UndecodedPictures,
+    decode_pictures,
+)
 from instahide_fl.errors import DataError
 
 if TYPE_CHECKING:
@@ -20,7 +29,9 @@ if TYPE_CHECKING:
 HUB_TIMEOUT = 10  # seconds to find out whether the hub answers
 
 
-def open_hugging_face(reference: str, client_column: str, image_size: int) -> Source:
+def open_hugging_face(
+    reference: str, client_column: str, image_size: int
+) -> DatasetSource:
     """Return a Hugging Face data set.
 
     Args:
@@ -29,11 +40,11 @@ def open_hugging_face(reference: str, client_column: str, image_size: int) -> So
         image_size: side in pixels to resize to; 0 keeps their own size.
     """
     path = Path(reference).expanduser()
-    identity = listing(path) if path.is_dir() else f"hub:{reference}"
+    identity = file_listing(path) if path.is_dir() else f"hub:{reference}"
     if client_column:
         identity = repr((identity, client_column))
 
-    def read() -> Content:
+    def read() -> DatasetContent:
         loaded = _load(reference, path)
         first = next(iter(loaded.values()))
         image, label = _columns(reference, first)
@@ -46,10 +57,10 @@ def open_hugging_face(reference: str, client_column: str, image_size: int) -> So
             # Checked before any pixel is decoded; `first` holds the training images.
             ids = _client_ids(reference, first, client_column)
             name = next(iter(parts))
-            parts[name] = Part(parts[name].targets, parts[name].blocks, ids)
-        return Content(parts, class_names)
+            parts[name] = DatasetPart(parts[name].targets, parts[name].blocks, ids)
+        return DatasetContent(parts, class_names)
 
-    return Source(identity, read)
+    return DatasetSource(identity, read)
 
 
 def _load(reference: str, path: Path) -> dict[str, Dataset]:
@@ -130,7 +141,9 @@ def _columns(reference: str, part: Dataset) -> tuple[str, str]:
     return images[0], (preferred or labels)[0]
 
 
-def _part(title: str, part: Dataset, image: str, label: str, image_size: int) -> Part:
+def _part(
+    title: str, part: Dataset, image: str, label: str, image_size: int
+) -> DatasetPart:
     import datasets
 
     targets = np.asarray(part[label], dtype=np.int64)
@@ -141,7 +154,7 @@ def _part(title: str, part: Dataset, image: str, label: str, image_size: int) ->
     encoded = part.select_columns([image]).cast_column(
         image, datasets.Image(decode=False)
     )
-    pictures = Pictures(
+    pictures = UndecodedPictures(
         title,
         len(part),
         lambda start, stop: encoded[start:stop][image],
@@ -149,7 +162,7 @@ def _part(title: str, part: Dataset, image: str, label: str, image_size: int) ->
         lambda number: f"row {number}",
         _is_grey(part, image),
     )
-    return Part(targets, partial(picture_blocks, pictures, image_size))
+    return DatasetPart(targets, partial(decode_pictures, pictures, image_size))
 
 
 def _is_grey(part: Dataset, image: str) -> bool:

@@ -9,15 +9,25 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from instahide_fl.data.pictures import GREY_MODES, Pictures, picture_blocks
-from instahide_fl.data.source import Block, Content, Part, Source, listing
+from instahide_fl.data.dataset_source import (
+    DatasetContent,
+    DatasetPart,
+    DatasetSource,
+    ImageBlock,
+    file_listing,
+)
+from instahide_fl.data.picture_decoding import (
+    GREY_MODES,
+    UndecodedPictures,
+    decode_pictures,
+)
 from instahide_fl.errors import DataError
 
 TEST_NAMES = ("test", "val", "validation")  # the first that exists is taken
 NAMED = 3  # files or classes that an error names
 
 
-def open_image_folder(path: str, image_size: int) -> Source:
+def open_image_folder(path: str, image_size: int) -> DatasetSource:
     """Find the pictures of `PATH/CLASS` or of `PATH/train/CLASS`, `PATH/test/CLASS`.
 
     Below a class, folders may be nested. Pictures are turned as their EXIF data say.
@@ -41,17 +51,19 @@ def open_image_folder(path: str, image_size: int) -> Source:
     }
     files = [file for samples in rows.values() for file, _ in samples]
 
-    def read() -> Content:
+    def read() -> DatasetContent:
         grey = _all_grey(files)
         parts = {
             part: _part(f"{folder.name} ({part})", places[part], samples, grey, size)
             for part, samples in rows.items()
         }
-        return Content(parts, class_names)
+        return DatasetContent(parts, class_names)
 
     size = image_size
     # Which classes exist is part of it: a class of the test part may hold nothing.
-    return Source(f"imagefolder {class_names} {listing(folder, files)}", read)
+    return DatasetSource(
+        f"imagefolder {class_names} {file_listing(folder, files)}", read
+    )
 
 
 def _places(folder: Path) -> dict[str, Path]:
@@ -139,9 +151,9 @@ def _part(
     samples: Sequence[tuple[Path, int]],
     grey: bool,
     image_size: int,
-) -> Part:
+) -> DatasetPart:
     files = [file for file, _ in samples]
-    pictures = Pictures(
+    pictures = UndecodedPictures(
         title,
         len(files),
         lambda start, stop: files[start:stop],
@@ -150,10 +162,10 @@ def _part(
         grey,
     )
     targets = np.array([number for _, number in samples], dtype=np.int64)
-    decode: Callable[[], Iterator[Block]] = partial(
-        picture_blocks, pictures, image_size
+    decode: Callable[[], Iterator[ImageBlock]] = partial(
+        decode_pictures, pictures, image_size
     )
-    return Part(targets, decode)
+    return DatasetPart(targets, decode)
 
 
 def _open(file: Path) -> Image.Image:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from instahide_fl.data.npy import DAMAGED
+from instahide_fl.data.npy_files import NPY_READ_ERRORS
 from instahide_fl.data.pool_manifest import (
     IMAGES,
     MANIFEST,
@@ -97,7 +97,7 @@ class MixingPool:
             OutputError: the cache folder cannot be written.
         """
         # Imported here: only this source needs OpenCV and scikit-image.
-        from instahide_fl.data.photos import (
+        from instahide_fl.data.photos_pool import (
             SOURCE,
             cut_patches,
             load_photos,
@@ -121,7 +121,7 @@ class MixingPool:
         manifest = read_manifest(folder)
         try:
             images = np.load(folder / IMAGES, mmap_mode="c")
-        except DAMAGED as error:
+        except NPY_READ_ERRORS as error:
             raise PoolError(
                 f"the pool {folder} is damaged: cannot read {IMAGES} ({error}): copy "
                 f"or build it again"
@@ -159,7 +159,7 @@ class MixingPool:
             (temporary / MANIFEST).write_text(text, encoding="utf-8")
         return MixingPool.open(folder)
 
-    def on(self, device: str | torch.device) -> MixingPool:
+    def to(self, device: str | torch.device) -> MixingPool:
         """Return the same pool with its images on a device."""
         return replace(self, images=self.images.to(device))
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from instahide_fl.data.image_tree import SUFFIXES, list_images
-from instahide_fl.data.npy import write_block, write_header
+from instahide_fl.data.npy_files import write_npy_block, write_npy_header
 from instahide_fl.data.pool_chunks import Chunk, Progress, cut_all, divide
 from instahide_fl.data.pool_manifest import (
     IMAGES,
@@ -192,10 +192,10 @@ def _assemble(
     hasher = new_hasher(shape)
     histogram = np.zeros((options.channels, 256), np.int64)
     with (folder / IMAGES).open("wb") as file:
-        write_header(file, shape)
+        write_npy_header(file, shape)
         for chunk in chunks:
             images, counted = _read(chunk.path)
-            pixels = write_block(file, images)
+            pixels = write_npy_block(file, images)
             if len(images):
                 hasher.update(pixels)
             histogram += counted

@@ -12,8 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from instahide_fl.data.pictures import array_part
-from instahide_fl.data.source import Content, Part, Source, listing
+from instahide_fl.data.dataset_source import (
+    DatasetContent,
+    DatasetPart,
+    DatasetSource,
+    file_listing,
+)
+from instahide_fl.data.picture_decoding import part_from_arrays
 from instahide_fl.errors import DataError
 from instahide_fl.files import cache_folder
 
@@ -29,7 +34,9 @@ IDX_FILES = (
 )
 
 
-def open_torchvision(name: str, root: str, download: bool, image_size: int) -> Source:
+def open_torchvision(
+    name: str, root: str, download: bool, image_size: int
+) -> DatasetSource:
     """Find the files of a data set, downloading them if allowed and missing.
 
     Args:
@@ -56,7 +63,7 @@ def open_torchvision(name: str, root: str, download: bool, image_size: int) -> S
         )
     found = files
 
-    def read() -> Content:
+    def read() -> DatasetContent:
         try:
             return _read(name, folder, found, image_size)
         except (
@@ -68,7 +75,7 @@ def open_torchvision(name: str, root: str, download: bool, image_size: int) -> S
                 f"({_reason(error)}): get them again"
             ) from None
 
-    return Source(f"{name} {listing(folder, files)}", read)
+    return DatasetSource(f"{name} {file_listing(folder, files)}", read)
 
 
 def _torchvision_class(name: str) -> Any:
@@ -120,7 +127,9 @@ def _reason(error: Exception) -> str:
     return lines[-1] if lines else type(error).__name__
 
 
-def _read(name: str, folder: Path, files: list[Path], image_size: int) -> Content:
+def _read(
+    name: str, folder: Path, files: list[Path], image_size: int
+) -> DatasetContent:
     if name in CIFAR_LIKE:
         return _content(name, folder, image_size)
     # torchvision reads unpacked files in its own layout only: give it a folder of
@@ -137,8 +146,8 @@ def _read(name: str, folder: Path, files: list[Path], image_size: int) -> Conten
         return _content(name, Path(temporary), image_size)
 
 
-def _content(name: str, folder: Path, image_size: int) -> Content:
-    parts: dict[str, Part] = {}
+def _content(name: str, folder: Path, image_size: int) -> DatasetContent:
+    parts: dict[str, DatasetPart] = {}
     for part in ("train", "test"):
         with warnings.catch_warnings():
             # CIFAR's pickles are older than a rule of numpy 2.4.
@@ -147,5 +156,5 @@ def _content(name: str, folder: Path, image_size: int) -> Content:
         pixels = np.asarray(loaded.data)
         images = pixels[:, None] if pixels.ndim == 3 else pixels.transpose(0, 3, 1, 2)
         targets = np.asarray(loaded.targets)
-        parts[part] = array_part(f"{name} ({part})", images, targets, image_size)
-    return Content(parts, [str(one) for one in loaded.classes])
+        parts[part] = part_from_arrays(f"{name} ({part})", images, targets, image_size)
+    return DatasetContent(parts, [str(one) for one in loaded.classes])

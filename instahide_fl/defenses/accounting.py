@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from instahide_fl.config import Config
-from instahide_fl.config.defense import guards_images
+from instahide_fl.config.defense import depends_on_one_image
 
 MIN_NOISE = 0.01  # below, one release costs thousands, and the accountant overflows
 MAX_NOISE = 100.0
@@ -105,7 +105,7 @@ def example_loss(
         steps_by_size: noisy gradients that such a client computes in a round.
     """
     defense, train = config.defense, config.train
-    if not guards_images(config.instahide):
+    if not depends_on_one_image(config.instahide):
         return _no_figure(
             config,
             f"no formal guarantee for private images: instahide.method = "

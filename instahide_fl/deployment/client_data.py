@@ -50,7 +50,7 @@ def settings_under(policy: ClientPolicy, folder: Path, config: Config) -> Config
             "output.folder": str(state_folder(folder)),
         }
     )
-    return own.located(folder)
+    return own.with_absolute_paths(folder)
 
 
 def load_own_images(policy: ClientPolicy, folder: Path, config: Config) -> PrivateSplit:

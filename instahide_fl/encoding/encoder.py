@@ -19,7 +19,7 @@ from torch import Tensor
 
 from instahide_fl.config import EncoderConfig
 from instahide_fl.data.augment import Augmentation
-from instahide_fl.data.federated import check_split_size
+from instahide_fl.data.federated_data import check_split_size
 from instahide_fl.data.pool import MixingPool
 from instahide_fl.encoding.fused import fused_mix
 from instahide_fl.encoding.mixing import (
@@ -153,7 +153,7 @@ class MixingEncoder:
         device = split.images.device
         on_cpu = device.type == "cpu"
         images = self._mix_bytes(key, split) if on_cpu else self._mix(key, split)
-        rows = split.located(key.private_index).to(device)
+        rows = split.image_rows(key.private_index).to(device)
         private = key.coefficients[:, : rows.shape[1]]
         return EncodedBatch(
             images, mix_targets(private, split.targets[rows], split.num_classes)
@@ -168,7 +168,7 @@ class MixingEncoder:
             crop = drawn.offset.numpy(), drawn.flip.numpy(), self.augmentation.padding
         mixed = fused_mix(
             split.images.contiguous().numpy(),
-            split.located(key.private_index).numpy(),
+            split.image_rows(key.private_index).numpy(),
             split.statistics,
             pool.contiguous().numpy(),
             key.public_index.numpy(),
@@ -193,12 +193,12 @@ class MixingEncoder:
 
     def _sources(self, key: EncodingKey, split: PrivateSplit) -> Iterator[Tensor]:
         """Yield the k normalised images of each encoding, one column at a time."""
-        device, rows = split.images.device, split.located(key.private_index)
+        device, rows = split.images.device, split.image_rows(key.private_index)
         for column in range(rows.shape[1]):
             images = split.images[rows[:, column].to(device)]
             if self.augmentation is not None and key.augmentation is not None:
                 source = torch.arange(len(key)) * rows.shape[1] + column
-                drawn = key.augmentation.rows(source)
+                drawn = key.augmentation.select(source)
                 images = self.augmentation.apply(images, drawn)
             yield split.statistics.normalise(images)
         if self.pool is not None:
@@ -323,7 +323,7 @@ class FixedEncodings:
         which = int(rng.integers(self.count))
         everything = torch.arange(len(split))
         key = self.encoder.draw_key(everything, split, self.stream_of(which))
-        return replace(key.rows(index.cpu()), repeat=which)
+        return replace(key.select(index.cpu()), repeat=which)
 
 
 def build_encoder(

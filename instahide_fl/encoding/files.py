@@ -12,7 +12,7 @@ from rich.progress import track
 
 from instahide_fl.config import Config
 from instahide_fl.data.datasets import augmentation_for, load_dataset
-from instahide_fl.data.federated import check_split_size, load_pool
+from instahide_fl.data.federated_data import check_split_size, load_pool
 from instahide_fl.encoding.encoder import MixingEncoder, build_encoder
 from instahide_fl.errors import ConfigError
 from instahide_fl.files import atomic_file

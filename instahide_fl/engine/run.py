@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from instahide_fl.config import Config
-from instahide_fl.data.federated import load_federated_data
+from instahide_fl.data.federated_data import load_federated_data
 from instahide_fl.encoding.encoder import build_encoder
 from instahide_fl.encoding.fused import prepare
 from instahide_fl.engine.flower import run_flower

@@ -150,7 +150,7 @@ def evaluate_encodings(
     if encodings < 1:
         raise ConfigError(f"--encodings must be at least 1, got {encodings}")
     model.eval()
-    targets = images.targets[images.located(torch.arange(len(images)))].cpu()
+    targets = images.targets[images.image_rows(torch.arange(len(images)))].cpu()
     total = torch.zeros(len(images), images.num_classes, dtype=torch.float64)
     accuracies = []
     for _ in range(encodings):

@@ -10,7 +10,7 @@ from torch import nn
 
 from instahide_fl.config import Config
 from instahide_fl.data.datasets import ImageDataset, load_dataset
-from instahide_fl.data.federated import load_pool
+from instahide_fl.data.federated_data import load_pool
 from instahide_fl.data.pool import MixingPool
 from instahide_fl.errors import DataError, OutputError, PoolError
 from instahide_fl.evaluation.encoded import training_pool

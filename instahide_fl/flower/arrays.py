@@ -23,7 +23,7 @@ from flwr.app import Array, ArrayRecord, RecordDict
 from numpy.typing import NDArray
 from torch import Tensor
 
-from instahide_fl.data.npy import DAMAGED
+from instahide_fl.data.npy_files import NPY_READ_ERRORS
 from instahide_fl.errors import ProtocolError
 
 HEADER_BYTES = 4096  # more than numpy's format puts before the values
@@ -190,7 +190,7 @@ def _header(data: bytes) -> ArrayForm | None:
         form = ArrayForm(shape, dtype.name if dtype.isnative else dtype.str)
         # Whatever is after the values would be left unread.
         return form if start.tell() + form.nbytes == len(data) else None
-    except (*DAMAGED, OverflowError):
+    except (*NPY_READ_ERRORS, OverflowError):
         return None
 
 

@@ -30,7 +30,9 @@ def save_encoding_picture(
     Raises:
         OutputError: the file cannot be written.
     """
-    private = [split.images[rows] / 255 for rows in split.located(key.private_index).T]
+    private = [
+        split.images[rows] / 255 for rows in split.image_rows(key.private_index).T
+    ]
     public = (
         [encoder.pool.images[rows] / 255 for rows in key.public_index.T]
         if encoder.pool is not None

@@ -124,7 +124,9 @@ def _changed(
     base: Config, method: MethodConfig, values: Mapping[str, Scalar], folder: Path
 ) -> Config:
     try:
-        return base.with_values({**method.changes, **values}).located(folder)
+        return base.with_values({**method.changes, **values}).with_absolute_paths(
+            folder
+        )
     except ConfigError as error:
         shown = "".join(f", {name} = {value}" for name, value in values.items())
         raise ConfigError(f"method {method.name!r}{shown}: {error}") from None
@@ -134,7 +136,7 @@ def _audit_config(
     config: Config, audit: AuditConfig, method: str, folder: Path
 ) -> Config:
     try:
-        return config.with_values(audit.changes).located(folder)
+        return config.with_values(audit.changes).with_absolute_paths(folder)
     except ConfigError as error:
         raise ConfigError(
             f"audit {audit.name!r} of method {method!r}: {error}"

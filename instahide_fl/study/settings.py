@@ -168,7 +168,9 @@ class StudyConfig(Table):
             ConfigError: a setting is unknown or not valid.
         """
         try:
-            return Config.from_run_config(flatten_tables(self.base)).located(folder)
+            return Config.from_run_config(
+                flatten_tables(self.base)
+            ).with_absolute_paths(folder)
         except ConfigError as error:
             raise ConfigError(f"base: {error}") from None
 

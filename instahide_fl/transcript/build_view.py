@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from instahide_fl.config import Config
-from instahide_fl.data.federated import load_pool
+from instahide_fl.data.federated_data import load_pool
 from instahide_fl.errors import ThreatModelError
 from instahide_fl.transcript.aggregate import expected_cohort, why_not_one
 from instahide_fl.transcript.recorded import RoundTranscript

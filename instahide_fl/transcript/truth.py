@@ -31,7 +31,7 @@ from instahide_fl.types import (
     EncodedBatch,
     EncodingKey,
     PrivateSplit,
-    client_order,
+    client_sort_key,
 )
 
 TRUTH = "truth"
@@ -112,9 +112,11 @@ class RecordingEncoder:
         """
         key = EncodingKey.concatenate(self.keys)
         rows = torch.unique(key.private_index)
-        located = split.located(rows)
+        located = split.image_rows(rows)
         other_rows = _spread_over_others(rows, len(split))
-        others = split.images[split.located(other_rows).to(split.images.device)].cpu()
+        others = split.images[
+            split.image_rows(other_rows).to(split.images.device)
+        ].cpu()
         return ClientTruth(
             round_number,
             client,
@@ -155,7 +157,7 @@ def clients_with_truth(folder: Path, round_number: int) -> list[str]:
     """Return whose truth of a round a run folder keeps, in the order of clients."""
     files = truth_path(folder, round_number, "").parent.glob("client-*.safetensors")
     names = [file.stem.removeprefix("client-") for file in files]
-    return sorted(names, key=client_order)
+    return sorted(names, key=client_sort_key)
 
 
 def write_truth(folder: Path, truth: ClientTruth) -> None:

@@ -13,7 +13,7 @@ from flwr.app import Error
 from PIL import Image
 
 from instahide_fl.config import Config
-from instahide_fl.data.federated import load_federated_data
+from instahide_fl.data.federated_data import load_federated_data
 from instahide_fl.deployment.code_hash import hash_of_folder
 from instahide_fl.engine.inline import run_inline
 from instahide_fl.engine.logs import logging_to

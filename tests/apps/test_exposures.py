@@ -137,7 +137,7 @@ def test_a_real_client_counts_over_its_runs_and_never_draws_from_a_seed(
     again = read_exposures(node, context(), 1)
     assert again.counts.tolist() == first.counts.tolist()
     fewer = ClientNode(
-        "ward", settings(), split.share(torch.arange(5)), None, None, False
+        "ward", settings(), split.subset(torch.arange(5)), None, None, False
     )
     with pytest.raises(RoundError, match="of another data set"):
         read_exposures(fewer, context(), 1)

@@ -16,7 +16,7 @@ import tomli_w
 from PIL import Image
 
 from instahide_fl.config import Config
-from instahide_fl.data.federated import load_federated_data
+from instahide_fl.data.federated_data import load_federated_data
 from instahide_fl.deployment.services import PROGRAM_FOLDERS
 from instahide_fl.flower.app_files import app_root
 from tests.e2e.support import COMMAND

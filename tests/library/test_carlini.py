@@ -234,7 +234,7 @@ def test_known_images_tell_the_links_and_the_public_part(rng, split, pool):
     images = split.statistics.normalise(split.images).flatten(1)
     wanted = true_links(slots, truth, split)
     rows = slots.encodings[slots.clear[:, 0]]
-    key = truth.key.rows(rows)
+    key = truth.key.select(rows)
 
     pursuit = PublicPursuit(pool, view.config.instahide, rng)
     mixed = problem.private(images, wanted)

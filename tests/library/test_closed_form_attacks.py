@@ -72,7 +72,7 @@ def test_a_linear_first_layer_gives_small_batches_away(
 
 def test_a_local_step_hides_nothing_that_the_gradient_shows(private, public):
     config = settings("cross", 8, train__mode="update", train__weight_decay=0.01)
-    few = private.share(torch.arange(4))
+    few = private.subset(torch.arange(4))
     view, truth = observed_client(config, few, public)
     errors = attacked(FirstLayer(), view).images[:, None] - truth.encodings
     assert errors.abs().amax((2, 3, 4)).amin(0).max() < 1e-3

@@ -141,11 +141,13 @@ def test_relative_paths_are_the_users_not_those_of_an_engines_process(tmp_path):
         "model.initial-weights": "runs/before",
         "data.dataset": "hf:set",
     }
-    located = Config().with_values(given).located(tmp_path).to_run_config()
+    located = Config().with_values(given).with_absolute_paths(tmp_path).to_run_config()
     assert located["data.root"] == str(tmp_path / "files")
     assert located["pool.source"] == str(tmp_path.parent / "pool")
     assert located["model.initial-weights"] == str(tmp_path / "runs" / "before")
     assert located["data.dataset"] == f"hf:{tmp_path / 'set'}"
     hub = {"data.dataset": "hf:uoft-cs/cifar10"}
-    assert Config().with_values(hub).located(tmp_path) == Config().with_values(hub)
-    assert Config().located(tmp_path) == Config()
+    assert Config().with_values(hub).with_absolute_paths(
+        tmp_path
+    ) == Config().with_values(hub)
+    assert Config().with_absolute_paths(tmp_path) == Config()

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from instahide_fl.config import Config
-from instahide_fl.data.federated import load_federated_data
-from instahide_fl.data.photos import cut_patches, load_photos
+from instahide_fl.data.federated_data import load_federated_data
+from instahide_fl.data.photos_pool import cut_patches, load_photos
 from instahide_fl.data.pool import MixingPool
 from instahide_fl.errors import PoolError
 from instahide_fl.types import ChannelStatistics
@@ -23,12 +23,12 @@ def test_images_go_to_the_device_as_far_as_they_fit():
         (images, ("meta", "cpu")),
         (images + pool, ("meta", "meta")),
     ):
-        moved = data.on("meta", room)
+        moved = data.to("meta", room)
         assert moved.pool is not None
         devices = moved.dataset.train.images.device, moved.pool.images.device
         assert tuple(device.type for device in devices) == places
         assert len(moved.split(3)) == len(data.split(3))
-    alone = data.split(3).on("meta")  # only the client's own images travel
+    alone = data.split(3).to("meta")  # only the client's own images travel
     assert len(alone.images) == len(alone) == len(data.split(3))
 
 

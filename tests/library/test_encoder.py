@@ -80,7 +80,7 @@ def test_the_compiled_loop_and_tensor_operations_agree(
     rng = np.random.default_rng(seed)
     draw = lambda *size: torch.from_numpy(rng.integers(0, 256, size, dtype=np.uint8))  # noqa: E731
     everyone = PrivateSplit(draw(30, *shape), torch.arange(30) % 4, 4)
-    split = everyone.share(torch.from_numpy(rng.permutation(30)[:9]))
+    split = everyone.subset(torch.from_numpy(rng.permutation(30)[:9]))
     pool = MixingPool.from_images(draw(11, *shape))
     augmentation = None if padding is None else Augmentation(padding, flip=True)
     config = EncoderConfig(num_mixed=mixed, scope=scope)
@@ -111,7 +111,7 @@ def test_threads_do_not_change_a_bit(split, pool, rng):
 def test_a_gpu_encodes_as_the_cpu_does(split, pool, rng):
     encoder = build_encoder(EncoderConfig(), pool, Augmentation(1, flip=True))
     key = encoder.draw_key(torch.arange(20), split, rng)
-    there = encoder.apply_key(key, split.on("cuda"))
+    there = encoder.apply_key(key, split.to("cuda"))
     here = encoder.apply_key(key, split)
     torch.testing.assert_close(there.images.cpu(), here.images)
     torch.testing.assert_close(there.soft_targets.cpu(), here.soft_targets)

@@ -118,7 +118,7 @@ def test_every_key_keeps_the_bound_and_has_no_private_partner(
 
 
 def test_partners_inside_are_training_images_normalised_like_them(split):
-    pool = training_pool(split.share(torch.tensor([3, 5, 7])))
+    pool = training_pool(split.subset(torch.tensor([3, 5, 7])))
     assert torch.equal(pool.images, split.images[[3, 5, 7]])
     other = split.normalised_with(MixingPool.from_images(split.images[:2]).statistics)
     assert training_pool(other).statistics == other.statistics

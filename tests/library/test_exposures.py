@@ -22,7 +22,7 @@ def counted(config, split, pool=None, passes=1, rows=None):
     encoder = CountingEncoder(encoder, exposures, rows)
     rng = np.random.default_rng(0)
     keys = [
-        encoder.encode(torch.arange(len(rows)), split.share(rows), rng)[1]
+        encoder.encode(torch.arange(len(rows)), split.subset(rows), rng)[1]
         for _ in range(passes)
     ]
     return exposures, keys

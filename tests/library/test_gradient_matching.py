@@ -67,7 +67,7 @@ CNN = {"model__name": "strided-cnn", "model__width": 32}
     ],
 )
 def test_the_true_encodings_give_the_observed_update(photos, method, changes):
-    few = photos.share(torch.arange(6))
+    few = photos.subset(torch.arange(6))
     config = settings(method, 4, **CNN, train__learning_rate=0.05, **changes)
     view, truth = observed_client(config, few, pool())
     (group,) = alike(view.observations)
@@ -83,7 +83,7 @@ def test_the_true_encodings_give_the_observed_update(photos, method, changes):
 def test_inverting_gradients_finds_encodings_side_by_side(photos, method):
     config = settings(method, 1, **CNN)
     views = [
-        observed_client(config, photos.share(torch.arange(a, a + 4)), pool())
+        observed_client(config, photos.subset(torch.arange(a, a + 4)), pool())
         for a in (0, 8)
     ]
     both = tuple(
@@ -105,7 +105,7 @@ def test_inverting_gradients_finds_encodings_side_by_side(photos, method):
 
 def test_patience_ends_a_search_that_gets_no_further(photos):
     config = settings("none", 1, **CNN)
-    view, _ = observed_client(config, photos.share(torch.arange(4)), None)
+    view, _ = observed_client(config, photos.subset(torch.arange(4)), None)
     steps = []
     attack = InvertingGradients(iterations=5000, patience=30, step_size=1e-9)
     attack.reconstruct(view, np.random.default_rng(0), lambda d, _: steps.append(d))
@@ -115,7 +115,7 @@ def test_patience_ends_a_search_that_gets_no_further(photos):
 def test_local_steps_are_inverted_by_unrolling_them(photos):
     changes = {"train__mode": "update", "train__learning_rate": 0.01}
     config = settings("none", 1, **CNN, **changes)
-    view, truth = observed_client(config, photos.share(torch.arange(2)), None)
+    view, truth = observed_client(config, photos.subset(torch.arange(2)), None)
     view = replace(
         view,
         observations=(replace(view.observations[0], soft_targets=truth.soft_targets),),
@@ -136,7 +136,7 @@ def test_deep_leakage_matches_the_gradient_exactly(photos, attack):
     config = settings(
         "cross", 1, model__name="strided-lenet", model__activation="sigmoid"
     )
-    view, truth = observed_client(config, photos.share(torch.arange(4)), pool())
+    view, truth = observed_client(config, photos.subset(torch.arange(4)), pool())
     found = attack(iterations=30).reconstruct(view, np.random.default_rng(0), silent)
     (one,) = found.recovered
     assert one.diagnostics["distance"] < 1e-6
@@ -149,7 +149,7 @@ def test_deep_leakage_matches_the_gradient_exactly(photos, attack):
 
 def test_statistics_of_layers_are_those_of_the_true_batch(photos):
     config = settings("none", 4, **CNN, model__normalization="batch")
-    view, truth = observed_client(config, photos.share(torch.arange(4)), None)
+    view, truth = observed_client(config, photos.subset(torch.arange(4)), None)
     victims = stack_victims(view, built(view), view.observations, CPU)
     wanted = layer_statistics(victims, truth.encodings[None])
     assert [mean.shape for mean in wanted.means] == [(1, 32), (1, 64), (1, 128)]
@@ -160,7 +160,7 @@ def test_statistics_of_layers_are_those_of_the_true_batch(photos):
 
 
 def test_running_statistics_help_where_they_are_known(photos):
-    few = photos.share(torch.arange(4))
+    few = photos.subset(torch.arange(4))
     config = settings("none", 4, **CNN, model__normalization="batch")
     view, truth = observed_client(config, few, None)
     view = replace(
@@ -200,7 +200,7 @@ def test_boxes_hold_what_encoders_make_and_restarts_keep_the_best(photos):
 
 def test_what_cannot_be_matched_is_refused(photos):
     config = settings("none", 1, model__name="cnn-dropout")
-    view, _ = observed_client(config, photos.share(torch.arange(4)), None)
+    view, _ = observed_client(config, photos.subset(torch.arange(4)), None)
     with pytest.raises(AttackError, match="drops units at random"):
         InvertingGradients().reconstruct(view, np.random.default_rng(0), silent)
     with pytest.raises(AttackError, match="no single update"):

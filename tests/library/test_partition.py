@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from instahide_fl.config import Config, PartitionConfig
 from instahide_fl.data import partition as partition_module
 from instahide_fl.data.datasets import ImageDataset
-from instahide_fl.data.federated import load_federated_data
+from instahide_fl.data.federated_data import load_federated_data
 from instahide_fl.data.partition import (
     cached_partition,
     count_labels,

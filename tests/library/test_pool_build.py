@@ -15,7 +15,7 @@ from PIL import Image
 
 from instahide_fl.data import pool_build
 from instahide_fl.data.image_tree import list_images
-from instahide_fl.data.photos import load_photos
+from instahide_fl.data.photos_pool import load_photos
 from instahide_fl.data.pool import MixingPool
 from instahide_fl.data.pool_build import build_pool
 from instahide_fl.data.pool_patches import (

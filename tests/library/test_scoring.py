@@ -64,7 +64,7 @@ def federation(rng, method="none", clients=1, rounds=1, batch=12, augmentation=N
             encoder = RecordingEncoder(
                 build_encoder(config, None, augmentation=augmentation)
             )
-            own = split.share(torch.arange(40)[int(client) :: clients])
+            own = split.subset(torch.arange(40)[int(client) :: clients])
             own = own.normalised_with(split.statistics)
             index = torch.from_numpy(rng.permutation(len(own))[:batch])
             encoder.encode(index, own, rng)
@@ -107,7 +107,7 @@ def test_images_that_look_like_the_data_are_no_leak(kind, batch, rng):
     # they resemble noise, so noise alone is no measure of it.
     digits = load_dataset(Config().data).train
     order = torch.from_numpy(rng.permutation(len(digits)))
-    own = digits.share(order[:200]).normalised_with(digits.statistics)
+    own = digits.subset(order[:200]).normalised_with(digits.statistics)
     for trial in range(10):
         encoder = RecordingEncoder(build_encoder(EncoderConfig(method="none"), None))
         encoder.encode(torch.arange(batch) + batch * trial, own, rng)

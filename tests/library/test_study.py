@@ -60,7 +60,7 @@ def test_an_audit_is_recorded_with_the_methods_own_defence():
     assert found.folder == "batch-1"
     assert config.train.batch_size == 1
     assert config.record.truth
-    assert config.record.wants(2)
+    assert config.record.includes_round(2)
     assert config.resolved().instahide == first.config.instahide
     assert second.audits == ()
 

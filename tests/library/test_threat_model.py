@@ -146,9 +146,9 @@ def test_rounds_and_truth_come_back_from_disk_as_they_were(tmp_path):
 
 def test_rounds_are_written_as_numbers_and_ranges():
     config = Config().with_values({"record.rounds": "1, 5-7"})
-    assert [n for n in range(1, 10) if config.record.wants(n)] == [1, 5, 6, 7]
-    assert Config().with_values({"record.rounds": "all"}).record.wants(10**6)
-    assert not Config().record.wants(1)
+    assert [n for n in range(1, 10) if config.record.includes_round(n)] == [1, 5, 6, 7]
+    assert Config().with_values({"record.rounds": "all"}).record.includes_round(10**6)
+    assert not Config().record.includes_round(1)
     assert parse_rounds("3") == [(3, 3)]
     for text in ("0", "7-5", "a", "1--2"):
         with pytest.raises(ConfigError, match=r"record\.rounds"):

@@ -29,7 +29,7 @@ from instahide_fl.aggregation.reduction import (
     TreeSum,
 )
 from instahide_fl.config import Config, ResourcesConfig
-from instahide_fl.data.federated import load_federated_data
+from instahide_fl.data.federated_data import load_federated_data
 from instahide_fl.engine.logs import logging_to
 from instahide_fl.engine.processes import keep_ray_errors, marked_environment
 from instahide_fl.engine.ray.scheduling import ClientCosts, divide

@@ -34,7 +34,7 @@ from instahide_fl.aggregation.reduction import (
 )
 from instahide_fl.config import Config
 from instahide_fl.data.datasets import ImageDataset
-from instahide_fl.data.federated import FederatedData, load_federated_data
+from instahide_fl.data.federated_data import FederatedData, load_federated_data
 from instahide_fl.encoding.fused import prepare
 from instahide_fl.errors import InstaHideError
 from instahide_fl.flower.app_bundle import importable_app

@@ -13,17 +13,17 @@ import numpy as np
 from PIL import Image
 from rich.progress import track
 
-from instahide_fl.data.source import Block, Part
+from instahide_fl.data.dataset_source import DatasetPart, ImageBlock
 from instahide_fl.errors import DataError
 
-BLOCK = 128  # pictures decoded before they are written
+BLOCK_PICTURES = 128  # pictures decoded before they are written
 NAMED = 3  # unreadable pictures that an error names
 GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "I;16N")
 SIXTEEN_BITS = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
 @dataclass(frozen=True)
-class Pictures:
+class UndecodedPictures:
     """Pictures that are opened one by one.
 
     Attributes:
@@ -43,7 +43,9 @@ class Pictures:
     grey: bool
 
 
-def picture_blocks(pictures: Pictures, image_size: int) -> Iterator[Block]:
+def decode_pictures(
+    pictures: UndecodedPictures, image_size: int
+) -> Iterator[ImageBlock]:
     """Decode pictures with several threads, in order.
 
     Args:
@@ -57,13 +59,13 @@ def picture_blocks(pictures: Pictures, image_size: int) -> Iterator[Block]:
     attempt = partial(_attempt, pictures, image_size)
     unreadable: list[tuple[int, Exception]] = []
     shape: tuple[int, ...] | None = None
-    starts = range(0, pictures.count, BLOCK)
+    starts = range(0, pictures.count, BLOCK_PICTURES)
     # Pillow lets other threads run while it decodes and resizes.
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         for start in track(
             starts, f"decoding {pictures.title}", transient=True, update_period=0.5
         ):
-            fetched = pictures.fetch(start, min(start + BLOCK, pictures.count))
+            fetched = pictures.fetch(start, min(start + BLOCK_PICTURES, pictures.count))
             outcomes = list(threads.map(attempt, fetched))
             failed = [
                 (start + row, one)
@@ -80,12 +82,12 @@ def picture_blocks(pictures: Pictures, image_size: int) -> Iterator[Block]:
         raise _unreadable(pictures, unreadable)
 
 
-def array_part(
+def part_from_arrays(
     title: str,
-    images: Block,
+    images: ImageBlock,
     targets: np.ndarray[Any, Any],
     image_size: int,
-) -> Part:
+) -> DatasetPart:
     """Make a part of images that are in memory already.
 
     Args:
@@ -95,13 +97,13 @@ def array_part(
         image_size: side in pixels to resize to; 0 keeps their own size.
     """
 
-    def as_they_are() -> Iterator[Block]:
-        for start in range(0, len(images), BLOCK):
-            yield images[start : start + BLOCK]
+    def as_they_are() -> Iterator[ImageBlock]:
+        for start in range(0, len(images), BLOCK_PICTURES):
+            yield images[start : start + BLOCK_PICTURES]
 
     grey = images.shape[1] == 1
     shown = images[:, 0] if grey else images.transpose(0, 2, 3, 1)
-    pictures = Pictures(
+    pictures = UndecodedPictures(
         title,
         len(images),
         lambda start, stop: shown[start:stop],  # type: ignore[arg-type,return-value]
@@ -109,11 +111,11 @@ def array_part(
         lambda number: f"image {number}",
         grey,
     )
-    resized = partial(picture_blocks, pictures, image_size)
-    return Part(targets.astype(np.int64), resized if image_size else as_they_are)
+    resized = partial(decode_pictures, pictures, image_size)
+    return DatasetPart(targets.astype(np.int64), resized if image_size else as_they_are)
 
 
-def converted(picture: Image.Image, *, grey: bool) -> Image.Image:
+def convert_to_8_bits(picture: Image.Image, *, grey: bool) -> Image.Image:
     """Return a picture with 8 bits a channel, in mode L or RGB.
 
     What is transparent is laid on white: the colour stored there is arbitrary. Of 16
@@ -129,7 +131,7 @@ def converted(picture: Image.Image, *, grey: bool) -> Image.Image:
     return picture.convert("L" if grey else "RGB")
 
 
-def resized(picture: Image.Image, size: int) -> Image.Image:
+def crop_and_resize(picture: Image.Image, size: int) -> Image.Image:
     """Shrink or enlarge to size x size, cutting the longer side to its middle."""
     side = min(picture.size)
     left, top = (picture.width - side) // 2, (picture.height - side) // 2
@@ -137,18 +139,22 @@ def resized(picture: Image.Image, size: int) -> Image.Image:
     return picture.resize((size, size), Image.Resampling.BICUBIC, box=box)
 
 
-def _attempt(pictures: Pictures, image_size: int, fetched: Any) -> Block | Exception:
+def _attempt(
+    pictures: UndecodedPictures, image_size: int, fetched: Any
+) -> ImageBlock | Exception:
     """Return pixels u8[C,H,W], or why there are none."""
     try:
-        picture = converted(pictures.open(fetched), grey=pictures.grey)
-        pixels = np.asarray(resized(picture, image_size) if image_size else picture)
+        picture = convert_to_8_bits(pictures.open(fetched), grey=pictures.grey)
+        pixels = np.asarray(
+            crop_and_resize(picture, image_size) if image_size else picture
+        )
     except Exception as error:  # decoders of damaged files raise almost anything
         return error
     return pixels[None] if pictures.grey else pixels.transpose(2, 0, 1)
 
 
 def _same_shape(
-    title: str, shape: tuple[int, ...] | None, pixels: Block
+    title: str, shape: tuple[int, ...] | None, pixels: ImageBlock
 ) -> tuple[int, ...]:
     _, height, width = pixels.shape
     if shape not in (None, pixels.shape) or height != width:
@@ -160,7 +166,7 @@ def _same_shape(
 
 
 def _unreadable(
-    pictures: Pictures, failed: Sequence[tuple[int, Exception]]
+    pictures: UndecodedPictures, failed: Sequence[tuple[int, Exception]]
 ) -> DataError:
     named = ", ".join(pictures.name(number) for number, _ in failed[:NAMED])
     further = ", ..." if len(failed) > NAMED else ""

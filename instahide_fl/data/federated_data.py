@@ -34,9 +34,9 @@ class FederatedData:
 
     def split(self, client: int) -> PrivateSplit:
         """Return the images of client 0..num_clients-1."""
-        return self.dataset.train.share(self.partition[client])
+        return self.dataset.train.subset(self.partition[client])
 
-    def on(self, device: str | torch.device, room: int) -> FederatedData:
+    def to(self, device: str | torch.device, max_bytes: int) -> FederatedData:
         """Return the same federation with its training images on a device.
 
         Mixing there then gathers pixels without sending any. What does not fit stays
@@ -44,14 +44,14 @@ class FederatedData:
 
         Args:
             device: for instance "cuda".
-            room: bytes that images may take there.
+            max_bytes: bytes that images may take there.
         """
         dataset, pool, train = self.dataset, self.pool, self.dataset.train
-        if train.images.nbytes <= room:
-            room -= train.images.nbytes
-            dataset = replace(dataset, train=train.on(device))
-        if pool is not None and pool.images.nbytes <= room:
-            pool = pool.on(device)
+        if train.images.nbytes <= max_bytes:
+            max_bytes -= train.images.nbytes
+            dataset = replace(dataset, train=train.to(device))
+        if pool is not None and pool.images.nbytes <= max_bytes:
+            pool = pool.to(device)
         return replace(self, dataset=dataset, pool=pool)
 
 

@@ -12,12 +12,12 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-Block: TypeAlias = "np.ndarray[Any, np.dtype[np.uint8]]"
+ImageBlock: TypeAlias = "np.ndarray[Any, np.dtype[np.uint8]]"
 """Some consecutive images of a part: u8[n,C,H,W]."""
 
 
 @dataclass(frozen=True)
-class Part:
+class DatasetPart:
     """One part of a data set, whose images are not decoded yet.
 
     Attributes:
@@ -27,12 +27,12 @@ class Part:
     """
 
     targets: np.ndarray[Any, np.dtype[np.int64]]
-    blocks: Callable[[], Iterator[Block]]
+    blocks: Callable[[], Iterator[ImageBlock]]
     client_ids: np.ndarray[Any, np.dtype[np.int64]] | None = None
 
 
 @dataclass(frozen=True)
-class Content:
+class DatasetContent:
     """A data set, not decoded yet.
 
     Attributes:
@@ -40,12 +40,12 @@ class Content:
         class_names: K names.
     """
 
-    parts: dict[str, Part]
+    parts: dict[str, DatasetPart]
     class_names: list[str]
 
 
 @dataclass(frozen=True)
-class Source:
+class DatasetSource:
     """Where a data set comes from.
 
     Attributes:
@@ -54,10 +54,10 @@ class Source:
     """
 
     identity: str
-    read: Callable[[], Content]
+    read: Callable[[], DatasetContent]
 
 
-def listing(folder: Path, files: Iterable[Path] | None = None) -> str:
+def file_listing(folder: Path, files: Iterable[Path] | None = None) -> str:
     """Describe files, so that a changed one is decoded anew.
 
     Args:

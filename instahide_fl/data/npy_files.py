@@ -7,13 +7,20 @@ from typing import IO
 
 import numpy as np
 
-from instahide_fl.data.source import Block
+from instahide_fl.data.dataset_source import ImageBlock
 
 # What numpy raises for a damaged file: it reads a header as Python's own syntax.
-DAMAGED = (OSError, ValueError, EOFError, TypeError, SyntaxError, tokenize.TokenError)
+NPY_READ_ERRORS = (
+    OSError,
+    ValueError,
+    EOFError,
+    TypeError,
+    SyntaxError,
+    tokenize.TokenError,
+)
 
 
-def write_header(file: IO[bytes], shape: tuple[int, ...]) -> None:
+def write_npy_header(file: IO[bytes], shape: tuple[int, ...]) -> None:
     """Write what comes before the pixels, u8 in C order.
 
     Args:
@@ -24,7 +31,7 @@ def write_header(file: IO[bytes], shape: tuple[int, ...]) -> None:
     np.lib.format.write_array_header_1_0(file, header)
 
 
-def write_block(file: IO[bytes], block: Block) -> memoryview:
+def write_npy_block(file: IO[bytes], block: ImageBlock) -> memoryview:
     """Write the next images, u8[n,...], and return their bytes.
 
     Not through a memory map: a disk that fills up would kill the process there, here it
