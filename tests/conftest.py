@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import signal
 import sys
 
 import numpy as np
@@ -9,6 +10,11 @@ import torch
 from instahide_fl import cli
 from instahide_fl.data.pool import MixingPool
 from instahide_fl.types import PrivateSplit
+
+# A shell starts what it puts in the background with Ctrl-C ignored, and every process
+# that a test starts would inherit that, deaf to the Ctrl-C that the test sends.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import stat
 from types import SimpleNamespace
 
-import datasets
 import numpy as np
 import pytest
 import tomli_w
@@ -25,6 +24,7 @@ from instahide_fl.run_folder import RunFolder
 from instahide_fl.tensor_files import load_tensors
 from instahide_fl.transcript.build_view import read_truths
 from instahide_fl.transcript.recorded import read_transcript
+from tests.library.pictures import write_parquet
 
 CLIENTS = ("east", "north", "west")  # in this order the server adds them up
 CLASSES = ("cat", "dog")
@@ -44,30 +44,19 @@ def labels(count):
 def hospital(tmp_path_factory, images):
     """Each client's images in folders, and all of them in one data set."""
     root = tmp_path_factory.mktemp("hospital")
-    rows = {"image": [], "label": [], "client": []}
     for number, name in enumerate(CLIENTS):
         own = images[number * EACH : (number + 1) * EACH]
         for row, (pixels, label) in enumerate(zip(own, labels(EACH), strict=True)):
             file = root / "clients" / name / "images" / CLASSES[label] / f"{row:03}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels).save(file)
-            rows["image"].append(Image.fromarray(pixels))
-            rows["label"].append(label)
-            rows["client"].append(name)
-    features = datasets.Features(
-        image=datasets.Image(),
-        label=datasets.ClassLabel(names=list(CLASSES)),
-        client=datasets.Value("string"),
-    )
-    test = {
-        "image": [Image.fromarray(pixels) for pixels in images[-4:]],
-        "label": labels(4),
-        "client": ["nobody"] * 4,
-    }
-    (root / "all/data").mkdir(parents=True)
-    for part, table in (("train", rows), ("test", test)):
-        made = datasets.Dataset.from_dict(table, features=features)
-        made.to_parquet(root / "all/data" / f"{part}-00000-of-00001.parquet")
+    owners = [name for name in CLIENTS for _ in range(EACH)]
+    for part, pixels, classes, clients in (
+        ("train", images[: len(owners)], len(CLIENTS) * labels(EACH), owners),
+        ("test", images[-4:], labels(4), ["nobody"] * 4),
+    ):
+        path = root / "all/data" / f"{part}-00000-of-00001.parquet"
+        write_parquet(path, pixels, classes, CLASSES, client=clients)
     return root
 
 
@@ -105,20 +94,12 @@ def node(hospital, name, limits=None, **changes):
 def seeded(hospital, config):
     """Clients with the images of simulated ones, in the same order, and their seed."""
     data = load_federated_data(config)
-    features = datasets.Features(
-        image=datasets.Image(), label=datasets.ClassLabel(names=list(CLASSES))
-    )
     nodes = []
     for number, name in enumerate(CLIENTS):
         split = data.split(number)
         pixels = split.images[split.rows].permute(0, 2, 3, 1).numpy()
-        rows = {
-            "image": list(map(Image.fromarray, pixels)),
-            "label": split.targets[split.rows].tolist(),
-        }
-        place = hospital / "clients" / name / "share/data/train-0.parquet"
-        place.parent.mkdir(parents=True, exist_ok=True)
-        datasets.Dataset.from_dict(rows, features=features).to_parquet(place)
+        path = hospital / "clients" / name / "share/data/train-0.parquet"
+        write_parquet(path, pixels, split.targets[split.rows].tolist(), CLASSES)
         own = {"data": "hf:share", "seeded-client": number}
         nodes.append(node(hospital, name, {"allow-seeded-keys": True}, **own))
     return nodes

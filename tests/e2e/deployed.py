@@ -11,15 +11,14 @@ import subprocess
 import time
 import tomllib
 
-import datasets
 import tomli_w
-from PIL import Image
 
 from instahide_fl.config import Config
 from instahide_fl.data.federated_data import load_federated_data
 from instahide_fl.deployment.services import PROGRAM_FOLDERS
 from instahide_fl.flower.app_files import app_root
 from tests.e2e.support import COMMAND
+from tests.library.pictures import write_parquet
 
 CLIENTS = ("east", "north", "west")
 SETTINGS = {
@@ -87,19 +86,10 @@ def await_text(path, text, seconds=120):
 
 def own_images(folder, split):
     """Give a client the images of a simulated one, in the same order."""
-    rows = split.rows
-    pixels = split.images[rows].squeeze(1).numpy()
-    features = datasets.Features(
-        image=datasets.Image(),
-        label=datasets.ClassLabel(names=[str(digit) for digit in range(10)]),
-    )
-    table = {
-        "image": list(map(Image.fromarray, pixels)),
-        "label": split.targets[rows].tolist(),
-    }
-    place = folder / "share/data/train-0.parquet"
-    place.parent.mkdir(parents=True)
-    datasets.Dataset.from_dict(table, features=features).to_parquet(place)
+    pixels = split.images[split.rows].squeeze(1).numpy()
+    labels = split.targets[split.rows].tolist()
+    path = folder / "share/data/train-0.parquet"
+    write_parquet(path, pixels, labels, map(str, range(10)))
 
 
 def edit(folder, **changes):
@@ -112,8 +102,7 @@ def make_federation(root, host="127.0.0.1"):
     fleet, superlink = free_ports(2)
     made = cli(
         *("deploy", "init", root / "federation", "--clients", *CLIENTS),
-        *("--host", host, "--port", fleet if HAS_NGINX else superlink),
-        *("--superlink-port", superlink if HAS_NGINX else fleet),
+        *("--host", host, "--port", fleet, "--superlink-port", superlink),
     )
     assert made.returncode == 0, made.stderr
     data = load_federated_data(Config().with_values(SETTINGS))
@@ -123,6 +112,8 @@ def make_federation(root, host="127.0.0.1"):
         edit(
             folder,
             **{"data": "hf:share", "seeded-client": number},
+            # Without nginx before it, clients speak to the SuperLink itself.
+            server=f"{host}:{fleet if HAS_NGINX else superlink}",
             limits={"allow-seeded-keys": True},
         )
 

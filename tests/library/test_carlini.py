@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,8 +26,8 @@ from instahide_fl.transcript.threat_model import threat_model
 from instahide_fl.transcript.truth import RecordingEncoder
 from instahide_fl.transcript.view import AdversaryView, Observation
 from instahide_fl.types import PrivateSplit
+from tests.real_data import CIFAR10
 
-CIFAR10 = Path(__file__).parents[3] / "shared" / "data" / "cifar10"
 CLASSES = 10
 
 
@@ -278,7 +277,7 @@ def test_clusters_are_classes_of_their_own():
     assert assign(slots, Clusters(torch.tensor([0, 1]), scores)).tolist() == [0, 1]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not CIFAR10.is_dir(), reason="needs CIFAR-10")
 def test_photographs_come_back_without_any_key(rng):
     config = Config.from_run_config({"data.dataset": f"hf:{CIFAR10}"})

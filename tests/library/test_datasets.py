@@ -7,11 +7,9 @@ import shutil
 import sys
 from pathlib import Path
 
-import datasets
 import numpy as np
 import pytest
 import torch
-import torchvision
 from PIL import Image
 
 from instahide_fl import cli
@@ -21,36 +19,12 @@ from instahide_fl.data.datasets import augmentation_for, load_dataset
 from instahide_fl.errors import DataError, OutputError
 from instahide_fl.pictures.contact_sheet import class_rows, save_contact_sheet
 from instahide_fl.types import PrivateSplit
-from tests.library.pictures import write_pictures
+from tests.library.pictures import write_hugging_face_folder, write_pictures
+from tests.real_data import CIFAR10
 
-SHARED = Path(__file__).parents[3] / "shared" / "data"
-CIFAR = SHARED / "cifar10"
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 PAGE = Path(__file__).parents[2] / "docs" / "data.md"
 IDX = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
-
-
-def write_hugging_face_folder(
-    folder, count=12, size=(8, 8), mode="RGB", writers=None, classes=("cat", "dog")
-):
-    """A data set in the layout of the hub: parquet files with encoded images."""
-    features = datasets.Features(
-        {"img": datasets.Image(), "label": datasets.ClassLabel(names=list(classes))}
-    )
-    rng = np.random.default_rng(0)
-    shape = (*size, 3) if mode == "RGB" else size
-    pixels = rng.integers(0, 256, (count, *shape), dtype=np.uint8)
-    rows = {
-        "img": [Image.fromarray(one) for one in pixels],
-        "label": [i % len(classes) for i in range(count)],
-    }
-    if writers:
-        rows["writer"] = writers
-        features["writer"] = datasets.Value("string")
-    for part in ("train", "test"):
-        table = datasets.Dataset.from_dict(rows, features=features)
-        table.to_parquet(folder / "data" / f"{part}-00000-of-00001.parquet")
-    return pixels
 
 
 def write_idx_files(folder, packed, count=12):
@@ -131,9 +105,10 @@ def test_data_sets_that_cannot_be_used(tmp_path, own_cache):
     assert not list(own_cache.glob("datasets/*"))
 
 
-@pytest.mark.skipif(not CIFAR.is_dir(), reason="no CIFAR-10 beside the checkout")
+@pytest.mark.long
+@pytest.mark.skipif(not CIFAR10.is_dir(), reason="no CIFAR-10 on this machine")
 def test_cifar10_from_disk():
-    loaded = load_dataset(DataConfig(dataset=f"hf:{CIFAR}"))
+    loaded = load_dataset(DataConfig(dataset=f"hf:{CIFAR10}"))
     assert loaded.train.images.shape == (50_000, 3, 32, 32)
     assert loaded.test.targets.bincount().tolist() == [1000] * 10
     assert loaded.train.statistics.mean == pytest.approx(
@@ -177,6 +152,8 @@ def test_fashion_mnist_as_debian_packs_it(own_cache):
 
 
 def test_cifar100_in_torchvisions_layout(tmp_path, own_cache, monkeypatch):
+    import torchvision  # takes seconds: only where it is needed
+
     kind = torchvision.datasets.CIFAR100
     folder = tmp_path / kind.base_folder
     folder.mkdir()
@@ -199,6 +176,8 @@ def test_cifar100_in_torchvisions_layout(tmp_path, own_cache, monkeypatch):
 
 
 def test_missing_and_damaged_files_of_torchvision(tmp_path, own_cache, monkeypatch):
+    import torchvision
+
     config = DataConfig(dataset="mnist", root=str(tmp_path))
     remedies = rf"no files of mnist in {re.escape(str(tmp_path))}.*data\.root.*download"
     with pytest.raises(DataError, match=remedies):
@@ -235,7 +214,7 @@ def test_training_rows_are_kept_without_a_copy(own_cache):
 
 def test_a_column_says_whose_each_image_is(tmp_path, own_cache):
     writers = ["w10", "w2", "w1"] * 4
-    write_hugging_face_folder(tmp_path / "set", writers=writers)
+    write_hugging_face_folder(tmp_path / "set", writer=writers)
     config = DataConfig(dataset=f"hf:{tmp_path / 'set'}", client_column="writer")
     for _ in ("decoded", "from the cache"):
         loaded = load_dataset(config)

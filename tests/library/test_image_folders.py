@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -13,8 +11,7 @@ from instahide_fl.data.picture_decoding import BLOCK_PICTURES
 from instahide_fl.errors import DataError
 from instahide_fl.types import ChannelStatistics
 from tests.library.pictures import write_pictures
-
-IMAGENET = Path(__file__).parents[3] / "shared" / "data" / "imagenet-sample"
+from tests.real_data import IMAGENET
 
 
 def test_a_folder_per_class_is_divided_by_the_seed(tmp_path, own_cache):
@@ -103,7 +100,7 @@ def test_image_folders_that_cannot_be_used(tmp_path, own_cache):
     assert not list(own_cache.glob("datasets/*"))
 
 
-@pytest.mark.skipif(not IMAGENET.is_dir(), reason="no ImageNet sample there")
+@pytest.mark.skipif(not IMAGENET.is_dir(), reason="no ImageNet on this machine")
 def test_one_image_a_class_cannot_be_divided(own_cache):
     config = DataConfig(dataset=f"imagefolder:{IMAGENET}", image_size=16)
     with pytest.raises(DataError, match=r"1000 of its 1000 classes .* n01440764"):

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,8 +27,8 @@ from instahide_fl.data.pool_patches import (
 from instahide_fl.errors import OutputError, PoolError
 from instahide_fl.rng import stream
 from instahide_fl.types import ChannelStatistics
+from tests.real_data import IMAGENET
 
-SAMPLE = Path(__file__).parents[3] / "shared" / "data" / "imagenet-sample"
 COMMAND = [sys.executable, "-c", "from instahide_fl.cli import main; main()"]
 QUICK = PoolBuildOptions(size=16, crops=3, patch_size=96, seed=4)
 
@@ -275,11 +274,11 @@ def test_facts_of_a_pool_that_was_not_built(pool, tmp_path):
     assert pool_build.build_facts(manifest) == []
 
 
-@pytest.mark.skipif(not SAMPLE.is_dir(), reason="no ImageNet sample beside the code")
+@pytest.mark.skipif(not IMAGENET.is_dir(), reason="no ImageNet on this machine")
 def test_photographs_of_imagenet(tmp_path):
     source = tmp_path / "source"
     source.mkdir()
-    for folder in sorted(SAMPLE.iterdir())[:40]:
+    for folder in sorted(IMAGENET.iterdir())[:40]:
         (source / folder.name).symlink_to(folder)
     built = build_pool(source, tmp_path / "pool", PoolBuildOptions(), 2)
     assert built.report.images == 40
