@@ -11,7 +11,7 @@ import torch
 from instahide_fl.attacks.base import silent
 from instahide_fl.attacks.key_replay.attack import KeyReplay
 from instahide_fl.attacks.key_replay.known_keys import open_encodings
-from instahide_fl.attacks.key_replay.seed_test import coefficients_fit, divisions
+from instahide_fl.attacks.key_replay.seed_check import coefficients_fit, divisions
 from instahide_fl.attacks.key_replay.seeded_client import SeededClient
 from instahide_fl.audit.scoring.key_scores import score_keys
 from instahide_fl.config import Config, EncoderConfig

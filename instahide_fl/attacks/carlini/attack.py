@@ -14,7 +14,7 @@ import numpy as np
 from instahide_fl.attacks.base import Advance, Attack, Reconstruction, Recovered
 from instahide_fl.attacks.carlini.client_attack import ClientAttack
 from instahide_fl.attacks.carlini.client_encodings import join_clients
-from instahide_fl.attacks.carlini.held_out_test import MIN_EVIDENCE
+from instahide_fl.attacks.carlini.held_out import MIN_EVIDENCE
 from instahide_fl.attacks.carlini.matching_pursuit import PublicPursuit
 from instahide_fl.attacks.carlini.stage_cache import Stages, digest_of
 from instahide_fl.config.base import Count, CountOrZero

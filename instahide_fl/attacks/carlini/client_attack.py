@@ -19,7 +19,7 @@ from instahide_fl.attacks.carlini.clusters import (
     nearest_slots,
 )
 from instahide_fl.attacks.carlini.decoding_problem import Problem
-from instahide_fl.attacks.carlini.held_out_test import (
+from instahide_fl.attacks.carlini.held_out import (
     MIN_EVIDENCE,
     evidence,
     without_prior,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from instahide_fl.attacks.base import Advance, Attack, Reconstruction, Recovered
 from instahide_fl.attacks.key_replay.known_keys import open_encodings
-from instahide_fl.attacks.key_replay.seed_test import (
+from instahide_fl.attacks.key_replay.seed_check import (
     MASK_DEVIATIONS,
     coefficients_fit,
     mask_deviations,
