@@ -29,7 +29,7 @@ from clients.secure_aggregation import (
 from instahide_fl.defenses.transforms import apply_transforms
 from instahide_fl.encoding.exposures import CountingEncoder
 from instahide_fl.errors import ProtocolError
-from instahide_fl.provenance import code_hash
+from instahide_fl.provenance import imported_code_hash
 from instahide_fl.training.local import local_steps
 from instahide_fl.training.scaffold import (
     control_variate_difference,
@@ -52,7 +52,7 @@ def describe(message: Message, context: Context) -> Message:
     description = ClientDescription(
         client=node.client,
         num_examples=len(node.split),
-        code_hash=code_hash(),
+        imported_code_hash=imported_code_hash(),
         pool_sha256=node.pool.sha256 if node.pool else "",
     )
     return reply_description(message, description)

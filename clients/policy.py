@@ -13,7 +13,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from instahide_fl.config import Config
-from instahide_fl.deployment.code_hash import hash_of_folder
+from instahide_fl.deployment.app_hash import app_hash_of_folder
 from instahide_fl.deployment.policy import (
     CLIENT_FILE,
     ClientPolicy,
@@ -42,7 +42,7 @@ def open_policy(folder: Path, config: Config) -> ClientPolicy:
     policy = read_policy(folder)
     check_settings(policy, config)
     if policy.code_hash:
-        check_code(policy, hash_of_folder(Path(__file__).resolve().parents[1]))
+        check_code(policy, app_hash_of_folder(Path(__file__).resolve().parents[1]))
     return policy
 
 

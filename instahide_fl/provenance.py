@@ -1,4 +1,8 @@
-"""What a result was made with: code, versions, machine."""
+"""What a result was made with: code, versions, machine.
+
+`imported_code_hash` is of the code that this process imported. The app hash, which
+clients pin, is of the app as it is packed and sent: `deployment.app_hash`.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +22,16 @@ _PACKAGES = ("instahide-fl", "torch", "numpy", "flwr", "ray", "flwr-datasets")
 
 
 @lru_cache(maxsize=1)
-def code_hash() -> str:
+def imported_code_hash() -> str:
     """Hash the Python files of the library and of the Flower app, as imported here.
 
-    Server and clients compare it: Flower's default local connection can run another
-    checkout's client code without a word.
+    Server and clients compare it at the start of a run, and provenance.json holds it as
+    `code_hash`: Flower's default local connection can run another checkout's client
+    code without a word. It is taken after the code was loaded and leaves pyproject.toml
+    out; the app hash (`deployment.app_hash`) is taken before and covers it.
 
     Returns:
-        sha256, hex.
+        The sha256, in hex.
     """
     hasher = hashlib.sha256()
     for package in APP_PACKAGES:

@@ -1,7 +1,7 @@
 """A run's folder: what it holds, and how it is written so that it can be trusted.
 
 config.toml         every setting
-provenance.json     versions, git revision, code hash, pool, seed, command
+provenance.json     versions, git revision, hash of imported code, pool, seed, command
 partition.json      which client held which training image
 partition.png       how many images of which class
 metrics.jsonl       one object a round

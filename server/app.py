@@ -24,7 +24,7 @@ from instahide_fl.files import write_text
 from instahide_fl.models.arrays import get_arrays, load_arrays, shared_buffers
 from instahide_fl.models.initial_weights import load_initial_weights
 from instahide_fl.models.registry import build_model
-from instahide_fl.provenance import code_hash, describe_environment
+from instahide_fl.provenance import describe_environment, imported_code_hash
 from instahide_fl.run_folder import (
     CONFIG,
     PARTITION,
@@ -71,7 +71,7 @@ def _run(grid: Grid, config: Config, folder: RunFolder) -> None:
     buffers = shared_buffers(model).keys()
     optimizer = ServerOptimizer(get_arrays(model), config, buffers)
     about = {
-        "code_hash": code_hash(),
+        "code_hash": imported_code_hash(),
         "pool_sha256": clients.pool_sha256,
         "dataset_digest": dataset.digest,
         "initial_weights_sha256": weights_sha256,

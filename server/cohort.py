@@ -10,7 +10,7 @@ from flwr.serverapp import Grid
 
 from instahide_fl.config import Config
 from instahide_fl.errors import ProtocolError, RoundError
-from instahide_fl.provenance import code_hash
+from instahide_fl.provenance import imported_code_hash
 from instahide_fl.rng import operating_system_stream, stream
 from instahide_fl.types import client_sort_key
 from instahide_fl.wire.messages import ClientDescription
@@ -155,12 +155,13 @@ def _check_agreement(found: Sequence[ClientDescription]) -> None:
     if len(set(keys)) < len(keys):
         twice = sorted({key for key in keys if keys.count(key) > 1})
         raise RoundError(f"several clients have the same name: {', '.join(twice)}")
+    server_hash = imported_code_hash()
     for description in found:
-        if description.code_hash != code_hash():
+        if description.imported_code_hash != server_hash:
             raise ProtocolError(
                 f"client {description.client} runs other code "
-                f"({description.code_hash[:12]}) than the server "
-                f"({code_hash()[:12]}): start both from the same checkout or version"
+                f"({description.imported_code_hash[:12]}) than the server "
+                f"({server_hash[:12]}): start both from the same checkout or version"
             )
         if description.pool_sha256 != found[0].pool_sha256:
             raise ProtocolError(

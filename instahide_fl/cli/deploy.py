@@ -306,6 +306,6 @@ def _reconcile(folder: FederationFolder) -> None:
 
 def _installed_code() -> str:
     # Imported when it is needed, as all that takes a while.
-    from instahide_fl.deployment.code_hash import hash_of_installation
+    from instahide_fl.deployment.app_hash import app_hash_of_installation
 
-    return hash_of_installation()
+    return app_hash_of_installation()

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from instahide_fl.config import Config
+from instahide_fl.deployment.app_hash import app_hash_of_installation
 from instahide_fl.deployment.certificate_checks import (
     check_certificate,
     check_chain,
@@ -23,7 +24,6 @@ from instahide_fl.deployment.certificate_checks import (
     check_secret,
 )
 from instahide_fl.deployment.check_results import Finding, bad, examine, good
-from instahide_fl.deployment.code_hash import hash_of_installation
 from instahide_fl.deployment.connection_checks import Address, check_port, check_reach
 from instahide_fl.deployment.installation import (
     check_cache,
@@ -145,7 +145,7 @@ def _check_server(policy: ClientPolicy, authority: Path) -> Iterator[Finding]:
 
 def _check_code(policy: ClientPolicy) -> Iterator[Finding]:
     """Hold the pinned code against that of this installation."""
-    installed = hash_of_installation()
+    installed = app_hash_of_installation()
     if not policy.code_hash:
         yield bad(
             "code",

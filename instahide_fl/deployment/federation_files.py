@@ -34,14 +34,14 @@ from instahide_fl.files import atomic_folder, write_text
 
 
 def create_federation(
-    path: Path, config: FederationConfig, code_hash: str, days: int = SERVER_DAYS
+    path: Path, config: FederationConfig, app_hash: str, days: int = SERVER_DAYS
 ) -> FederationFolder:
     """Make a federation's folder, all of it or nothing.
 
     Args:
         path: that does not exist yet, or is an empty folder.
         config: its settings.
-        code_hash: of the app, which the clients' settings are pinned to.
+        app_hash: The app hash that the clients' settings pin.
         days: that the server's certificate is valid for.
 
     Raises:
@@ -66,20 +66,20 @@ def create_federation(
         )
         _write(folder.server / SETTINGS, settings.encode())
         for name in config.clients:
-            _write_client(folder, folder.client(name), name, code_hash)
+            _write_client(folder, folder.client(name), name, app_hash)
             _register(folder, name, folder.client(name))
         _write(temporary / "README.md", operator_readme(config.name, path).encode())
         _write(temporary / FEDERATION_FILE, _to_toml(config))
     return open_federation(path)
 
 
-def add_client(path: Path, name: str, code_hash: str) -> FederationFolder:
+def add_client(path: Path, name: str, app_hash: str) -> FederationFolder:
     """Add a client to a federation.
 
     Args:
         path: of the federation's folder.
         name: of the client.
-        code_hash: of the app, which its settings are pinned to.
+        app_hash: The app hash that its settings pin.
 
     Raises:
         ConfigError: the name is taken or none, or `path` is no federation's folder.
@@ -98,7 +98,7 @@ def add_client(path: Path, name: str, code_hash: str) -> FederationFolder:
         )
     with _private_files():
         with atomic_folder(folder.client(name)) as temporary:
-            _write_client(folder, temporary, name, code_hash)
+            _write_client(folder, temporary, name, app_hash)
         _register(folder, name, folder.client(name))
         # Last: until then the client is not part of the federation.
         write_text(path / FEDERATION_FILE, _to_toml(config).decode())
@@ -184,14 +184,14 @@ def _write_server_certificate(
 
 
 def _write_client(
-    folder: FederationFolder, target: Path, name: str, code_hash: str
+    folder: FederationFolder, target: Path, name: str, app_hash: str
 ) -> None:
     server = folder.config.server
     target.mkdir(parents=True, exist_ok=True)
     key = new_node_key(name)
     write_pair(key, target / "node.key", target / "node.key.pub")
     _write(target / "ca.crt", (folder.server / "ca.crt").read_bytes())
-    _write(target / CLIENT_FILE, client_settings(name, server, code_hash).encode())
+    _write(target / CLIENT_FILE, client_settings(name, server, app_hash).encode())
     readme = client_readme(name, folder.config.name, server)
     _write(target / "README.md", readme.encode())
 

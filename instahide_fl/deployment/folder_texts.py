@@ -25,7 +25,7 @@ pool = "photos"
 
 # The code that may run here, as `instahide-fl deploy code-hash` prints it on your own
 # installation. Empty runs whatever the server sends.
-code-hash = {code_hash}
+code-hash = {app_hash}
 
 [limits]
 # Distinct encodings that one image may take part in, over all runs; 0 for no limit.
@@ -94,19 +94,19 @@ not pinned its code. Back up `server/state.db` and the run folders.
 """
 
 
-def client_settings(name: str, server: str, code_hash: str) -> str:
+def client_settings(name: str, server: str, app_hash: str) -> str:
     """Return a new client's client.toml, with comments.
 
     Args:
         name: of the client.
         server: HOST:PORT.
-        code_hash: of the app; may be empty.
+        app_hash: The app hash to pin; may be empty.
     """
     return _CLIENT_SETTINGS.format(
         name=name,
         quoted_name=json.dumps(name),
         server=json.dumps(server),
-        code_hash=json.dumps(code_hash),
+        app_hash=json.dumps(app_hash),
     )
 
 

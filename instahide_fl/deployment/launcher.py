@@ -26,7 +26,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from instahide_fl.deployment.code_hash import hash_of_archive
+from instahide_fl.deployment.app_hash import app_hash_of_archive
 from instahide_fl.deployment.policy import check_code, read_policy
 from instahide_fl.errors import EngineError
 
@@ -66,7 +66,7 @@ def guard(module: Any, folder: Path) -> None:
     unpacked: list[Path] = []
 
     def install_checked(archive: bytes, *arguments: Any, **options: Any) -> Path:
-        check_code(read_policy(folder), hash_of_archive(archive))
+        check_code(read_policy(folder), app_hash_of_archive(archive))
         _forget_own_modules()
         unpacked.append(Path(install(archive, *arguments, **options)))
         return unpacked[-1]

@@ -12,12 +12,12 @@ from instahide_fl.files import write_text
 _LINE = re.compile(r"^code-hash\s*=.*$", re.MULTILINE)
 
 
-def pin_code(folder: Path, code_hash: str) -> tuple[str, str]:
-    """Write a hash into a client's settings, comments kept.
+def pin_code(folder: Path, app_hash: str) -> tuple[str, str]:
+    """Write an app hash into a client's settings, comments kept.
 
     Args:
         folder: of the client.
-        code_hash: sha256, hex.
+        app_hash: The app hash to pin, sha256 in hex.
 
     Returns:
         The hash before (empty for none) and after.
@@ -26,14 +26,14 @@ def pin_code(folder: Path, code_hash: str) -> tuple[str, str]:
         ConfigError: the settings or the hash are not valid.
         OutputError: the file cannot be written.
     """
-    code_hash = code_hash.lower()
-    if not re.fullmatch(r"[0-9a-f]{64}", code_hash):
+    app_hash = app_hash.lower()
+    if not re.fullmatch(r"[0-9a-f]{64}", app_hash):
         raise ConfigError(
             f"a code hash has 64 hexadecimal digits, as instahide-fl deploy code-hash "
-            f"prints it, got {code_hash!r}"
+            f"prints it, got {app_hash!r}"
         )
     policy, path = read_policy(folder), folder / CLIENT_FILE
-    text, line = path.read_text(encoding="utf-8"), f'code-hash = "{code_hash}"'
+    text, line = path.read_text(encoding="utf-8"), f'code-hash = "{app_hash}"'
     # Before the first table, or it would be a setting of that table.
     changed = (
         _LINE.sub(line, text, count=1) if _LINE.search(text) else f"{line}\n{text}"

@@ -161,7 +161,7 @@ def check_code(policy: ClientPolicy, found: str) -> None:
 
     Args:
         policy: the client's.
-        found: `code.hash_of_files` of the app that is about to run.
+        found: `app_hash_of_files` of the app that is about to run.
 
     Raises:
         PolicyError: it is another.

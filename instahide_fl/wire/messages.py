@@ -34,13 +34,13 @@ class ClientDescription:
     Attributes:
         client: stable key: the partition number in simulation, a name when deployed.
         num_examples: images it holds.
-        code_hash: of the code it runs.
+        imported_code_hash: hash of the code it runs (see `provenance`).
         pool_sha256: of the pool it mixes with; empty if its encodings use none.
     """
 
     client: str
     num_examples: int
-    code_hash: str
+    imported_code_hash: str
     pool_sha256: str
 
     def to_values(self) -> dict[str, Value]:
@@ -49,7 +49,7 @@ class ClientDescription:
             "schema": SCHEMA,
             "client": self.client,
             NUM_EXAMPLES: self.num_examples,
-            "code-hash": self.code_hash,
+            "code-hash": self.imported_code_hash,
             "pool-sha256": self.pool_sha256,
         }
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from instahide_fl.config import Config
 from instahide_fl.data.federated_data import load_federated_data
-from instahide_fl.deployment.code_hash import hash_of_folder
+from instahide_fl.deployment.app_hash import app_hash_of_folder
 from instahide_fl.engine.inline import run_inline
 from instahide_fl.engine.logs import logging_to
 from instahide_fl.errors import RoundError
@@ -174,7 +174,7 @@ def test_the_server_shows_a_reason_as_the_client_wrote_it():
 
 
 def test_the_pinned_code_is_the_code_that_runs(tmp_path, hospital):
-    pinned = {"code-hash": hash_of_folder(app_root())}
+    pinned = {"code-hash": app_hash_of_folder(app_root())}
     nodes = [node(hospital, name, **pinned) for name in CLIENTS]
     folder = deployed(tmp_path / "run", settings(hospital), nodes)
     assert folder.read_json("summary.json")["rounds"] == 2

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from instahide_fl.deployment.code_hash import hash_of_folder
+from instahide_fl.deployment.app_hash import app_hash_of_folder
 from instahide_fl.flower.app_files import app_root
 from tests.e2e.support import COMMAND
 
@@ -70,4 +70,4 @@ def test_a_wheel_alone_simulates_in_an_empty_folder(engine, wheel, tmp_path):
 def test_a_wheel_and_a_checkout_agree_on_the_hash_that_clients_pin(wheel, tmp_path):
     ended = run_in(tmp_path, wheel, "deploy", "code-hash")
     assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.strip() == hash_of_folder(app_root())
+    assert ended.stdout.strip() == app_hash_of_folder(app_root())

@@ -12,7 +12,7 @@ from flwr.cli.build import build_fab_from_disk
 from flwr.clientapp import ClientApp
 from flwr.supernode.runtime import run_clientapp
 
-from instahide_fl.deployment.code_hash import hash_of_archive
+from instahide_fl.deployment.app_hash import app_hash_of_archive
 from instahide_fl.deployment.launcher import REPLACED, guard
 from instahide_fl.errors import EngineError, PolicyError
 
@@ -81,7 +81,7 @@ def test_the_pinned_app_is_loaded_also_where_the_server_names_another(tmp_path, 
     pinned = flower_app(tmp_path / "new", "2.0.0", new)
     # An app that ran here before lies in Flower's folder still.
     left = flower.install_from_fab(former, skip_prompt=True)
-    guard(flower, client(tmp_path, hash_of_archive(pinned)))
+    guard(flower, client(tmp_path, app_hash_of_archive(pinned)))
     flower.install_from_fab(pinned, skip_prompt=True)
     load = flower.get_load_client_app_fn(
         default_app_ref="", app_path=None, multi_app=True

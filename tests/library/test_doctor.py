@@ -17,6 +17,7 @@ from email.utils import formatdate
 import pytest
 
 from instahide_fl.deployment import certificates
+from instahide_fl.deployment.app_hash import app_hash_of_installation
 from instahide_fl.deployment.certificate_checks import check_certificate, check_names
 from instahide_fl.deployment.certificates import (
     LOOPBACK,
@@ -24,7 +25,6 @@ from instahide_fl.deployment.certificates import (
     new_node_key,
     new_server_certificate,
 )
-from instahide_fl.deployment.code_hash import hash_of_installation
 from instahide_fl.deployment.connection_checks import Address, check_clock, check_reach
 from instahide_fl.deployment.doctor import examine_folder
 from instahide_fl.deployment.federation_files import write_pair
@@ -205,7 +205,7 @@ def client_folder(folder, rng, port):
     )
     (folder / "client.toml").write_text(
         f'name = "ward"\nserver = "127.0.0.1:{port}"\ndata = "{data}"\n'
-        f'pool = "{pool}"\ncode-hash = "{hash_of_installation()}"\n'
+        f'pool = "{pool}"\ncode-hash = "{app_hash_of_installation()}"\n'
     )
     return folder
 

@@ -49,7 +49,7 @@ from instahide_fl.flower.in_process_grid import (
     simulated_nodes,
 )
 from instahide_fl.models.registry import build_model
-from instahide_fl.provenance import code_hash
+from instahide_fl.provenance import imported_code_hash
 from instahide_fl.training.device import training_device
 from instahide_fl.training.local import warm_up
 
@@ -166,7 +166,7 @@ class Equipment:
         """Describe this process."""
         pool = data.pool.sha256 if data.pool else ""
         host = socket.gethostname()
-        return cls(host, os.getpid(), code_hash(), data.dataset.digest, pool)
+        return cls(host, os.getpid(), imported_code_hash(), data.dataset.digest, pool)
 
 
 class ClientWorker:

@@ -1,4 +1,4 @@
-"""A federation's folder: certificates, keys, settings, and what a client allows."""
+"""The app hash: the same for a checkout, an installation and an archive of Flower."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import zipfile
 import pytest
 from flwr.cli.build import build_fab_from_disk
 
-from instahide_fl.deployment.code_hash import (
-    hash_of_archive,
-    hash_of_files,
-    hash_of_folder,
+from instahide_fl.deployment.app_hash import (
+    app_hash_of_archive,
+    app_hash_of_files,
+    app_hash_of_folder,
 )
 from instahide_fl.deployment.policy import (
     check_code,
@@ -47,9 +47,9 @@ def changed(archive, names):
 
 
 def test_an_installation_and_what_flower_sends_have_one_hash(archive):
-    assert hash_of_archive(archive) == hash_of_folder(app_root())
+    assert app_hash_of_archive(archive) == app_hash_of_folder(app_root())
     repacked = changed(archive, {".info/CONTENT": "anything"})
-    assert hash_of_archive(repacked) == hash_of_archive(archive)
+    assert app_hash_of_archive(repacked) == app_hash_of_archive(archive)
 
 
 @pytest.mark.parametrize(
@@ -57,32 +57,32 @@ def test_an_installation_and_what_flower_sends_have_one_hash(archive):
 )
 def test_another_or_one_more_file_is_other_code(archive, name):
     content = b'[project]\nname = "x"\n' if name == "pyproject.toml" else b"pass\n"
-    other = hash_of_archive(changed(archive, {name: content}))
-    assert other != hash_of_archive(archive)
-    pinned = policy(code_hash=hash_of_archive(archive))
-    check_code(pinned, hash_of_archive(archive))
+    other = app_hash_of_archive(changed(archive, {name: content}))
+    assert other != app_hash_of_archive(archive)
+    pinned = policy(code_hash=app_hash_of_archive(archive))
+    check_code(pinned, app_hash_of_archive(archive))
     with pytest.raises(PolicyError, match=f"sent the code {other[:12]}, it allows"):
         check_code(pinned, other)
 
 
 def test_a_file_by_another_name_is_other_code():
     project = b'[project]\nname = "x"\n'
-    first = hash_of_files({"pyproject.toml": project, "a.py": b"1", "b.py": b"2"})
-    assert first != hash_of_files(
+    first = app_hash_of_files({"pyproject.toml": project, "a.py": b"1", "b.py": b"2"})
+    assert first != app_hash_of_files(
         {"pyproject.toml": project, "a.py": b"2", "b.py": b"1"}
     )
     with pytest.raises(ProtocolError, match="no Flower app"):
-        hash_of_files({"a.py": b"1"})
+        app_hash_of_files({"a.py": b"1"})
 
 
 def test_what_is_no_archive_is_refused(archive):
     for broken in (b"", b"PK\3\4 nothing", archive[: len(archive) // 2]):
         with pytest.raises(ProtocolError, match="cannot be unpacked"):
-            hash_of_archive(broken)
+            app_hash_of_archive(broken)
     twice = io.BytesIO()
     with zipfile.ZipFile(twice, "w") as packed:
         packed.writestr("pyproject.toml", "")
         with pytest.warns(UserWarning, match="Duplicate name"):
             packed.writestr("pyproject.toml", "")
     with pytest.raises(ProtocolError, match="names a file twice"):
-        hash_of_archive(twice.getvalue())
+        app_hash_of_archive(twice.getvalue())

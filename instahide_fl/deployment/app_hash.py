@@ -1,9 +1,13 @@
-"""One hash for the code that a client runs, wherever that code is.
+"""The app hash: one hash for the code that a client runs, wherever that code is.
 
 It covers the paths and contents of all files of a Flower app, so that it can be checked
 before any of them runs. It is the same for an installation, a checkout, and the archive
 (FAB) that Flower sends to clients: Flower writes pyproject.toml anew, and so does the
 hash.
+
+`deploy code-hash` prints it and client.toml pins it as `code-hash`. It is not the
+`code_hash` of provenance.json, `provenance.imported_code_hash`, which server and
+clients take of the code that they have imported.
 """
 
 from __future__ import annotations
@@ -27,14 +31,15 @@ _MANIFEST = ".info/"  # Flower's list of an archive's files, which follows from 
 _LARGEST = 2**27  # bytes of an unpacked app
 
 
-def hash_of_files(files: Mapping[str, bytes]) -> str:
+def app_hash_of_files(files: Mapping[str, bytes]) -> str:
     """Hash an app.
 
     Args:
-        files: contents by path from the app's root, with "/" between parts.
+        files: The contents of its files by path from the app's root, with "/" between
+            parts.
 
     Returns:
-        sha256, hex.
+        The sha256, in hex.
 
     Raises:
         ProtocolError: pyproject.toml is missing or no TOML.
@@ -49,7 +54,7 @@ def hash_of_files(files: Mapping[str, bytes]) -> str:
     return hasher.hexdigest()
 
 
-def hash_of_folder(root: Path) -> str:
+def app_hash_of_folder(root: Path) -> str:
     """Hash the app whose packages and pyproject.toml lie in a folder.
 
     Other files there, of a checkout for instance, are no part of the app.
@@ -57,16 +62,16 @@ def hash_of_folder(root: Path) -> str:
     Raises:
         ProtocolError: pyproject.toml is missing or no TOML.
     """
-    return hash_of_files(_app_at(root, root / LIBRARY.name))
+    return app_hash_of_files(_app_at(root, root / LIBRARY.name))
 
 
-def hash_of_installation() -> str:
+def app_hash_of_installation() -> str:
     """Hash the app that this installation sends to clients, and they expect.
 
     Raises:
         EngineError: the installation lacks it.
     """
-    return hash_of_files(_app_at(app_root(), LIBRARY))
+    return app_hash_of_files(_app_at(app_root(), LIBRARY))
 
 
 def _app_at(root: Path, library: Path) -> dict[str, bytes]:
@@ -83,7 +88,7 @@ def _app_at(root: Path, library: Path) -> dict[str, bytes]:
     return {**found, PROJECT: project.read_bytes()} if project.is_file() else found
 
 
-def hash_of_archive(archive: bytes) -> str:
+def app_hash_of_archive(archive: bytes) -> str:
     """Hash the app in an archive of Flower's (FAB), of which nothing is run.
 
     Raises:
@@ -99,7 +104,7 @@ def hash_of_archive(archive: bytes) -> str:
             files = {one.filename: packed.read(one) for one in entries}
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
         raise ProtocolError(f"the server's app cannot be unpacked: {error}") from None
-    return hash_of_files(
+    return app_hash_of_files(
         {name: data for name, data in files.items() if not name.startswith(_MANIFEST)}
     )
 
