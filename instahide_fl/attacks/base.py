@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 from torch import Tensor
@@ -139,6 +139,11 @@ class Attack(Table):
     """The adversary that it is run as unless another is asked for."""
     no_control: ClassVar[str] = ""
     """Why it does not apply to a run that hides nothing; empty where it does."""
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **keywords: Any) -> None:
+        """Call the table of settings what the attack is called."""
+        cls.section = cls.name
 
     def check(self, view: AdversaryView) -> None:
         """Refuse an adversary who lacks what the attack needs.

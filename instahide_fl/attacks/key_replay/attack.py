@@ -32,15 +32,15 @@ from instahide_fl.transcript.view import AdversaryView, Observation
 from instahide_fl.types import EncodingKey
 
 CHUNK = 1000  # seeds between two looks at the labels
-ROWS = 16  # of the first batch, among which the most telling label is taken
-CHANCE = 1e-4  # that a number in a label fits wrong coefficients, at most
-FALSE_ALARMS = 0.01  # seeds that fit by chance, at most
+MAX_LABELS = 16  # labels of the first batch, of which the most informative is taken
+MAX_CHANCE = 1e-4  # probability that a number in a label fits wrong coefficients
+MAX_FALSE_ALARMS = 0.01  # expected number of seeds that fit by chance
 
 Keys: TypeAlias = dict[tuple[int, str], EncodingKey]
 
 
 class KeyReplay(Attack):
-    """Try seeds one after another until the keys they give fit what was observed."""
+    """Try seeds one after another until their keys fit what was observed."""
 
     name: ClassVar[str] = "key_replay"
     summary: ClassVar[str] = (
@@ -57,15 +57,15 @@ class KeyReplay(Attack):
     threat_model: ClassVar[str] = "encodings-holder"
 
     first: CountOrZero = 0
-    """Seed to begin with."""
+    """The seed to begin with."""
     seeds: Count = 100_000
-    """How many to try, one after another."""
+    """The number of seeds to try, one after another."""
     images_held: CountOrZero = 0
-    """Images that each client holds, where the transcript does not say; 0 takes what it
-    says."""
+    """The number of images that each client holds, for transcripts that do not say; 0
+    takes the number from the transcript."""
 
     def check(self, view: AdversaryView) -> None:
-        """Refuse an adversary who has neither labels nor updates that give them away.
+        """Refuse an adversary who has neither labels nor updates to read them from.
 
         Raises:
             ThreatModelError: both are withheld.
@@ -76,16 +76,17 @@ class KeyReplay(Attack):
     def reconstruct(
         self, view: AdversaryView, rng: np.random.Generator, advance: Advance
     ) -> Reconstruction:
-        """Search.
+        """Search for the seed, and open the encodings with the keys that it gives.
 
         Args:
-            view: with encodings, or with updates of single images: their soft labels.
-            rng: not used.
-            advance: told how many seeds were tried.
+            view: the adversary's view, with encodings, or with updates of single
+                images, which give soft labels away.
+            rng: an unused generator.
+            advance: the callback for progress, in seeds tried.
 
         Raises:
-            AttackError: there are no keys, or nothing that a candidate can be held
-                against.
+            AttackError: the run draws no keys, or the view shows nothing to compare
+                keys with.
         """
         evidence = _Evidence.of(view, self.images_held, self.seeds)
         start = time.perf_counter()
@@ -97,27 +98,29 @@ class KeyReplay(Attack):
             if seed is not None:
                 break
         rate = tried / max(1e-9, time.perf_counter() - start)
-        found = {"seeds_tried": float(tried), "seeds_per_second": round(rate)}
+        diagnostics = {"seeds_tried": float(tried), "seeds_per_second": round(rate)}
         keys: Keys = {}
         if seed is not None:
             keys = evidence.keys(seed)
-            found["seed"] = float(seed)
-        found["keys_found"] = float(sum(map(len, keys.values())))
-        images = _opened(view, keys, evidence.augmentation)
-        return Reconstruction("private", images, found, keys=keys)
+            diagnostics["seed"] = float(seed)
+        diagnostics["keys_found"] = float(sum(map(len, keys.values())))
+        recovered = _open_clients(view, keys, evidence.augmentation)
+        return Reconstruction("private", recovered, diagnostics, keys=keys)
 
 
 @dataclass(frozen=True)
 class _Evidence:
-    """What a candidate seed is held against.
+    """What the keys of a candidate seed are compared with.
 
     Attributes:
-        view: of the adversary.
-        clients: with what each of them showed.
-        augmentation: of private images before mixing.
-        row: of the first client's first batch: its label tells most.
-        entries: f32[m] of that label; None if no label tells anything.
-        labels_decide: whether labels hold so much that no mask need be looked at.
+        view: the adversary's view.
+        clients: each client and round, with what was observed of it.
+        augmentation: the augmentation of private images before mixing; None for none.
+        row: the row of the first client's first batch whose label tells most.
+        entries: the entries of that label that are not 0, f32[m]; None if no label
+            tells anything.
+        labels_decide: whether labels alone rule out all wrong seeds, so that no mask
+            has to be compared.
     """
 
     view: AdversaryView
@@ -129,17 +132,23 @@ class _Evidence:
 
     @classmethod
     def of(cls, view: AdversaryView, images_held: int, seeds: int) -> _Evidence:
-        """Collect it for a search among so many seeds.
+        """Collect the evidence in a view.
+
+        Args:
+            view: the adversary's view.
+            images_held: the number of images of each client; 0 takes it from the view.
+            seeds: the number of seeds that will be tried.
 
         Raises:
-            AttackError: there are no keys, or nothing to hold a candidate against.
+            AttackError: the run draws no keys, or the view shows nothing to compare
+                keys with.
         """
         _check_keys(view)
-        known = view
-        if not any(_shows(one) for one in view.observations):
-            known = with_recovered_labels(view)
-        seen = [one for one in known.observations if _shows(one)]
-        if not seen:
+        observations = [o for o in view.observations if _has_evidence(o)]
+        if not observations:
+            with_labels = with_recovered_labels(view)
+            observations = [o for o in with_labels.observations if _has_evidence(o)]
+        if not observations:
             raise AttackError(
                 f"key_replay holds keys against encodings or soft labels, and the "
                 f"threat model {view.threat_model.name} gives neither, nor updates of "
@@ -148,23 +157,25 @@ class _Evidence:
             )
         model = build_network(view.config, view.image_shape, view.num_classes)
         clients = [
-            (_seeded(view, one, images_held, has_dropout(model)), one) for one in seen
+            (_seeded(view, observation, images_held, has_dropout(model)), observation)
+            for observation in observations
         ]
-        row, entries = _telling_label(view, seen[0])
-        found = cls(
-            view,
-            clients,
-            augmentation_for(view.config.data, view.image_shape),
-            row,
-            entries,
-            seeds * CHANCE ** _numbers_told(view, seen[0]) <= FALSE_ALARMS,
+        row, entries = _most_informative_label(view, observations[0])
+        false_alarms = seeds * MAX_CHANCE ** _label_numbers(view, observations[0])
+        evidence = cls(
+            view=view,
+            clients=clients,
+            augmentation=augmentation_for(view.config.data, view.image_shape),
+            row=row,
+            entries=entries,
+            labels_decide=false_alarms <= MAX_FALSE_ALARMS,
         )
-        found._check_enough()
-        return found
+        evidence._check_enough()
+        return evidence
 
     def candidates(self, seeds: Sequence[int]) -> Iterator[int]:
-        """Yield the seeds that a first look leaves."""
-        client, seen = self.clients[0]
+        """Yield the seeds that pass a fast test: one label, or one batch's masks."""
+        client, observation = self.clients[0]
         if self.entries is not None:
             private = self.view.config.instahide.private_count
             drawn = [client.coefficients(seed, self.row) for seed in seeds]
@@ -173,58 +184,64 @@ class _Evidence:
             return
         for seed in seeds:
             key = self._key(client, seed, batches=1)
-            if _mask_fits(seen, key):
+            if _mask_fits(observation, key):
                 yield seed
 
     def confirms(self, seed: int) -> bool:
-        """Tell whether the keys of a seed fit all that the first client showed."""
-        return self._fits(*self.clients[0], seed) is not None
+        """Tell whether a seed's keys fit everything observed of the first client."""
+        client, observation = self.clients[0]
+        return self._fitting_key(client, observation, seed) is not None
 
     def keys(self, seed: int) -> Keys:
         """Return the keys of all clients and rounds that a seed fits."""
-        found = {
-            (seen.round, seen.client): self._fits(client, seen, seed)
-            for client, seen in self.clients
+        keys = {
+            (observation.round, observation.client): self._fitting_key(
+                client, observation, seed
+            )
+            for client, observation in self.clients
         }
-        return {place: key for place, key in found.items() if key is not None}
+        return {where: key for where, key in keys.items() if key is not None}
 
-    def _fits(
-        self, client: SeededClient, seen: Observation, seed: int
+    def _fitting_key(
+        self, client: SeededClient, observation: Observation, seed: int
     ) -> EncodingKey | None:
-        """Return the keys of a seed if they fit all that a client showed."""
+        """Return a seed's keys if they fit everything observed of a client."""
         key = self._key(client, seed)
-        if seen.soft_targets is not None:
-            if len(seen.soft_targets) != len(key):
+        if observation.soft_targets is not None:
+            if len(observation.soft_targets) != len(key):
                 return None
             private = key.coefficients[:, : key.private_index.shape[1]]
-            for row, label in enumerate(seen.soft_targets):
+            for row, label in enumerate(observation.soft_targets):
                 if not coefficients_fit(private[row : row + 1], nonzero_entries(label)):
                     return None
-        return key if self.labels_decide or _mask_fits(seen, key) else None
+        if self.labels_decide or _mask_fits(observation, key):
+            return key
+        return None
 
     def _key(self, client: SeededClient, seed: int, batches: int = -1) -> EncodingKey:
         view = self.view
         return client.key(seed, view.image_shape, view.pool, self.augmentation, batches)
 
     def _check_enough(self) -> None:
-        """Refuse what would fit too many seeds to tell one from another.
+        """Refuse evidence that several seeds would fit by chance.
 
         Raises:
-            AttackError: there are no masks to look at, and labels that say too little.
+            AttackError: there are no masks to compare, and too few labels.
         """
-        _, seen = self.clients[0]
-        flipped = self.view.config.instahide.method == "instahide"
-        if self.labels_decide or (flipped and seen.encodings is not None):
+        _, observation = self.clients[0]
+        has_masks = self.view.config.instahide.method == "instahide"
+        if self.labels_decide or (has_masks and observation.encodings is not None):
             return
         raise AttackError(
-            f"key_replay: the {_numbers_told(self.view, seen)} numbers that the soft "
-            f"labels of client {seen.client} in round {seen.round} tell of its keys "
-            f"fit several seeds by chance: try fewer seeds, or record larger batches"
+            f"key_replay: the {_label_numbers(self.view, observation)} numbers that "
+            f"the soft labels of client {observation.client} in round "
+            f"{observation.round} tell of its keys fit several seeds by chance: try "
+            f"fewer seeds, or record larger batches"
         )
 
 
 def _check_keys(view: AdversaryView) -> None:
-    """Refuse a view without anything to find.
+    """Refuse a view in which there is nothing to find.
 
     Raises:
         AttackError: the run draws no keys, no client is seen, or the pool is unknown.
@@ -246,53 +263,57 @@ def _check_keys(view: AdversaryView) -> None:
         )
 
 
-def _shows(seen: Observation) -> bool:
-    return seen.encodings is not None or seen.soft_targets is not None
+def _has_evidence(observation: Observation) -> bool:
+    return observation.encodings is not None or observation.soft_targets is not None
 
 
 def _seeded(
-    view: AdversaryView, seen: Observation, images_held: int, dropout: bool
+    view: AdversaryView, observation: Observation, images_held: int, dropout: bool
 ) -> SeededClient:
-    held = images_held or seen.images_held
-    if held < view.config.instahide.private_count:
+    images_held = images_held or observation.images_held
+    if images_held < view.config.instahide.private_count:
         raise AttackError(
-            f"key_replay needs to know how many images client {seen.client} holds, "
-            f"and the transcript does not say: set key_replay.images-held"
+            f"key_replay needs to know how many images client {observation.client} "
+            f"holds, and the transcript does not say: set key_replay.images-held"
         )
     return SeededClient(
-        seen.client,
-        seen.round,
-        held,
-        view.config.instahide,
-        view.config.train,
-        dropout,
+        client=observation.client,
+        round=observation.round,
+        images_held=images_held,
+        encoder=view.config.instahide,
+        train=view.config.train,
+        has_dropout=dropout,
     )
 
 
-def _telling_label(view: AdversaryView, seen: Observation) -> tuple[int, Tensor | None]:
+def _most_informative_label(
+    view: AdversaryView, observation: Observation
+) -> tuple[int, Tensor | None]:
     """Return the row and the entries of the label that tells most, of the first few."""
-    if seen.soft_targets is None:
+    if observation.soft_targets is None:
         return 0, None
-    first = min(len(seen.soft_targets), view.config.train.batch_size, ROWS)
-    entries = [nonzero_entries(label) for label in seen.soft_targets[:first]]
-    row = max(range(first), key=lambda at: len(entries[at]))
-    return row, entries[row] if _told(view, entries[row]) else None
+    count = min(len(observation.soft_targets), view.config.train.batch_size, MAX_LABELS)
+    entries = [nonzero_entries(label) for label in observation.soft_targets[:count]]
+    row = max(range(count), key=lambda candidate: len(entries[candidate]))
+    return row, entries[row] if _free_entries(view, entries[row]) else None
 
 
-def _told(view: AdversaryView, entries: Tensor) -> int:
-    """Return how many numbers in a label depend on the coefficients."""
-    known = 0 if view.config.instahide.uses_pool else 1  # they sum to 1
-    return max(0, len(entries) - known)
+def _free_entries(view: AdversaryView, entries: Tensor) -> int:
+    """Return how many entries of a label can vary with the coefficients."""
+    # Private coefficients sum to 1 where nothing else is mixed: the last one follows.
+    determined = 0 if view.config.instahide.uses_pool else 1
+    return max(0, len(entries) - determined)
 
 
-def _numbers_told(view: AdversaryView, seen: Observation) -> int:
-    labels = [] if seen.soft_targets is None else list(seen.soft_targets)
-    return sum(_told(view, nonzero_entries(label)) for label in labels)
+def _label_numbers(view: AdversaryView, observation: Observation) -> int:
+    """Return how many numbers all labels of an observation tell of its keys."""
+    labels = [] if observation.soft_targets is None else list(observation.soft_targets)
+    return sum(_free_entries(view, nonzero_entries(label)) for label in labels)
 
 
-def _mask_fits(seen: Observation, key: EncodingKey) -> bool:
-    """Tell whether the masks of the first encodings make them smooth."""
-    encodings = seen.encodings
+def _mask_fits(observation: Observation, key: EncodingKey) -> bool:
+    """Tell whether a key's masks make the encodings that they are for smooth."""
+    encodings = observation.encodings
     if encodings is None or key.sign_bits is None or len(encodings) < len(key):
         return False
     return mask_deviations(encodings[: len(key)], key.signs) > MASK_DEVIATIONS
@@ -303,15 +324,16 @@ def _chunks(first: int, count: int) -> Iterator[range]:
         yield range(start, min(start + CHUNK, first + count))
 
 
-def _opened(
+def _open_clients(
     view: AdversaryView, keys: Keys, augmentation: Augmentation | None
 ) -> tuple[Recovered, ...]:
-    """Return the private images of each client, from all its encodings together."""
+    """Return each client's private images, from all its encodings together."""
     by_client: dict[str, list[tuple[Tensor, EncodingKey]]] = {}
-    for seen in view.observations:
-        key = keys.get((seen.round, seen.client))
-        if key is not None and seen.encodings is not None:
-            by_client.setdefault(seen.client, []).append((seen.encodings, key))
+    for observation in view.observations:
+        key = keys.get((observation.round, observation.client))
+        if key is not None and observation.encodings is not None:
+            parts = by_client.setdefault(observation.client, [])
+            parts.append((observation.encodings, key))
     recovered = []
     for client, parts in by_client.items():
         opened = open_encodings(

@@ -1,4 +1,4 @@
-"""Private images from encodings whose whole keys are known: a linear system."""
+"""Solve for private images, where the complete keys of encodings are known."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from instahide_fl.data.augment import Augmentation
 from instahide_fl.data.pool import MixingPool
 from instahide_fl.types import ChannelStatistics, EncodingKey
 
-ITERATIONS = 2000  # of LSMR, at most; hundreds are usual
+MAX_ITERATIONS = 2000  # of LSMR; hundreds are usual
 TOLERANCE = 1e-9
 
 
 @dataclass(frozen=True)
 class OpenedImages:
-    """What the keys of a client's encodings give.
+    """Private images of a client, solved from its encodings.
 
     Attributes:
-        images: f32[n,C,H,W], normalised.
-        rows: i64[n], which images of the client they are.
+        images: the images, normalised, f32[n,C,H,W].
+        rows: their numbers among the client's images, i64[n].
     """
 
     images: Tensor
@@ -40,44 +40,44 @@ def open_encodings(
 ) -> OpenedImages:
     """Solve for the private images; signs, crops and public images are in the key.
 
-    Exact where there are as many independent encodings as images in them. What they
-    leave open comes out close to the mean colour.
+    The result is exact where there are as many independent encodings as images in them.
+    What they leave open comes out close to the mean colour.
 
     Args:
-        encodings: f32[E,C,H,W], normalised, of one client.
-        key: of the E encodings.
-        statistics: constants that private images are normalised with.
-        pool: public images, if the encodings use them.
-        augmentation: the one that the key's crops and flips are of.
+        encodings: the encodings of one client, normalised, f32[E,C,H,W].
+        key: the keys of the E encodings.
+        statistics: the constants that private images are normalised with.
+        pool: the public images, if the encodings mix any.
+        augmentation: the augmentation that drew the key's crops and flips.
     """
     # Imported here: only this function needs it, and it takes a while.
     from scipy.sparse.linalg import lsmr
 
     mixed = encodings * key.signs
     if pool is not None and key.public_index.shape[1]:
-        used, place = torch.unique(key.public_index, return_inverse=True)
+        used, components = torch.unique(key.public_index, return_inverse=True)
         public = pool.statistics.normalise(pool.images[used])
-        mixed = mixed - public_part(public, place, key.coefficients)
+        mixed = mixed - public_part(public, components, key.coefficients)
     rows, components = torch.unique(key.private_index, return_inverse=True)
     weights = key.coefficients[:, : components.shape[1]]
     system = _system(components, weights, len(rows), key, augmentation)
-    mean, std = (np.asarray(one) for one in (statistics.mean, statistics.std))
-    # In units of [0, 1], where black padding is 0 and adds nothing.
-    total = weights.sum(1).double().numpy()[:, None]
+    mean, std = np.asarray(statistics.mean), np.asarray(statistics.std)
+    total = weights.sum(1).double().numpy()[:, None]  # [E,1]
     channels, height, width = encodings.shape[1:]
-    found = np.empty((len(rows), channels, height, width))
+    images = np.empty((len(rows), channels, height, width))
     for channel in range(channels):
-        seen = mixed[:, channel].flatten(1).double().numpy()
-        seen = seen * std[channel] + mean[channel] * total
-        # From the mean colour, so that what stays open stays there.
+        observed = mixed[:, channel].flatten(1).double().numpy()  # [E,H,W] -> [E,H*W]
+        # In units of [0, 1], where black padding is 0 and adds nothing.
+        observed = observed * std[channel] + mean[channel] * total
+        # Start from the mean colour: pixels that no equation determines stay there.
         start = np.full(system.shape[1], mean[channel])
-        missing = seen.ravel() - system @ start
-        moved = lsmr(
-            system, missing, atol=TOLERANCE, btol=TOLERANCE, maxiter=ITERATIONS
+        residual = observed.ravel() - system @ start
+        step = lsmr(
+            system, residual, atol=TOLERANCE, btol=TOLERANCE, maxiter=MAX_ITERATIONS
         )[0]
-        pixels = (start + moved).clip(0, 1).reshape(-1, height, width)
-        found[:, channel] = (pixels - mean[channel]) / std[channel]
-    return OpenedImages(torch.from_numpy(found).float(), rows)
+        pixels = (start + step).clip(0, 1).reshape(-1, height, width)  # [n,H,W]
+        images[:, channel] = (pixels - mean[channel]) / std[channel]
+    return OpenedImages(torch.from_numpy(images).float(), rows)
 
 
 def _system(
@@ -87,17 +87,17 @@ def _system(
     key: EncodingKey,
     augmentation: Augmentation | None,
 ) -> Any:
-    """Return the matrix from private pixels to those of encodings, for any channel.
+    """Return the matrix that maps private pixels to encoded ones, for any channel.
 
     Args:
-        components: i64[E,p], private images by number.
-        weights: f32[E,p], their coefficients.
-        count: n, of private images.
-        key: with the crops and flips.
-        augmentation: the one that drew them.
+        components: the numbers of the private images in each encoding, i64[E,p].
+        weights: their coefficients, f32[E,p].
+        count: n, the number of private images.
+        key: the keys, with crops and flips.
+        augmentation: the augmentation that drew them.
 
     Returns:
-        Sparse f64[E*H*W,n*H*W], of scipy.
+        A sparse array of scipy, f64[E*H*W,n*H*W].
     """
     from scipy.sparse import csr_array
 
@@ -106,13 +106,15 @@ def _system(
     size = height * width
     # Pixels are numbered from 1, so that padding, which is 0, can be told apart.
     numbers = torch.arange(1, size + 1).view(1, 1, height, width)
-    source = numbers.expand(total * private, 1, height, width)
+    source = numbers.expand(total * private, 1, height, width)  # a copy per image
     if augmentation is not None and key.augmentation is not None:
         source = augmentation.apply(source, key.augmentation)
-    source = source.reshape(total, private, size)
+    source = source.reshape(total, private, size)  # [E*p,1,H,W] -> [E,p,H*W]
     inside = source > 0
-    column = components[:, :, None] * size + source - 1
+    column = components[:, :, None] * size + source - 1  # [E,p,H*W]
     row = (torch.arange(total)[:, None] * size + torch.arange(size))[:, None]
-    values = weights[:, :, None].expand_as(source)[inside].double()
-    place = (row.expand_as(source)[inside].numpy(), column[inside].numpy())
-    return csr_array((values.numpy(), place), shape=(total * size, count * size))
+    values = (
+        weights[:, :, None].expand_as(source)[inside].double()
+    )  # [E,p,1] -> [E,p,H*W]
+    positions = (row.expand_as(source)[inside].numpy(), column[inside].numpy())
+    return csr_array((values.numpy(), positions), shape=(total * size, count * size))

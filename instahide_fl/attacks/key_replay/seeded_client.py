@@ -1,4 +1,4 @@
-"""What a simulated client draws in a round, drawn again from a candidate seed."""
+"""Repeat the draws of a simulated client, from a candidate seed."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from instahide_fl.types import EncodingKey, PrivateSplit
 
 @dataclass(frozen=True)
 class SeededClient:
-    """A simulated client in a round, as far as its draws go.
+    """A simulated client in a round: everything that its draws depend on but the seed.
 
     Attributes:
-        client: its key.
-        round: 1, 2, ...
-        images_held: by the client.
+        client: the client's key.
+        round: the round, from 1.
+        images_held: the number of images that the client holds.
         encoder: the `[instahide]` table.
         train: the `[train]` table.
-        has_dropout: whether the network draws masks of its own.
+        has_dropout: whether the network has dropout, which draws a seed too.
     """
 
     client: str
@@ -39,21 +39,23 @@ class SeededClient:
     has_dropout: bool
 
     def coefficients(self, seed: int, row: int) -> Tensor:
-        """Return what an encoding of the first batch was mixed with; nothing else.
+        """Return the coefficients of one encoding of the first batch.
+
+        This is much faster than drawing whole keys.
 
         Args:
-            seed: candidate.
-            row: of the batch.
+            seed: the candidate seed.
+            row: the row of the encoding in the batch.
 
         Returns:
-            f32[k].
+            The coefficients, f32[k].
         """
         rng = self._stream(seed)
         index = next(batch_rows(self.images_held, self.train, rng))
         if self.encoder.refresh != "epoch":
             which = int(rng.integers(self.encoder.refresh))
             rng, row = fixed_stream(seed, self.client, which), int(index[row])
-        # Encodings before it come first, those after it do not change it.
+        # The rows before it are drawn first; those after it do not change it.
         return draw_coefficients(row + 1, self.encoder, rng)[row]
 
     def key(
@@ -67,11 +69,11 @@ class SeededClient:
         """Return the keys of a round's encodings, in the order of training.
 
         Args:
-            seed: candidate.
+            seed: the candidate seed.
             image_shape: C, H, W.
-            pool: public images, if encodings use them.
-            augmentation: of private images before mixing.
-            batches: only the first so many; -1 for all.
+            pool: the public images, if encodings mix any.
+            augmentation: the augmentation of private images before mixing.
+            batches: the number of batches to draw, from the first; -1 for all.
         """
         rng, split = self._stream(seed), _blank_split(self.images_held, image_shape)
         mixing = build_encoder(self.encoder, pool, augmentation)
@@ -98,6 +100,6 @@ class SeededClient:
 
 
 def _blank_split(count: int, image_shape: tuple[int, int, int]) -> PrivateSplit:
-    """Return images that take no memory: keys depend on their number and shape only."""
+    """Return images that take no memory: keys depend on number and shape alone."""
     images = torch.zeros(1, dtype=torch.uint8).expand(count, *image_shape)
     return PrivateSplit(images, torch.zeros(count, dtype=torch.int64), 1)

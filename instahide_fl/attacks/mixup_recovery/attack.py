@@ -1,8 +1,8 @@
-"""Private images from encodings and their soft labels alone: Mixup is not enough.
+"""Recover private images from encodings and their soft labels alone.
 
-Nothing of the keys is known. Which encodings share an image is found from the encodings
-themselves, the images then by least squares. On InstaHide the same steps run on the
-magnitudes of pixels.
+Nothing of the keys is known. The attack first finds out which encodings share an image,
+and then solves for the images by least squares. On InstaHide the same steps run on the
+absolute values of pixels.
 """
 
 from __future__ import annotations
@@ -43,14 +43,12 @@ from instahide_fl.transcript.threat_model import Knowledge
 from instahide_fl.transcript.view import AdversaryView
 
 SEEDS = 2**31
-WHOLE = 1e-3  # largest coefficient taken for none
-ENOUGH = "not enough information"
+MIN_COEFFICIENT = 1e-3  # a smaller one counts as 0
+TOO_LITTLE = "not enough information"
 
 
 class MixupRecovery(Attack):
-    """Find links between encodings, and decode by them, client by client."""
-
-    section = "mixup_recovery"
+    """Find out which encodings share images, and decode them, client by client."""
 
     name: ClassVar[str] = "mixup_recovery"
     summary: ClassVar[str] = (
@@ -67,14 +65,14 @@ class MixupRecovery(Attack):
     threat_model: ClassVar[str] = "encodings-holder"
 
     images: CountOrZero = 0
-    """How many private images a client has; 0 finds it: the number of dimensions that
-    its encodings span (Mixup, all images private), else the number of its encodings in
-    a round, each image being encoded once."""
+    """The number of private images of a client. 0 estimates it: for Mixup of private
+    images alone, by the number of dimensions that the encodings span; otherwise by the
+    number of encodings in a round, in which each image is encoded once."""
 
     def reconstruct(
         self, view: AdversaryView, rng: np.random.Generator, advance: Advance
     ) -> Reconstruction:
-        """Attack; see `Attack.reconstruct`.
+        """Decode the encodings of each client; see `Attack.reconstruct`.
 
         Raises:
             AttackError: there are no encodings, or too few of each image.
@@ -95,23 +93,23 @@ class MixupRecovery(Attack):
 
 @dataclass(frozen=True)
 class _Client:
-    """Distinct encodings of one client.
+    """The distinct encodings of one client.
 
     Attributes:
-        name: its key.
-        images: f32[E,C,H,W], normalised.
-        soft_targets: f32[E,K].
-        in_a_round: encodings of its largest round.
+        name: the client's key.
+        images: the encodings, normalised, f32[E,C,H,W].
+        soft_targets: their soft labels, f32[E,K].
+        max_in_round: the number of encodings in its largest round.
     """
 
     name: str
     images: Tensor
     soft_targets: Tensor
-    in_a_round: int
+    max_in_round: int
 
     def values(self, flipped: bool) -> NDArray[np.float32]:
-        """f32[E,D]: pixels, or where signs were flipped magnitudes less their mean."""
-        pixels = self.images.flatten(1)
+        """Return pixels, or centred absolute values if signs are flipped, f32[E,D]."""
+        pixels = self.images.flatten(1)  # [E,C,H,W] -> [E,D]
         if flipped:
             pixels = pixels.abs()
             pixels = pixels - pixels.mean(0)
@@ -119,25 +117,26 @@ class _Client:
 
 
 def _clients(view: AdversaryView) -> list[_Client]:
-    parts: dict[str, list[tuple[Tensor, Tensor]]] = {}
-    for one in view.observations:
-        if one.encodings is not None and one.soft_targets is not None:
-            seen = one.encodings.cpu(), one.soft_targets.cpu()
-            parts.setdefault(one.client, []).append(seen)
-    if not parts:
+    by_client: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    for observation in view.observations:
+        encodings, soft_targets = observation.encodings, observation.soft_targets
+        if encodings is not None and soft_targets is not None:
+            rounds = by_client.setdefault(observation.client, [])
+            rounds.append((encodings.cpu(), soft_targets.cpu()))
+    if not by_client:
         raise AttackError(
             "there are no encodings to attack: record at least one round "
             '(--set record.rounds="1") with clients in it'
         )
     clients = []
-    for name, rounds in parts.items():
-        images = torch.cat([one for one, _ in rounds])
-        targets = torch.cat([one for _, one in rounds])
-        # With instahide.refresh the same encodings come again.
+    for name, rounds in by_client.items():
+        images = torch.cat([encodings for encodings, _ in rounds])
+        targets = torch.cat([soft_targets for _, soft_targets in rounds])
+        # With instahide.refresh the same encodings are sent again.
         _, first = np.unique(images.flatten(1).numpy(), axis=0, return_index=True)
-        kept = torch.from_numpy(np.sort(first))
-        largest = max(len(one) for one, _ in rounds)
-        clients.append(_Client(name, images[kept], targets[kept], largest))
+        distinct = torch.from_numpy(np.sort(first))
+        max_in_round = max(len(encodings) for encodings, _ in rounds)
+        clients.append(_Client(name, images[distinct], targets[distinct], max_in_round))
     return clients
 
 
@@ -148,11 +147,11 @@ def _all_private(
     config = view.config.instahide
     flipped = config.method == "instahide"
     values = client.values(flipped)
-    basis = span(values, images or (client.in_a_round if flipped else 0))
-    count, found = basis.shape
-    if found == count or (not flipped and found == values.shape[1]):
+    basis = span(values, images or (client.max_in_round if flipped else 0))
+    count, rank = basis.shape
+    if rank == count or (not flipped and rank == values.shape[1]):
         raise AttackError(
-            f"{ENOUGH}: the {count} encodings of client {client.name} span {found} "
+            f"{TOO_LITTLE}: the {count} encodings of client {client.name} span {rank} "
             f"dimensions, as many as {count} unrelated pictures would: record more "
             f"rounds than one, of no more images than one has pixels and without "
             f'augmentation (data.augment="none")'
@@ -164,29 +163,29 @@ def _all_private(
         decoded = torch.from_numpy(solved[0]).float().view(-1, *view.image_shape)
         return Recovered(client.name, 0, decoded, diagnostics=_about(mixing, values))
     order = np.argsort(-mixing, 1)[:, : config.num_mixed]
-    weights = np.take_along_axis(mixing, order, 1).clip(WHOLE)
+    weights = np.take_along_axis(mixing, order, 1).clip(MIN_COEFFICIENT)
     weights /= weights.sum(1, keepdims=True)
-    return _decoded(client, view, order, weights, found, rng)
+    return _decoded(client, view, chosen=order, weights=weights, count=rank, rng=rng)
 
 
 def _about(
     mixing: NDArray[np.float64], values: NDArray[np.float32]
 ) -> dict[str, float]:
-    """Say how much of the encodings the images explain."""
+    """Return diagnostics: how much of the encodings the images explain."""
     basis = np.linalg.qr(mixing)[0]
-    left = values - basis @ (basis.T @ values)
+    residual = values - basis @ (basis.T @ values)
     return {
         "encodings": float(len(mixing)),
         "images": float(mixing.shape[1]),
-        "images_mixed": float((mixing > WHOLE).sum(1).mean()),
-        "unexplained": float((left**2).sum() / (values**2).sum()),
+        "images_mixed": float((mixing > MIN_COEFFICIENT).sum(1).mean()),
+        "unexplained": float((residual**2).sum() / (values**2).sum()),
     }
 
 
 def _with_public(
     client: _Client, view: AdversaryView, images: int, rng: np.random.Generator
 ) -> Recovered:
-    """Attack encodings of two private images and of public ones."""
+    """Attack encodings of two private images and several public ones."""
     config = view.config.instahide
     if config.private_count != 2 or view.pool is None:
         raise AttackError(
@@ -196,26 +195,33 @@ def _with_public(
         )
     flipped = config.method == "instahide"
     targets = client.soft_targets.numpy().astype(np.float64)
-    two = (targets > WHOLE).sum(1) == 2
+    two = (targets > MIN_COEFFICIENT).sum(1) == 2
     if not two.any():
         raise AttackError(
-            f"{ENOUGH}: no encoding of client {client.name} has two classes, so soft "
-            f"labels tell no coefficients"
+            f"{TOO_LITTLE}: no encoding of client {client.name} has two classes, so "
+            f"soft labels tell no coefficients"
         )
     public = public_sample(view.pool, config, flipped, rng)
     points = client.values(flipped)[two] @ decorrelating(public)
     classes = np.sort(np.argsort(-targets[two], 1)[:, :2], 1)
     weights = np.take_along_axis(targets[two], classes, 1)
-    per_class = images_of_classes(targets, images or client.in_a_round)
+    per_class = images_of_classes(targets, images or client.max_in_round)
     evidence = Evidence(points, classes, weights)
     links = find_links(evidence, per_class, int(rng.integers(SEEDS)))
-    kept = _Client(
+    with_two_classes = _Client(
         client.name,
         client.images[torch.from_numpy(two)],
         client.soft_targets[torch.from_numpy(two)],
-        client.in_a_round,
+        client.max_in_round,
     )
-    return _decoded(kept, view, links.chosen, weights, len(links.centres), rng)
+    return _decoded(
+        with_two_classes,
+        view,
+        chosen=links.chosen,
+        weights=weights,
+        count=len(links.centres),
+        rng=rng,
+    )
 
 
 def _decoded(
@@ -226,9 +232,19 @@ def _decoded(
     count: int,
     rng: np.random.Generator,
 ) -> Recovered:
-    """Decode by links as an auditor would, except that they may be wrong."""
+    """Decode as an auditor does, with links that may be wrong.
+
+    Args:
+        client: the client's E encodings.
+        view: the adversary's view.
+        chosen: the numbers of the images in each encoding, i64[E,p].
+        weights: their coefficients, f64[E,p].
+        count: the number of images in all.
+        rng: the generator of the decoder's starting point.
+    """
     config = view.config.instahide
     public = config.num_mixed - chosen.shape[1]
+    # What private images leave of the total of 1 is shared evenly by the public ones.
     rest = np.repeat((1 - weights.sum(1, keepdims=True)) / max(public, 1), public, 1)
     mixtures = Mixtures(
         client.images,
@@ -239,5 +255,5 @@ def _decoded(
     decoder = choose_decoder(mixtures, flipped=config.method == "instahide")
     largest = largest_pixel(view.statistics)
     images = decode(mixtures, decoder, rng, largest, advance=silent)
-    about = {"encodings": float(len(client.images)), "images": float(count)}
-    return Recovered(client.name, 0, images, diagnostics=about)
+    diagnostics = {"encodings": float(len(client.images)), "images": float(count)}
+    return Recovered(client.name, 0, images, diagnostics=diagnostics)

@@ -1,4 +1,4 @@
-"""Decorrelation of pixels by what public images look like."""
+"""Decorrelate pixels by the covariance of public images."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from instahide_fl.config import EncoderConfig
 from instahide_fl.data.pool import MixingPool
 from instahide_fl.encoding.mixing import draw_coefficients, draw_distinct
 
-MAX_IMAGES = 5000  # of the pool, or mixtures of them
-DIRECTIONS = 400
+MAX_IMAGES = 5000  # images of the pool, or mixtures of them
+MAX_DIRECTIONS = 400
 MIN_PER_DIRECTION = 4  # images; with fewer, variances are mostly chance
 
 
@@ -23,13 +23,13 @@ def public_sample(
 
     Args:
         pool: the public images.
-        config: k, and the law of coefficients.
-        folded: whether only magnitudes of encodings are known: magnitudes of mixtures
+        config: k, and the distribution of coefficients.
+        folded: whether a mask hides the signs of encodings; absolute values of mixtures
             of public images are returned then.
-        rng: draws which images, and how they are mixed.
+        rng: the generator that chooses images and mixes them.
 
     Returns:
-        f32[M,C,H,W], normalised.
+        Images or absolute values of mixtures, normalised, f32[M,C,H,W].
     """
     count = min(MAX_IMAGES, len(pool))
     chosen = torch.from_numpy(np.sort(rng.permutation(len(pool))[:count]))
@@ -46,16 +46,18 @@ def public_sample(
 
 
 def decorrelating(images: Tensor) -> NDArray[np.float64]:
-    """Return the linear map that makes pixels of such images white.
+    """Return the linear map that whitens the pixels of images like these.
 
     Args:
-        images: f32[M,C,H,W].
+        images: a sample of images, f32[M,C,H,W].
 
     Returns:
-        f64[D,r]: the r strongest principal directions, each divided by its deviation.
+        The r strongest principal directions, each divided by the standard deviation
+        along it, f64[D,r].
     """
-    values = images.flatten(1).numpy().astype(np.float64)
+    values = images.flatten(1).numpy().astype(np.float64)  # [M,C,H,W] -> [M,D]
     variances, directions = np.linalg.eigh(np.cov(values.T))
-    kept = min(DIRECTIONS, max(1, len(values) // MIN_PER_DIRECTION), len(variances))
-    variances = np.maximum(variances[-kept:], 1e-6 * variances[-1])
-    return np.asarray(directions[:, -kept:] / np.sqrt(variances))
+    by_sample = max(1, len(values) // MIN_PER_DIRECTION)
+    rank = min(MAX_DIRECTIONS, by_sample, len(variances))
+    variances = np.maximum(variances[-rank:], 1e-6 * variances[-1])
+    return np.asarray(directions[:, -rank:] / np.sqrt(variances))

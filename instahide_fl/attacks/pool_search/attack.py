@@ -32,14 +32,13 @@ from instahide_fl.errors import AttackError
 from instahide_fl.transcript.threat_model import Knowledge
 from instahide_fl.transcript.view import AdversaryView, Observation
 
-RANKED = 100  # public images that the search returns for each encoding
+RANKED = 100  # best public images that are returned for each encoding
 Score: TypeAlias = Literal["correlation", "whitened", "learned"]
 
 
 class PoolSearch(Attack):
     """Rank the whole pool for each encoding."""
 
-    section = "pool_search"
     name: ClassVar[str] = "pool_search"
     summary: ClassVar[str] = "the public images in each encoding, found in the pool"
     needs: ClassVar[frozenset[Knowledge]] = frozenset(
@@ -57,50 +56,60 @@ class PoolSearch(Attack):
     no_control: ClassVar[str] = "a run that hides nothing mixes no public images"
 
     score: Score = "whitened"
-    """`correlation` of pixels, absolute ones under a sign mask, which is reported
-    beside every other; `whitened`, after taking out what photographs have in common; or
-    `learned`, by two networks trained on own mixtures."""
+    """How images are compared: `correlation` of pixels (of absolute values under a sign
+    mask), which is always reported too; `whitened`, after removing what photographs
+    have in common; or `learned`, by two networks trained on the attacker's own
+    mixtures."""
     proxy: str = ""
-    """Public images in the place of private ones in the mixtures that networks are
-    trained on, as in `data.dataset`; empty takes images of the pool."""
+    """Public images that stand in for private ones in the mixtures that the networks
+    are trained on, named as in `data.dataset`; empty takes images of the pool."""
     steps: Count = 300
-    """Batches that a network is trained for."""
+    """Batches that the networks are trained on."""
     batch_size: Annotated[int, Field(ge=2)] = 64
     """Mixtures in a batch."""
 
     def reconstruct(
         self, view: AdversaryView, rng: np.random.Generator, advance: Advance
     ) -> Reconstruction:
-        """Search.
+        """Rank the pool by plain correlation, and by `score`.
 
         Args:
-            view: with encodings and the pool.
-            rng: draws the sample that whitening is measured on, and own mixtures.
-            advance: told how far training and search are.
+            view: the adversary's view, with encodings and the pool.
+            rng: the generator of the sample that whitening is measured on, and of the
+                attacker's own mixtures.
+            advance: the callback for progress of training and search.
 
         Raises:
-            AttackError: the encodings mix no public images, or there are none, or the
-                proxy does not fit.
+            AttackError: there are no encodings, they mix no public images, or the proxy
+                does not fit.
             PoolError: the pool's images have another shape.
         """
         pool = searched_pool(view)
-        seen = observed_encodings(view)
+        observations = observed_encodings(view)
         encodings = torch.cat(
-            [one.encodings for one in seen if one.encodings is not None]
+            [
+                observation.encodings
+                for observation in observations
+                if observation.encodings is not None
+            ]
         )
-        plain = correlation_embedding(view.config.instahide.method == "instahide")
-        ways = {"correlation": Comparison(plain(encodings), plain)}
+        correlation = correlation_embedding(view.config.instahide.method == "instahide")
+        comparisons = {"correlation": Comparison(correlation(encodings), correlation)}
         parts = 1
         if self.score != "correlation":
-            parts = 3
-            ahead = continued(advance, 0, parts)
-            ways[self.score] = self._comparison(view, pool, encodings, rng, ahead)
-        found = {}
-        for number, (score, way) in enumerate(ways.items(), start=parts - len(ways)):
-            found[score] = rank_pool(
-                way, pool, RANKED, continued(advance, number, parts)
+            parts = 3  # preparation, and a pass over the pool for each comparison
+            preparation = continued(advance, 0, parts)
+            comparisons[self.score] = self._comparison(
+                view, pool, encodings, rng, preparation
             )
-        return by_observation(seen, found)
+        rankings = {}
+        for part, (score, comparison) in enumerate(
+            comparisons.items(), start=parts - len(comparisons)
+        ):
+            rankings[score] = rank_pool(
+                comparison, pool, RANKED, continued(advance, part, parts)
+            )
+        return by_observation(observations, rankings)
 
     def _comparison(
         self,
@@ -110,21 +119,29 @@ class PoolSearch(Attack):
         rng: np.random.Generator,
         advance: Advance,
     ) -> Comparison:
-        """Return the comparison that `score` names, other than the plain one."""
+        """Return the comparison that `score` names, if it is not plain correlation."""
         masked = view.config.instahide.method == "instahide"
         if self.score == "whitened":
             white = Whitening.of_pool(pool, masked, rng)
             return Comparison(white.embed_encodings(encodings), white.embed)
         training = Training(self.steps, self.batch_size)
         mixtures = own_mixtures(view, pool, self.proxy)
-        return train_towers(mixtures, pool, masked, encodings, training, rng, advance)
+        return train_towers(
+            mixtures=mixtures,
+            pool=pool,
+            ignore_signs=masked,
+            encodings=encodings,
+            training=training,
+            rng=rng,
+            advance=advance,
+        )
 
 
 def searched_pool(view: AdversaryView) -> MixingPool:
     """Return the pool that a run's encodings take images from.
 
     Raises:
-        AttackError: they take none.
+        AttackError: the encodings mix no public images.
         PoolError: the pool's images have another shape.
     """
     config = view.config.instahide
@@ -142,29 +159,40 @@ def observed_encodings(view: AdversaryView) -> list[Observation]:
     """Return the observations that have encodings.
 
     Raises:
-        AttackError: there are none.
+        AttackError: no observation has any.
     """
-    seen = [
-        one
-        for one in view.observations
-        if one.encodings is not None and len(one.encodings)
+    observations = [
+        observation
+        for observation in view.observations
+        if observation.encodings is not None and len(observation.encodings)
     ]
-    if not seen:
+    if not observations:
         raise AttackError(
             "there are no encodings to attack: record at least one round "
             '(--set record.rounds="1") with clients in it'
         )
-    return seen
+    return observations
 
 
 def by_observation(
-    seen: list[Observation], found: dict[str, RankedComponents]
+    observations: list[Observation], rankings: dict[str, RankedComponents]
 ) -> Reconstruction:
-    """Divide rankings of all encodings among the clients and rounds they are of."""
+    """Divide the rankings of all encodings by client and round.
+
+    Args:
+        observations: the clients and rounds, in the order of their encodings.
+        rankings: the rankings of all encodings, by score.
+    """
     recovered, start = [], 0
-    for one in seen:
-        stop = start + (0 if one.encodings is None else len(one.encodings))
-        own = {score: ranked.rows(start, stop) for score, ranked in found.items()}
-        recovered.append(Recovered(one.client, one.round, components=own))
+    for observation in observations:
+        stop = start + (
+            0 if observation.encodings is None else len(observation.encodings)
+        )
+        components = {
+            score: ranking.rows(start, stop) for score, ranking in rankings.items()
+        }
+        recovered.append(
+            Recovered(observation.client, observation.round, components=components)
+        )
         start = stop
     return Reconstruction("components", tuple(recovered))

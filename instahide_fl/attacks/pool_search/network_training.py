@@ -1,4 +1,4 @@
-"""Training a network on an attacker's own mixtures."""
+"""Train a network on the attacker's own mixtures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LEARNING_RATE = 2e-3
 
 Network = TypeVar("Network", bound=nn.Module)
 Loss: TypeAlias = Callable[[Tensor, EncodingKey], Tensor]
-"""From mixtures f32[B,C,H,W] and their keys to a loss."""
+"""A function of mixtures f32[B,C,H,W] and their keys that returns the mean loss."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Training:
     """How long a network is trained.
 
     Attributes:
-        steps: batches.
-        batch_size: mixtures in one.
+        steps: the number of batches.
+        batch_size: the number of mixtures in a batch.
     """
 
     steps: int
@@ -42,20 +42,20 @@ def train_on_mixtures(
     rng: np.random.Generator,
     advance: Advance,
 ) -> float:
-    """Train a network, and leave it in the mode of evaluation.
+    """Train a network in place, and leave it in evaluation mode.
 
-    Every batch is fresh: no mixture is seen twice, so there is nothing to overfit.
+    Every batch is drawn afresh: no mixture comes twice, so there is nothing to overfit.
 
     Args:
-        network: trained in place.
-        loss: of a batch; it runs the network.
-        mixtures: where batches come from.
-        training: how long.
-        rng: draws the mixtures.
-        advance: told how many steps are done.
+        network: the network to train.
+        loss: the loss of a batch; it runs the network.
+        mixtures: the source of the batches.
+        training: the number and the size of the batches.
+        rng: the generator that draws the mixtures.
+        advance: the callback for progress, in steps.
 
     Returns:
-        Mean loss of the last tenth of the steps.
+        The mean loss of the last tenth of the steps.
     """
     steps = training.steps
     optimizer = torch.optim.Adam(network.parameters(), LEARNING_RATE)
@@ -65,12 +65,12 @@ def train_on_mixtures(
     losses = []
     network.train()
     for step in range(steps):
-        value = loss(*mixtures.draw(training.batch_size, rng))
+        batch_loss = loss(*mixtures.draw(training.batch_size, rng))
         optimizer.zero_grad()
-        value.backward()  # type: ignore[no-untyped-call]
+        batch_loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
-        losses.append(float(value.detach()))
+        losses.append(float(batch_loss.detach()))
         advance(step + 1, steps)
     network.eval()
     return float(np.mean(losses[-max(1, steps // 10) :]))

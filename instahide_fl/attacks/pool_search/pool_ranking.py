@@ -1,8 +1,8 @@
-"""Ranking a pool of public images, of any size, in bounded memory.
+"""Rank a pool of public images of any size, in bounded memory.
 
-Every image and every encoding becomes a vector of length 1; the score of a pair is
-their inner product. The pool is read once, a chunk at a time, and the best so far are
-kept, so the result is that of sorting all scores.
+Every image and every encoding becomes a vector of length 1; the score of a pair is the
+inner product. The pool is read once, a chunk at a time, and the best images so far are
+remembered, so the result is the same as that of sorting all scores.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from torch import Tensor
 from instahide_fl.attacks.base import Advance, RankedComponents
 from instahide_fl.data.pool import MixingPool
 
-VALUES_PER_CHUNK = 2**22  # pixels of the pool in memory: 16 MB
-ENCODINGS_PER_BLOCK = 1024  # scored against a chunk at a time
+VALUES_PER_CHUNK = 2**22  # pixel values of the pool in memory at a time: 16 MB
+ENCODINGS_PER_BLOCK = 1024  # encodings scored against a chunk at a time
 
 Embedding: TypeAlias = Callable[[Tensor], Tensor]
-"""From normalised images f32[n,C,H,W] to vectors f32[n,d] of length 1."""
+"""A function of normalised images f32[n,C,H,W] to vectors f32[n,d] of length 1."""
 
 
 @dataclass(frozen=True)
@@ -30,15 +30,20 @@ class Comparison:
     """How encodings are compared with public images.
 
     Attributes:
-        queries: f32[E,d], a vector of length 1 for each encoding.
-        embed: gives the vectors of public images.
+        queries: a vector of length 1 for each encoding, f32[E,d].
+        embed: the function that gives the vectors of public images.
     """
 
     queries: Tensor
     embed: Embedding
 
     def scores(self, block: slice, public: Tensor) -> Tensor:
-        """Return f32[e,c], of a block of encodings with public vectors f32[c,d]."""
+        """Return the scores f32[e,c] of a block of encodings.
+
+        Args:
+            block: the rows of the encodings.
+            public: the vectors of public images, f32[c,d].
+        """
         return self.queries[block] @ public.T
 
 
@@ -48,12 +53,12 @@ def rank_pool(
     """Find the public images that resemble each encoding most.
 
     Args:
-        comparison: of E encodings with public images.
-        pool: N images.
-        top: m, images wanted; a smaller pool gives all it has.
-        advance: told how many images of the pool were read.
+        comparison: the way to compare E encodings with public images.
+        pool: the N public images.
+        top: m, the number of images to return; of a smaller pool, all are returned.
+        advance: the callback for progress, in images of the pool.
     """
-    wanted, count = min(top, len(pool)), len(comparison.queries)
+    top, count = min(top, len(pool)), len(comparison.queries)
     scores, index = torch.empty(count, 0), torch.empty(count, 0, dtype=torch.int64)
     starts = range(0, count, ENCODINGS_PER_BLOCK)
     blocks = [slice(start, start + ENCODINGS_PER_BLOCK) for start in starts]
@@ -62,24 +67,24 @@ def rank_pool(
         images = pool.statistics.normalise(pool.images[start : start + chunk])
         public = comparison.embed(images)
         best = [
-            _best(comparison.scores(b, public), start, scores[b], index[b], wanted)
+            _merge(scores[b], index[b], comparison.scores(b, public), start, top)
             for b in blocks
         ]
-        scores = torch.cat([one for one, _ in best])
-        index = torch.cat([one for _, one in best])
+        scores = torch.cat([block_scores for block_scores, _ in best])
+        index = torch.cat([block_index for _, block_index in best])
         advance(min(start + chunk, len(pool)), len(pool))
     return RankedComponents(index, scores, len(pool))
 
 
 def correlation_embedding(ignore_signs: bool) -> Embedding:
-    """Return vectors whose inner product is the Pearson correlation of pixels.
+    """Return an embedding whose inner product is the Pearson correlation of pixels.
 
     Args:
-        ignore_signs: compare absolute values.
+        ignore_signs: whether absolute values are compared.
     """
 
     def embed(images: Tensor) -> Tensor:
-        pixels = images.flatten(1)
+        pixels = images.flatten(1)  # [n,C,H,W] -> [n,C*H*W]
         if ignore_signs:
             pixels = pixels.abs()
         return F.normalize(pixels - pixels.mean(dim=1, keepdim=True))
@@ -87,12 +92,20 @@ def correlation_embedding(ignore_signs: bool) -> Embedding:
     return embed
 
 
-def _best(
-    scores: Tensor, start: int, known: Tensor, known_index: Tensor, wanted: int
+def _merge(
+    best: Tensor, best_index: Tensor, chunk: Tensor, start: int, top: int
 ) -> tuple[Tensor, Tensor]:
-    """Merge the scores of a chunk, f32[e,c], with the best f32[e,m] of earlier ones."""
-    best, place = scores.topk(min(wanted, scores.shape[1]), dim=1)
-    every = torch.cat([known, best], dim=1)
-    index = torch.cat([known_index, place + start], dim=1)
-    kept, order = every.topk(min(wanted, every.shape[1]), dim=1)
-    return kept, index.gather(1, order)
+    """Merge the scores of a chunk with the best ones of earlier chunks.
+
+    Args:
+        best: the best scores so far, f32[e,m].
+        best_index: the images of the pool that reached them, i64[e,m].
+        chunk: the scores of the chunk, f32[e,c].
+        start: the number of the chunk's first image in the pool.
+        top: the largest m to return.
+    """
+    chunk_best, column = chunk.topk(min(top, chunk.shape[1]), dim=1)
+    scores = torch.cat([best, chunk_best], dim=1)
+    index = torch.cat([best_index, column + start], dim=1)
+    merged, order = scores.topk(min(top, scores.shape[1]), dim=1)
+    return merged, index.gather(1, order)

@@ -1,8 +1,8 @@
-"""Mixtures that an attacker makes: public images under the settings of a run.
+"""The attacker's own mixtures: public images, mixed under the settings of a run.
 
-What a network learns of them holds for the victims' encodings as well, as far as their
-images resemble the public ones. No sign is flipped: whoever ignores signs takes
-absolute values.
+What a network learns from them also holds for the victims' encodings, as far as the
+victims' images resemble public ones. No sign is flipped: a network that has to ignore
+signs takes absolute values.
 """
 
 from __future__ import annotations
@@ -27,28 +27,28 @@ class OwnMixtures:
     """A source of mixtures.
 
     Attributes:
-        encoder: mixes as the victims' does, without signs.
-        split: public images in the place of private ones.
+        encoder: the victims' encoder, without its sign mask.
+        split: public images that stand in for private ones.
     """
 
     encoder: MixingEncoder
     split: PrivateSplit
 
     def draw(self, count: int, rng: np.random.Generator) -> tuple[Tensor, EncodingKey]:
-        """Return fresh mixtures f32[count,C,H,W], normalised, and their keys."""
+        """Return new mixtures f32[count,C,H,W], normalised, and their keys."""
         index = torch.from_numpy(rng.integers(len(self.split), size=count))
         batch, key = self.encoder.encode(index, self.split, rng)
         return batch.images, key
 
 
 def own_mixtures(view: AdversaryView, pool: MixingPool, proxy: str) -> OwnMixtures:
-    """Prepare mixtures as the clients of a run make them.
+    """Return a source of mixtures like those that the clients of a run make.
 
     Args:
-        view: settings and shape of the images.
+        view: the adversary's view: settings, and the shape of images.
         pool: the pool that the clients mix with.
-        proxy: public images in the place of private ones, as in `data.dataset`; empty
-            takes images of the pool.
+        proxy: the data set that stands in for private images, as in `data.dataset`;
+            empty takes images of the pool.
 
     Raises:
         AttackError: the public images do not fit.

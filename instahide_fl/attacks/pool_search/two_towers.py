@@ -1,9 +1,9 @@
 """Two networks that map encodings and public images to vectors that can be compared.
 
-One tower takes encodings, one public images, without signs where a mask hides them.
-They are trained so that an encoding is nearer to the public images in it than to all
-others of the batch (InfoNCE: van den Oord et al., arXiv:1807.03748), each weighted by
-its coefficient.
+One network (tower) takes encodings, the other public images; where a mask hides signs,
+both take absolute values. They are trained so that an encoding is nearer to the public
+images in it than to all others of the batch (InfoNCE: van den Oord et al.,
+arXiv:1807.03748), each weighted by its coefficient.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from instahide_fl.types import EncodingKey
 
 WIDTH = 16
 OUTPUTS = 4  # channels that are compared, at every pixel
-SHARPNESS = 20.0  # inverse temperature, to begin with
-SHARPEST = 100.0
+INITIAL_SHARPNESS = 20.0  # inverse temperature of the softmax
+MAX_SHARPNESS = 100.0
 BLOCK = 512  # encodings embedded at a time
 
 
 class Tower(nn.Module):
-    """From images f32[n,C,H,W] to vectors f32[n,4*H*W] of length 1.
+    """A network from images f32[n,C,H,W] to vectors f32[n,4*H*W] of length 1.
 
-    Nothing is pooled: an encoding shows its images pixel by pixel, and what is unusual
-    at a pixel, its neighbours tell.
+    It has no pooling, because an encoding shows its images pixel by pixel; the
+    neighbours of a pixel tell what is unusual there.
     """
 
     def __init__(self, channels: int) -> None:
@@ -50,11 +50,13 @@ class Tower(nn.Module):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return unit vectors."""
-        # Squares add up over the images of a mixture, but for products of two.
-        both = torch.cat([images, images.square()], dim=1)
-        found = self.features(both)
-        return F.normalize((found - found.mean(dim=(2, 3), keepdim=True)).flatten(1))
+        """Return vectors of length 1."""
+        # The square of a mixture is nearly a sum over its images: what disturbs it are
+        # products of two images, which average out.
+        both = torch.cat([images, images.square()], dim=1)  # [n,2*C,H,W]
+        maps = self.features(both)
+        centred = maps - maps.mean(dim=(2, 3), keepdim=True)
+        return F.normalize(centred.flatten(1))  # [n,4,H,W] -> [n,4*H*W]
 
 
 class TwoTowers(nn.Module):
@@ -64,31 +66,31 @@ class TwoTowers(nn.Module):
         super().__init__()
         self.encodings = Tower(channels)
         self.public = Tower(channels)
-        self.sharpness = nn.Parameter(torch.tensor(SHARPNESS).log())
+        self.sharpness = nn.Parameter(torch.tensor(INITIAL_SHARPNESS).log())
         self.ignore_signs = ignore_signs
 
     def embed_encodings(self, images: Tensor) -> Tensor:
         """Return vectors f32[n,d] of encodings f32[n,C,H,W]."""
-        found: Tensor = self.encodings(images.abs() if self.ignore_signs else images)
-        return found
+        vectors: Tensor = self.encodings(images.abs() if self.ignore_signs else images)
+        return vectors
 
     def embed_public(self, images: Tensor) -> Tensor:
         """Return vectors f32[n,d] of normalised public images f32[n,C,H,W]."""
-        found: Tensor = self.public(images.abs() if self.ignore_signs else images)
-        return found
+        vectors: Tensor = self.public(images.abs() if self.ignore_signs else images)
+        return vectors
 
     def loss(self, pool: MixingPool) -> Loss:
         """Return the contrastive loss on mixtures with images of a pool."""
 
         def contrastive(mixed: Tensor, key: EncodingKey) -> Tensor:
-            rows, place = torch.unique(key.public_index, return_inverse=True)
+            rows, column = torch.unique(key.public_index, return_inverse=True)
             public = self.embed_public(pool.statistics.normalise(pool.images[rows]))
-            sharpness = self.sharpness.exp().clamp_max(SHARPEST)
-            logits = sharpness * self.embed_encodings(mixed) @ public.T
+            sharpness = self.sharpness.exp().clamp_max(MAX_SHARPNESS)
+            logits = sharpness * self.embed_encodings(mixed) @ public.T  # [B,rows]
             weights = key.coefficients[:, key.private_index.shape[1] :]
             weights = weights / weights.sum(dim=1, keepdim=True)
-            wanted = torch.zeros_like(logits).scatter_(1, place, weights)
-            return F.cross_entropy(logits, wanted)
+            targets = torch.zeros_like(logits).scatter_(1, column, weights)
+            return F.cross_entropy(logits, targets)
 
         return contrastive
 
@@ -102,20 +104,30 @@ def train_towers(
     rng: np.random.Generator,
     advance: Advance,
 ) -> Comparison:
-    """Train two towers on own mixtures, and compare encodings by them.
+    """Train two towers on the attacker's own mixtures, and embed the encodings.
 
     Args:
-        mixtures: own ones, with images of the pool.
-        pool: public images.
-        ignore_signs: whether signs are hidden.
-        encodings: f32[E,C,H,W], of the victims.
-        training: how long.
-        rng: draws initial weights and mixtures.
-        advance: told how many steps are done.
+        mixtures: the attacker's own mixtures, with images of the pool.
+        pool: the public images.
+        ignore_signs: whether a mask hides the signs.
+        encodings: the victims' encodings, f32[E,C,H,W].
+        training: the number and the size of the batches.
+        rng: the generator of initial weights and mixtures.
+        advance: the callback for progress, in steps.
+
+    Returns:
+        The comparison of these encodings with public images.
     """
     channels = pool.image_shape[0]
     towers = seeded_network(lambda: TwoTowers(channels, ignore_signs), rng)
-    train_on_mixtures(towers, towers.loss(pool), mixtures, training, rng, advance)
+    train_on_mixtures(
+        network=towers,
+        loss=towers.loss(pool),
+        mixtures=mixtures,
+        training=training,
+        rng=rng,
+        advance=advance,
+    )
 
     def embed(images: Tensor) -> Tensor:
         with torch.no_grad():
@@ -123,6 +135,6 @@ def train_towers(
 
     with torch.no_grad():
         blocks = [
-            towers.embed_encodings(some) for some in torch.split(encodings, BLOCK)
+            towers.embed_encodings(block) for block in torch.split(encodings, BLOCK)
         ]
     return Comparison(torch.cat(blocks), embed)
