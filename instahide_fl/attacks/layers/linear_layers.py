@@ -1,6 +1,7 @@
-"""A network's first and last layer, where linear, and what was sent of their gradients.
+"""Find a network's first and last linear layer, and their parameters and gradients.
 
-Layers are found by running the network, so no attack knows the name of a parameter.
+Layers are found by running the network, so that no attack depends on the names of
+parameters.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from instahide_fl.transcript.view import AdversaryView, Observation
 
 @dataclass(frozen=True)
 class LinearLayer:
-    """Names of a linear layer's parameters among a network's arrays."""
+    """The names of a linear layer's parameters among a network's arrays."""
 
     weight: str
     bias: str
@@ -27,7 +28,7 @@ class LinearLayer:
 
 @dataclass(frozen=True)
 class LayerTensors:
-    """Weight f64[J,D] and bias f64[J] of a linear layer, or their gradients."""
+    """The weight f64[J,D] and bias f64[J] of a linear layer, or their gradients."""
 
     weight: Tensor
     bias: Tensor
@@ -35,7 +36,7 @@ class LayerTensors:
 
 @dataclass(frozen=True)
 class _Call:
-    """A layer with parameters of its own, and what it made of what."""
+    """A call of a layer that has parameters of its own, with input and output."""
 
     name: str
     module: nn.Module
@@ -46,7 +47,7 @@ class _Call:
 def build_network(
     config: Config, image_shape: tuple[int, int, int], num_classes: int
 ) -> nn.Module:
-    """Return the run's network in evaluation mode; its parameters mean nothing."""
+    """Return the run's network in evaluation mode, with arbitrary parameters."""
     network = build_model(config.model, image_shape, num_classes, config.seed)
     return network.eval()
 
@@ -54,16 +55,19 @@ def build_network(
 def first_linear_layer(
     config: Config, image_shape: tuple[int, int, int], num_classes: int
 ) -> LinearLayer | None:
-    """Return the first layer if it is linear on all pixels, in their order, with bias.
+    """Return the first layer if it is linear on all pixels in their order, with a bias.
 
     Args:
         config: the run's settings.
         image_shape: C, H, W.
-        num_classes: K.
+        num_classes: K, the number of classes.
+
+    Returns:
+        The layer; None if the first layer is another.
     """
     calls, images, _ = _run(config, image_shape, num_classes)
-    given = calls[0].input
-    if given.shape != images.flatten(1).shape or not given.equal(images.flatten(1)):
+    pixels, first_input = images.flatten(1), calls[0].input
+    if first_input.shape != pixels.shape or not first_input.equal(pixels):
         return None
     return _names(calls[0])
 
@@ -71,12 +75,15 @@ def first_linear_layer(
 def last_linear_layer(
     config: Config, image_shape: tuple[int, int, int], num_classes: int
 ) -> LinearLayer | None:
-    """Return the last layer if it is linear with bias and gives the logits.
+    """Return the last layer if it is linear with a bias and gives the logits.
 
     Args:
         config: the run's settings.
         image_shape: C, H, W.
-        num_classes: K.
+        num_classes: K, the number of classes.
+
+    Returns:
+        The layer; None if the last layer is another.
     """
     calls, _, logits = _run(config, image_shape, num_classes)
     return _names(calls[-1]) if calls[-1].output.equal(logits) else None
@@ -85,8 +92,12 @@ def last_linear_layer(
 def require_head(attack: str, view: AdversaryView) -> LinearLayer:
     """Return the last layer of the run's network.
 
+    Args:
+        attack: the name of the attack, for the error.
+        view: the adversary's view.
+
     Raises:
-        AttackError: it is not linear with a bias.
+        AttackError: the last layer is not linear with a bias.
     """
     layer = last_linear_layer(view.config, view.image_shape, view.num_classes)
     if layer is None:
@@ -98,7 +109,7 @@ def require_head(attack: str, view: AdversaryView) -> LinearLayer:
 
 
 def layer_parameters(observation: Observation, layer: LinearLayer) -> LayerTensors:
-    """Return what the client was sent of a layer, in double precision."""
+    """Return the parameters of a layer that a client was sent, in double precision."""
     sent = observation.parameters
     assert sent is not None, "the threat model was checked to give parameters"
     return LayerTensors(sent[layer.weight].double(), sent[layer.bias].double())
@@ -109,13 +120,13 @@ def layer_gradient(
 ) -> LayerTensors:
     """Return the gradient of the mean loss in a layer, in double precision.
 
-    In mode update it is what the local steps add up to, divided by their number and the
-    learning rate: exact for one step, and for more the mean of their gradients.
+    In mode update it is the sum of the local steps, divided by their number and the
+    learning rate: exact for one step, the mean of the gradients for several.
 
     Args:
         config: the run's settings.
-        observation: a client with its update.
-        layer: which layer.
+        observation: the observation of a client, with its update.
+        layer: the layer.
     """
     update = observation.update
     assert update is not None, "the threat model was checked to give updates"
@@ -123,16 +134,20 @@ def layer_gradient(
     if observation.kind == "gradient":
         return sent
     train, start = config.train, layer_parameters(observation, layer)
-    moved = train.learning_rate * observation.learning_rate_factor
-    moved *= len(observation.batch_sizes)
+    total_rate = train.learning_rate * observation.learning_rate_factor
+    total_rate *= len(observation.batch_sizes)
     return LayerTensors(
-        -sent.weight / moved - train.weight_decay * start.weight,
-        -sent.bias / moved - train.weight_decay * start.bias,
+        -sent.weight / total_rate - train.weight_decay * start.weight,
+        -sent.bias / total_rate - train.weight_decay * start.bias,
     )
 
 
 def require_one_step(attack: str, observation: Observation) -> None:
     """Check that an update comes from one gradient.
+
+    Args:
+        attack: the name of the attack, for the error.
+        observation: the observation of a client, with its update.
 
     Raises:
         AttackError: the client took several local steps.
@@ -150,15 +165,19 @@ def require_one_step(attack: str, observation: Observation) -> None:
 def _run(
     config: Config, image_shape: tuple[int, int, int], num_classes: int
 ) -> tuple[list[_Call], Tensor, Tensor]:
-    """Return the layers in the order they work in, the images and the logits."""
+    """Run the network on random images.
+
+    Returns:
+        The calls of layers in their order, the images and the logits.
+    """
     network = build_network(config, image_shape, num_classes)
     calls: list[_Call] = []
     handles = [
-        module.register_forward_hook(_noting(calls, name))
+        module.register_forward_hook(_recording_hook(calls, name))
         for name, module in network.named_modules()
         if any(True for _ in module.parameters(recurse=False))
     ]
-    # Two images: BatchNorm by the batch at hand refuses to normalise a single one.
+    # Two images, because BatchNorm without running statistics refuses a single one.
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(2, *image_shape, generator=generator)
     with torch.no_grad():
@@ -168,13 +187,13 @@ def _run(
     return calls, images, logits
 
 
-def _noting(
+def _recording_hook(
     calls: list[_Call], name: str
 ) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-    def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         calls.append(_Call(name, module, inputs[0], output))
 
-    return note
+    return record
 
 
 def _names(call: _Call) -> LinearLayer | None:

@@ -1,4 +1,4 @@
-"""Mean and variance of batches in every BatchNorm layer, measured on the batches."""
+"""Measure the mean and variance of batches in every BatchNorm layer."""
 
 from __future__ import annotations
 
@@ -29,34 +29,38 @@ def measured_statistics(
     images: Tensor,
     batch_sizes: Sequence[int],
 ) -> Statistics:
-    """Return what running statistics see of batches, averaged as they average.
+    """Return the statistics of batches, averaged as running statistics average them.
 
     Args:
-        network: without dropout; its arrays are overwritten.
-        parameters: that the batches go through, by name, with running statistics.
-        images: f32[E,C,H,W], normalised, batch after batch.
-        batch_sizes: of the E images.
+        network: a network without dropout; its arrays are overwritten.
+        parameters: the parameters that the batches go through, by name, with running
+            statistics.
+        images: the images, normalised, batch after batch, f32[E,C,H,W].
+        batch_sizes: the number of images in each batch; they sum to E.
 
     Returns:
-        "LAYER.mean" and "LAYER.variance" (unbiased), f64[channels], by layer.
+        "LAYER.mean" and "LAYER.variance" (unbiased) for each layer, f64[channels].
     """
     load_arrays(network, parameters)
     network.train()
     total: Statistics = {}
     momenta = running_momenta(network)
-    seen: Statistics = {}
+    of_batch: Statistics = {}
     handles = [
-        network.get_submodule(name).register_forward_hook(_noting(seen, name))
+        network.get_submodule(name).register_forward_hook(
+            _measuring_hook(of_batch, name)
+        )
         for name in momenta
     ]
     with torch.no_grad():
         for batch in torch.split(images, list(batch_sizes)):
             network(batch)
-            for name, value in seen.items():
+            for name, value in of_batch.items():
                 weight = momenta[name.rpartition(".")[0]]
                 total[name] = (1 - weight) * total.get(name, 0.0) + weight * value
     for handle in handles:
         handle.remove()
+    # The weights of the batches sum to 1 - (1 - momentum)^steps, not to 1.
     steps = len(batch_sizes)
     return {
         name: value / (1 - (1 - momenta[name.rpartition(".")[0]]) ** steps)
@@ -64,12 +68,13 @@ def measured_statistics(
     }
 
 
-def _noting(
-    seen: Statistics, name: str
+def _measuring_hook(
+    statistics: Statistics, name: str
 ) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-    def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def measure(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         features = inputs[0].double()
-        seen[f"{name}.mean"] = features.mean((0, 2, 3))
-        seen[f"{name}.variance"] = features.var((0, 2, 3))
+        # [B,channels,H,W] -> [channels]
+        statistics[f"{name}.mean"] = features.mean((0, 2, 3))
+        statistics[f"{name}.variance"] = features.var((0, 2, 3))
 
-    return note
+    return measure

@@ -1,4 +1,4 @@
-"""Labels before images: soft labels that the last layer gives away."""
+"""Recover soft labels from the last layer, before images are attacked."""
 
 from __future__ import annotations
 
@@ -13,21 +13,25 @@ from instahide_fl.transcript.view import AdversaryView, Observation
 def with_recovered_labels(view: AdversaryView) -> AdversaryView:
     """Return the view with the labels of single images filled in.
 
-    Labels that the threat model gives stay; those of larger batches, of several local
-    steps, or behind a last layer that does not give them away stay unknown.
+    Labels that the threat model gives stay as they are. Labels of larger batches, of
+    several local steps, or behind a last layer that is not linear stay unknown.
     """
     head = last_linear_layer(view.config, view.image_shape, view.num_classes)
     if head is None:
         return view
-    known = tuple(_recovered(view, one, head) for one in view.observations)
-    return replace(view, observations=known)
+    observations = tuple(
+        _with_label(view, observation, head) for observation in view.observations
+    )
+    return replace(view, observations=observations)
 
 
-def _recovered(view: AdversaryView, one: Observation, head: LinearLayer) -> Observation:
-    if one.soft_targets is not None or one.batch_sizes != (1,):
-        return one
+def _with_label(
+    view: AdversaryView, observation: Observation, head: LinearLayer
+) -> Observation:
+    if observation.soft_targets is not None or observation.batch_sizes != (1,):
+        return observation
     try:
-        found = recover_label(view, one, head)
+        label = recover_label(view, observation, head)
     except AttackError:
-        return one
-    return replace(one, soft_targets=found.soft_targets)
+        return observation
+    return replace(observation, soft_targets=label.soft_targets)
