@@ -22,7 +22,7 @@ from instahide_fl.attacks.matching.side_by_side import (
     SideBySide,
     _ByPositions,
     _Direct,
-    one_pass_will_do,
+    fits_one_pass,
     update_distance,
 )
 from instahide_fl.attacks.matching.victims import stack_victims, training_network
@@ -98,9 +98,11 @@ def one_after_another(victims, images, labels):
 
 @pytest.mark.parametrize("images", [1, 3])
 @pytest.mark.parametrize("network", NETWORKS)
-def test_one_pass_gives_the_gradients_of_each_victim_and_their_slopes(network, images):
+def test_one_pass_gives_the_gradients_of_each_victim_and_their_derivatives(
+    network, images
+):
     victims, guess, labels = problems(2, images, *network)
-    assert one_pass_will_do(victims)
+    assert fits_one_pass(victims)
     together = SideBySide(victims)
     found, wanted = (
         together.updates(guess, labels),
@@ -121,16 +123,20 @@ def test_one_pass_gives_the_gradients_of_each_victim_and_their_slopes(network, i
     ]:
         torch.testing.assert_close(value, right)
         weights = torch.tensor([1.0, -2.0], dtype=torch.float64)
-        slopes, right_slopes = (
+        derivatives, right_derivatives = (
             torch.autograd.grad(one @ weights, (guess, labels), retain_graph=True)
             for one in (value, right)
         )
-        for slope, right_slope in zip(slopes, right_slopes, strict=True):
-            torch.testing.assert_close(slope, right_slope, rtol=1e-6, atol=1e-9)
+        for derivative, right_derivative in zip(
+            derivatives, right_derivatives, strict=True
+        ):
+            torch.testing.assert_close(
+                derivative, right_derivative, rtol=1e-6, atol=1e-9
+            )
 
 
 @pytest.mark.parametrize("positions", [1, 4])
-def test_both_ways_to_the_products_have_the_right_slopes(positions):
+def test_both_ways_to_the_products_have_the_right_derivatives(positions):
     torch.manual_seed(0)
     factors = [
         torch.randn(2, positions, size, dtype=torch.float64, requires_grad=True)
@@ -145,7 +151,7 @@ def test_both_ways_to_the_products_have_the_right_slopes(positions):
 
 def test_vmap_stays_where_one_pass_would_be_wrong():
     victims, *_ = problems(2, 1)
-    assert one_pass_will_do(victims)
+    assert fits_one_pass(victims)
     each = {
         name: torch.stack([array] * 2) for name, array in victims.parameters.items()
     }
@@ -159,7 +165,7 @@ def test_vmap_stays_where_one_pass_would_be_wrong():
         problems(2, 2, "strided-cnn", "batch")[0],
         *(replace(victims, model=one) for one in (grouped, reflected, bilinear, blind)),
     ]:
-        assert not one_pass_will_do(other)
+        assert not fits_one_pass(other)
 
 
 def test_vmap_gives_the_same_for_the_network_that_lays_images_out_anew():
@@ -212,12 +218,12 @@ def test_convolutions_of_other_geometries_are_those_of_torch(geometry):
     right = one_after_another(victims, guess, labels)
     wanted = cosine_distance(right, victims.updates)
     torch.testing.assert_close(found, wanted)
-    for slope, right_slope in zip(
+    for derivative, right_derivative in zip(
         torch.autograd.grad(found.sum(), (guess, labels)),
         torch.autograd.grad(wanted.sum(), (guess, labels)),
         strict=True,
     ):
-        torch.testing.assert_close(slope, right_slope)
+        torch.testing.assert_close(derivative, right_derivative)
 
 
 def test_a_layer_that_is_called_twice_does_not_give_a_wrong_gradient():

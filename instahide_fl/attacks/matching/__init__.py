@@ -1,1 +1,1 @@
-"""What attacks by gradient matching share: guesses moved until their gradient fits."""
+"""The parts of attacks by gradient matching, which move guesses until gradients fit."""

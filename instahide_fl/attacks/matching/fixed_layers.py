@@ -1,12 +1,13 @@
-"""Layers with fixed parameters that keep what gradients per victim are made of.
+"""Layers with fixed parameters that remember the factors of per-victim gradients.
 
-The gradient of a linear layer's weight is a product: slopes at what goes out, times
-what comes in. One ordinary pass over the images of all victims gives both factors, and
-the product is then taken for each victim apart (Rochette et al., "Efficient Per-Example
-Gradient Computations in Convolutional Neural Networks", 2019, arXiv:1912.06015).
+The gradient of a linear layer's weight is a product: the gradient at the layer's output
+times the layer's input. One ordinary pass over the images of all victims gives both
+factors, and the product is then taken for each victim separately (Rochette et al.,
+"Efficient Per-Example Gradient Computations in Convolutional Neural Networks", 2019,
+arXiv:1912.06015).
 
-A convolution is computed as a product of matrices, because the rows that it needs for
-that are the ones its gradient needs.
+A convolution is computed as a matrix product, because its gradient needs the same
+unfolded rows.
 """
 
 from __future__ import annotations
@@ -22,14 +23,15 @@ Pair: TypeAlias = tuple[int, int]
 
 
 class FixedLayer(nn.Module):
-    """A layer whose parameters do not move.
+    """A layer whose parameters are constants.
 
     Attributes:
-        name: of the layer in its network.
-        inputs: what the last pass multiplied weights with, f32[N,I]: a row for each
-            position of each image.
-        edge: where the slopes at the last pass's outputs, f32[N,O], can be asked for.
-        calls: so far.
+        name: the name of the layer in its network.
+        inputs: the inputs of the last pass, f32[N,I]: a row for each position of each
+            image.
+        edge: the edge of the autograd graph at which the gradient at the outputs of the
+            last pass, f32[N,O], can be requested.
+        calls: the number of passes so far.
     """
 
     inputs: Tensor
@@ -40,23 +42,28 @@ class FixedLayer(nn.Module):
         self.name, self.calls = name, 0
         self.bias = None if bias is None else bias.detach()
 
-    def keep(self, inputs: Tensor, outputs: Tensor) -> None:
-        """Remember one pass; what comes after may overwrite the outputs in place."""
+    def remember(self, inputs: Tensor, outputs: Tensor) -> None:
+        """Remember one pass; the layers after it may overwrite the outputs in place."""
         self.inputs, self.edge = inputs, get_gradient_edge(outputs)
         self.calls += 1
 
-    def vectors(self, slopes: Tensor, inputs: Tensor) -> dict[str, Tensor]:
+    def vector_gradients(
+        self, output_gradients: Tensor, inputs: Tensor
+    ) -> dict[str, Tensor]:
         """Return the gradients of parameters that are vectors, f32[V,O] by name.
 
         Args:
-            slopes: f32[V,P,O], P positions in the images of each victim.
-            inputs: f32[V,P,I].
+            output_gradients: the gradients at the outputs, f32[V,P,O], for P positions
+                in the images of each of V victims.
+            inputs: the inputs, f32[V,P,I].
         """
-        return {} if self.bias is None else {f"{self.name}.bias": slopes.sum(1)}
+        if self.bias is None:
+            return {}
+        return {f"{self.name}.bias": output_gradients.sum(1)}
 
 
 class FixedScale(FixedLayer):
-    """GroupNorm: its weight is a factor for each channel."""
+    """A GroupNorm, whose weight is a factor for each channel."""
 
     def __init__(self, name: str, layer: nn.GroupNorm) -> None:
         super().__init__(name, layer.bias)
@@ -66,59 +73,61 @@ class FixedScale(FixedLayer):
     def forward(self, features: Tensor) -> Tensor:
         """Normalise features f32[B,C,...]."""
         normal = F.group_norm(features, self._groups, eps=self._eps).movedim(1, -1)
-        rows = normal.flatten(0, -2)
+        rows = normal.flatten(0, -2)  # [B,...,C] -> [N,C]
         assert self.bias is not None
         outputs = torch.addcmul(self.bias, rows, self._scale)
-        self.keep(rows, outputs)
-        return outputs.view(normal.shape).movedim(-1, 1)
+        self.remember(rows, outputs)
+        return outputs.view(normal.shape).movedim(-1, 1)  # [N,C] -> [B,C,...]
 
-    def vectors(self, slopes: Tensor, inputs: Tensor) -> dict[str, Tensor]:
-        """See `FixedLayer.vectors`."""
-        own = {f"{self.name}.weight": (slopes * inputs).sum(1)}
-        return own | super().vectors(slopes, inputs)
+    def vector_gradients(
+        self, output_gradients: Tensor, inputs: Tensor
+    ) -> dict[str, Tensor]:
+        """Return the gradients of scale and bias; see `FixedLayer.vector_gradients`."""
+        scale = {f"{self.name}.weight": (output_gradients * inputs).sum(1)}
+        return scale | super().vector_gradients(output_gradients, inputs)
 
 
 class FixedMatrix(FixedLayer):
-    """A linear layer: its weight is a matrix."""
+    """A linear layer, whose weight is a matrix."""
 
     def __init__(self, name: str, layer: nn.Linear | nn.Conv2d) -> None:
         super().__init__(name, layer.bias)
-        self._matrix = self.matrix(layer.weight.detach()).contiguous()
+        self._matrix = self.to_matrix(layer.weight.detach()).contiguous()
 
-    def matrix(self, weights: Tensor) -> Tensor:
-        """Return weights f32[...,O,...] as f32[...,O,I], as they are multiplied."""
-        return weights
+    def to_matrix(self, weight: Tensor) -> Tensor:
+        """Return a weight f32[...,O,...] as the matrix f32[...,O,I] of the product."""
+        return weight
 
-    def weights(self, matrix: Tensor) -> Tensor:
-        """Return the inverse of `matrix`."""
+    def to_weight(self, matrix: Tensor) -> Tensor:
+        """Return a matrix f32[...,O,I] in the shape of the weight."""
         return matrix
 
     def rows(self, features: Tensor) -> Tensor:
-        """Return what the weight is multiplied with, f32[...,I]."""
+        """Return the rows f32[...,I] that the matrix is multiplied with."""
         return features
 
     def forward(self, features: Tensor) -> Tensor:
         """Return f32[...,O] of f32[...,I]."""
         rows = self.rows(features)
-        flat = rows.flatten(0, -2)
+        flat = rows.flatten(0, -2)  # [...,I] -> [N,I]
         outputs = F.linear(flat, self._matrix, self.bias)
-        self.keep(flat, outputs)
-        return outputs.view(*rows.shape[:-1], -1)
+        self.remember(flat, outputs)
+        return outputs.view(*rows.shape[:-1], -1)  # [N,O] -> [...,O]
 
 
 class FixedConvolution(FixedMatrix):
-    """A convolution of one group with zeros around."""
+    """A convolution of one group with zero padding."""
 
     def __init__(self, name: str, layer: nn.Conv2d) -> None:
         super().__init__(name, layer)
         self._windows = _Windows(layer)
 
-    def matrix(self, weights: Tensor) -> Tensor:
-        """Return weights f32[...,O,C,k,l] as f32[...,O,k*l*C]."""
-        return weights.movedim(-3, -1).flatten(-3)
+    def to_matrix(self, weight: Tensor) -> Tensor:
+        """Return a weight f32[...,O,C,k,l] as f32[...,O,k*l*C]."""
+        return weight.movedim(-3, -1).flatten(-3)
 
-    def weights(self, matrix: Tensor) -> Tensor:
-        """Return the inverse of `matrix`."""
+    def to_weight(self, matrix: Tensor) -> Tensor:
+        """Return a matrix f32[...,O,k*l*C] as f32[...,O,C,k,l]."""
         parts = matrix.reshape(*matrix.shape[:-1], *self._windows.size, -1)
         return parts.movedim(-1, -3)
 
@@ -133,85 +142,88 @@ class FixedConvolution(FixedMatrix):
 
 
 class _Windows:
-    """Where a convolution looks; features have their channels last here."""
+    """The windows of a convolution; features have their channels last here.
+
+    Pairs are vertical, horizontal.
+    """
 
     def __init__(self, layer: nn.Conv2d) -> None:
         assert not isinstance(layer.padding, str)
-        self.size, self._step = _pair(layer.kernel_size), _pair(layer.stride)
-        self._apart, self._border = _pair(layer.dilation), _pair(layer.padding)
+        self.size, self._stride = _pair(layer.kernel_size), _pair(layer.stride)
+        self._dilation, self._padding = _pair(layer.dilation), _pair(layer.padding)
 
-    def of(self, features: Tensor) -> Tensor:
-        """Return f32[B,h,w,k*l*C] of f32[B,H,W,C]."""
-        (above, left), (tall, wide) = self._border, self.size
+    def unfold(self, features: Tensor) -> Tensor:
+        """Return the windows f32[B,h,w,k*l*C] of features f32[B,H,W,C]."""
+        (top, side), (tall, wide) = self._padding, self.size
         batch, rows, columns, channels = features.shape
-        grid = features.new_zeros(batch, rows + 2 * above, columns + 2 * left, channels)
-        grid[:, above : above + rows, left : left + columns] = features
+        grid = features.new_zeros(batch, rows + 2 * top, columns + 2 * side, channels)
+        grid[:, top : top + rows, side : side + columns] = features
         image, row, column, channel = grid.stride()
         height, width = self._counts(grid.shape[1], grid.shape[2])
-        seen = grid.as_strided(
+        # A view of overlapping windows, [B,h,w,k,l,C]; flatten makes the copy.
+        windows = grid.as_strided(
             (batch, height, width, tall, wide, channels),
             (
                 image,
-                row * self._step[0],
-                column * self._step[1],
-                row * self._apart[0],
-                column * self._apart[1],
+                row * self._stride[0],
+                column * self._stride[1],
+                row * self._dilation[0],
+                column * self._dilation[1],
                 channel,
             ),
         )
-        return seen.flatten(3)
+        return windows.flatten(3)  # [B,h,w,k*l*C]
 
-    def added(self, windows: Tensor, shape: torch.Size) -> Tensor:
-        """Return the sum of windows f32[B,h,w,k*l*C] where they lie in f32[B,H,W,C]."""
-        (above, left), (tall, wide) = self._border, self.size
+    def fold(self, windows: Tensor, shape: torch.Size) -> Tensor:
+        """Add windows f32[B,h,w,k*l*C] up where they lie in f32[B,H,W,C]."""
+        (top, side), (tall, wide) = self._padding, self.size
         batch, rows, columns, channels = shape
-        grid = windows.new_zeros(batch, rows + 2 * above, columns + 2 * left, channels)
-        height, width = windows.shape[1:3]
-        parts = windows.view(batch, height, width, tall, wide, channels)
+        grid = windows.new_zeros(batch, rows + 2 * top, columns + 2 * side, channels)
+        (height, width), (down, right) = windows.shape[1:3], self._stride
+        parts = windows.view((batch, height, width, tall, wide, channels))
         for i in range(tall):
             for j in range(wide):
-                top, first = i * self._apart[0], j * self._apart[1]
-                grid[
-                    :,
-                    top : top + self._step[0] * (height - 1) + 1 : self._step[0],
-                    first : first + self._step[1] * (width - 1) + 1 : self._step[1],
-                ] += parts[:, :, :, i, j]
-        return grid[:, above : above + rows, left : left + columns]
+                row, column = i * self._dilation[0], j * self._dilation[1]
+                below = row + down * (height - 1) + 1
+                beyond = column + right * (width - 1) + 1
+                grid[:, row:below:down, column:beyond:right] += parts[:, :, :, i, j]
+        return grid[:, top : top + rows, side : side + columns]
 
     def _counts(self, rows: int, columns: int) -> Pair:
+        """Return the numbers of windows, in a padded image."""
         height, width = (
-            (side - apart * (size - 1) - 1) // step + 1
-            for side, apart, size, step in zip(
-                (rows, columns), self._apart, self.size, self._step, strict=True
+            (length - dilation * (size - 1) - 1) // stride + 1
+            for length, dilation, size, stride in zip(
+                (rows, columns), self._dilation, self.size, self._stride, strict=True
             )
         )
         return height, width
 
 
 class _Unfold(torch.autograd.Function):
-    """`_Windows.of`, several times faster here than torch's unfold."""
+    """`_Windows.unfold`, several times faster here than torch's own."""
 
     @staticmethod
     def forward(ctx: Any, features: Tensor, windows: _Windows) -> Tensor:
         ctx.windows, ctx.shape = windows, features.shape
-        return windows.of(features)
+        return windows.unfold(features)
 
     @staticmethod
-    def backward(ctx: Any, slopes: Tensor) -> tuple[Tensor, None]:
-        return _Fold.apply(slopes, ctx.windows, ctx.shape), None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return _Fold.apply(gradient, ctx.windows, ctx.shape), None
 
 
 class _Fold(torch.autograd.Function):
-    """`_Windows.added`, the transpose of `_Unfold`."""
+    """`_Windows.fold`, the transpose of `_Unfold`."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, windows: _Windows, shape: torch.Size) -> Tensor:
         ctx.windows = windows
-        return windows.added(rows.contiguous(), shape)
+        return windows.fold(rows.contiguous(), shape)
 
     @staticmethod
-    def backward(ctx: Any, slopes: Tensor) -> tuple[Tensor, None, None]:
-        return _Unfold.apply(slopes, ctx.windows), None, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return _Unfold.apply(gradient, ctx.windows), None, None
 
 
 def _pair(values: tuple[int, ...]) -> Pair:

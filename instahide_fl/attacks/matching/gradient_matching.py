@@ -1,7 +1,8 @@
-"""Gradient matching: how far the update of guessed images is from the one observed.
+"""Gradient matching: the distance of a guess's update from the observed one.
 
 Victims and restarts are computed side by side: every function here takes a leading
-dimension V of independent problems, and sums over it have independent gradients.
+dimension V of independent problems. The gradient of a sum over it is the gradient of
+each problem.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ Distance: TypeAlias = Callable[[Arrays, Arrays], Tensor]
 
 @dataclass(frozen=True)
 class LayerStatistics:
-    """What BatchNorm layers measured on a batch, layer by layer.
+    """The statistics of a batch in each BatchNorm layer.
 
     Attributes:
-        means: f32[V,channels] each.
-        variances: f32[V,channels] each, unbiased.
+        means: the means of each layer, f32[V,channels].
+        variances: the variances of each layer, unbiased, f32[V,channels].
     """
 
     means: tuple[Tensor, ...]
@@ -35,25 +36,26 @@ class LayerStatistics:
 
 
 def simulated_updates(victims: Victims, images: Tensor, soft_targets: Tensor) -> Arrays:
-    """Compute what clients would send for these images.
+    """Compute the updates that clients would send for these images.
 
     Local steps are unrolled, so that the result can be differentiated.
 
     Args:
-        victims: V of them.
-        images: f32[V,M,C,H,W], normalised, in the order of the steps.
-        soft_targets: f32[V,M,K].
+        victims: the V victims.
+        images: the guessed images, normalised, in the order of the steps,
+            f32[V,M,C,H,W].
+        soft_targets: the guessed or known labels, f32[V,M,K].
 
     Returns:
-        By parameter name, f32[V,...].
+        The updates by parameter name, f32[V,...].
     """
-    dims = None if victims.shared else 0
+    parameters_dim = None if victims.shared else 0
 
-    def one(parameters: Arrays, pixels: Tensor, labels: Tensor) -> Arrays:
+    def update(parameters: Arrays, pixels: Tensor, labels: Tensor) -> Arrays:
         return _update(victims.model, victims.steps, parameters, pixels, labels)
 
-    both = vmap(one, in_dims=(dims, 0, 0))
-    arrays: Arrays = both(victims.parameters, images, soft_targets)
+    updates_of_all = vmap(update, in_dims=(parameters_dim, 0, 0))
+    arrays: Arrays = updates_of_all(victims.parameters, images, soft_targets)
     return arrays
 
 
@@ -71,59 +73,65 @@ def _update(
     for size in steps.batch_sizes:
         part = slice(start, start + size)
         gradient = grad(loss)(moving, images[part], labels[part])
-        for name, slope in gradient.items():
-            slope = slope + steps.weight_decay * moving[name]
-            velocity[name] = steps.momentum * velocity[name].to(slope.device) + slope
+        for name, array in gradient.items():
+            decayed = array + steps.weight_decay * moving[name]
+            previous = velocity[name].to(decayed.device)
+            velocity[name] = steps.momentum * previous + decayed
             moving[name] = moving[name] - steps.learning_rate * velocity[name]
         start += size
     return {name: moving[name] - array for name, array in parameters.items()}
 
 
-def cosine_distance(found: Arrays, wanted: Arrays) -> Tensor:
-    """Return 1 - cosine of each pair of updates, all layers as one vector.
+def cosine_distance(guessed: Arrays, observed: Arrays) -> Tensor:
+    """Return 1 - cosine of each pair of updates, with all layers as one vector.
 
     The distance of "Inverting Gradients" (Geiping et al., NeurIPS 2020, equation 4).
 
     Args:
-        found: f32[V,...] by name.
-        wanted: f32[V,...] by name.
+        guessed: the updates of the guesses by parameter name, f32[V,...].
+        observed: the observed updates by parameter name, f32[V,...].
 
     Returns:
-        f32[V], 0 to 2.
+        The distances, f32[V], from 0 to 2.
     """
-    inner = sum(_dot(array, wanted[name]) for name, array in found.items())
-    own = sum(_dot(array, array) for array in found.values())
-    other = sum(_dot(array, array) for array in wanted.values())
+    inner = sum(_dot(array, observed[name]) for name, array in guessed.items())
+    guessed_square = sum(_dot(array, array) for array in guessed.values())
+    observed_square = sum(_dot(array, array) for array in observed.values())
     assert isinstance(inner, Tensor)
-    assert isinstance(own, Tensor)
-    assert isinstance(other, Tensor)
-    return 1 - inner / (own.sqrt() * other.sqrt()).clamp_min(1e-30)
+    assert isinstance(guessed_square, Tensor)
+    assert isinstance(observed_square, Tensor)
+    norms = guessed_square.sqrt() * observed_square.sqrt()
+    return 1 - inner / norms.clamp_min(1e-30)
 
 
-def squared_distance(found: Arrays, wanted: Arrays) -> Tensor:
-    """Return the squared L2 distance of each pair of updates, as f32[V].
+def squared_distance(guessed: Arrays, observed: Arrays) -> Tensor:
+    """Return the squared L2 distance of each pair of updates, f32[V].
 
     The distance of "Deep Leakage from Gradients" (Zhu et al., NeurIPS 2019).
+
+    Args:
+        guessed: the updates of the guesses by parameter name, f32[V,...].
+        observed: the observed updates by parameter name, f32[V,...].
     """
     total = sum(
-        _dot(array - wanted[name], array - wanted[name])
-        for name, array in found.items()
+        _dot(array - observed[name], array - observed[name])
+        for name, array in guessed.items()
     )
     assert isinstance(total, Tensor)
     return total
 
 
 def total_variation(images: Tensor, of_absolute: bool) -> Tensor:
-    """Return the anisotropic total variation, a mean over pixels.
+    """Return the anisotropic total variation, as a mean over pixels.
 
-    Random signs make neighbours differ, so for sign-flipped images it is that of |x|.
+    Random signs make neighbours differ, so |x| is taken where signs are flipped.
 
     Args:
-        images: f32[V,M,C,H,W].
+        images: the images, f32[V,M,C,H,W].
         of_absolute: whether to take |x| first.
 
     Returns:
-        f32[V].
+        The total variation of each problem's images, f32[V].
     """
     pixels = images.abs() if of_absolute else images
     across = (pixels[..., 1:] - pixels[..., :-1]).abs().flatten(1).mean(1)
@@ -132,19 +140,19 @@ def total_variation(images: Tensor, of_absolute: bool) -> Tensor:
 
 
 def layer_statistics(victims: Victims, images: Tensor) -> LayerStatistics:
-    """Measure what reaches the BatchNorm layers, for the images of one step.
+    """Measure mean and variance at each BatchNorm layer, for the images of one step.
 
     Args:
-        victims: V of them.
-        images: f32[V,M,C,H,W].
+        victims: the V victims.
+        images: the guessed images, f32[V,M,C,H,W].
     """
     layers = [m for m in victims.model.modules() if isinstance(m, nn.BatchNorm2d)]
 
-    def one(parameters: Arrays, pixels: Tensor) -> list[tuple[Tensor, Tensor]]:
-        seen: list[tuple[Tensor, Tensor]] = []
+    def measure(parameters: Arrays, pixels: Tensor) -> list[tuple[Tensor, Tensor]]:
+        moments: list[tuple[Tensor, Tensor]] = []
         hooks = [
             layer.register_forward_pre_hook(
-                lambda _, given: seen.append(_moments(given[0]))
+                lambda _, inputs: moments.append(_moments(inputs[0]))
             )
             for layer in layers
         ]
@@ -153,43 +161,46 @@ def layer_statistics(victims: Victims, images: Tensor) -> LayerStatistics:
         finally:
             for hook in hooks:
                 hook.remove()
-        return seen
+        return moments
 
-    dims = None if victims.shared else 0
-    measured = vmap(one, in_dims=(dims, 0))(victims.parameters, images)
+    parameters_dim = None if victims.shared else 0
+    measured = vmap(measure, in_dims=(parameters_dim, 0))(victims.parameters, images)
     return LayerStatistics(
-        tuple(mean for mean, _ in measured), tuple(spread for _, spread in measured)
+        tuple(mean for mean, _ in measured), tuple(variance for _, variance in measured)
     )
 
 
 def statistics_distance(
-    found: LayerStatistics, wanted: LayerStatistics, first_weight: float = 10.0
+    guessed: LayerStatistics, observed: LayerStatistics, first_weight: float = 10.0
 ) -> Tensor:
     """Return the sum over layers of |mean - mean'|_2 + |variance - variance'|_2.
 
     The prior of "See through Gradients" (Yin et al., CVPR 2021, equation 11).
 
     Args:
-        found: of guessed images.
-        wanted: of the victims' batches.
-        first_weight: what the first layer's term is multiplied with.
+        guessed: the statistics of the guessed images.
+        observed: the statistics of the victims' batches.
+        first_weight: the factor of the first layer's term.
 
     Returns:
-        f32[V].
+        The distances, f32[V].
     """
+    means = zip(guessed.means, observed.means, strict=True)
+    variances = zip(guessed.variances, observed.variances, strict=True)
     terms = [
-        torch.linalg.vector_norm(mean - known, dim=1)
-        + torch.linalg.vector_norm(variance - spread, dim=1)
-        for mean, known, variance, spread in zip(
-            found.means, wanted.means, found.variances, wanted.variances, strict=True
+        torch.linalg.vector_norm(mean - observed_mean, dim=1)
+        + torch.linalg.vector_norm(variance - observed_variance, dim=1)
+        for (mean, observed_mean), (variance, observed_variance) in zip(
+            means, variances, strict=True
         )
     ]
     return torch.stack([first_weight * terms[0], *terms[1:]]).sum(0)
 
 
 def _moments(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and variance by channel: [M,channels,H,W] -> [channels] each."""
     return features.mean((0, 2, 3)), features.var((0, 2, 3))
 
 
-def _dot(left: Tensor, right: Tensor) -> Tensor:
-    return (left * right).flatten(1).sum(1)
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).flatten(1).sum(1)  # [V,...] -> [V]

@@ -1,8 +1,8 @@
-"""Guesses: the images and labels that a gradient-matching attack moves."""
+"""The guessed images and labels that an attack by gradient matching moves."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,11 +16,11 @@ from instahide_fl.transcript.view import AdversaryView
 
 @dataclass(frozen=True)
 class Box:
-    """Least and largest value that a normalised pixel can have, per channel.
+    """The range of a normalised pixel, by channel.
 
     Attributes:
-        low: f32[C,1,1].
-        high: f32[C,1,1].
+        low: the smallest values, f32[C,1,1].
+        high: the largest values, f32[C,1,1].
     """
 
     low: Tensor
@@ -28,19 +28,22 @@ class Box:
 
     @classmethod
     def of(cls, view: AdversaryView, device: torch.device) -> Box:
-        """Return the range of what clients train on.
+        """Return the range of the images that clients train on.
 
         A mixture lies in the range of what it mixes; random signs make it symmetric.
         """
-        kinds = [view.statistics]
+        sources = [view.statistics]
         if view.pool is not None and view.config.instahide.uses_pool:
-            kinds.append(view.pool.statistics)
-        ends = [
-            [(end - mean) / std for mean, std in zip(one.mean, one.std, strict=True)]
-            for one in kinds
-            for end in (0.0, 1.0)
+            sources.append(view.pool.statistics)
+        bounds = [
+            [
+                (bound - mean) / std
+                for mean, std in zip(statistics.mean, statistics.std, strict=True)
+            ]
+            for statistics in sources
+            for bound in (0.0, 1.0)
         ]
-        values = torch.tensor(ends, device=device)
+        values = torch.tensor(bounds, device=device)  # [2 * sources, C]
         low, high = values.amin(0), values.amax(0)
         if view.config.instahide.method == "instahide":
             high = torch.maximum(-low, high)
@@ -53,16 +56,16 @@ class Box:
 
 
 class GuessedLabels:
-    """Labels of V problems with M images each: known, or to be found with the images.
+    """The labels of V problems with M images each, known or optimised with the images.
 
-    Unknown ones are softmax(logits) times a weight in (0, 1], because an encoding with
-    public images in it has labels that sum to less than 1. Without such images the
-    weight is 1.
+    Unknown labels are softmax(logits) times a weight in (0, 1], because the labels of
+    an encoding with public images sum to less than 1. Without public images the weight
+    is 1.
 
     Args:
-        victims: V of them, with or without known labels.
-        view: of the adversary.
-        start: standard normal, f32[V,M,K], for the unknown ones.
+        victims: the V victims, with or without known labels.
+        view: the adversary's view.
+        start: the logits of unknown labels to start from, standard normal, f32[V,M,K].
     """
 
     def __init__(self, victims: Victims, view: AdversaryView, start: Tensor) -> None:
@@ -70,19 +73,20 @@ class GuessedLabels:
         self._logits = start.requires_grad_()
         self._weight: Tensor | None = None
         if view.config.instahide.uses_pool:
-            least = view.config.instahide.min_private_weight
-            middle = torch.full_like(start[..., :1], (1 + least) / 2)
+            lowest = view.config.instahide.min_private_weight
+            # One weight for each image, from the middle of its range: [V,M,1].
+            middle = torch.full_like(start[..., :1], (1 + lowest) / 2)
             self._weight = torch.logit(middle).requires_grad_()
 
     @property
     def moving(self) -> list[Tensor]:
-        """What an optimizer has to move; nothing if the labels are known."""
+        """The tensors that an optimizer has to move; none if the labels are known."""
         if self._known is not None:
             return []
         return [self._logits, *([] if self._weight is None else [self._weight])]
 
     def values(self) -> Tensor:
-        """Return the labels as f32[V,M,K], differentiable where they are unknown."""
+        """Return the labels f32[V,M,K]; unknown ones can be differentiated."""
         if self._known is not None:
             return self._known
         labels = self._logits.softmax(-1)
@@ -97,16 +101,15 @@ def repeat_victims(victims: Victims, times: int) -> Victims:
     def repeat(array: Tensor) -> Tensor:
         return array.repeat_interleave(times, dim=0)
 
-    return Victims(
-        tuple(one for one in victims.observations for _ in range(times)),
-        victims.model,
-        victims.parameters
+    observations, soft_targets = victims.observations, victims.soft_targets
+    return replace(
+        victims,
+        observations=tuple(o for o in observations for _ in range(times)),
+        parameters=victims.parameters
         if victims.shared
         else {name: repeat(array) for name, array in victims.parameters.items()},
-        victims.shared,
-        {name: repeat(array) for name, array in victims.updates.items()},
-        victims.steps,
-        None if victims.soft_targets is None else repeat(victims.soft_targets),
+        updates={name: repeat(array) for name, array in victims.updates.items()},
+        soft_targets=None if soft_targets is None else repeat(soft_targets),
     )
 
 
@@ -114,20 +117,21 @@ def best_of_restarts(values: Tensor, losses: Tensor, restarts: int) -> Tensor:
     """Return each victim's restart with the smallest loss.
 
     Args:
-        values: f32[V*R,...], restarts of a victim side by side.
-        losses: f32[V*R].
-        restarts: R.
+        values: the values to choose from, with the restarts of a victim next to each
+            other, f32[V*R,...].
+        losses: the losses of all restarts, f32[V*R].
+        restarts: R, the number of restarts.
 
     Returns:
-        f32[V,...].
+        The values of the best restarts, f32[V,...].
     """
-    chosen = losses.view(-1, restarts).argmin(1)
+    chosen = losses.view(-1, restarts).argmin(1)  # [V*R] -> [V,R] -> [V]
     rows = torch.arange(len(chosen), device=chosen.device) * restarts + chosen
     return values[rows]
 
 
 def starting_point(shape: tuple[int, ...], rng: np.random.Generator) -> Tensor:
-    """Draw f32 standard normal numbers, on the CPU so that devices start alike."""
+    """Draw standard normal f32 numbers on the CPU, so that all devices start alike."""
     generator = torch.Generator().manual_seed(
         torch_seed(int(rng.integers(2**62)), "attack")
     )
@@ -135,7 +139,7 @@ def starting_point(shape: tuple[int, ...], rng: np.random.Generator) -> Tensor:
 
 
 def check_updates(view: AdversaryView, attack: str) -> None:
-    """Refuse a run without single updates.
+    """Refuse a view without single updates.
 
     Raises:
         AttackError: the transcript holds none.

@@ -1,4 +1,4 @@
-"""Memory that matching one gradient takes."""
+"""Estimate the memory that matching one gradient takes."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from instahide_fl.transcript.view import Observation
 
-# Bounds of peaks measured with ResNet-18 and the small networks, batches 1 to 8.
-BY_KEPT = 9  # bytes, for each byte that one ordinary pass keeps
-BY_PARAMETERS = 4  # bytes in each step, for each byte of parameters
+# Upper bounds of the peaks measured with ResNet-18 and small networks, batches 1 to 8.
+PER_SAVED_BYTE = 9  # bytes, for each byte that autograd saves in one ordinary pass
+PER_PARAMETER_BYTE = 4  # bytes in each step, for each byte of parameters
 
 
 def memory_of_one(
@@ -20,21 +20,24 @@ def memory_of_one(
     """Estimate the memory of one problem: one victim, one restart.
 
     Args:
-        model: of `training_network`.
+        model: the network, as `training_network` returns it.
         image_shape: C, H, W.
-        observation: of the victim; its batches count.
+        observation: the victim, for its batch sizes.
 
     Returns:
-        Bytes: what all layers keep for the slopes of slopes, and copies of the update.
+        Bytes: what autograd saves for second derivatives, and copies of the update.
     """
     sizes = observation.batch_sizes
-    kept = _kept(model, (max(sizes), *image_shape)) * sum(sizes) // max(sizes)
-    parameters = sum(one.numel() * one.element_size() for one in model.parameters())
-    return BY_KEPT * kept + BY_PARAMETERS * parameters * len(sizes)
+    saved = _saved_bytes(model, (max(sizes), *image_shape)) * sum(sizes) // max(sizes)
+    parameters = sum(p.numel() * p.element_size() for p in model.parameters())
+    return PER_SAVED_BYTE * saved + PER_PARAMETER_BYTE * parameters * len(sizes)
 
 
-def _kept(model: nn.Module, shape: tuple[int, ...]) -> int:
-    """Count bytes that a pass keeps to be differentiated, parameters apart."""
+def _saved_bytes(model: nn.Module, shape: tuple[int, ...]) -> int:
+    """Count the bytes that autograd saves in a pass, without parameters.
+
+    The pass runs on the meta device, so that it takes neither memory nor time.
+    """
     counted = 0
 
     def count(tensor: Tensor) -> Tensor:
@@ -43,6 +46,6 @@ def _kept(model: nn.Module, shape: tuple[int, ...]) -> int:
             counted += tensor.numel() * tensor.element_size()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(count, lambda kept: kept):
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         deepcopy(model).to("meta")(torch.empty(shape, device="meta"))
     return counted

@@ -1,8 +1,8 @@
-"""Gradients of many victims in one pass, where all were sent the same parameters.
+"""Compute the gradients of many victims in one pass, where they share parameters.
 
 `gradient_matching` computes any update of any network, but vmap turns a convolution
-into a grouped one, which copies much. Where all victims hold the same parameters and
-sent the gradient of one batch, their images can go through the network as one batch.
+into a grouped one, which copies a lot. Where all victims were sent the same parameters
+and sent the gradient of one batch, their images can pass the network as one batch.
 """
 
 from __future__ import annotations
@@ -37,16 +37,17 @@ UpdateDistance: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 def update_distance(
     victims: Victims, kind: Literal["cosine", "squared"]
 ) -> UpdateDistance:
-    """Return the way to compute how far guesses' updates are from those observed.
+    """Return the fastest function for the distance of guesses' updates.
 
     Args:
-        victims: V of them.
-        kind: `cosine_distance` or `squared_distance`.
+        victims: the V victims.
+        kind: the distance: `cosine_distance` or `squared_distance`.
 
     Returns:
-        A function of images f32[V,M,C,H,W] and soft targets f32[V,M,K], to f32[V].
+        A function of images f32[V,M,C,H,W] and soft targets f32[V,M,K], which returns
+        the distances to the observed updates, f32[V].
     """
-    if not one_pass_will_do(victims):
+    if not fits_one_pass(victims):
         measure = cosine_distance if kind == "cosine" else squared_distance
         return lambda images, soft_targets: measure(
             simulated_updates(victims, images, soft_targets), victims.updates
@@ -54,29 +55,29 @@ def update_distance(
     together = SideBySide(victims)
     if kind == "cosine":
         return together.cosine_distance
-    # By products it would be a small difference of large numbers.
+    # Computed by products, it would be a small difference of large numbers.
     return lambda images, soft_targets: squared_distance(
         together.updates(images, soft_targets), victims.updates
     )
 
 
-def one_pass_will_do(victims: Victims) -> bool:
+def fits_one_pass(victims: Victims) -> bool:
     """Return whether `SideBySide` can compute the victims' updates.
 
-    It can where all were sent the same parameters, sent the gradient of one batch back,
-    and the network treats each image by itself (no BatchNorm) and has parameters in
-    Linear, GroupNorm and ungrouped Conv2d layers only.
+    It can if all victims were sent the same parameters and sent the gradient of one
+    batch back, and if the network treats each image separately (no BatchNorm) and has
+    parameters only in Linear, GroupNorm and ungrouped Conv2d layers.
     """
     if not victims.shared or victims.steps.kind != "gradient":
         return False
-    return all(_allowed(module) for module in victims.model.modules())
+    return all(_supported(module) for module in victims.model.modules())
 
 
 class SideBySide:
-    """Victims of which `one_pass_will_do`.
+    """Victims whose gradients are computed in one pass.
 
     Args:
-        victims: V of them.
+        victims: the V victims, of which `fits_one_pass`.
     """
 
     def __init__(self, victims: Victims) -> None:
@@ -86,7 +87,7 @@ class SideBySide:
         self._layers = _fix_layers(self._model)
         updates = victims.updates
         self._matrices = {
-            layer.name: layer.matrix(updates[f"{layer.name}.weight"]).contiguous()
+            layer.name: layer.to_matrix(updates[f"{layer.name}.weight"]).contiguous()
             for layer in self._layers
             if isinstance(layer, FixedMatrix)
         }
@@ -95,58 +96,58 @@ class SideBySide:
         self._norm = torch.stack(squares).sum(0).sqrt()
 
     def updates(self, images: Tensor, soft_targets: Tensor) -> Arrays:
-        """Compute what clients would send; see `simulated_updates`."""
-        found: Arrays = {}
-        for layer, slopes, inputs in self._factors(images, soft_targets):
-            found |= layer.vectors(slopes, inputs)
+        """Compute the updates that clients would send; see `simulated_updates`."""
+        updates: Arrays = {}
+        for layer, output_gradients, inputs in self._factors(images, soft_targets):
+            updates |= layer.vector_gradients(output_gradients, inputs)
             if isinstance(layer, FixedMatrix):
-                product = slopes.mT @ inputs
-                found[f"{layer.name}.weight"] = layer.weights(product)
-        return found
+                product = output_gradients.mT @ inputs  # [V,O,P] @ [V,P,I] -> [V,O,I]
+                updates[f"{layer.name}.weight"] = layer.to_weight(product)
+        return updates
 
     def cosine_distance(self, images: Tensor, soft_targets: Tensor) -> Tensor:
         """Compute the distance of updates; see `cosine_distance`.
 
-        The gradients themselves are not made where that is less work. The result can be
-        differentiated once.
+        The gradients of weights are not formed where that is less work. The result can
+        be differentiated once.
 
         Args:
-            images: f32[V,M,C,H,W], normalised.
-            soft_targets: f32[V,M,K].
+            images: the guessed images, normalised, f32[V,M,C,H,W].
+            soft_targets: the guessed or known labels, f32[V,M,K].
 
         Returns:
-            f32[V], 0 to 2.
+            The distances, f32[V], from 0 to 2.
         """
         vectors: Arrays = {}
-        inner, own = [], []
-        for layer, slopes, inputs in self._factors(images, soft_targets):
-            vectors |= layer.vectors(slopes, inputs)
+        inner, squares = [], []
+        for layer, output_gradients, inputs in self._factors(images, soft_targets):
+            vectors |= layer.vector_gradients(output_gradients, inputs)
             if isinstance(layer, FixedMatrix):
-                wanted = self._matrices[layer.name]
-                with_wanted, with_itself = _products(slopes, inputs, wanted)
-                inner.append(with_wanted)
-                own.append(with_itself)
+                observed = self._matrices[layer.name]
+                product, square = _products(output_gradients, inputs, observed)
+                inner.append(product)
+                squares.append(square)
         if vectors:
-            found = torch.cat(list(vectors.values()), 1)
-            known = torch.cat([self._updates[name] for name in vectors], 1)
-            inner.append(_dot(found, known))
-            own.append(_dot(found, found))
-        norms = torch.stack(own).sum(0).sqrt() * self._norm
+            guessed = torch.cat(list(vectors.values()), 1)
+            observed = torch.cat([self._updates[name] for name in vectors], 1)
+            inner.append(_dot(guessed, observed))
+            squares.append(_dot(guessed, guessed))
+        norms = torch.stack(squares).sum(0).sqrt() * self._norm
         return 1 - torch.stack(inner).sum(0) / norms.clamp_min(1e-30)
 
     def _factors(
         self, images: Tensor, soft_targets: Tensor
     ) -> Iterator[tuple[FixedLayer, Tensor, Tensor]]:
-        """Yield layers with their slopes f32[V,P,O] and inputs f32[V,P,I].
+        """Yield each layer with output gradients f32[V,P,O] and inputs f32[V,P,I].
 
         Raises:
-            AttackError: the network does not call each of them once.
+            AttackError: the network does not call each layer exactly once.
         """
         count = len(images)
         for layer in self._layers:
             layer.calls = 0
-        logits = self._model(images.flatten(0, 1))
-        # The mean over all images, times V: the sum of the victims' own losses.
+        logits = self._model(images.flatten(0, 1))  # [V,M,C,H,W] -> [V*M,C,H,W]
+        # The mean over all images, times V, is the sum of the victims' mean losses.
         loss = count * soft_cross_entropy(logits, soft_targets.flatten(0, 1))
         for layer in self._layers:
             if layer.calls != 1:
@@ -155,97 +156,115 @@ class SideBySide:
                     f"an image; gradients of victims side by side need exactly 1"
                 )
         edges = [layer.edge for layer in self._layers]
-        slopes = torch.autograd.grad(loss, edges, create_graph=True)
-        for layer, slope in zip(self._layers, slopes, strict=True):
-            shape = (count, len(slope) // count, -1)
-            yield layer, slope.reshape(shape), layer.inputs.view(shape)
+        gradients = torch.autograd.grad(loss, edges, create_graph=True)
+        for layer, gradient in zip(self._layers, gradients, strict=True):
+            shape = (count, len(gradient) // count, -1)  # [V*P,...] -> [V,P,...]
+            yield layer, gradient.reshape(shape), layer.inputs.view(shape)
 
 
-def _products(slopes: Tensor, inputs: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    """Return <G, wanted> and <G, G> of each G = slopes^T inputs, as f32[V] each."""
-    (positions, inner), outer = inputs.shape[1:], slopes.shape[2]
-    # Multiplications, forth and back; both ways also multiply with `wanted` once.
-    by_positions = positions * positions * (inner + outer)
-    direct = positions * inner * outer // 2
-    way = _ByPositions if by_positions < direct else _Direct
-    both: tuple[Tensor, Tensor] = way.apply(slopes, inputs, wanted)
-    return both
+def _products(
+    output_gradients: Tensor, inputs: Tensor, observed: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return <G, observed> and <G, G> of the weight gradients G, f32[V] each.
+
+    Args:
+        output_gradients: the gradients at the layer's outputs, f32[V,P,O].
+        inputs: the layer's inputs, f32[V,P,I]; G is output_gradients^T inputs.
+        observed: the observed gradients of the weight, f32[V,O,I].
+    """
+    (positions, num_inputs), num_outputs = inputs.shape[1:], output_gradients.shape[2]
+    # The numbers of multiplications, forward and backward; both ways also multiply with
+    # `observed` once.
+    by_positions = positions * positions * (num_inputs + num_outputs)
+    direct = positions * num_inputs * num_outputs // 2
+    function = _ByPositions if by_positions < direct else _Direct
+    products: tuple[Tensor, Tensor] = function.apply(output_gradients, inputs, observed)
+    return products
 
 
 class _Direct(torch.autograd.Function):
-    """Products by way of G itself."""
+    """Products with G itself."""
 
     @staticmethod
     def forward(
-        ctx: Any, slopes: Tensor, inputs: Tensor, wanted: Tensor
+        ctx: Any, output_gradients: Tensor, inputs: Tensor, observed: Tensor
     ) -> tuple[Tensor, Tensor]:
-        gradient = slopes.mT @ inputs
-        ctx.save_for_backward(slopes, inputs, wanted, gradient)
-        return _dot(gradient, wanted), _dot(gradient, gradient)
+        gradient = output_gradients.mT @ inputs  # [V,O,I]
+        ctx.save_for_backward(output_gradients, inputs, observed, gradient)
+        return _dot(gradient, observed), _dot(gradient, gradient)
 
     @staticmethod
     @once_differentiable
     def backward(
-        ctx: Any, by_inner: Tensor, by_own: Tensor
+        ctx: Any, by_inner: Tensor, by_square: Tensor
     ) -> tuple[Tensor, Tensor, None]:
-        slopes, inputs, wanted, gradient = ctx.saved_tensors
-        factor, twice = by_inner.view(-1, 1, 1), 2 * by_own.view(-1, 1, 1)
-        moved = (wanted * factor).addcmul_(gradient, twice)
-        return inputs @ moved.mT, slopes @ moved, None
+        output_gradients, inputs, observed, gradient = ctx.saved_tensors
+        factor, twice = by_inner.view(-1, 1, 1), 2 * by_square.view(-1, 1, 1)
+        by_gradient = (observed * factor).addcmul_(gradient, twice)
+        return inputs @ by_gradient.mT, output_gradients @ by_gradient, None
 
 
 class _ByPositions(torch.autograd.Function):
-    """Products by way of positions: <G, G> = <slopes slopes^T, inputs inputs^T>.
+    """Products without G, by Gram matrices over positions.
 
-    Small where there are few positions (Goodfellow, "Efficient Per-Example Gradient
-    Computations", 2015, arXiv:1510.01799).
+    With D the output gradients and X the inputs, <G, G> = <D D^T, X X^T>, which is
+    little work where there are few positions (Goodfellow, "Efficient Per-Example
+    Gradient Computations", 2015, arXiv:1510.01799).
     """
 
     @staticmethod
     def forward(
-        ctx: Any, slopes: Tensor, inputs: Tensor, wanted: Tensor
+        ctx: Any, output_gradients: Tensor, inputs: Tensor, observed: Tensor
     ) -> tuple[Tensor, Tensor]:
-        answers = inputs @ wanted.mT
-        grams = _gram(slopes), _gram(inputs)
-        ctx.save_for_backward(slopes, inputs, wanted, answers, *grams)
-        return _dot(slopes, answers), _dot(*grams)
+        projected = inputs @ observed.mT  # [V,P,I] @ [V,I,O] -> [V,P,O]
+        output_gram, input_gram = _gram(output_gradients), _gram(inputs)
+        grams = output_gram, input_gram
+        ctx.save_for_backward(output_gradients, inputs, observed, projected, *grams)
+        return _dot(output_gradients, projected), _dot(output_gram, input_gram)
 
     @staticmethod
     @once_differentiable
     def backward(
-        ctx: Any, by_inner: Tensor, by_own: Tensor
+        ctx: Any, by_inner: Tensor, by_square: Tensor
     ) -> tuple[Tensor, Tensor, None]:
-        slopes, inputs, wanted, answers, of_slopes, of_inputs = ctx.saved_tensors
-        factor, twice = by_inner.view(-1, 1, 1), 2 * by_own.view(-1, 1, 1)
-        to_slopes = torch.baddbmm(answers * factor, of_inputs * twice, slopes)
-        to_inputs = torch.baddbmm((slopes * factor) @ wanted, of_slopes * twice, inputs)
-        return to_slopes, to_inputs, None
+        output_gradients, inputs, observed, projected, output_gram, input_gram = (
+            ctx.saved_tensors
+        )
+        factor, twice = by_inner.view(-1, 1, 1), 2 * by_square.view(-1, 1, 1)
+        by_outputs = torch.baddbmm(
+            projected * factor, input_gram * twice, output_gradients
+        )
+        by_inputs = torch.baddbmm(
+            (output_gradients * factor) @ observed, output_gram * twice, inputs
+        )
+        return by_outputs, by_inputs, None
 
 
 def _gram(rows: Tensor) -> Tensor:
-    if rows.shape[1] == 1:  # a product of matrices is slow for that
+    """Return the inner products of the rows of each matrix: [V,P,D] -> [V,P,P]."""
+    if rows.shape[1] == 1:  # a matrix product is slow for a single row
         return rows.square().sum(2, keepdim=True)
     return rows @ rows.mT
 
 
-def _dot(left: Tensor, right: Tensor) -> Tensor:
-    product: Tensor = torch.linalg.vecdot(left.flatten(1), right.flatten(1))
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    product: Tensor = torch.linalg.vecdot(a.flatten(1), b.flatten(1))  # [V]
     return product
 
 
-def _allowed(module: nn.Module) -> bool:
+def _supported(module: nn.Module) -> bool:
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
         return False
     if type(module) is nn.Conv2d:
         plain = module.padding_mode == "zeros" and not isinstance(module.padding, str)
         return plain and module.groups == 1
-    # Parameters with no layer of their own are nowhere to be found later.
-    own = next(module.parameters(recurse=False), None)
-    return own is None or type(module) in (nn.Linear, nn.GroupNorm)
+    # Other modules would use their parameters in ways that no fixed layer computes.
+    parameter = next(module.parameters(recurse=False), None)
+    return parameter is None or type(module) in (nn.Linear, nn.GroupNorm)
 
 
 def _fix_layers(model: nn.Module) -> list[FixedLayer]:
-    """Put fixed layers in the place of those with parameters, and return them."""
+    """Replace the layers that have parameters by fixed ones, and return these."""
     layers: list[FixedLayer] = []
     for name, module in list(model.named_modules()):
         fixed: FixedLayer | None = None
@@ -256,7 +275,7 @@ def _fix_layers(model: nn.Module) -> list[FixedLayer]:
         elif isinstance(module, nn.GroupNorm) and module.affine:
             fixed = FixedScale(name, module)
         if fixed is not None:
-            parent, _, own_name = name.rpartition(".")
-            setattr(model.get_submodule(parent), own_name, fixed)
+            parent, _, attribute = name.rpartition(".")
+            setattr(model.get_submodule(parent), attribute, fixed)
             layers.append(fixed)
     return layers

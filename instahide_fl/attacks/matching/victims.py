@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,14 +19,14 @@ from instahide_fl.types import UpdateKind
 
 @dataclass(frozen=True)
 class Steps:
-    """How a client came from the parameters it was sent to its update.
+    """The steps that led a client from the parameters it was sent to its update.
 
     Attributes:
         kind: "gradient" of the mean loss, or "delta" after local steps.
-        batch_sizes: images of each step; one in mode gradient.
-        learning_rate: of the local steps.
-        momentum: of the local steps.
-        weight_decay: of the local steps.
+        batch_sizes: the number of images of each step; one step in mode gradient.
+        learning_rate: the learning rate of the local steps.
+        momentum: the momentum of the local steps.
+        weight_decay: the weight decay of the local steps.
     """
 
     kind: UpdateKind
@@ -36,7 +37,7 @@ class Steps:
 
     @property
     def images(self) -> int:
-        """Images that the client trained on, each step's counted anew."""
+        """The number of images that the client trained on, summed over steps."""
         return sum(self.batch_sizes)
 
 
@@ -45,14 +46,14 @@ class Victims:
     """V updates that were computed in the same way.
 
     Attributes:
-        observations: which ones.
+        observations: the observations of the V victims.
         model: the network, in training mode; its own parameters are not used.
-        parameters: what each client was sent, f32[V,...] by name; or f32[...] where
-            all were sent the same (`shared`).
+        parameters: the parameters that each client was sent, by name, f32[V,...]; or
+            f32[...] where all were sent the same (`shared`).
         shared: whether all were sent the same parameters.
-        updates: what each client sent, f32[V,...] by name.
-        steps: how they came from one to the other.
-        soft_targets: f32[V,M,K], or None if the adversary does not know them.
+        updates: the updates that clients sent, by name, f32[V,...].
+        steps: the steps from the parameters to the updates.
+        soft_targets: the labels, f32[V,M,K]; None if the adversary does not know them.
     """
 
     observations: tuple[Observation, ...]
@@ -68,25 +69,25 @@ class Victims:
 
     @property
     def device(self) -> torch.device:
-        """Where the updates are."""
+        """The device of the updates."""
         return next(iter(self.updates.values())).device
 
 
 def training_network(
     config: Config, image_shape: tuple[int, int, int], num_classes: int
 ) -> nn.Module:
-    """Return the run's network as it computes gradients: in training mode.
+    """Return the run's network in training mode, in which gradients are computed.
 
-    BatchNorm normalises by the batch at hand then; its running statistics take no part
-    in a gradient, so they are taken out.
+    BatchNorm then normalises by the statistics of the batch; its running statistics do
+    not affect gradients and are removed.
 
     Args:
         config: the run's settings.
         image_shape: C, H, W.
-        num_classes: K.
+        num_classes: K, the number of classes.
 
     Raises:
-        AttackError: it has dropout.
+        AttackError: the network has dropout.
     """
     model = build_network(config, image_shape, num_classes)
     torch.func.replace_all_batch_norm_modules_(model)
@@ -101,32 +102,36 @@ def training_network(
 
 
 def check_batches(model: nn.Module, view: AdversaryView) -> None:
-    """Refuse aggregates of batches that were each normalised by themselves.
+    """Refuse aggregates of batches that BatchNorm normalised separately.
 
     Args:
-        model: of `training_network`.
-        view: of the adversary.
+        model: the network, as `training_network` returns it.
+        view: the adversary's view.
 
     Raises:
-        AttackError: several clients' batches went through BatchNorm one by one.
+        AttackError: the network has BatchNorm, and an update is of several clients.
     """
-    several = next((one for one in view.observations if one.clients > 1), None)
-    normalised = any(isinstance(one, nn.BatchNorm2d) for one in model.modules())
-    if several is not None and normalised:
+    aggregate = next((o for o in view.observations if o.clients > 1), None)
+    has_batch_norm = any(isinstance(m, nn.BatchNorm2d) for m in model.modules())
+    if aggregate is not None and has_batch_norm:
         raise AttackError(
             f"BatchNorm normalises each client's batch by itself, so the aggregate of "
-            f"{several.clients} clients is no gradient of one batch: run with "
+            f"{aggregate.clients} clients is no gradient of one batch: run with "
             f'model.normalization = "group" or "none" (model.name = '
             f"{view.config.model.name!r}), or train.clients-per-round = 1"
         )
 
 
 def alike(observations: Iterable[Observation]) -> Iterator[tuple[Observation, ...]]:
-    """Yield observations in groups that can be stacked: same kind, same steps."""
+    """Yield groups of observations that can be stacked: of the same kind and steps."""
     groups: dict[tuple[object, ...], list[Observation]] = {}
-    for one in observations:
-        key = (one.kind, one.batch_sizes, one.learning_rate_factor)
-        groups.setdefault(key, []).append(one)
+    for observation in observations:
+        key = (
+            observation.kind,
+            observation.batch_sizes,
+            observation.learning_rate_factor,
+        )
+        groups.setdefault(key, []).append(observation)
     for group in groups.values():
         yield tuple(group)
 
@@ -138,64 +143,73 @@ def stack_victims(
     device: torch.device,
     with_labels: bool = True,
 ) -> Victims:
-    """Put updates side by side.
+    """Stack the updates of victims.
 
     Args:
-        view: of the adversary.
-        model: of `training_network`.
-        observations: of one group of `alike`.
-        device: to compute on.
-        with_labels: keep the labels that are known.
+        view: the adversary's view.
+        model: the network, as `training_network` returns it.
+        observations: the victims, a group of `alike`.
+        device: the device to compute on.
+        with_labels: whether to use the labels that are known.
 
     Raises:
         AttackError: an update lacks parameters of the network.
     """
     names = [name for name, _ in model.named_parameters()]
-    first, train = observations[0], view.config.train
-    sent = [one.parameters or {} for one in observations]
-    came = [one.update or {} for one in observations]
-    for arrays in [*sent, *came]:
+    parameters = [o.parameters or {} for o in observations]
+    updates = [o.update or {} for o in observations]
+    for arrays in [*parameters, *updates]:
         if absent := set(names) - arrays.keys():
             raise AttackError(
                 f"the transcript lacks the network's parameter {min(absent)}: was it "
                 f"recorded with other settings?"
             )
+    first = parameters[0]
     shared = all(
-        torch.equal(arrays[name], sent[0][name]) for arrays in sent for name in names
-    )
-    parameters = {
-        name: sent[0][name] if shared else torch.stack([one[name] for one in sent])
+        torch.equal(arrays[name], first[name])
+        for arrays in parameters
         for name in names
-    }
-    known = [one.soft_targets if with_labels else None for one in observations]
-    steps = Steps(first.kind, first.batch_sizes)
-    if first.kind == "delta":
-        steps = Steps(
-            first.kind,
-            first.batch_sizes,
-            train.learning_rate * first.learning_rate_factor,
-            train.momentum,
-            train.weight_decay,
-        )
-    labels = [one for one in known if one is not None]
+    )
+    labels = [o.soft_targets for o in observations if o.soft_targets is not None]
+    has_labels = with_labels and len(labels) == len(observations)
     return Victims(
-        tuple(observations),
-        model.to(device),
-        {name: array.to(device) for name, array in parameters.items()},
-        shared,
-        {name: torch.stack([one[name] for one in came]).to(device) for name in names},
-        steps,
-        torch.stack(labels).to(device) if len(labels) == len(known) else None,
+        observations=tuple(observations),
+        model=model.to(device),
+        parameters={
+            name: (first[name] if shared else _stack(parameters, name)).to(device)
+            for name in names
+        },
+        shared=shared,
+        updates={name: _stack(updates, name).to(device) for name in names},
+        steps=_steps(view, observations[0]),
+        soft_targets=torch.stack(labels).to(device) if has_labels else None,
     )
 
 
-def attack_device(wanted: str) -> torch.device:
-    """Return the device to attack on: "auto" takes a GPU where there is one.
+def _stack(arrays: Sequence[Mapping[str, Tensor]], name: str) -> Tensor:
+    return torch.stack([by_name[name] for by_name in arrays])  # [V,...]
+
+
+def _steps(view: AdversaryView, observation: Observation) -> Steps:
+    if observation.kind == "gradient":
+        return Steps(observation.kind, observation.batch_sizes)
+    train = view.config.train
+    return Steps(
+        kind=observation.kind,
+        batch_sizes=observation.batch_sizes,
+        learning_rate=train.learning_rate * observation.learning_rate_factor,
+        momentum=train.momentum,
+        weight_decay=train.weight_decay,
+    )
+
+
+def attack_device(device: Literal["auto", "cpu", "cuda"]) -> torch.device:
+    """Return the device to attack on; "auto" takes a GPU where there is one.
 
     Raises:
-        AttackError: a GPU is asked for and there is none.
+        AttackError: "cuda" is asked for, and there is no GPU.
     """
-    there = torch.cuda.is_available()
-    if wanted == "cuda" and not there:
+    has_gpu = torch.cuda.is_available()
+    if device == "cuda" and not has_gpu:
         raise AttackError("device = cuda: there is no GPU; set device = auto or cpu")
-    return torch.device("cuda" if there and wanted != "cpu" else "cpu")
+    return torch.device("cuda" if has_gpu and device != "cpu" else "cpu")
