@@ -1,4 +1,7 @@
-"""Mean and variance of a batch in each BatchNorm layer, from running statistics."""
+"""Recover mean and variance of a batch in each BatchNorm layer.
+
+They follow from the running statistics before and after a round.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +21,8 @@ from instahide_fl.transcript.view import AdversaryView, Observation
 
 
 class BatchStatistics(Attack):
-    """Statistics of a batch's features, which priors for inversion are made of."""
+    """Recover statistics of batches, which inversion attacks use as priors."""
 
-    section = "batch_statistics"
     name: ClassVar[str] = "batch_statistics"
     summary: ClassVar[str] = (
         "mean and variance of a batch in every BatchNorm layer, exactly, from its "
@@ -38,33 +40,34 @@ class BatchStatistics(Attack):
     def reconstruct(
         self, view: AdversaryView, rng: np.random.Generator, advance: Advance
     ) -> Reconstruction:
-        """Undo the moving average.
+        """Undo the moving average of each update; see `Attack.reconstruct`.
 
         Raises:
             AttackError: the network keeps no running statistics.
         """
         momenta = _momenta(view)
         recovered = []
-        for done, observation in enumerate(view.observations):
+        for number, observation in enumerate(view.observations):
             recovered.append(_recover(view.config, observation, momenta))
-            advance(done + 1, len(view.observations))
+            advance(number + 1, len(view.observations))
         return Reconstruction("statistics", tuple(recovered))
 
 
 def batch_average(
     before: Tensor, change: Tensor, momentum: float, steps: int
 ) -> Tensor:
-    """Return the average over steps of what a moving average was moved by.
+    """Return the average statistic of the batches that moved a running statistic.
+
+    For one batch this is the batch's own statistic; of several, later ones weigh more.
 
     Args:
-        before: running statistic that was sent.
-        change: of it, over the steps.
-        momentum: weight of a new batch.
-        steps: batches seen; for one the result is that batch's own statistic. For
-            several, later ones weigh more.
+        before: the running statistic that the client was sent.
+        change: the change of the running statistic over the steps.
+        momentum: the weight of a new batch in the running statistic.
+        steps: the number of batches.
     """
-    kept = (1 - momentum) ** steps
-    return before + change / (1 - kept)
+    weight_of_before = (1 - momentum) ** steps
+    return before + change / (1 - weight_of_before)
 
 
 def forward_passes(config: Config, observation: Observation) -> int:
@@ -97,12 +100,12 @@ def _recover(
     steps = forward_passes(config, observation)
     statistics = {}
     for layer, momentum in momenta.items():
-        for ours, theirs in (("mean", "running_mean"), ("variance", "running_var")):
-            name = f"{layer}.{theirs}"
+        for kind, buffer in (("mean", "running_mean"), ("variance", "running_var")):
+            name = f"{layer}.{buffer}"
             average = batch_average(
                 before[name].double(), update[name].double(), momentum, steps
             )
-            statistics[f"{layer}.{ours}"] = average.float()
+            statistics[f"{layer}.{kind}"] = average.float()
     diagnostics = {"layers": float(len(momenta)), "batches_averaged": float(steps)}
     return Recovered(
         observation.client,

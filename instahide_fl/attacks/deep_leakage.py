@@ -40,9 +40,7 @@ INNER_STEPS = 20  # of L-BFGS in one iteration
 
 
 class DeepLeakage(Attack):
-    """DLG: images and labels found together."""
-
-    section = "dlg"
+    """Find images and labels together (DLG)."""
 
     name: ClassVar[str] = "dlg"
     summary: ClassVar[str] = (
@@ -55,31 +53,31 @@ class DeepLeakage(Attack):
     by_default: ClassVar[bool] = False
 
     iterations: Count = 60
-    """Calls of L-BFGS, each of at most 20 steps."""
+    """The number of calls of L-BFGS, each of at most 20 steps."""
     restarts: Count = 3
-    """Starting points; a later one is tried only if those before did not match."""
+    """The largest number of starting points; one is tried only if those before it did
+    not lead to a match."""
     matched: Annotated[float, Field(gt=0)] = 1e-6
-    """Squared distance, as a share of the gradient's own, that counts as a match."""
+    """The squared distance that counts as a match, as a share of the gradient's squared
+    length."""
     history: Count = 100
-    """Steps that L-BFGS remembers."""
+    """The number of steps that L-BFGS remembers."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute."""
+    """The device to compute on."""
 
     labels_first: ClassVar[bool] = False
 
     def reconstruct(
         self, view: AdversaryView, rng: np.random.Generator, advance: Advance
     ) -> Reconstruction:
-        """Attack every observed update by itself; see `Attack.reconstruct`."""
+        """Attack every observed update separately; see `Attack.reconstruct`."""
         check_updates(view, self.name)
         if self.labels_first:
             view = with_recovered_labels(view)
-        device, model = (
-            attack_device(self.device),
-            training_network(view.config, view.image_shape, view.num_classes),
-        )
+        device = attack_device(self.device)
+        model = training_network(view.config, view.image_shape, view.num_classes)
         check_batches(model, view)
-        # Second-order steps need more digits than the gradients themselves have.
+        # Second-order steps need more digits than single precision has.
         model = model.double()
         total = len(view.observations)
         recovered = []
@@ -106,10 +104,10 @@ class DeepLeakage(Attack):
             if best[0] < self.matched:
                 break
         assert best is not None
-        one = victim.observations[0]
+        observation = victim.observations[0]
         return Recovered(
-            one.client,
-            one.round,
+            observation.client,
+            observation.round,
             images=best[1][0].float().cpu(),
             soft_targets=None if self.labels_first else best[2][0].float().cpu(),
             diagnostics={"distance": best[0], "starts": float(starts)},
@@ -122,6 +120,15 @@ class DeepLeakage(Attack):
         rng: np.random.Generator,
         scale: float,
     ) -> tuple[float, Tensor, Tensor]:
+        """Return the distance from a new start, with images and labels.
+
+        Args:
+            victim: one victim.
+            view: the adversary's view.
+            rng: the generator of the starting point.
+            scale: the squared length of the observed update; distances are divided
+                by it.
+        """
         count, device = victim.steps.images, victim.device
         shape, classes = view.image_shape, view.num_classes
         images = starting_point((1, count, *shape), rng).to(device, torch.float64)
@@ -139,8 +146,8 @@ class DeepLeakage(Attack):
 
         def closure() -> Tensor:
             optimizer.zero_grad()
-            found = simulated_updates(victim, images, labels.values())
-            loss = squared_distance(found, victim.updates).sum() / scale
+            updates = simulated_updates(victim, images, labels.values())
+            loss = squared_distance(updates, victim.updates).sum() / scale
             loss.backward()  # type: ignore[no-untyped-call]
             return loss
 
@@ -152,17 +159,15 @@ class DeepLeakage(Attack):
             if loss < self.matched / 100 or loss == before or not np.isfinite(loss):
                 break
         with torch.no_grad():
-            found = simulated_updates(victim, images, labels.values())
-            last = squared_distance(found, victim.updates).sum() / scale
-        # A step that left the numbers behind must not win against a worse match.
-        value = float(last) if bool(last.isfinite()) else float("inf")
-        return value, images.detach(), labels.values().detach()
+            updates = simulated_updates(victim, images, labels.values())
+            last = squared_distance(updates, victim.updates).sum() / scale
+        # A start that ended in NaN must not win against any match.
+        distance = float(last) if bool(last.isfinite()) else float("inf")
+        return distance, images.detach(), labels.values().detach()
 
 
 class ImprovedDeepLeakage(DeepLeakage):
-    """iDLG: labels known before the images are sought."""
-
-    section = "idlg"
+    """Find the images after the labels (iDLG)."""
 
     name: ClassVar[str] = "idlg"
     summary: ClassVar[str] = (
@@ -175,8 +180,8 @@ class ImprovedDeepLeakage(DeepLeakage):
 def _double(victims: Victims) -> Victims:
     return replace(
         victims,
-        parameters={name: one.double() for name, one in victims.parameters.items()},
-        updates={name: one.double() for name, one in victims.updates.items()},
+        parameters={name: a.double() for name, a in victims.parameters.items()},
+        updates={name: a.double() for name, a in victims.updates.items()},
         soft_targets=None
         if victims.soft_targets is None
         else victims.soft_targets.double(),

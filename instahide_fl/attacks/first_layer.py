@@ -1,4 +1,4 @@
-"""Closed-form recovery from the gradient of a first fully-connected layer."""
+"""Recover encodings exactly from the gradient of a fully-connected first layer."""
 
 from __future__ import annotations
 
@@ -6,7 +6,13 @@ from typing import ClassVar
 
 import numpy as np
 
-from instahide_fl.attacks.base import Advance, Attack, Reconstruction, Recovered
+from instahide_fl.attacks.base import (
+    Advance,
+    Attack,
+    Reconstruction,
+    Recovered,
+    continued,
+)
 from instahide_fl.attacks.layers.disaggregation import Disaggregated, disaggregate
 from instahide_fl.attacks.layers.linear_layers import (
     LinearLayer,
@@ -20,9 +26,8 @@ from instahide_fl.transcript.view import AdversaryView, Observation
 
 
 class FirstLayer(Attack):
-    """Exact encodings of small batches from a linear first layer."""
+    """Recover the encodings of small batches from a linear first layer."""
 
-    section = "first_layer"
     name: ClassVar[str] = "first_layer"
     summary: ClassVar[str] = (
         "encodings of a small batch, exactly, from a fully-connected first layer"
@@ -36,14 +41,15 @@ class FirstLayer(Attack):
     )
 
     starts: Count = 1_000
-    """Most random starts of the search that takes a batch apart."""
+    """The largest number of random starts of the search that takes a batch apart."""
     largest_batch: Count = 32
-    """Images of an update beyond which the attack is refused: it would not succeed."""
+    """The largest number of images in an update that the attack accepts; with more it
+    would not succeed."""
 
     def reconstruct(
         self, view: AdversaryView, rng: np.random.Generator, advance: Advance
     ) -> Reconstruction:
-        """Divide rows of the weight's gradient by the bias's.
+        """Divide rows of the weight's gradient by the bias's; see `Attack.reconstruct`.
 
         Raises:
             AttackError: the first layer is not linear on all pixels, or a batch has
@@ -57,8 +63,8 @@ class FirstLayer(Attack):
                 f'run with model.name = "mlp", got {config.model.name!r}'
             )
         recovered = []
-        for done, observation in enumerate(view.observations):
-            part = _OneOf(advance, done, len(view.observations))
+        for number, observation in enumerate(view.observations):
+            part = continued(advance, number, len(view.observations))
             recovered.append(self._recover(view, observation, layer, rng, part))
         return Reconstruction("encoding", tuple(recovered))
 
@@ -73,22 +79,31 @@ class FirstLayer(Attack):
         gradient = layer_gradient(view.config, observation, layer)
         count = sum(observation.batch_sizes)
         if count == 1:
+            # Row j of the weight's gradient is that of the bias times the image.
             row = int(gradient.bias.abs().argmax())
             image = gradient.weight[row] / gradient.bias[row]
-            found = Disaggregated(image[None], 1, 0)
+            batch = Disaggregated(image[None], 1, 0)
             advance(1, 1)
         else:
             self._check_batch(view, observation, count)
-            sent = layer_parameters(observation, layer)
-            found = disaggregate(gradient, sent, count, self.starts, rng, advance)
+            batch = disaggregate(
+                gradient=gradient,
+                parameters=layer_parameters(observation, layer),
+                batch_size=count,
+                starts=self.starts,
+                rng=rng,
+                advance=advance,
+            )
         return Recovered(
             observation.client,
             observation.round,
-            images=found.images.float().view(-1, *view.image_shape),
+            images=batch.images.float().view(
+                -1, *view.image_shape
+            ),  # [M,D] -> [M,C,H,W]
             diagnostics={
-                "images_in_gradient": float(found.rank),
-                "images_verified": float(len(found.images)),
-                "starts": float(found.starts),
+                "images_in_gradient": float(batch.rank),
+                "images_verified": float(len(batch.images)),
+                "starts": float(batch.starts),
             },
         )
 
@@ -110,13 +125,3 @@ class FirstLayer(Attack):
                 f"the gradient of {count} images, largest-batch is "
                 f"{self.largest_batch}; record a run with a smaller train.batch-size"
             )
-
-
-class _OneOf:
-    """Progress of one client among several."""
-
-    def __init__(self, advance: Advance, done: int, count: int) -> None:
-        self._advance, self._done, self._count = advance, done, count
-
-    def __call__(self, done: int, total: int) -> None:
-        self._advance(self._done * total + done, self._count * total)

@@ -1,4 +1,4 @@
-"""Which classes a batch holds, and how often, from the gradient of the last bias."""
+"""Recover the classes of a batch, with repeats, from the gradient of the last bias."""
 
 from __future__ import annotations
 
@@ -22,9 +22,8 @@ from instahide_fl.transcript.view import AdversaryView, Observation
 
 
 class HardLabels(Attack):
-    """Labels of plain batches; of encodings, the classes that are surely involved."""
+    """Recover labels of plain batches; of encodings, the classes surely in them."""
 
-    section = "hard_labels"
     name: ClassVar[str] = "hard_labels"
     summary: ClassVar[str] = (
         "labels of a batch with repeats, from the last layer; of encodings, classes"
@@ -38,12 +37,12 @@ class HardLabels(Attack):
     )
 
     dummy_images: Count = 64
-    """Random images that the network's mean prediction is estimated on."""
+    """The number of random images that the mean prediction is estimated on."""
 
     def reconstruct(
         self, view: AdversaryView, rng: np.random.Generator, advance: Advance
     ) -> Reconstruction:
-        """Count how often each class pulls its bias down.
+        """Count how often each class pulls its bias down; see `Attack.reconstruct`.
 
         Raises:
             AttackError: the last layer is not linear with a bias, or an update is of
@@ -53,9 +52,9 @@ class HardLabels(Attack):
         drawn = rng.standard_normal((self.dummy_images, *view.image_shape), np.float32)
         dummies = torch.from_numpy(drawn)
         recovered = []
-        for done, observation in enumerate(view.observations):
+        for number, observation in enumerate(view.observations):
             recovered.append(_recover(view, observation, head, dummies))
-            advance(done + 1, len(view.observations))
+            advance(number + 1, len(view.observations))
         return Reconstruction("labels", tuple(recovered))
 
 
@@ -64,16 +63,16 @@ def count_labels(bias_gradient: Tensor, expected: Tensor, batch_size: int) -> Te
 
     The gradient times B is, for each class, the sum of its predictions minus its
     number of images. A negative entry proves an image of the class, since predictions
-    are positive. The rest go, one by one, to the class that is most below what the
-    predictions alone would give, which each image brings up by 1.
+    are positive. Each remaining image goes to the class whose entry is furthest below
+    the sum of predictions that is expected; assigning an image raises it by 1.
 
     Args:
-        bias_gradient: f64[K], of the mean loss.
-        expected: f64[K], an estimate of the mean prediction; sums to 1.
-        batch_size: B.
+        bias_gradient: the gradient of the mean loss by the last bias, f64[K].
+        expected: an estimate of the mean prediction, which sums to 1, f64[K].
+        batch_size: B, the number of images.
 
     Returns:
-        i64[K], sums to B.
+        The number of images of each class, i64[K]; they sum to B.
     """
     total = bias_gradient * batch_size
     counts = (total < 0).long()
@@ -93,7 +92,7 @@ def _recover(
     size = observation.num_examples
     certain = torch.nonzero(gradient < 0)[:, 0]
     if view.config.instahide.method != "none":
-        # Soft labels do not count to whole numbers.
+        # Soft labels do not add up to whole numbers, so they cannot be counted.
         classes = certain
     elif size == 1:
         classes = gradient.argmin()[None]
@@ -113,11 +112,11 @@ def _recover(
 def _mean_prediction(
     view: AdversaryView, observation: Observation, dummies: Tensor
 ) -> Tensor:
-    """Return what the network that was sent predicts for images of nothing, f64[K]."""
+    """Return the mean prediction of the client's network for random images, f64[K]."""
     network = build_network(view.config, view.image_shape, view.num_classes)
     with torch.no_grad():
         for name, array in live_arrays(network).items():
-            # Running statistics may be withheld.
+            # The threat model may withhold running statistics.
             if observation.parameters and name in observation.parameters:
                 array.copy_(observation.parameters[name])
         return torch.softmax(network(dummies).double(), dim=1).mean(dim=0)

@@ -1,12 +1,12 @@
-"""A malicious server's first layer that sorts images into bins.
+"""Craft a first layer that sorts images into bins, as a malicious server may do.
 
 Source: Fowl et al., "Robbing the Fed: Directly Obtaining Private Data in Federated
 Learning with Modified Models", ICLR 2022 (arXiv:2110.13057). All units of the first
-layer share one direction w and differ by their threshold, so the rows of neighbouring
-units differ by the images whose <w,x> lies between their thresholds: often a single
-one. Two things are ours. The thresholds are quantiles over public encodings. And the
-units are divided among several directions, whose bins are read together
-(`layers.bins`).
+layer share one direction w and differ by their threshold, so the gradient rows of
+neighbouring units differ by the images whose <w,x> lies between their thresholds: often
+a single one. Two things are additions of this project: thresholds are quantiles over
+public encodings, and the units are divided among several directions, whose bins are
+read together (`layers.bins`).
 """
 
 from __future__ import annotations
@@ -40,16 +40,15 @@ from instahide_fl.transcript.threat_model import Knowledge
 from instahide_fl.transcript.view import AdversaryView, Observation
 from instahide_fl.types import PrivateSplit
 
-DIRECTIONS = 8
+MAX_DIRECTIONS = 8
 PUBLIC_ENCODINGS = 4_000
-PREDICTION = 0.85  # of class 0, whatever the image
-SPREAD = 0.3  # of the logit of class 0 among images
+PREDICTION = 0.85  # predicted probability of class 0, whatever the image
+SPREAD = 0.3  # standard deviation of the logit of class 0 among images
 
 
 class Imprint(Attack):
-    """Exact encodings of large batches, for a server that chooses the parameters."""
+    """Recover encodings of large batches, as a server that chooses the parameters."""
 
-    section = "imprint"
     name: ClassVar[str] = "imprint"
     summary: ClassVar[str] = (
         "encodings of a large batch, exactly, from a crafted first layer that sorts "
@@ -65,7 +64,7 @@ class Imprint(Attack):
     def reconstruct(
         self, view: AdversaryView, rng: np.random.Generator, advance: Advance
     ) -> Reconstruction:
-        """Subtract the rows of neighbouring units.
+        """Subtract the rows of neighbouring units; see `Attack.reconstruct`.
 
         Raises:
             AttackError: the parameters were not crafted, or a client took several
@@ -78,9 +77,9 @@ class Imprint(Attack):
             )
         first, _ = _layers(view.config, view.image_shape, view.num_classes)
         recovered = []
-        for done, observation in enumerate(view.observations):
+        for number, observation in enumerate(view.observations):
             recovered.append(_recover(view, observation, first))
-            advance(done + 1, len(view.observations))
+            advance(number + 1, len(view.observations))
         return Reconstruction("encoding", tuple(recovered))
 
 
@@ -90,29 +89,30 @@ def crafted_parameters(
     image_shape: tuple[int, int, int],
     num_classes: int,
 ) -> dict[str, Tensor]:
-    """Return parameters that make clients send single images.
+    """Return parameters whose gradients contain single images.
 
     Args:
-        arrays: the global ones, by name; not written to.
+        arrays: the global parameters by name; they are not changed.
         config: the run's settings; directions and public encodings follow its seed.
         image_shape: C, H, W.
-        num_classes: K.
+        num_classes: K, the number of classes.
 
     Returns:
-        By name, in the shapes of `arrays`.
+        The crafted parameters by name, in the shapes of `arrays`.
 
     Raises:
-        AttackError: the network is not one linear layer, relu and another.
-        PoolError: no public images of this shape are at hand.
+        AttackError: the network is not a linear layer, relu and another linear layer.
+        PoolError: there are no public images of this shape.
     """
     first, last = _layers(config, image_shape, num_classes)
     encodings = public_encodings(config, image_shape)
     sorting = sorting_layer(encodings, len(arrays[first.bias]), config.seed)
     head_weight = torch.zeros_like(arrays[last.weight])
     head_bias = torch.zeros_like(arrays[last.bias])
-    # Only class 0 listens, to all units alike. What a unit sends of an image is then
-    # S p - y, with p the prediction of class 0, y the label there and S the label's
-    # sum: a p far from any usual y / S keeps it away from 0.
+    # Only the logit of class 0 depends on the units, on all of them equally. Each image
+    # then enters a unit's gradient with the factor S p - y, with p the prediction of
+    # class 0, y the label there and S the label's sum. A p far from any usual y / S
+    # keeps the factor away from 0.
     head_weight[0] = 1.0
     odds = max(1, num_classes - 1) * PREDICTION / (1 - PREDICTION)
     centre = float(_activity(sorting, encodings).median())
@@ -130,7 +130,7 @@ def public_encodings(config: Config, image_shape: tuple[int, int, int]) -> Tenso
     """Encode public images as the run encodes private ones, f64[N,D].
 
     Args:
-        config: the run's settings. Where its encodings use no pool, `photos` serves.
+        config: the run's settings. If its encodings use no pool, `photos` is encoded.
         image_shape: C, H, W.
     """
     channels, height, _ = image_shape
@@ -142,25 +142,25 @@ def public_encodings(config: Config, image_shape: tuple[int, int, int]) -> Tenso
     rows = torch.from_numpy(rng.permutation(len(pool))[:PUBLIC_ENCODINGS])
     encoder = build_encoder(config.instahide, pool)
     batch, _ = encoder.encode(rows, split, rng)
-    return batch.images.flatten(1).double()
+    return batch.images.flatten(1).double()  # [N,C,H,W] -> [N,D]
 
 
 def sorting_layer(encodings: Tensor, units: int, seed: int) -> LayerTensors:
     """Return a layer whose units compare <w,x> with thresholds, direction by direction.
 
     Args:
-        encodings: f64[N,D], public.
-        units: J.
-        seed: of the directions.
+        encodings: the encodings of public images, f64[N,D].
+        units: J, the number of units.
+        seed: the seed of the directions.
 
     Returns:
-        Weight f64[J,D], bias f64[J], so small that the sum of all activities varies by
-        `SPREAD` among encodings and the prediction does not saturate.
+        The weight f64[J,D] and bias f64[J], scaled so that the sum of all activities
+        has the standard deviation `SPREAD` among encodings: predictions do not saturate.
     """
-    count = max(1, min(DIRECTIONS, units // 2))
+    count = max(1, min(MAX_DIRECTIONS, units // 2))
     rng = stream(seed, "imprint", "directions")
     directions = torch.from_numpy(rng.standard_normal((count, encodings.shape[1])))
-    products = encodings @ directions.T  # (N, count)
+    products = encodings @ directions.T  # [N,count]
     weights, thresholds = [], []
     for number, part in enumerate(np.array_split(np.arange(units), count)):
         weights.append(directions[number].expand(len(part), -1))
@@ -171,7 +171,7 @@ def sorting_layer(encodings: Tensor, units: int, seed: int) -> LayerTensors:
 
 
 def _thresholds(values: Tensor, count: int) -> Tensor:
-    """Return quantiles that divide values into bins; all exceed the first."""
+    """Return thresholds: one below all values, then quantiles that divide them."""
     levels = torch.arange(1, count, dtype=values.dtype) / count
     low, high = values.min(), values.max()
     return torch.cat([(2 * low - high)[None], torch.quantile(values, levels)])
@@ -188,7 +188,7 @@ def _layers(
     """Return the two layers of an mlp.
 
     Raises:
-        AttackError: the network is another.
+        AttackError: the network is not an mlp with relu.
     """
     first = first_linear_layer(config, image_shape, num_classes)
     last = last_linear_layer(config, image_shape, num_classes)
@@ -211,6 +211,6 @@ def _recover(
     return Recovered(
         observation.client,
         observation.round,
-        images=images.float().view(-1, *view.image_shape),
+        images=images.float().view(-1, *view.image_shape),  # [M,D] -> [M,C,H,W]
         diagnostics={"images": float(len(images)), "passes": float(passes)},
     )

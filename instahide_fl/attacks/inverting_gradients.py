@@ -1,4 +1,4 @@
-"""Inverting Gradients: images whose gradient points the way that the observed one does.
+"""Inverting Gradients: find images whose gradient points in the observed direction.
 
 Geiping et al., "Inverting Gradients: How easy is it to break privacy in federated
 learning?", NeurIPS 2020. All victims and restarts are attacked side by side.
@@ -55,14 +55,12 @@ from instahide_fl.transcript.threat_model import Knowledge
 from instahide_fl.transcript.view import AdversaryView, Observation
 
 MILESTONES = (3 / 8, 5 / 8, 7 / 8)  # of the iterations, after which the step shrinks
-SIDE_BY_SIDE = 32  # victims times restarts
-MEMORY = 4 * 10**9  # bytes that they may take
+SIDE_BY_SIDE = 32  # victims times restarts, at most
+MAX_MEMORY = 4 * 10**9  # bytes that these may take
 
 
 class InvertingGradients(Attack):
-    """Cosine distance, total variation, signed Adam, a box, restarts."""
-
-    section = "inverting_gradients"
+    """Match gradients by cosine distance, with total variation and signed Adam."""
 
     name: ClassVar[str] = "inverting_gradients"
     summary: ClassVar[str] = (
@@ -73,28 +71,32 @@ class InvertingGradients(Attack):
     source: ClassVar[str] = "Geiping et al., NeurIPS 2020, arXiv:2003.14053"
 
     iterations: Count = 1000
-    """Steps of the optimizer; the paper takes 4,800 to 24,000."""
+    """The number of steps of the optimizer; the paper takes 4,800 to 24,000."""
     restarts: Count = 1
-    """Starting points of each victim; the one that matches best is returned."""
+    """The number of starting points of each victim; the best match is returned."""
     step_size: Annotated[float, Field(gt=0)] = 0.1
-    """Of Adam, in normalised pixel values; a tenth after 3/8, 5/8 and 7/8."""
+    """The step size of Adam, in normalised pixel values; it is divided by 10 after 3/8,
+    5/8 and 7/8 of the iterations."""
     total_variation: Annotated[float, Field(ge=0)] = 0.01
-    """Weight of the smoothness prior, of |x| where signs were flipped; it shrinks with
-    the step."""
+    """The weight of the total variation of x, or of |x| where signs are flipped; it
+    shrinks with the step size."""
     batch_statistics: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the BatchNorm prior ("See through Gradients", Yin et al., CVPR 2021):
-    how far the guess's statistics are from those that running statistics give away."""
+    """The weight of the BatchNorm prior ("See through Gradients", Yin et al., CVPR
+    2021): the distance of the guess's statistics from those that running statistics
+    give away."""
     distance: Literal["cosine", "squared"] = "cosine"
-    """What is made small between the gradients."""
+    """The distance between gradients that is minimised."""
     signed: bool = True
     """Whether Adam is given only the sign of each pixel's gradient."""
     labels: Literal["auto", "joint"] = "auto"
-    """`auto`: known ones where the threat model gives them, recovered ones at batch 1,
-    else found with the images. `joint`: always found with the images."""
+    """`auto`: the labels that the threat model gives, or at batch 1 those recovered
+    from the last layer; others are optimised with the images. `joint`: all labels are
+    optimised with the images."""
     patience: CountOrZero = 0
-    """Iterations without a better match after which all stop; 0 never stops early."""
+    """The number of iterations without a better match after which all stop; 0 never
+    stops early."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute."""
+    """The device to compute on."""
 
     def reconstruct(
         self, view: AdversaryView, rng: np.random.Generator, advance: Advance
@@ -105,24 +107,22 @@ class InvertingGradients(Attack):
             view.require(self.name, {Knowledge.BUFFERS})
         if self.labels == "auto":
             view = with_recovered_labels(view)
-        device, model = (
-            attack_device(self.device),
-            training_network(view.config, view.image_shape, view.num_classes),
-        )
+        device = attack_device(self.device)
+        model = training_network(view.config, view.image_shape, view.num_classes)
         check_batches(model, view)
         chunks = [
-            part
+            chunk
             for group in alike(view.observations)
-            for part in _chunks(
+            for chunk in _chunks(
                 group, self.restarts, memory_of_one(model, view.image_shape, group[0])
             )
         ]
         total = self.iterations * len(chunks)
         recovered: list[Recovered] = []
-        for number, part in enumerate(chunks):
-            victims = stack_victims(view, model, part, device, self.labels == "auto")
-            shown = partial(_shifted, advance, number * self.iterations, total)
-            recovered += self._invert(victims, view, rng, shown)
+        for number, chunk in enumerate(chunks):
+            victims = stack_victims(view, model, chunk, device, self.labels == "auto")
+            step_done = partial(_report_step, advance, number * self.iterations, total)
+            recovered += self._invert(victims, view, rng, step_done)
         return Reconstruction("encoding", tuple(recovered))
 
     def _invert(
@@ -132,21 +132,20 @@ class InvertingGradients(Attack):
         rng: np.random.Generator,
         step_done: Callable[[int], None],
     ) -> list[Recovered]:
-        many = repeat_victims(victims, self.restarts)
-        images, labels = _start(many, view, rng)
-        found = self._descend(many, view, images, labels, step_done)
-        pixels, losses = (
-            best_of_restarts(one, found.losses, self.restarts).cpu()
-            for one in (found.images, found.losses)
-        )
+        """Return the best match of each victim over all restarts."""
+        repeated = repeat_victims(victims, self.restarts)
+        images, labels = _start(repeated, view, rng)
+        best = self._descend(repeated, view, images, labels, step_done)
+        pixels = best_of_restarts(best.images, best.losses, self.restarts).cpu()
+        losses = best_of_restarts(best.losses, best.losses, self.restarts).cpu()
         return [
             Recovered(
-                one.client,
-                one.round,
+                observation.client,
+                observation.round,
                 images=pixels[i],
                 diagnostics={"distance": losses[i].item()},
             )
-            for i, one in enumerate(victims.observations)
+            for i, observation in enumerate(victims.observations)
         ]
 
     def _descend(
@@ -157,24 +156,26 @@ class InvertingGradients(Attack):
         labels: GuessedLabels,
         step_done: Callable[[int], None],
     ) -> _Best:
-        """Move all guesses, and keep the best match of each."""
+        """Move all guesses, and return the best match of each."""
         box = Box.of(view, victims.device)
         prior = _Prior.of(self, victims, view)
         distance_of = update_distance(victims, self.distance)
         moving = [images, *labels.moving]
         optimizer = torch.optim.Adam(moving, lr=self.step_size)
-        marks = {int(share * self.iterations) for share in MILESTONES}
+        milestones = {int(share * self.iterations) for share in MILESTONES}
         best = _Best.before_any(images)
         for step in range(self.iterations):
             distance = distance_of(images, labels.values())
-            # It guides the search, and would keep the end from matching exactly.
-            shrunk = optimizer.param_groups[0]["lr"] / self.step_size
-            loss = distance + shrunk * prior(images)
-            slopes = torch.autograd.grad(loss.sum(), moving)
-            best.keep(distance.detach(), images, step)
-            for value, slope in zip(moving, slopes, strict=True):
-                value.grad = slope.sign() if self.signed and value is images else slope
-            if step in marks:
+            # The prior guides the search. At its full weight it would prevent an exact
+            # match at the end, so it shrinks with the step size.
+            shrinkage = optimizer.param_groups[0]["lr"] / self.step_size
+            loss = distance + shrinkage * prior(images)
+            gradients = torch.autograd.grad(loss.sum(), moving)
+            best.update(distance.detach(), images, step)
+            for value, gradient in zip(moving, gradients, strict=True):
+                only_sign = self.signed and value is images
+                value.grad = gradient.sign() if only_sign else gradient
+            if step in milestones:
                 optimizer.param_groups[0]["lr"] *= 0.1
             optimizer.step()
             with torch.no_grad():
@@ -187,13 +188,14 @@ class InvertingGradients(Attack):
 
 @dataclass(frozen=True)
 class _Prior:
-    """What is known of images before any gradient is seen.
+    """A measure of how unlikely images are, regardless of gradients.
 
     Attributes:
-        settings: of the attack: the weights.
-        victims: V of them.
+        settings: the attack, with the weights of both terms.
+        victims: the V victims.
         hidden_signs: whether signs were flipped, so that only |x| is smooth.
-        statistics: of the victims' batches, or None if they are not used.
+        statistics: the BatchNorm statistics of the victims' batches; None if they are
+            not used.
     """
 
     settings: InvertingGradients
@@ -205,42 +207,47 @@ class _Prior:
     def of(
         cls, settings: InvertingGradients, victims: Victims, view: AdversaryView
     ) -> _Prior:
-        known = None
+        statistics = None
         if settings.batch_statistics:
-            known = _known_statistics(victims, view)
-        signs = view.config.instahide.method == "instahide"
-        return cls(settings, victims, signs, known)
+            statistics = _observed_statistics(victims, view)
+        hidden_signs = view.config.instahide.method == "instahide"
+        return cls(settings, victims, hidden_signs, statistics)
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Return how unlikely guesses are, as f32[V]."""
+        """Return how unlikely the guesses f32[V,M,C,H,W] are, f32[V]."""
         variation = total_variation(images, self.hidden_signs)
         unlikely = self.settings.total_variation * variation
         if self.statistics is None:
             return unlikely
-        found = layer_statistics(self.victims, images)
-        off = statistics_distance(found, self.statistics)
-        return unlikely + self.settings.batch_statistics * off
+        guessed = layer_statistics(self.victims, images)
+        distance = statistics_distance(guessed, self.statistics)
+        return unlikely + self.settings.batch_statistics * distance
 
 
-def _known_statistics(victims: Victims, view: AdversaryView) -> LayerStatistics:
-    """Return what running statistics tell about the victims' batches.
+def _observed_statistics(victims: Victims, view: AdversaryView) -> LayerStatistics:
+    """Return the statistics of the victims' batches, from running statistics.
 
     Raises:
-        AttackError: there are none, or several batches went into them.
+        AttackError: there are no running statistics, or they average several batches.
     """
     if len(victims.steps.batch_sizes) > 1 or view.config.train.local_batches > 1:
         raise AttackError(
             "inverting_gradients.batch-statistics: running statistics average several "
             "batches here, and single ones are needed; set it to 0"
         )
-    own = replace(view, observations=victims.observations)
-    found = BatchStatistics().reconstruct(own, np.random.default_rng(0), silent)
-    every = [one.statistics for one in found.recovered]
-    layers = [name.removesuffix(".mean") for name in every[0] if name.endswith(".mean")]
+    of_victims = replace(view, observations=victims.observations)
+    reconstruction = BatchStatistics().reconstruct(
+        of_victims, np.random.default_rng(0), silent
+    )
+    batches = [recovered.statistics for recovered in reconstruction.recovered]
+    names = [name for name in batches[0] if name.endswith(".mean")]
+    layers = [name.removesuffix(".mean") for name in names]
 
     def stacked(kind: str) -> tuple[Tensor, ...]:
         return tuple(
-            torch.stack([one[f"{layer}.{kind}"] for one in every]).to(victims.device)
+            torch.stack([batch[f"{layer}.{kind}"] for batch in batches]).to(
+                victims.device
+            )
             for layer in layers
         )
 
@@ -252,9 +259,10 @@ class _Best:
     """The best match of each problem so far.
 
     Attributes:
-        images: f32[V,M,C,H,W].
-        losses: f32[V].
-        latest: step in which any problem's match last became better by 1 in 1000.
+        images: the images, f32[V,M,C,H,W].
+        losses: the distances of their updates, f32[V].
+        latest: the last step in which the match of any problem improved by more than
+            1 in 1000.
     """
 
     images: Tensor
@@ -266,16 +274,16 @@ class _Best:
         worst = torch.full((len(images),), float("inf"), device=images.device)
         return cls(images.detach().clone(), worst)
 
-    def keep(self, losses: Tensor, images: Tensor, step: int) -> None:
+    def update(self, losses: Tensor, images: Tensor, step: int) -> None:
         better = losses < self.losses
         if bool((losses < 0.999 * self.losses).any()):
             self.latest = step
-        chosen = better.view(-1, *[1] * (images.dim() - 1))
+        chosen = better.view(-1, 1, 1, 1, 1)  # [V] -> [V,1,1,1,1]
         self.images = torch.where(chosen, images.detach(), self.images)
         self.losses = torch.where(better, losses, self.losses)
 
 
-def _shifted(advance: Advance, before: int, total: int, step: int) -> None:
+def _report_step(advance: Advance, before: int, total: int, step: int) -> None:
     advance(before + step, total)
 
 
@@ -293,7 +301,13 @@ def _start(
 def _chunks(
     group: tuple[Observation, ...], restarts: int, memory: int
 ) -> list[tuple[Observation, ...]]:
-    """Cut victims into chunks, of problems that take so many bytes each."""
-    problems = min(SIDE_BY_SIDE, MEMORY // memory)
+    """Divide victims into chunks that fit into memory.
+
+    Args:
+        group: victims that can be stacked.
+        restarts: the number of restarts of each victim.
+        memory: the bytes that one restart of one victim takes.
+    """
+    problems = min(SIDE_BY_SIDE, MAX_MEMORY // memory)
     size = max(1, problems // restarts)
     return [group[at : at + size] for at in range(0, len(group), size)]

@@ -47,8 +47,9 @@ def build_attack(name: str, settings: Mapping[str, object]) -> Attack:
     """Return an attack with these settings.
 
     Args:
-        name: as in `ATTACKS`.
-        settings: by name, for instance {"iterations": 200}; others keep their default.
+        name: the attack's name, a key of `ATTACKS`.
+        settings: the values of settings by name, for instance {"iterations": 200};
+            other settings have their defaults.
 
     Raises:
         ConfigError: there is no such attack or setting, or a value is not valid.

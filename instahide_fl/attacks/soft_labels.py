@@ -1,4 +1,7 @@
-"""The soft label, and so the coefficients, of a single encoding from the last layer."""
+"""Recover the soft label, and so the coefficients, of one encoding.
+
+It follows from the gradient of the last layer.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +25,8 @@ from instahide_fl.transcript.view import AdversaryView, Observation
 
 
 class SoftLabels(Attack):
-    """Soft labels of batches of one, whatever the architecture before the head."""
+    """Recover soft labels of batches of one, whatever comes before the last layer."""
 
-    section = "soft_labels"
     name: ClassVar[str] = "soft_labels"
     summary: ClassVar[str] = (
         "soft label and private coefficients of a batch of one, exactly, from the last "
@@ -40,7 +42,7 @@ class SoftLabels(Attack):
     def reconstruct(
         self, view: AdversaryView, rng: np.random.Generator, advance: Advance
     ) -> Reconstruction:
-        """Solve the gradient of the last bias for the label.
+        """Solve the gradient of the last bias for labels; see `Attack.reconstruct`.
 
         Raises:
             AttackError: the last layer is not linear with a bias, or an update is of
@@ -48,9 +50,9 @@ class SoftLabels(Attack):
         """
         head = require_head(self.name, view)
         recovered = []
-        for done, observation in enumerate(view.observations):
+        for number, observation in enumerate(view.observations):
             recovered.append(recover_label(view, observation, head))
-            advance(done + 1, len(view.observations))
+            advance(number + 1, len(view.observations))
         return Reconstruction("labels", tuple(recovered))
 
 
@@ -59,41 +61,41 @@ def soft_label(
 ) -> Tensor:
     """Return the soft label of one image.
 
-    The gradient of the last bias is S p - y, with p the prediction and S the sum of y.
-    That of the weight is its outer product with the layer's input h, so h, and p, are
-    known. A class that is not in the image has y = 0 and shows S.
+    The gradient of the last bias is S p - y, with p the prediction and S the sum of the
+    label y. That of the weight is its outer product with the layer's input h, so h is
+    known, and p follows from it. A class that the image lacks has y = 0 and shows S.
 
     Args:
-        gradient: of the last layer.
-        parameters: of the last layer.
-        weight: S, where it is known; None finds it, if at least one y is 0.
+        gradient: the gradient of the last layer.
+        parameters: the parameters of the last layer.
+        weight: S, if it is known; None recovers it, which needs a class with y = 0.
 
     Returns:
-        f64[K].
+        The label y, f64[K].
     """
     row = int(gradient.bias.abs().argmax())
     features = gradient.weight[row] / gradient.bias[row]
     logits = parameters.weight @ features + parameters.bias
     prediction = torch.softmax(logits, dim=0)
     if weight is None:
-        # A prediction of nearly 0 would divide rounding errors by itself.
-        seen = prediction > 1e-3 * prediction.max()
-        weight = float((gradient.bias / prediction)[seen].max())
+        # Dividing by a prediction of nearly 0 would amplify rounding errors.
+        reliable = prediction > 1e-3 * prediction.max()
+        weight = float((gradient.bias / prediction)[reliable].max())
     return (weight * prediction - gradient.bias).clamp_min(0)
 
 
 def recover_label(
     view: AdversaryView, observation: Observation, head: LinearLayer
 ) -> Recovered:
-    """Return the soft label of one client's single image.
+    """Return the soft label of a client's single image.
 
     Args:
-        view: tells the method.
-        observation: the client.
+        view: the adversary's view, for the settings of the encoding.
+        observation: the observation of the client.
         head: the network's last layer.
 
     Raises:
-        AttackError: the update is of several images or steps, or holds no gradient.
+        AttackError: the update is of several images or steps, or its gradient is 0.
     """
     require_one_step(SoftLabels.name, observation)
     if observation.num_examples != 1:
@@ -113,8 +115,8 @@ def recover_label(
             f"{observation.round}: attack an earlier round"
         )
     # Private coefficients sum to 1 unless public images take a part.
-    known = None if view.config.instahide.uses_pool else 1.0
-    label = soft_label(gradient, layer_parameters(observation, head), known)
+    weight = None if view.config.instahide.uses_pool else 1.0
+    label = soft_label(gradient, layer_parameters(observation, head), weight)
     entries = label.sort(descending=True).values
     private = 1
     if view.config.instahide.method != "none":

@@ -244,7 +244,7 @@ def test_fewer_victims_are_side_by_side_where_memory_would_not_do(monkeypatch):
     view = replace(view, observations=both)
     totals = []
     for memory in (4 * 10**9, 1):
-        monkeypatch.setattr("instahide_fl.attacks.inverting_gradients.MEMORY", memory)
+        monkeypatch.setattr("instahide_fl.attacks.inverting_gradients.MAX_MEMORY", memory)
         InvertingGradients(iterations=2).reconstruct(
             view, np.random.default_rng(0), lambda _, total: totals.append(total)
         )
