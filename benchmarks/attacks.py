@@ -1,10 +1,10 @@
-"""Inverting Gradients: victims side by side, against the published loop.
+"""Compare Inverting Gradients on victims side by side with the published loop.
 
 `python -m benchmarks.attacks` attacks updates of one image of 3x32x32 each, on a
 network of three convolutions. `published` follows the algorithm of Geiping et al.
 (NeurIPS 2020) line by line: one victim at a time, the gradient by autograd, total
-variation with the same weight throughout. All take as many steps. They run in turn,
-because the speed of a machine changes while others use it.
+variation with the same weight throughout. All variants take the same number of steps.
+They run in turn, because the speed of a machine changes while others use it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from instahide_fl.data.pool import MixingPool
 from instahide_fl.encoding.encoder import build_encoder
 from instahide_fl.models.arrays import get_arrays
 from instahide_fl.models.registry import build_model
-from instahide_fl.training.local import local_update
+from instahide_fl.training.local import LocalTrainer
 from instahide_fl.training.losses import soft_cross_entropy
 from instahide_fl.transcript.threat_model import THREAT_MODELS
 from instahide_fl.transcript.truth import ClientTruth, RecordingEncoder
@@ -41,7 +41,7 @@ SETTINGS = Config().with_values(
     }
 )
 SHAPE, CLASSES = (3, 32, 32), 10
-STEP, VARIATION = 0.1, 0.01
+STEP_SIZE, VARIATION_WEIGHT = 0.1, 0.01
 
 
 def run(
@@ -50,28 +50,29 @@ def run(
     """Attack the same victims in three ways, in turn.
 
     Args:
-        iterations: of each attack.
-        victims: for the times.
-        compared: of them whose PSNR is compared.
-        repeats: whose median is shown, after one that does not count.
+        iterations: the number of steps of each attack.
+        victims: the number of victims.
+        compared: the number of victims whose PSNR is shown.
+        repeats: the number of repetitions whose median time is shown; one more comes
+            first and does not count.
     """
     torch.set_num_threads(1)
-    seen = [_victim(number) for number in range(victims)]
-    observations = [observation for observation, _ in seen]
-    truths = [truth for _, truth in seen]
-    ways = {
+    clients = [_victim(number) for number in range(victims)]
+    observations = [observation for observation, _ in clients]
+    truths = [truth for _, truth in clients]
+    attacks = {
         "published, one after another": _published,
-        "instahide-fl, one after another": _alone,
-        "instahide-fl, side by side": _together,
+        "instahide-fl, one after another": _one_by_one,
+        "instahide-fl, side by side": _side_by_side,
     }
-    found: dict[str, list[Tensor]] = {}
+    images_of: dict[str, list[Tensor]] = {}
 
     def attack(name: str) -> None:
-        found[name] = ways[name](observations, iterations)
+        images_of[name] = attacks[name](observations, iterations)
 
-    seconds = alternate({name: partial(attack, name) for name in ways}, repeats)
+    seconds = alternate({name: partial(attack, name) for name in attacks}, repeats)
     rows = []
-    for name, images in found.items():
+    for name, images in images_of.items():
         quality = [
             _psnr(image, truth)
             for image, truth in zip(images[:compared], truths, strict=False)
@@ -98,7 +99,8 @@ def _victim(number: int) -> tuple[Observation, ClientTruth]:
     arrays = get_arrays(model)
     encoder = RecordingEncoder(build_encoder(SETTINGS.instahide))
     rng = np.random.default_rng(number)
-    sent = local_update(model, arrays, split, encoder, SETTINGS.train, rng)
+    trainer = LocalTrainer(model, SETTINGS.train)
+    sent = trainer.update(arrays, split, encoder, rng)
     truth = encoder.truth(1, str(number), split)
     observation = Observation(
         round=1,
@@ -114,62 +116,66 @@ def _victim(number: int) -> tuple[Observation, ClientTruth]:
     return observation, truth
 
 
-def _together(observations: Sequence[Observation], iterations: int) -> list[Tensor]:
+def _side_by_side(observations: Sequence[Observation], iterations: int) -> list[Tensor]:
     view = AdversaryView(
-        THREAT_MODELS["label-holder"],
-        SETTINGS,
-        MixingPool.photos(32, 3).statistics,
-        SHAPE,
-        CLASSES,
-        tuple(observations),
-        (),
-        None,
+        threat_model=THREAT_MODELS["label-holder"],
+        config=SETTINGS,
+        statistics=MixingPool.photos(32, 3).statistics,
+        image_shape=SHAPE,
+        num_classes=CLASSES,
+        observations=tuple(observations),
+        rounds=(),
+        pool=None,
     )
     attack = InvertingGradients(
-        iterations=iterations, step_size=STEP, total_variation=VARIATION
+        iterations=iterations, step_size=STEP_SIZE, total_variation=VARIATION_WEIGHT
     )
-    found = attack.reconstruct(view, np.random.default_rng(0), silent)
-    return [one.images[0] for one in found.recovered if one.images is not None]
+    reconstruction = attack.reconstruct(view, np.random.default_rng(0), silent)
+    images = [recovered.images for recovered in reconstruction.recovered]
+    return [image[0] for image in images if image is not None]
 
 
-def _alone(observations: Sequence[Observation], iterations: int) -> list[Tensor]:
-    return [_together([one], iterations)[0] for one in observations]
+def _one_by_one(observations: Sequence[Observation], iterations: int) -> list[Tensor]:
+    return [_side_by_side([victim], iterations)[0] for victim in observations]
 
 
 def _published(observations: Sequence[Observation], iterations: int) -> list[Tensor]:
     model = build_model(SETTINGS.model, SHAPE, CLASSES, SETTINGS.seed).train()
-    return [_published_one(model, one, iterations) for one in observations]
+    return [_attack_as_published(model, victim, iterations) for victim in observations]
 
 
-def _published_one(
+def _attack_as_published(
     model: nn.Module, observation: Observation, iterations: int
 ) -> Tensor:
-    """Follow algorithm and settings of the paper for one victim."""
+    """Attack one victim with the algorithm and the settings of the paper."""
     statistics = MixingPool.photos(32, 3).statistics
-    ends = torch.tensor([[0.0], [1.0]]).expand(2, 3)
+    bounds = torch.tensor([[0.0], [1.0]]).expand(2, 3)  # black and white, [2,C]
     mean, std = torch.tensor(statistics.mean), torch.tensor(statistics.std)
-    low, high = ((end - mean) / std for end in ends)
-    wanted = [(observation.update or {})[name] for name, _ in model.named_parameters()]
+    low, high = ((bound - mean) / std for bound in bounds)
+    observed = [
+        (observation.update or {})[name] for name, _ in model.named_parameters()
+    ]
     labels = observation.soft_targets
     assert labels is not None
     generator = torch.Generator().manual_seed(int(observation.client))
     image = torch.randn((1, *SHAPE), generator=generator).requires_grad_()
-    optimizer = torch.optim.Adam([image], lr=STEP)
-    marks = [int(iterations * share) for share in (3 / 8, 5 / 8, 7 / 8)]
-    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, marks, gamma=0.1)
+    optimizer = torch.optim.Adam([image], lr=STEP_SIZE)
+    milestones = [int(iterations * share) for share in (3 / 8, 5 / 8, 7 / 8)]
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.1)
     for _ in range(iterations):
         optimizer.zero_grad()
         model.zero_grad()
         loss = soft_cross_entropy(model(image), labels)
-        found = torch.autograd.grad(loss, list(model.parameters()), create_graph=True)
-        inner = sum((a * b).sum() for a, b in zip(found, wanted, strict=True))
-        own = sum(a.square().sum() for a in found)
-        other = sum(b.square().sum() for b in wanted)
+        guessed = torch.autograd.grad(loss, list(model.parameters()), create_graph=True)
+        inner = sum((a * b).sum() for a, b in zip(guessed, observed, strict=True))
+        guessed_square = sum(a.square().sum() for a in guessed)
+        observed_square = sum(b.square().sum() for b in observed)
         across = (image[..., 1:] - image[..., :-1]).abs().mean()
         down = (image[..., 1:, :] - image[..., :-1, :]).abs().mean()
-        assert isinstance(own, Tensor)
-        assert isinstance(other, Tensor)
-        total = 1 - inner / (own.sqrt() * other.sqrt()) + VARIATION * (across + down)
+        assert isinstance(guessed_square, Tensor)
+        assert isinstance(observed_square, Tensor)
+        distance = 1 - inner / (guessed_square.sqrt() * observed_square.sqrt())
+        total = distance + VARIATION_WEIGHT * (across + down)
         total.backward()
         assert image.grad is not None
         image.grad.sign_()
@@ -182,9 +188,9 @@ def _published_one(
 
 def _psnr(image: Tensor, truth: ClientTruth) -> float:
     statistics = MixingPool.photos(32, 3).statistics
-    found = statistics.restore(image[None]).clamp(0, 1)
-    off = (found - truth.images.float() / 255).square().mean()
-    return float(-10 * torch.log10(off))
+    restored = statistics.restore(image[None]).clamp(0, 1)
+    mean_square = (restored - truth.images.float() / 255).square().mean()
+    return float(-10 * torch.log10(mean_square))
 
 
 if __name__ == "__main__":

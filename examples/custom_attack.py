@@ -13,27 +13,30 @@ from instahide_fl.transcript.threat_model import threat_model
 
 
 class LoudestRow(Attack):
-    """The image that the loudest unit of a fully-connected first layer saw."""
+    """Recover an image from the most active unit of a fully-connected first layer."""
 
-    section = name = "loudest_row"
+    name = "loudest_row"
     summary = "one encoding a client, from the first layer's gradient"
     cost, source = "nothing", "Phong et al., IEEE TIFS 2018"
 
     def reconstruct(self, view, rng, advance):
         """Divide a row of the weight's gradient by the bias's."""
-        found = []
-        for seen in view.observations:
-            weight, bias = seen.update["hidden.weight"], seen.update["hidden.bias"]
+        recovered = []
+        for observation in view.observations:
+            update = observation.update
+            weight, bias = update["hidden.weight"], update["hidden.bias"]
             row = bias.abs().argmax()
             image = (weight[row] / bias[row]).view(1, *view.image_shape)
-            found.append(Recovered(seen.client, seen.round, images=image))
-        return Reconstruction("encoding", tuple(found))
+            recovered.append(
+                Recovered(observation.client, observation.round, images=image)
+            )
+        return Reconstruction("encoding", tuple(recovered))
 
 
-with tempfile.TemporaryDirectory() as place:
+with tempfile.TemporaryDirectory() as temporary:
     settings = {"model.name": "mlp", "train.rounds": 1, "train.batch-size": 1}
     record = {"record.rounds": "1", "record.truth": True}
-    folder = Path(place) / "run"
+    folder = Path(temporary) / "run"
     config = Config().with_values({**settings, **record, "output.folder": str(folder)})
     run_inline(config, RunFolder.create(folder, config))
     result = run_attack(

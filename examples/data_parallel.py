@@ -21,7 +21,7 @@ def train(rank, meeting):
         "gloo", init_method=f"file://{meeting}", rank=rank, world_size=PROCESSES
     )
     digits = load_dataset(Config().data).train
-    own = digits.subset(torch.arange(rank, len(digits), PROCESSES))
+    shard = digits.subset(torch.arange(rank, len(digits), PROCESSES))
     encoder = InstaHideEncoder(EncoderConfig(scope="inside", num_mixed=4), None)
     torch.manual_seed(0)
     network = torch.nn.Sequential(
@@ -33,8 +33,8 @@ def train(rank, meeting):
     model = DistributedDataParallel(network)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     rng = operating_system_stream()
-    for index in torch.randperm(len(own))[:640].split(32):
-        batch, _ = encoder.encode(index, own, rng)
+    for index in torch.randperm(len(shard))[:640].split(32):
+        batch, _ = encoder.encode(index, shard, rng)
         loss = soft_cross_entropy(model(batch.images), batch.soft_targets)
         optimizer.zero_grad()
         loss.backward()

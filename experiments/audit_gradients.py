@@ -3,10 +3,11 @@
     python experiments/audit_gradients.py --data cifar10
     python experiments/audit_gradients.py --data hf:PATH --out runs/audit-gradients
 
-For each network and batch size it simulates one round of every method with the same
-images, attacks what the server saw, and writes the table of docs/attacks/README.md. The
-run without any defence is the control of the others: where an attack fails on it, its
-row has no verdict. A cell that is done already is not computed again.
+For each network and batch size, it simulates one round of every method with the same
+images, attacks the gradients that the server saw, and writes the table of
+docs/attacks/README.md. The run without any defence is the reference of the others: if
+an attack fails on it, its row has no verdict. Cells that have a result are not computed
+again.
 """
 
 from __future__ import annotations
@@ -18,24 +19,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from recorded_runs import recorded_run
+from result_pages import write_section
 from rich.console import Console
 
 from instahide_fl.attacks.registry import build_attack
 from instahide_fl.audit.attack_result import AttackResult, save_result
 from instahide_fl.audit.pictures import save_attack_pictures
-from instahide_fl.audit.recorded_run import RecordedRun, open_recorded_run
 from instahide_fl.audit.run_attacks import run_attack
-from instahide_fl.config import Config, Scalar
-from instahide_fl.engine.inline import run_inline
+from instahide_fl.config import Scalar
 from instahide_fl.files import write_text
 from instahide_fl.progress import steps_bar
-from instahide_fl.run_folder import RunFolder
 from instahide_fl.transcript.threat_model import THREAT_MODELS
 
 RESULTS = Path(__file__).parent / "audits" / "gradients.json"
 PAGE = Path(__file__).parents[1] / "docs" / "attacks" / "README.md"
-BEGIN, END = "<!-- results: begin -->\n", "<!-- results: end -->"
-EXACT = 1e-4  # largest error of a pixel, in normalised units
+EXACT = 1e-4  # largest error of a pixel in an exact encoding, in normalised units
 
 METHODS: dict[str, dict[str, Scalar]] = {
     "none": {"instahide.method": "none"},
@@ -51,7 +50,7 @@ ALL: dict[str, Scalar] = {
     "train.rounds": 1,
     "train.clients-per-round": 5,
     "instahide.num-mixed": 4,
-    # Gradients of a network that has hardly been trained leak most.
+    # The gradients of a network that has hardly been trained leak most.
     "server.learning-rate": 1e-6,
 }
 CNN: dict[str, Scalar] = {"model.name": "strided-cnn", "model.width": 32}
@@ -71,11 +70,11 @@ class Row:
     """One attack on one network and batch size, for every method.
 
     Attributes:
-        title: in the table.
-        attack: its name.
-        run: settings of the run.
-        methods: which of METHODS; empty takes all.
-        settings: of the attack.
+        title: the row's title in the table.
+        attack: the name of the attack.
+        run: the settings of the run.
+        methods: the names of the METHODS to attack; empty takes all.
+        settings: the settings of the attack.
     """
 
     title: str
@@ -144,7 +143,7 @@ ROWS = [
 
 
 def main() -> None:
-    """Run what is missing, and write results and table."""
+    """Compute the cells that are missing, and write results and table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", default="cifar10", help="as data.dataset")
     parser.add_argument("--out", type=Path, default=Path("runs/audit-gradients"))
@@ -152,55 +151,46 @@ def main() -> None:
     arguments = parser.parse_args()
     console = Console(soft_wrap=True)
     torch.set_num_threads(1)
-    known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for row in ROWS:
         if arguments.only in ("", row.attack):
-            _audit(row, arguments.data, arguments.out, known, console)
-    _write_table(known)
+            _audit(row, arguments.data, arguments.out, results, console)
+    _write_table(results)
 
 
 def _audit(
     row: Row,
     data: str,
     out: Path,
-    known: dict[str, dict[str, object]],
+    results: dict[str, dict[str, object]],
     console: Console,
 ) -> None:
     """Fill one row of the table, cell by cell."""
-    cells = known.setdefault(row.title, {})
-    control: AttackResult | None = None
+    cells = results.setdefault(row.title, {})
+    undefended: AttackResult | None = None
     for method in row.methods or tuple(METHODS):
         if method in cells:
             continue
         folder = out / _slug(row.title) / _slug(method)
-        run = _recorded(folder, {**ALL, **METHODS[method], **row.run}, data)
+        settings = {**ALL, **METHODS[method], **row.run, "data.dataset": data}
+        run = recorded_run(folder, settings)
         attack = build_attack(row.attack, dict(row.settings))
         adversary = THREAT_MODELS[attack.threat_model]
         with steps_bar(console, f"{row.title}, {method}") as advance:
             result = run_attack(run, attack, adversary, 0, advance, with_control=False)
-        if control is not None:
-            result = replace(result, control=control.scores, control_note="")
+        if undefended is not None:
+            result = replace(result, control=undefended.scores, control_note="")
         elif method == "none":
-            control = result
+            undefended = result
         save_result(result, folder / "attacks")
         save_attack_pictures(result, folder / "attacks")
         cells[method] = _cell(result)
         console.print(f"{row.title}, {method}: {cells[method]}", markup=False)
-        write_text(RESULTS, json.dumps(known, indent=2) + "\n")
-
-
-def _recorded(folder: Path, settings: Mapping[str, Scalar], data: str) -> RecordedRun:
-    """Simulate a run, unless its folder is there."""
-    if not RunFolder(folder).finished:
-        values = {**settings, "data.dataset": data, "output.folder": str(folder)}
-        config = Config().with_values(values).with_absolute_paths(Path.cwd())
-        path = Path(config.output.folder)
-        run_inline(config, RunFolder.create(path, config))
-    return open_recorded_run(folder)
+        write_text(RESULTS, json.dumps(results, indent=2) + "\n")
 
 
 def _cell(result: AttackResult) -> dict[str, object]:
-    """Return what the table shows of a result."""
+    """Return the figures of a result that the table shows."""
     scores = result.scores
     cell: dict[str, object] = {
         "verdict": result.verdict,
@@ -209,8 +199,8 @@ def _cell(result: AttackResult) -> dict[str, object]:
     }
     for name, column in (("encoding", scores.encoding), ("private", scores.private)):
         if column is not None:
-            found = column.attack.sign_ssim
-            cell[name] = {"mean": round(found.mean, 3), "best": round(found.best, 3)}
+            ssim = column.attack.sign_ssim
+            cell[name] = {"mean": round(ssim.mean, 3), "best": round(ssim.best, 3)}
     if scores.private is not None:
         chance = scores.private.no_information.sign_ssim.mean
         cell["no_information"] = round(chance, 3)
@@ -224,33 +214,32 @@ def _cell(result: AttackResult) -> dict[str, object]:
 
 
 def _exactness(result: AttackResult) -> dict[str, object]:
-    """Count encodings that came back with no pixel off by more than EXACT."""
+    """Count the encodings that came back with no pixel off by more than EXACT."""
     errors: list[float] = []
-    for one in result.reconstruction.recovered:
-        truth = result.run.truths[one.round, one.client].encodings.flatten(1)
-        found = torch.empty(0) if one.images is None else one.images.flatten(1)
-        for wanted in truth:
-            off = (found - wanted).abs()
-            errors.append(float(off.amax(1).min()) if len(found) else float("inf"))
+    for recovered in result.reconstruction.recovered:
+        truth = result.subject.truths[recovered.round, recovered.client]
+        images = torch.empty(0)
+        if recovered.images is not None:
+            images = recovered.images.flatten(1)  # [M,C,H,W] -> [M,D]
+        for encoding in truth.encodings.flatten(1):
+            error = (images - encoding).abs()
+            errors.append(float(error.amax(1).min()) if len(images) else float("inf"))
     exact = sum(error <= EXACT for error in errors)
     return {"exact": exact, "of": len(errors), "largest_error": max(errors)}
 
 
 def _slug(text: str) -> str:
-    kept = "".join(c if c.isalnum() else "-" for c in text.lower())
-    return "-".join(part for part in kept.split("-") if part)
+    dashed = "".join(c if c.isalnum() else "-" for c in text.lower())
+    return "-".join(part for part in dashed.split("-") if part)
 
 
-def _write_table(known: Mapping[str, Mapping[str, Mapping[str, object]]]) -> None:
+def _write_table(results: Mapping[str, Mapping[str, Mapping[str, object]]]) -> None:
     lines = ["| attack | " + " | ".join(METHODS) + " |"]
     lines.append("| --- |" + " --- |" * len(METHODS))
-    for title, cells in known.items():
+    for title, cells in results.items():
         texts = [_text(cells[method]) if method in cells else "" for method in METHODS]
         lines.append(f"| {title} | " + " | ".join(texts) + " |")
-    page = PAGE.read_text(encoding="utf-8")
-    before, after = page.index(BEGIN) + len(BEGIN), page.index(END)
-    table = "\n".join(lines) + "\n"
-    write_text(PAGE, page[:before] + table + page[after:])
+    write_section(PAGE, "\n".join(lines))
 
 
 def _text(cell: Mapping[str, object]) -> str:
@@ -262,8 +251,8 @@ def _text(cell: Mapping[str, object]) -> str:
     if cell.get("exact"):
         parts.append(f"{cell['exact']} of {cell['of']} exact")
     for name in ("encoding", "private"):
-        if isinstance(found := cell.get(name), dict):
-            parts.append(f"{name} {found['mean']:.2f}")
+        if isinstance(ssim := cell.get(name), dict):
+            parts.append(f"{name} {ssim['mean']:.2f}")
     verdict = str(cell["verdict"]).replace(" by this attack", "")
     return f"{', '.join(parts)}; {verdict}"
 

@@ -4,8 +4,8 @@
     python experiments/decode_encodings.py --data hf:PATH --pool POOL --only mixup
 
 Encodes the first n training images T times, attacks them as `instahide-fl attack`
-does, and writes the tables of docs/attacks/. POOL is a folder made by `instahide-fl
-pool build`, or `photos`. A cell that is done already is not computed again.
+does, and writes the tables in docs/attacks/. POOL is a folder made by `instahide-fl
+pool build`, or `photos`. Cells that have a result are not computed again.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 from encoded_clients import encode_client
+from result_pages import write_section
 from rich.console import Console
 
 from instahide_fl.attacks.base import silent
@@ -31,7 +32,6 @@ from instahide_fl.rng import stream
 HERE = Path(__file__).parent
 RESULTS = HERE / "audits" / "decoding.json"
 PAGES = HERE.parent / "docs" / "attacks"
-BEGIN, END = "<!-- results: begin -->\n", "<!-- results: end -->"
 
 MIXUP_INSIDE: dict[str, Scalar] = {
     "instahide.method": "mixup",
@@ -46,9 +46,7 @@ MIXUP_CROSS: dict[str, Scalar] = {
 INSIDE = MIXUP_INSIDE | {"instahide.method": "instahide"}
 CROSS = MIXUP_CROSS | {"instahide.method": "instahide"}
 AUGMENTED: dict[str, Scalar] = {"data.augment": "crop-flip"}
-
-
-AUGMENTED_IMAGES = 30  # registration takes its time
+AUGMENTED_IMAGES = 30  # fewer than without augmentation: registration is slow
 
 
 @dataclass(frozen=True)
@@ -56,13 +54,13 @@ class Row:
     """One attack on one kind of encodings, for several T.
 
     Attributes:
-        page: of docs/attacks, whose table it is in.
-        title: in the table.
-        settings: of the run.
-        times: T, encodings of each image.
-        images: n.
-        attack: its settings.
-        name: of the attack, if it is not the page's.
+        page: the page of docs/attacks that has the row, without its suffix.
+        title: the row's title in the table.
+        settings: the settings of the run.
+        times: the numbers T of encodings of each image.
+        images: n, the number of images.
+        attack: the settings of the attack.
+        name: the name of the attack; empty takes that of the page.
     """
 
     page: str
@@ -75,17 +73,24 @@ class Row:
 
 
 def _decoding(
-    title: str, settings: Mapping[str, Scalar], *times: int, **attack: Scalar
+    title: str,
+    settings: Mapping[str, Scalar],
+    times: tuple[int, ...],
+    **attack: Scalar,
 ) -> Row:
     return Row("decode_encodings", title, settings, times, attack=tuple(attack.items()))
 
 
-def _augmented(title: str, settings: Mapping[str, Scalar], *times: int) -> Row:
+def _augmented(
+    title: str, settings: Mapping[str, Scalar], times: tuple[int, ...]
+) -> Row:
     page = "registered_decoding"
     return Row(page, title, AUGMENTED | settings, times, AUGMENTED_IMAGES)
 
 
-def _unregistered(title: str, settings: Mapping[str, Scalar], *times: int) -> Row:
+def _unregistered(
+    title: str, settings: Mapping[str, Scalar], times: tuple[int, ...]
+) -> Row:
     page, attack = "registered_decoding", "decode_encodings"
     title = f"{title}, not registered"
     settings = AUGMENTED | settings
@@ -93,37 +98,37 @@ def _unregistered(title: str, settings: Mapping[str, Scalar], *times: int) -> Ro
 
 
 ROWS = [
-    _decoding("Mixup, inside k=4", MIXUP_INSIDE, 50, 20, 10, 5),
-    _decoding("Mixup, cross k=6", MIXUP_CROSS, 50, 20, 10, 5),
-    _decoding("InstaHide, inside k=4", INSIDE, 50, 20, 10, 5, 3, 2),
-    _decoding("InstaHide, cross k=6", CROSS, 50, 20, 10, 5),
+    _decoding("Mixup, inside k=4", MIXUP_INSIDE, (50, 20, 10, 5)),
+    _decoding("Mixup, cross k=6", MIXUP_CROSS, (50, 20, 10, 5)),
+    _decoding("InstaHide, inside k=4", INSIDE, (50, 20, 10, 5, 3, 2)),
+    _decoding("InstaHide, cross k=6", CROSS, (50, 20, 10, 5)),
     _decoding(
         "InstaHide, cross k=6, public images known",
         CROSS,
-        *(50, 20, 10, 5, 3),
+        (50, 20, 10, 5, 3),
         public_part="known",
     ),
     _decoding(
         "InstaHide, cross k=6, folded least squares",
         CROSS,
-        *(50, 20, 10, 5),
+        (50, 20, 10, 5),
         decoder="folded-least-squares",
     ),
     Row("mixup_recovery", "Mixup, inside k=4", MIXUP_INSIDE, (50, 20, 10, 5, 3, 2)),
     Row("mixup_recovery", "Mixup, cross k=6", MIXUP_CROSS, (50, 20, 10, 5)),
     Row("mixup_recovery", "InstaHide, inside k=4", INSIDE, (10,)),
     Row("mixup_recovery", "InstaHide, cross k=6", CROSS, (10,)),
-    _augmented("Mixup, inside k=4", MIXUP_INSIDE, 20),
-    _unregistered("Mixup, inside k=4", MIXUP_INSIDE, 20),
-    _augmented("InstaHide, cross k=6", CROSS, 50, 20),
-    _unregistered("InstaHide, cross k=6", CROSS, 50),
-    _augmented("InstaHide, inside k=4", INSIDE, 50),
-    _unregistered("InstaHide, inside k=4", INSIDE, 50),
+    _augmented("Mixup, inside k=4", MIXUP_INSIDE, (20,)),
+    _unregistered("Mixup, inside k=4", MIXUP_INSIDE, (20,)),
+    _augmented("InstaHide, cross k=6", CROSS, (50, 20)),
+    _unregistered("InstaHide, cross k=6", CROSS, (50,)),
+    _augmented("InstaHide, inside k=4", INSIDE, (50,)),
+    _unregistered("InstaHide, inside k=4", INSIDE, (50,)),
 ]
 
 
 def main() -> None:
-    """Run what is missing, and write results and tables."""
+    """Compute the cells that are missing, and write results and tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", default="cifar10", help="as data.dataset")
     parser.add_argument("--pool", default="photos", help="as pool.source")
@@ -131,16 +136,16 @@ def main() -> None:
     arguments = parser.parse_args()
     console = Console(soft_wrap=True)
     torch.set_num_threads(1)
-    known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     common = {"data.dataset": arguments.data, "pool.source": arguments.pool}
     for row, times in _cells(arguments.only):
-        cells = known.setdefault(row.page, {}).setdefault(row.title, {})
+        cells = results.setdefault(row.page, {}).setdefault(row.title, {})
         if str(times) in cells:
             continue
         cells[str(times)] = _cell(row, times, common)
         console.print(f"{row.page}, {row.title}, T={times}: {cells[str(times)]}")
-        write_text(RESULTS, json.dumps(known, indent=2, allow_nan=False) + "\n")
-    for page, rows in known.items():
+        write_text(RESULTS, json.dumps(results, indent=2, allow_nan=False) + "\n")
+    for page, rows in results.items():
         _write_table(PAGES / f"{page}.md", rows)
 
 
@@ -157,13 +162,13 @@ def _cell(row: Row, times: int, common: Mapping[str, Scalar]) -> dict[str, objec
     attack = build_attack(row.name or row.page, dict(row.attack))
     start = time.perf_counter()
     try:
-        found = attack.reconstruct(
+        reconstruction = attack.reconstruct(
             client.view(attack.threat_model), stream(0, "attack", row.page), silent
         )
     except AttackError as error:
         return {"refused": str(error)}
     seconds = round(time.perf_counter() - start, 1)
-    scored = client.score(found.recovered[0])
+    scored = client.score(reconstruction.recovered[0])
     return {"images": row.images, "seconds": seconds, **scored.to_json()}
 
 
@@ -174,9 +179,7 @@ def _write_table(page: Path, rows: Mapping[str, Mapping[str, Mapping]]) -> None:
     for title, cells in rows.items():
         texts = [_text(cells.get(str(t), {})) for t in times]
         lines.append(f"| {title} | " + " | ".join(texts) + " |")
-    text = page.read_text(encoding="utf-8")
-    before, after = text.index(BEGIN) + len(BEGIN), text.index(END)
-    write_text(page, text[:before] + "\n".join(lines) + "\n" + text[after:])
+    write_section(page, "\n".join(lines))
 
 
 def _text(cell: Mapping[str, object]) -> str:

@@ -1,4 +1,4 @@
-"""Encodings of a client without a federation, as an attack sees them, and scored."""
+"""Encode a client's images without a federation, and score attacks on the encodings."""
 
 from __future__ import annotations
 
@@ -25,15 +25,17 @@ from instahide_fl.types import EncodedBatch, EncodingKey, PrivateSplit
 
 @dataclass(frozen=True)
 class Scored:
-    """Means over the recovered images, in the better sign of all images together.
+    """Means over the recovered images, in the better of two signs for all of them.
 
     Attributes:
-        count: images recovered.
-        ssim: mean.
-        psnr: mean, dB.
-        above_half: share of images with SSIM above 0.5.
-        flipped: SSIM, plain or mirrored; None where nothing is augmented.
-        registered: SSIM in the best position of up to four pixels; likewise.
+        count: the number of recovered images.
+        ssim: the mean SSIM.
+        psnr: the mean PSNR, in dB.
+        above_half: the share of images with SSIM above 0.5.
+        flipped: the mean of the better SSIM of each image, plain or mirrored; None
+            without augmentation.
+        registered: the mean SSIM in the best position, shifted by up to four pixels;
+            None without augmentation.
     """
 
     count: int
@@ -52,19 +54,23 @@ class Scored:
             "flipped": self.flipped,
             "registered": self.registered,
         }
-        known = {name: one for name, one in figures.items() if one is not None}
-        return {"count": self.count} | {name: round(known[name], 4) for name in known}
+        rounded = {
+            name: round(figure, 4)
+            for name, figure in figures.items()
+            if figure is not None
+        }
+        return {"count": self.count, **rounded}
 
 
 @dataclass(frozen=True)
 class EncodedClient:
-    """Every image of a client, encoded T times: one round for each time.
+    """The images of a client, each encoded T times: once in each of T rounds.
 
     Attributes:
-        config: settings.
+        config: the settings.
         split: the private images.
-        pool: public ones, or None.
-        rounds: encodings and their keys.
+        pool: the public images; None if none are mixed.
+        rounds: the encodings of each round and their keys.
     """
 
     config: Config
@@ -73,47 +79,50 @@ class EncodedClient:
     rounds: tuple[tuple[EncodedBatch, EncodingKey], ...]
 
     def view(self, adversary: str) -> AdversaryView:
-        """Return what an adversary who holds encodings has."""
+        """Return the view of an adversary who holds encodings.
+
+        Args:
+            adversary: the name of the threat model.
+        """
         model = threat_model(adversary)
+        with_mapping = Knowledge.MAPPING in model.knows
         return AdversaryView(
-            model,
-            self.config,
-            self.split.statistics,
-            tuple(self.split.images.shape[1:]),
-            self.split.num_classes,
-            tuple(
+            threat_model=model,
+            config=self.config,
+            statistics=self.split.statistics,
+            image_shape=tuple(self.split.images.shape[1:]),
+            num_classes=self.split.num_classes,
+            observations=tuple(
                 Observation(
-                    number + 1,
-                    "0",
-                    len(batch),
-                    1.0,
-                    "gradient",
+                    round=number,
+                    client="0",
+                    num_examples=len(batch),
+                    learning_rate_factor=1.0,
+                    kind="gradient",
                     encodings=batch.images,
                     soft_targets=batch.soft_targets,
-                    mapping=KnownMapping(
-                        key.private_index, key.coefficients, key.public_index
-                    )
-                    if Knowledge.MAPPING in model.knows
-                    else None,
+                    mapping=_mapping(key) if with_mapping else None,
                 )
-                for number, (batch, key) in enumerate(self.rounds)
+                for number, (batch, key) in enumerate(self.rounds, start=1)
             ),
-            (),
-            self.pool,
+            rounds=(),
+            pool=self.pool,
         )
 
     def score(self, recovered: Recovered) -> Scored:
-        """Hold what was recovered against the images, one to one."""
+        """Compare recovered images with the private ones, one to one."""
         if recovered.images is None:
             return Scored(0, 0.0, 0.0, 0.0)
         originals = self.split.images.float() / 255
-        tried = [
-            self._signed(sign * recovered.images, originals, recovered.rows)
+        in_both_signs = [
+            self._score_images(sign * recovered.images, originals, recovered.rows)
             for sign in (1, -1)
         ]
-        return max(tried, key=lambda one: one.ssim)
+        return max(in_both_signs, key=lambda scored: scored.ssim)
 
-    def _signed(self, images: Tensor, originals: Tensor, rows: Tensor | None) -> Scored:
+    def _score_images(
+        self, images: Tensor, originals: Tensor, rows: Tensor | None
+    ) -> Scored:
         shown = self.split.statistics.restore(images).clamp(0, 1)
         if rows is None:
             index, rows = match_one_to_one(pairwise_ssim(shown, originals))
@@ -121,14 +130,22 @@ class EncodedClient:
         matched = originals[rows]
         similar = ssim(shown, matched)
         augmented = self.rounds[0][1].augmentation is not None
+        flipped = registered = None
+        if augmented:
+            flipped = float(registered_ssim(shown, matched, 0).mean())
+            registered = float(registered_ssim(shown, matched).mean())
         return Scored(
-            len(shown),
-            float(similar.mean()),
-            float(psnr(shown, matched).mean()),
-            float((similar > 0.5).float().mean()),
-            float(registered_ssim(shown, matched, 0).mean()) if augmented else None,
-            float(registered_ssim(shown, matched).mean()) if augmented else None,
+            count=len(shown),
+            ssim=float(similar.mean()),
+            psnr=float(psnr(shown, matched).mean()),
+            above_half=float((similar > 0.5).float().mean()),
+            flipped=flipped,
+            registered=registered,
         )
+
+
+def _mapping(key: EncodingKey) -> KnownMapping:
+    return KnownMapping(key.private_index, key.coefficients, key.public_index)
 
 
 def encode_client(
@@ -137,9 +154,9 @@ def encode_client(
     """Encode the first images of a data set.
 
     Args:
-        settings: of a run; without `data.augment` nothing is augmented.
-        images: n.
-        times: T, how often each is encoded.
+        settings: the settings of a run; without `data.augment` nothing is augmented.
+        images: n, the number of images.
+        times: T, the number of encodings of each image.
     """
     rows = {"data.train-rows": f"0:{images}", "data.augment": "none"}
     config = Config().with_values({**rows, **settings})

@@ -3,9 +3,9 @@
     python experiments/leakage_by_exposure.py --data hf:PATH-OF-CIFAR-10
     python experiments/leakage_by_exposure.py --pool PATH-OF-A-POOL --images 100
 
-Encodes the same images T times, inside with k=4 and cross with k=6, lets an auditor who
-is given mapping and coefficients decode them (`decode_encodings`), and writes figures
-and curve of docs/exposure.md.
+Encodes the same images T times, inside with k=4 and cross with k=6, decodes them as an
+auditor who is given mapping and coefficients (`decode_encodings`), and writes the
+figures and the curve of docs/exposure.md.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from instahide_fl.audit.scoring.attack_scores import Column
 from instahide_fl.audit.scoring.score_reconstruction import score
 from instahide_fl.config import Config
 from instahide_fl.data.datasets import load_dataset
-from instahide_fl.data.federated_data import load_pool
+from instahide_fl.data.federated import load_pool
 from instahide_fl.data.pool import MixingPool
 from instahide_fl.encoding.encoder import build_encoder
 from instahide_fl.encoding.exposures import CountingEncoder, Exposures
@@ -41,7 +41,7 @@ from instahide_fl.types import PrivateSplit
 
 RESULTS = Path(__file__).parent / "audits" / "exposure.json"
 PICTURE = Path(__file__).parents[1] / "docs" / "attacks" / "exposure.png"
-ENCODINGS = (1, 2, 5, 10, 20, 50)  # T of each image in the first slot
+ENCODINGS = (1, 2, 5, 10, 20, 50)  # T: encodings with the image as their first one
 CASES = {"inside, k=4": ("inside", 4), "cross, k=6": ("cross", 6)}
 
 
@@ -63,25 +63,27 @@ def main() -> None:
         values = {"instahide.scope": scope, "instahide.num-mixed": mixed}
         for times in ENCODINGS:
             for seed in range(arguments.seeds):
-                found = measure(
+                measured = measure(
                     config.with_values({**values, "seed": seed}),
                     times,
                     arguments.images,
                 )
-                rows.append({"case": case, "encodings": times, "seed": seed, **found})
+                about = {"case": case, "encodings": times, "seed": seed}
+                rows.append({**about, **measured})
                 console.print(rows[-1], markup=False)
-    about = {"images": arguments.images, "seeds": arguments.seeds, "rows": rows}
-    write_text(RESULTS, json.dumps(about, indent=2) + "\n")
+    results = {"images": arguments.images, "seeds": arguments.seeds, "rows": rows}
+    write_text(RESULTS, json.dumps(results, indent=2) + "\n")
     draw(rows)
 
 
 def measure(config: Config, times: int, images: int) -> dict[str, Any]:
-    """Encode images so many times and decode the encodings.
+    """Encode images several times and decode the encodings.
 
     Args:
-        config: data, pool, encoding and seed, which also chooses the images.
-        times: T.
-        images: n.
+        config: the settings of data, pool and encoding, and the seed, which also
+            chooses the images.
+        times: T, the number of encodings of each image.
+        images: n, the number of images.
 
     Returns:
         Exposures, and SSIM in the better sign of the decoded and of uninformed images.
@@ -89,16 +91,17 @@ def measure(config: Config, times: int, images: int) -> dict[str, Any]:
     train = load_dataset(config.data, 0).train
     rng = stream(config.seed, "exposure", times)
     chosen = stream(config.seed, "images").choice(len(train), images, replace=False)
-    split = train.subset(torch.from_numpy(chosen))
+    split = train.share(torch.from_numpy(chosen))
     shape = split.images.shape
     pool = load_pool(config, (shape[1], shape[2], shape[3]))
     truth, exposures = encoded(config, split, pool, times, rng)
     start = time.perf_counter()
     attack = DecodeEncodings()
-    found = attack.reconstruct(auditor_view(config, split, truth), rng, silent)
+    view = auditor_view(config, split, truth)
+    reconstruction = attack.reconstruct(view, rng, silent)
     seconds = time.perf_counter() - start
     truths = {(1, "0"): truth}
-    scores = score(found, truths, split.statistics, split.num_classes, rng)
+    scores = score(reconstruction, truths, split.statistics, split.num_classes, rng)
     assert scores.private is not None
     return {
         **exposures.summary(0),
@@ -114,22 +117,22 @@ def encoded(
     times: int,
     rng: np.random.Generator,
 ) -> tuple[ClientTruth, Exposures]:
-    """Encode every image so many times, and count exposures."""
-    everything = torch.arange(len(split))
+    """Encode every image several times, and count exposures."""
+    rows = torch.arange(len(split))
     exposures = Exposures.zeros(len(split), config.instahide)
     inner = build_encoder(config.instahide, pool)
-    encoder = RecordingEncoder(CountingEncoder(inner, exposures, everything))
+    encoder = RecordingEncoder(CountingEncoder(inner, exposures, rows))
     for _ in range(times):
-        encoder.encode(everything, split, rng)
+        encoder.encode(rows, split, rng)
     return encoder.truth(1, "0", split), exposures
 
 
 def auditor_view(
     config: Config, split: PrivateSplit, truth: ClientTruth
 ) -> AdversaryView:
-    """Return what an auditor of encodings is given."""
+    """Return the view of an auditor with encodings, mapping and coefficients."""
     mapping = KnownMapping(truth.key.private_index, truth.key.coefficients)
-    seen = Observation(
+    observation = Observation(
         round=1,
         client="0",
         num_examples=0,
@@ -139,11 +142,15 @@ def auditor_view(
         soft_targets=truth.soft_targets,
         mapping=mapping,
     )
-    shape = truth.key.image_shape
-    model = threat_model("auditor-of-encodings")
-    classes = split.num_classes
     return AdversaryView(
-        model, config, split.statistics, shape, classes, (seen,), (), None
+        threat_model=threat_model("auditor-of-encodings"),
+        config=config,
+        statistics=split.statistics,
+        image_shape=truth.key.image_shape,
+        num_classes=split.num_classes,
+        observations=(observation,),
+        rounds=(),
+        pool=None,
     )
 
 
@@ -159,20 +166,20 @@ def figures(column: Column) -> dict[str, float]:
 
 
 def draw(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Draw SSIM against exposures, each seed a point, their mean a line."""
+    """Draw SSIM over exposures: a point for each seed, a line for their mean."""
     figure = Figure(figsize=(7, 4), dpi=120)
     axes = figure.subplots()
     for case in CASES:
-        own = [row for row in rows if row["case"] == case]
-        exposures = sorted({row["exposures_mean"] for row in own})
+        of_case = [row for row in rows if row["case"] == case]
+        exposures = sorted({row["exposures_mean"] for row in of_case})
         means = [
-            np.mean([row["ssim"] for row in own if row["exposures_mean"] == one])
-            for one in exposures
+            np.mean([row["ssim"] for row in of_case if row["exposures_mean"] == count])
+            for count in exposures
         ]
         line = axes.plot(exposures, means, label=f"InstaHide {case}")[0]
         axes.scatter(
-            [row["exposures_mean"] for row in own],
-            [row["ssim"] for row in own],
+            [row["exposures_mean"] for row in of_case],
+            [row["ssim"] for row in of_case],
             color=line.get_color(),
             s=16,
         )
@@ -180,7 +187,7 @@ def draw(rows: Sequence[Mapping[str, Any]]) -> None:
     axes.axhline(chance, color="gray", linestyle="--", label="without information")
     ticks = sorted({row["exposures_mean"] for row in rows})
     axes.set_xscale("log")
-    axes.set_xticks(ticks, [f"{one:g}" for one in ticks])
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
     axes.set(
         xlabel="exposures: distinct encodings that an image is in (mean)",

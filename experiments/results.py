@@ -1,9 +1,10 @@
-"""Results of the experiments: from run folders to README tables and curves.
+"""Collect the results of experiments, and write README table and curves from them.
 
     python experiments/results.py collect RUN_FOLDER ...       # into results/
     python experiments/results.py write       # the README table and docs/curves.png
 
-A run folder knows by its command which settings file and which `--set` it came from.
+The provenance in a run folder says with which settings file and which `--set` options
+the run was started.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from matplotlib.figure import Figure
+from result_pages import write_section
 
 from instahide_fl.config import Config
 from instahide_fl.files import atomic_file, write_text
@@ -26,18 +28,19 @@ from instahide_fl.run_folder import EVALUATION, PROVENANCE, SUMMARY, RunFolder
 HERE = Path(__file__).parent
 RESULTS, README = HERE / "results", HERE / "README.md"
 CURVES = HERE.parent / "docs" / "curves.png"
-BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
-# Where data lies and how a run is started make no other experiment.
-PLACES = ("data.dataset", "data.root", "pool.source", "resources.")
+# Settings that do not change which experiment it is: where data lies, what a run takes.
+NOT_COMPARED = ("data.dataset", "data.root", "pool.source", "resources.")
 
 Row = dict[str, Any]
 
 
 def collect(folders: Sequence[Path]) -> None:
-    """Add runs to the result file of their experiment; the same one again replaces it.
+    """Add runs to the result files of their experiments.
+
+    A run with the same changes and the same seed as an earlier one replaces it.
 
     Args:
-        folders: finished runs that were started with a settings file.
+        folders: the folders of finished runs that were started with a settings file.
     """
     for path in folders:
         folder = RunFolder(path)
@@ -46,70 +49,73 @@ def collect(folders: Sequence[Path]) -> None:
         name, row = describe(folder)
         target = RESULTS / f"{name}.json"
         rows: list[Row] = json.loads(target.read_text()) if target.exists() else []
-        same = ("set", "seed")
-        kept = [old for old in rows if any(old[key] != row[key] for key in same)]
-        kept.append(row)
-        kept.sort(key=lambda one: (one["set"], one["seed"]))
-        write_text(target, json.dumps(kept, indent=1) + "\n")
+        identity = ("set", "seed")
+        rows = [old for old in rows if any(old[key] != row[key] for key in identity)]
+        rows.append(row)
+        rows.sort(key=lambda row: (row["set"], row["seed"]))
+        write_text(target, json.dumps(rows, indent=1) + "\n")
 
 
 def describe(folder: RunFolder) -> tuple[str, Row]:
-    """Return the experiment's name, and what is kept of a run."""
-    made, summary = folder.read_json(PROVENANCE), folder.read_json(SUMMARY)
-    words = shlex.split(made["command"])
+    """Return the name of a run's experiment, and the row of its results."""
+    provenance, summary = folder.read_json(PROVENANCE), folder.read_json(SUMMARY)
+    words = shlex.split(provenance["command"])
     configs = [Path(word) for word in words if word.endswith(".toml")]
     if len(configs) != 1:
         raise SystemExit(
             f"{folder.path} was not started with a settings file, of which it could be "
-            f"a result: its command was {made['command']!r}"
+            f"a result: its command was {provenance['command']!r}"
         )
     (config,) = configs
     changes = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
-    changes = [one for one in changes if not one.startswith(PLACES)]
+    changes = [change for change in changes if not change.startswith(NOT_COMPARED)]
     curve = [
         [row["round"], row["test_accuracy"]]
         for row in folder.metrics()
         if row["test_accuracy"] is not None
     ]
-    cores = f"{os.cpu_count()} cores" if not made["gpus"] else made["gpus"][0]
+    gpus, versions = provenance["gpus"], provenance["versions"]
+    hardware = gpus[0] if gpus else f"{os.cpu_count()} cores"
+    if provenance["engine"] == "inline":
+        hardware = "1 core"
     row: Row = {
         "set": sorted(changes),
-        "seed": made["seed"],
+        "seed": provenance["seed"],
         "accuracy": summary["final_accuracy"],
         "rounds": summary["rounds"],
-        "epochs_per_round": epochs_per_round(folder.config(), made["clients"]),
+        "epochs_per_round": epochs_per_round(folder.config(), provenance["clients"]),
         "encoded": encoded_accuracy(folder),
         "seconds": round(summary["seconds"]),
-        "hardware": cores if made["engine"] != "inline" else "1 core",
-        "versions": {name: made["versions"][name] for name in ("torch", "flwr", "ray")},
+        "hardware": hardware,
+        "versions": {name: versions[name] for name in ("torch", "flwr", "ray")},
         "curve": curve,
     }
     return config.stem, row
 
 
 def epochs_per_round(config: Config, images: Mapping[str, int]) -> float:
-    """Return which share of all training images a round uses, on average.
+    """Return the share of all training images that a round uses, on average.
 
     Args:
         config: the run's settings.
-        images: by client.
+        images: the number of images of each client.
     """
     share = (config.train.clients_per_round or len(images)) / len(images)
     if config.train.mode == "update":
         return share * config.train.local_epochs
-    wanted = config.train.batch_size * config.train.local_batches
-    used = sum(min(count, wanted) for count in images.values())
+    per_client = config.train.batch_size * config.train.local_batches
+    used = sum(min(count, per_client) for count in images.values())
     return share * used / sum(images.values())
 
 
 def encoded_accuracy(folder: RunFolder) -> list[float]:
-    """Return K and the accuracy on the average of K encodings, or nothing."""
-    found = folder.read_json(EVALUATION).get("encoded")
-    return [found["encodings"], found["accuracy"]] if found else []
+    """Return K and the accuracy on the average of K encodings, or an empty list."""
+    encoded = folder.read_json(EVALUATION).get("encoded")
+    return [encoded["encodings"], encoded["accuracy"]] if encoded else []
 
 
 def table() -> str:
-    """Return all experiments as Markdown: what was measured, and what was not yet."""
+    """Return a Markdown table of all experiments, measured or not."""
     lines = [
         "| question | command | hardware | accuracy | minutes |",
         "|" + " --- |" * 5,
@@ -133,17 +139,17 @@ def table() -> str:
 def _line(
     question: str, config: str, changes: Sequence[str], rows: Sequence[Row]
 ) -> str:
-    found = [100 * row["accuracy"] for row in rows]
-    accuracy = f"{mean(found):.1f}%"
-    if len(found) > 1:
-        accuracy += f" ± {stdev(found):.1f} ({len(found)} seeds)"
+    percentages = [100 * row["accuracy"] for row in rows]
+    accuracy = f"{mean(percentages):.1f}%"
+    if len(percentages) > 1:
+        accuracy += f" ± {stdev(percentages):.1f} ({len(percentages)} seeds)"
     if any(still_rising(row["curve"]) for row in rows):
         accuracy += ", still rising"
     if encoded := rows[0].get("encoded"):
         accuracy += f"; {encoded[1]:.1%} on {encoded[0]} encodings"
-    sets = "".join(f" --set {one}" for one in changes)
+    options = "".join(f" --set {change}" for change in changes)
     minutes = mean(row["seconds"] for row in rows) / 60
-    command = f"`experiments/{config}{sets}`"
+    command = f"`experiments/{config}{options}`"
     hardware = rows[0]["hardware"]
     return f"| {question} | {command} | {hardware} | {accuracy} | {minutes:.1f} |"
 
@@ -153,18 +159,18 @@ def still_rising(curve: Sequence[Sequence[float]], margin: float = 0.005) -> boo
 
     Args:
         curve: pairs of round and accuracy.
-        margin: gain that counts.
+        margin: the smallest gain in accuracy that counts.
     """
-    last = curve[-1]
-    before = [one for one in curve if one[0] <= 0.75 * last[0]]
-    return bool(before) and last[1] - before[-1][1] > margin
+    last_round, last_accuracy = curve[-1]
+    before = [accuracy for number, accuracy in curve if number <= 0.75 * last_round]
+    return bool(before) and last_accuracy - before[-1] > margin
 
 
 def draw(names: Mapping[str, str]) -> None:
     """Draw accuracy over epochs.
 
     Args:
-        names: label by experiment.
+        names: the labels of the curves, by experiment.
     """
     figure = Figure(figsize=(6.4, 3.6), dpi=120)
     axes = figure.subplots()
@@ -174,8 +180,9 @@ def draw(names: Mapping[str, str]) -> None:
             continue
         row = json.loads(path.read_text())[0]
         rounds, accuracy = zip(*row["curve"], strict=True)
-        epochs = [one * row["epochs_per_round"] for one in rounds]
-        axes.plot(epochs, [100 * one for one in accuracy], marker=".", label=label)
+        epochs = [number * row["epochs_per_round"] for number in rounds]
+        percentages = [100 * share for share in accuracy]
+        axes.plot(epochs, percentages, marker=".", label=label)
     axes.set_xlabel("epochs: passes over all training images")
     axes.set_ylabel("accuracy on clean test images, %")
     axes.grid(alpha=0.3)
@@ -187,9 +194,7 @@ def draw(names: Mapping[str, str]) -> None:
 
 def write() -> None:
     """Put the table into the README and draw the curves."""
-    before, _, rest = README.read_text().partition(BEGIN)
-    _, _, after = rest.partition(END)
-    write_text(README, f"{before}{BEGIN}\n{table()}\n{END}{after}")
+    write_section(README, table())
     draw(
         {
             "cifar10-plain": "plain",
@@ -201,7 +206,7 @@ def write() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["collect"] and sys.argv[2:]:
-        collect([Path(one) for one in sys.argv[2:]])
+        collect([Path(argument) for argument in sys.argv[2:]])
     elif sys.argv[1:] == ["write"]:
         write()
     else:

@@ -4,7 +4,7 @@
 
 It cuts pools from a folder of photographs, simulates one client with 300 encodings for
 each method, k and pool, searches the pool by every score, and writes the tables of
-docs/attacks/pool_search.md. A cell that is done already is not computed again.
+docs/attacks/pool_search.md. Cells that have a result are not computed again.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from pathlib import Path
 import numpy as np
 import psutil
 import torch
+from recorded_runs import recorded_run
+from result_pages import write_section
 from rich.console import Console
 
 from instahide_fl.attacks.base import silent
@@ -34,24 +36,22 @@ from instahide_fl.attacks.registry import build_attack
 from instahide_fl.attacks.whitening import Whitening
 from instahide_fl.audit.attack_result import save_result
 from instahide_fl.audit.pictures import save_attack_pictures
-from instahide_fl.audit.recorded_run import RecordedRun, open_recorded_run
+from instahide_fl.audit.recorded_run import RecordedRun
 from instahide_fl.audit.run_attacks import run_attack
 from instahide_fl.audit.scoring.public_image_scores import RANKED, ComponentScores
-from instahide_fl.config import Config, Scalar
+from instahide_fl.config import Scalar
 from instahide_fl.data.pool import MixingPool
 from instahide_fl.data.pool_build import build_pool
 from instahide_fl.data.pool_patches import PoolBuildOptions
-from instahide_fl.engine.inline import run_inline
 from instahide_fl.files import write_text
 from instahide_fl.progress import BuildProgress, steps_bar
 from instahide_fl.rng import stream
-from instahide_fl.run_folder import RunFolder
 from instahide_fl.transcript.threat_model import THREAT_MODELS
 
 RESULTS = Path(__file__).parent / "audits" / "pool_search.json"
 PAGE = Path(__file__).parents[1] / "docs" / "attacks" / "pool_search.md"
-CROPS = (1, 20)  # of each of 1,000 photographs: pools of 1,000 and 20,000
-SIZES = (10_000, 100_000, 1_000_000)  # by repetition, for time and memory only
+CROPS = (1, 20)  # patches of each of 1,000 photographs: pools of 1,000 and 20,000
+SIZES = (10_000, 100_000, 1_000_000)  # images repeated, for time and memory alone
 ENCODINGS = 300
 
 ALL: dict[str, Scalar] = {
@@ -73,9 +73,9 @@ class Cell:
 
     Attributes:
         method: "instahide" or "mixup".
-        num_mixed: k.
-        crops: of each photograph in the pool.
-        score: of the search.
+        num_mixed: k, the number of images in an encoding.
+        crops: the number of patches of each photograph in the pool.
+        score: the setting `pool_search.score`.
     """
 
     method: str
@@ -85,7 +85,7 @@ class Cell:
 
     @property
     def folder(self) -> str:
-        """Of the run, shared by all scores."""
+        """The name of the run folder, which all scores share."""
         return f"{self.method}-k{self.num_mixed}-crops{self.crops}"
 
 
@@ -100,7 +100,7 @@ CELLS += [Cell("instahide", k, 20, "whitened") for k in (3, 5)]
 
 
 def main() -> None:
-    """Run what is missing, and write results and tables."""
+    """Compute the cells that are missing, and write results and tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", default="cifar10", help="as data.dataset")
     parser.add_argument("--photos", type=Path, required=True, help="folder")
@@ -108,8 +108,9 @@ def main() -> None:
     arguments = parser.parse_args()
     console = Console(soft_wrap=True)
     torch.set_num_threads(1)
-    known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    searches, costs = known.setdefault("searches", []), known.setdefault("costs", [])
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    searches = results.setdefault("searches", [])
+    costs = results.setdefault("costs", [])
     for cell in CELLS:
         if any(_matches(row, cell) for row in searches):
             continue
@@ -118,14 +119,14 @@ def main() -> None:
         row = _searched(run, cell, arguments.out / cell.folder, console)
         searches.append(row)
         console.print(row, markup=False)
-        write_text(RESULTS, json.dumps(known, indent=2) + "\n")
+        write_text(RESULTS, json.dumps(results, indent=2) + "\n")
     for size in SIZES:
         for score in ("correlation", "whitened"):
-            if not any(r["pool"] == size and r["score"] == score for r in costs):
+            if not any(row["pool"] == size and row["score"] == score for row in costs):
                 pool = _pool(arguments.photos, arguments.out, 20, console)
                 costs.append(_cost(pool, size, score, arguments.out))
                 console.print(costs[-1], markup=False)
-                write_text(RESULTS, json.dumps(known, indent=2) + "\n")
+                write_text(RESULTS, json.dumps(results, indent=2) + "\n")
     _write_tables(searches, costs)
 
 
@@ -143,40 +144,34 @@ def _pool(photos: Path, out: Path, crops: int, console: Console) -> Path:
 
 
 def _recorded(folder: Path, cell: Cell, pool: Path, data: str) -> RecordedRun:
-    """Simulate a run, unless its folder is there."""
-    if not RunFolder(folder).finished:
-        values: dict[str, Scalar] = {
-            **ALL,
-            "data.dataset": data,
-            "instahide.method": cell.method,
-            "instahide.num-mixed": cell.num_mixed,
-            "output.folder": str(folder),
-            "pool.source": str(pool),
-        }
-        config = Config().with_values(values).with_absolute_paths(Path.cwd())
-        path = Path(config.output.folder)
-        run_inline(config, RunFolder.create(path, config))
-    return open_recorded_run(folder)
+    settings: dict[str, Scalar] = {
+        **ALL,
+        "data.dataset": data,
+        "instahide.method": cell.method,
+        "instahide.num-mixed": cell.num_mixed,
+        "pool.source": str(pool),
+    }
+    return recorded_run(folder, settings)
 
 
 def _searched(
     run: RecordedRun, cell: Cell, folder: Path, console: Console
 ) -> dict[str, object]:
-    """Search, and return what the table shows."""
+    """Search, and return the figures that the table shows."""
     attack = build_attack("pool_search", {"score": cell.score})
     adversary = THREAT_MODELS[attack.threat_model]
     with steps_bar(console, f"{cell.folder}, {cell.score}") as advance:
         result = run_attack(run, attack, adversary, 0, advance)
     save_result(result, folder / f"attacks-{cell.score}")
     save_attack_pictures(result, folder / f"attacks-{cell.score}")
-    found = result.scores.components
+    by_score = result.scores.components
     return {
         **vars(cell),
-        "pool": found[cell.score].pool_size,
-        "encodings": found[cell.score].encodings,
+        "pool": by_score[cell.score].pool_size,
+        "encodings": by_score[cell.score].encodings,
         "seconds": round(result.seconds, 1),
         "verdict": result.verdict,
-        "found": {name: _figures(one) for name, one in found.items()},
+        "found": {name: _figures(scores) for name, scores in by_score.items()},
     }
 
 
@@ -190,7 +185,7 @@ def _figures(scores: ComponentScores) -> dict[str, float]:
 
 
 def _cost(pool: Path, size: int, score: str, out: Path) -> dict[str, object]:
-    """Search a pool of repeated images, mapped from disk."""
+    """Measure the search in a pool of repeated images that is mapped from disk."""
     folder = out / f"repeated-{size}"
     images = MixingPool.open(pool).images
     if not folder.exists():
@@ -204,11 +199,11 @@ def _cost(pool: Path, size: int, score: str, out: Path) -> dict[str, object]:
         start = time.perf_counter(), time.process_time()
         if score == "correlation":
             embed = correlation_embedding(ignore_signs=True)
-            way = Comparison(embed(encodings), embed)
+            comparison = Comparison(embed(encodings), embed)
         else:
             white = Whitening.of_pool(repeated, True, rng)
-            way = Comparison(white.embed_encodings(encodings), white.embed)
-        rank_pool(way, repeated, RANKED, silent)
+            comparison = Comparison(white.embed_encodings(encodings), white.embed)
+        rank_pool(comparison, repeated, RANKED, silent)
         seconds = time.perf_counter() - start[0], time.process_time() - start[1]
     return {
         "pool": size,
@@ -222,25 +217,29 @@ def _cost(pool: Path, size: int, score: str, out: Path) -> dict[str, object]:
 
 @contextmanager
 def _peak_memory() -> Iterator[list[int]]:
-    """Measure how much memory is taken on top, without pages mapped from files."""
-    process, done = psutil.Process(), threading.Event()
+    """Measure the additional memory, without pages that are mapped from files.
 
-    def own() -> int:
+    Yields:
+        A list of one number, the peak so far in bytes.
+    """
+    process, finished = psutil.Process(), threading.Event()
+
+    def unshared() -> int:
         memory = process.memory_info()
         return int(memory.rss - memory.shared)
 
-    before, peak = own(), [0]
+    before, peak = unshared(), [0]
 
     def watch() -> None:
-        while not done.wait(0.02):
-            peak[0] = max(peak[0], own() - before)
+        while not finished.wait(0.02):
+            peak[0] = max(peak[0], unshared() - before)
 
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
         yield peak
     finally:
-        done.set()
+        finished.set()
         watcher.join()
 
 
@@ -251,29 +250,23 @@ def _write_tables(
         "| encodings | pool | score | largest in 10 | recall at k-2 | recall at 100 |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    seen = set()
+    titles = set()
     for row in searches:
-        for score, found in row["found"].items():
-            about = f"{row['method']}, k={row['num_mixed']} | {row['pool']:,} | {score}"
-            if about not in seen:
-                seen.add(about)
-                figures = " | ".join(f"{value:.2f}" for value in found.values())
-                lines.append(f"| {about} | {figures} |")
-    _between("results", lines)
+        for score, figures in row["found"].items():
+            title = f"{row['method']}, k={row['num_mixed']} | {row['pool']:,} | {score}"
+            # The plain correlation comes with every other score of the same cell.
+            if title not in titles:
+                titles.add(title)
+                values = " | ".join(f"{value:.2f}" for value in figures.values())
+                lines.append(f"| {title} | {values} |")
+    write_section(PAGE, "\n".join(lines))
     lines = ["| pool | score | CPU seconds | memory, MB |", "| --- | --- | --- | --- |"]
     for row in costs:
         lines.append(
             f"| {row['pool']:,} | {row['score']} | {row['cpu_seconds']} | "
             f"{row['megabytes']} |"
         )
-    _between("costs", lines)
-
-
-def _between(name: str, lines: list[str]) -> None:
-    begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->"
-    page = PAGE.read_text(encoding="utf-8")
-    before, after = page.index(begin) + len(begin), page.index(end)
-    write_text(PAGE, page[:before] + "\n".join(lines) + "\n" + page[after:])
+    write_section(PAGE, "\n".join(lines), "costs")
 
 
 if __name__ == "__main__":

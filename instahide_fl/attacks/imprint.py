@@ -155,7 +155,8 @@ def sorting_layer(encodings: Tensor, units: int, seed: int) -> LayerTensors:
 
     Returns:
         The weight f64[J,D] and bias f64[J], scaled so that the sum of all activities
-        has the standard deviation `SPREAD` among encodings: predictions do not saturate.
+        has the standard deviation `SPREAD` among encodings, so that predictions do not
+        saturate.
     """
     count = max(1, min(MAX_DIRECTIONS, units // 2))
     rng = stream(seed, "imprint", "directions")

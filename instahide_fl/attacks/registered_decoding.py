@@ -38,8 +38,6 @@ NOTHING = Augmentation(padding=0, flip=False)
 class RegisteredDecoding(Attack):
     """Find where each encoding shows each image, and decode, of all rounds together."""
 
-    section = "registered_decoding"
-
     name: ClassVar[str] = "registered_decoding"
     summary: ClassVar[str] = (
         "private images from encodings despite crops and mirroring, with mapping and "

@@ -33,8 +33,6 @@ from instahide_fl.transcript.view import AdversaryView
 class TwoStep(Attack):
     """Gradient inversion, then decoding with mapping and coefficients given."""
 
-    section = "two_step"
-
     name: ClassVar[str] = "two_step"
     summary: ClassVar[str] = (
         "private images from the updates of several rounds: encodings first, then "

@@ -243,8 +243,9 @@ def test_fewer_victims_are_side_by_side_where_memory_would_not_do(monkeypatch):
     both = tuple(replace(view.observations[0], client=str(i)) for i in range(2))
     view = replace(view, observations=both)
     totals = []
+    limit = "instahide_fl.attacks.inverting_gradients.MAX_MEMORY"
     for memory in (4 * 10**9, 1):
-        monkeypatch.setattr("instahide_fl.attacks.inverting_gradients.MAX_MEMORY", memory)
+        monkeypatch.setattr(limit, memory)
         InvertingGradients(iterations=2).reconstruct(
             view, np.random.default_rng(0), lambda _, total: totals.append(total)
         )

@@ -27,8 +27,6 @@ from instahide_fl.transcript.view import AdversaryView
 class Carlini(Attack):
     """Cluster the encodings of each client, link, decode and refine."""
 
-    section = "carlini"
-
     name: ClassVar[str] = "carlini"
     summary: ClassVar[str] = (
         "private images from encodings and soft labels: similarity, clustering, "
