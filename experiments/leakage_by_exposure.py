@@ -28,7 +28,7 @@ from instahide_fl.audit.scoring.attack_scores import Column
 from instahide_fl.audit.scoring.score_reconstruction import score
 from instahide_fl.config import Config
 from instahide_fl.data.datasets import load_dataset
-from instahide_fl.data.federated import load_pool
+from instahide_fl.data.federated_data import load_pool
 from instahide_fl.data.pool import MixingPool
 from instahide_fl.encoding.encoder import build_encoder
 from instahide_fl.encoding.exposures import CountingEncoder, Exposures
@@ -91,7 +91,7 @@ def measure(config: Config, times: int, images: int) -> dict[str, Any]:
     train = load_dataset(config.data, 0).train
     rng = stream(config.seed, "exposure", times)
     chosen = stream(config.seed, "images").choice(len(train), images, replace=False)
-    split = train.share(torch.from_numpy(chosen))
+    split = train.subset(torch.from_numpy(chosen))
     shape = split.images.shape
     pool = load_pool(config, (shape[1], shape[2], shape[3]))
     truth, exposures = encoded(config, split, pool, times, rng)
