@@ -27,6 +27,7 @@ from result_pages import write_section
 from rich.console import Console
 
 from instahide_fl.attacks.base import silent
+from instahide_fl.attacks.pool_search.attack import RANKED
 from instahide_fl.attacks.pool_search.pool_ranking import (
     Comparison,
     correlation_embedding,
@@ -38,7 +39,7 @@ from instahide_fl.audit.attack_result import save_result
 from instahide_fl.audit.pictures import save_attack_pictures
 from instahide_fl.audit.recorded_run import RecordedRun
 from instahide_fl.audit.run_attacks import run_attack
-from instahide_fl.audit.scoring.public_image_scores import RANKED, ComponentScores
+from instahide_fl.audit.scoring.public_image_scores import ComponentScores
 from instahide_fl.config import Scalar
 from instahide_fl.data.pool import MixingPool
 from instahide_fl.data.pool_build import build_pool
