@@ -1,8 +1,8 @@
 """A network's arrays: what server and clients exchange of it.
 
-These are its parameters and, where BatchNorm keeps running statistics, those. The
-counter of batches that BatchNorm keeps beside them is left out: it is no statistic, and
-an average of counters would mean nothing.
+The arrays are the network's parameters and, where BatchNorm keeps running statistics,
+those too. BatchNorm's counter of batches is left out: it is no statistic, and an
+average of counters would mean nothing.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def load_arrays(model: nn.Module, arrays: Mapping[str, Tensor]) -> None:
 
     Args:
         model: any module.
-        arrays: by name, all of the model's, in its shapes.
+        arrays: all of the model's arrays by name, in its shapes.
     """
     with torch.no_grad():
         for name, array in live_arrays(model).items():

@@ -14,8 +14,8 @@ from instahide_fl.models.normalization import normalization_layer
 class SmallCnn(nn.Module):
     """Two 3x3 convolutions, each with ReLU and 2x2 max pooling, and two linear layers.
 
-    With `width` 32 it has the shape of the CNN that federated-learning benchmarks train
-    on CIFAR-10 (32 and 64 channels).
+    With `width` 32 it has the channels, 32 and 64, of the CNN that federated-learning
+    benchmarks train on CIFAR-10.
     """
 
     def __init__(
@@ -46,7 +46,8 @@ class SmallCnn(nn.Module):
         images = self.layout(images)
         features = F.max_pool2d(self._activate(self.norm1(self.conv1(images))), 2)
         features = F.max_pool2d(self._activate(self.norm2(self.conv2(features))), 2)
-        logits: Tensor = self.head(self._activate(self.hidden(features.flatten(1))))
+        flat = features.flatten(1)  # [B,D,H/4,W/4] -> [B,D*(H/4)*(W/4)]
+        logits: Tensor = self.head(self._activate(self.hidden(flat)))
         return logits
 
 
@@ -77,9 +78,8 @@ class LeNet(nn.Module):
         """
         features = F.max_pool2d(self._activate(self.conv1(images)), 2)
         features = F.max_pool2d(self._activate(self.conv2(features)), 2)
-        hidden = self._activate(
-            self.hidden2(self._activate(self.hidden1(features.flatten(1))))
-        )
+        flat = features.flatten(1)  # [B,16,h,w] -> [B,16*h*w]
+        hidden = self._activate(self.hidden2(self._activate(self.hidden1(flat))))
         logits: Tensor = self.head(hidden)
         return logits
 
@@ -117,6 +117,7 @@ class DropoutCnn(nn.Module):
         images = self.layout(images)
         features = F.relu(self.conv2(F.relu(self.conv1(images))))
         features = self.dropout1(F.max_pool2d(features, 2))
-        hidden = self.dropout2(F.relu(self.hidden(features.flatten(1))))
+        flat = features.flatten(1)  # [B,64,h,w] -> [B,64*h*w]
+        hidden = self.dropout2(F.relu(self.hidden(flat)))
         logits: Tensor = self.head(hidden)
         return logits

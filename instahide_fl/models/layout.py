@@ -9,8 +9,9 @@ from torch import Tensor, nn
 class ChannelsLast(nn.Module):
     """Brings images into channels-last layout, which is faster on the CPU.
 
-    Gradients of single examples (`torch.func.vmap`) cannot change a layout; for them
-    this step is switched off. Results differ in nothing but rounding.
+    `torch.func.vmap`, which computes the gradients of single examples, cannot change a
+    layout; `accept_any_layout` switches this step off for it. Results differ in nothing
+    but rounding.
     """
 
     def __init__(self) -> None:
@@ -18,7 +19,7 @@ class ChannelsLast(nn.Module):
         self.enabled = True
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the same images.
+        """Return the same images, channels last in memory.
 
         Args:
             images: f32[B,C,H,W].

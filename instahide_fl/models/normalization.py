@@ -4,7 +4,7 @@ BatchNorm's running statistics are statistics of clients' data, so the variant s
 where they go:
 
 - `none`: no normalisation.
-- `group`: GroupNorm (Wu and He, ECCV 2018); nothing beyond an image is looked at.
+- `group`: GroupNorm (Wu and He, ECCV 2018): each image is normalised by itself.
 - `batch`: BatchNorm. Running statistics are buffers: clients send how theirs changed,
   the server averages them and evaluates with them.
 - `local-batch`: BatchNorm by the statistics of the batch at hand, in training and in
@@ -22,10 +22,10 @@ MAX_GROUPS = 8
 
 
 def normalization_layer(variant: str) -> Callable[[int], nn.Module]:
-    """Return what makes a layer of this variant for a number of channels.
+    """Return a function that builds a variant's layer for a number of channels.
 
     Args:
-        variant: of `model.normalization`.
+        variant: a value of `model.normalization`.
     """
     return {
         "none": lambda channels: nn.Identity(),
@@ -39,19 +39,19 @@ def normalization_layer(variant: str) -> Callable[[int], nn.Module]:
 
 def num_groups(channels: int) -> int:
     """Return the largest number of groups up to 8 that divides the channels."""
-    return next(one for one in range(MAX_GROUPS, 0, -1) if channels % one == 0)
+    return next(n for n in range(MAX_GROUPS, 0, -1) if channels % n == 0)
 
 
 def replace_batch_norm(module: nn.Module, variant: str) -> None:
-    """Put layers of another variant in the place of every BatchNorm2d.
+    """Replace every BatchNorm2d by a layer of another variant.
 
     Args:
-        module: changed in place.
-        variant: of `model.normalization`.
+        module: the network, changed in place.
+        variant: a value of `model.normalization`.
     """
-    make = normalization_layer(variant)
+    build_layer = normalization_layer(variant)
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
-            setattr(module, name, make(child.num_features))
+            setattr(module, name, build_layer(child.num_features))
         else:
             replace_batch_norm(child, variant)

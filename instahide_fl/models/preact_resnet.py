@@ -1,8 +1,8 @@
 """The pre-activation ResNet-18 that InstaHide's authors trained on CIFAR-10.
 
-Their variant differs from the one of He et al. ("Identity Mappings in Deep Residual
-Networks", ECCV 2016), which libraries have: the stem is normalised, and nothing comes
-between the last block and the pooling.
+It differs from the one in libraries (He et al., "Identity Mappings in Deep Residual
+Networks", ECCV 2016): the stem is normalised, and nothing comes between the last block
+and the pooling.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from instahide_fl.models.layout import ChannelsLast
 from instahide_fl.models.normalization import normalization_layer
 
 WIDTHS = (64, 128, 256, 512)
-BLOCKS = 2  # of each width
+BLOCKS_PER_WIDTH = 2
 
 
 class PreActBlock(nn.Module):
@@ -42,10 +42,9 @@ class PreActBlock(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Return f32[B,width,H/stride,W/stride] for f32[B,channels,H,W]."""
         active = F.relu(self.norm1(features))
-        kept = features if self.shortcut is None else self.shortcut(active)
-        changed = self.conv2(F.relu(self.norm2(self.conv1(active))))
-        result: Tensor = changed + kept
-        return result
+        identity = features if self.shortcut is None else self.shortcut(active)
+        residual: Tensor = self.conv2(F.relu(self.norm2(self.conv1(active))))
+        return residual + identity
 
 
 class PreActResNet18(nn.Module):
@@ -61,7 +60,7 @@ class PreActResNet18(nn.Module):
         self.stem_norm = normalise(WIDTHS[0])
         blocks, channels = [], WIDTHS[0]
         for width in WIDTHS:
-            for number in range(BLOCKS):
+            for number in range(BLOCKS_PER_WIDTH):
                 stride = 2 if number == 0 and width != WIDTHS[0] else 1
                 blocks.append(PreActBlock(channels, width, stride, normalise))
                 channels = width
@@ -79,5 +78,5 @@ class PreActResNet18(nn.Module):
         """
         images = self.layout(images)
         features = self.blocks(F.relu(self.stem_norm(self.stem(images))))
-        logits: Tensor = self.head(features.mean(dim=(2, 3)))
+        logits: Tensor = self.head(features.mean(dim=(2, 3)))  # [B,512,H,W] -> [B,512]
         return logits

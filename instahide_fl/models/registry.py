@@ -29,7 +29,7 @@ MODELS: dict[str, Callable[[ImageShape, int, ModelConfig], nn.Module]] = {
     "strided-cnn": StridedCnn,
     "strided-lenet": StridedLeNet,
 }
-MIN_IMAGE_SIDE = {  # side in pixels
+MIN_IMAGE_SIDE = {  # in pixels; a smaller image leaves a layer without input
     "small-cnn": 4,
     "lenet": 12,
     "cnn-dropout": 6,
@@ -55,19 +55,20 @@ def build_model(
         config: the `[model]` table.
         image_shape: C, H, W.
         num_classes: K.
-        seed: of the run; the same seed gives the same parameters.
+        seed: the run's seed; the same seed gives the same parameters.
 
     Returns:
         A module from f32[B,C,H,W] to logits f32[B,K], on the CPU, in channels-last
         layout (half as fast again as channels-first on the CPUs we measured).
 
     Raises:
-        ConfigError: the images are too small for the network.
+        ConfigError: the images are too small for the network, or it has no such
+            normalisation or activation.
     """
-    least = MIN_IMAGE_SIDE[config.name]
-    if min(image_shape[1:]) < least:
+    side = MIN_IMAGE_SIDE[config.name]
+    if min(image_shape[1:]) < side:
         raise ConfigError(
-            f"model.name = {config.name!r} needs images of at least {least}x{least} "
+            f"model.name = {config.name!r} needs images of at least {side}x{side} "
             f"pixels, got {image_shape[1]}x{image_shape[2]}: set data.image-size"
         )
     _check_variants(config)
@@ -79,19 +80,19 @@ def build_model(
 
 
 def _check_variants(config: ModelConfig) -> None:
-    """Refuse a variant of a network that does not exist.
+    """Refuse a normalisation or activation that a network does not have.
 
     Raises:
         ConfigError: it has no normalisation layers, or one activation only.
     """
-    plain = ("lenet", "cnn-dropout", "mlp", "strided-lenet")
-    if config.name in plain and config.normalization != "none":
+    without_normalization = ("lenet", "cnn-dropout", "mlp", "strided-lenet")
+    if config.name in without_normalization and config.normalization != "none":
         raise ConfigError(
             f"model.name = {config.name!r} has no normalisation layers: set "
             f'model.normalization = "none", got {config.normalization!r}'
         )
-    free = ("small-cnn", "lenet", "mlp", "strided-cnn", "strided-lenet")
-    if config.name not in free and config.activation != "relu":
+    with_activations = ("small-cnn", "lenet", "mlp", "strided-cnn", "strided-lenet")
+    if config.name not in with_activations and config.activation != "relu":
         raise ConfigError(
             f"model.name = {config.name!r} has no other activation than relu: set "
             f'model.activation = "relu", got {config.activation!r}'

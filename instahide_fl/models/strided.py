@@ -1,4 +1,4 @@
-"""Small networks without pooling, which attacks on gradients are measured on."""
+"""Small networks without pooling, on which attacks on gradients are measured."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ class Mlp(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits f32[B,K] of normalised images f32[B,C,H,W]."""
-        logits: Tensor = self.head(self._activate(self.hidden(images.flatten(1))))
+        pixels = images.flatten(1)  # [B,C,H,W] -> [B,C*H*W]
+        logits: Tensor = self.head(self._activate(self.hidden(pixels)))
         return logits
 
 
@@ -53,7 +54,7 @@ class StridedCnn(nn.Module):
         features = self._activate(self.norm1(self.conv1(images)))
         features = self._activate(self.norm2(self.conv2(features)))
         features = self._activate(self.norm3(self.conv3(features)))
-        logits: Tensor = self.head(features.flatten(1))
+        logits: Tensor = self.head(features.flatten(1))  # [B,D,h,w] -> [B,D*h*w]
         return logits
 
 
@@ -84,12 +85,12 @@ class StridedLeNet(nn.Module):
         features = self._activate(self.conv1(images))
         features = self._activate(self.conv2(features))
         features = self._activate(self.conv3(features))
-        logits: Tensor = self.head(features.flatten(1))
+        logits: Tensor = self.head(features.flatten(1))  # [B,12,h,w] -> [B,12*h*w]
         return logits
 
 
 def _halved(side: int, times: int) -> int:
-    """Return a side in pixels after so many convolutions of stride 2."""
+    """Return an image's side after some padded convolutions of stride 2, in pixels."""
     for _ in range(times):
         side = (side + 1) // 2
     return side

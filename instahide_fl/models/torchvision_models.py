@@ -1,4 +1,4 @@
-"""Networks of torchvision, with the stem that small images need."""
+"""Torchvision's networks, with the stem that small images need."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def resnet18(
     """Return ResNet-18 (He et al., CVPR 2016), 11.2 million parameters.
 
     Args:
-        image_shape: C, H, W. Below 64 pixels a 3x3 convolution without stride or
-            pooling comes first (section 4.2 there).
+        image_shape: C, H, W. Below 64 pixels the stem is a 3x3 convolution without
+            stride or pooling (section 4.2 of the paper).
         num_classes: K.
-        config: its `normalization` is put after every convolution.
+        config: the `[model]` table, whose `normalization` follows every convolution.
     """
     # Imported here: torchvision does not load beside every build of torch.
     from torchvision.models import (  # type: ignore[import-untyped]
@@ -47,13 +47,13 @@ def densenet121(
 ) -> nn.Module:
     """Return DenseNet-121 (Huang et al., CVPR 2017), 7.0 million parameters.
 
-    For CIFAR-100: InstaHide's authors used a NASNet of about that size, which neither
-    torchvision nor timm has for small images.
+    Meant for CIFAR-100: InstaHide's authors used a NASNet of about that size, which
+    neither torchvision nor timm has for small images.
 
     Args:
-        image_shape: C, H, W; as in `resnet18`.
+        image_shape: C, H, W; small images get the stem of `resnet18`.
         num_classes: K.
-        config: its `normalization` takes the place of BatchNorm.
+        config: the `[model]` table, whose `normalization` replaces BatchNorm.
     """
     from torchvision.models import densenet121 as build
 

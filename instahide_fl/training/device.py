@@ -7,7 +7,7 @@ import torch
 from instahide_fl.config import ResourcesConfig
 from instahide_fl.errors import ConfigError
 
-IMAGE_SHARE = 0.5  # of a worker's GPU memory
+IMAGE_SHARE = 0.5  # the part of a worker's GPU memory that images may fill
 
 
 def training_device(config: ResourcesConfig) -> str:

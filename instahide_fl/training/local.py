@@ -1,4 +1,4 @@
-"""What a client computes in a round."""
+"""Local training: what a client computes in a round."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from instahide_fl.types import ClientUpdate, EncodedBatch, PrivateSplit
 class LocalTrainer:
     """A network with its optimizer, which clients of a process use one after another.
 
-    Nothing of a client stays in it: arrays are overwritten, gradients dropped and the
-    optimizer's state is cleared before each use.
+    No client leaves anything in it: before each use the arrays are overwritten, the
+    gradients dropped and the optimizer's state cleared.
 
     Args:
         model: a network of the right shape.
@@ -42,10 +42,10 @@ class LocalTrainer:
             momentum=config.momentum,
             weight_decay=config.weight_decay,
         )
-        self._draws = has_dropout(model)
-        self._given: dict[str, Tensor] = {}
-        self._start: dict[str, Tensor] = {}  # what was given, in the network's layout
-        self._moved = True
+        self._has_dropout = has_dropout(model)
+        self._global_arrays: dict[str, Tensor] = {}  # the caller's own tensors
+        self._start: dict[str, Tensor] = {}  # copies of them in the network's layout
+        self._moved = True  # whether the network's arrays differ from `_start`
 
     @property
     def buffers(self) -> Collection[str]:
@@ -64,14 +64,15 @@ class LocalTrainer:
         """Compute a client's contribution to a round, on encodings only.
 
         Args:
-            arrays: the global ones, by name (`models.arrays`); not written to, and not
-                to be written to by the caller as long as it hands on the same tensors.
+            arrays: the global arrays by name (`models.arrays`). They are not written
+                to, and the caller must not write to them either as long as it passes
+                the same tensors again.
             split: the client's private images, on the model's device.
             encoder: turns images into what is trained on.
             rng: chooses batches and draws keys.
-            learning_rate_factor: of this round's schedule (mode update).
-            correction: added to the gradient of every local step, by parameter name
-                (mode update; see `training.scaffold`); None for none.
+            learning_rate_factor: factor of this round's schedule (mode update).
+            correction: terms added to the gradient of every local step, by parameter
+                name (mode update; see `training.scaffold`); None for none.
 
         Returns:
             A gradient of the mean loss (mode gradient) or local minus global parameters
@@ -84,13 +85,13 @@ class LocalTrainer:
             self.model.train()
         with self._seeded(rng):
             if self.config.mode == "gradient":
-                result, examples, loss = self._gradient(split, encoder, rng)
+                update, num_images, loss = self._gradient(split, encoder, rng)
             else:
                 for group in self._optimizer.param_groups:
                     group["lr"] = self.config.learning_rate * learning_rate_factor
-                result, examples, loss = self._delta(split, encoder, rng, correction)
+                update, num_images, loss = self._delta(split, encoder, rng, correction)
         metrics = {"train_loss": loss, "seconds": time.perf_counter() - start}
-        return ClientUpdate(result, examples, self.config.update_kind, metrics)
+        return ClientUpdate(update, num_images, self.config.update_kind, metrics)
 
     def warm_up(self, image_shape: tuple[int, int, int]) -> None:
         """Take one step on black images; the parameters move."""
@@ -103,7 +104,7 @@ class LocalTrainer:
     @contextlib.contextmanager
     def _seeded(self, rng: np.random.Generator) -> Iterator[None]:
         """Let dropout, which draws from torch's own generators, follow `rng`."""
-        if not self._draws:
+        if not self._has_dropout:
             yield
             return
         devices = [self.device] if self.device.type == "cuda" else []
@@ -115,53 +116,64 @@ class LocalTrainer:
         """Copy the global arrays into the network, unless they are there already.
 
         They are brought into the network's layout once a round, not for each client.
-        In mode gradient nobody moves them, so a round's clients share one copy.
+        In mode gradient no parameter moves, so a round's clients share one copy.
         """
-        known = self._given.keys() == arrays.keys()
-        if not known or any(arrays[n] is not one for n, one in self._given.items()):
+        if not self._has_loaded(arrays):
             for name, array in self._arrays.items():
                 if name not in self._start:
                     self._start[name] = torch.empty_like(array, requires_grad=False)
                 self._start[name].copy_(arrays[name])
-            self._given, self._moved = dict(arrays), True
+            self._global_arrays, self._moved = dict(arrays), True
         if self._moved:
             with torch.no_grad():
                 for name, array in self._arrays.items():
                     array.copy_(self._start[name])
             self._moved = False
 
+    def _has_loaded(self, arrays: Mapping[str, Tensor]) -> bool:
+        """Tell whether these very tensors were loaded last."""
+        loaded = self._global_arrays
+        return loaded.keys() == arrays.keys() and all(
+            array is loaded[name] for name, array in arrays.items()
+        )
+
     def _loss(self, batch: EncodedBatch) -> Tensor:
         """Run the network, in the precision that the settings name."""
         # Running statistics move in the forward pass already.
         self._moved = self._moved or bool(self._buffers)
-        mixed = self.config.precision == "bfloat16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=mixed):
+        low_precision = self.config.precision == "bfloat16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=low_precision):
             return soft_cross_entropy(self.model(batch.images), batch.soft_targets)
 
     def _differences(self, arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return how far arrays of the network are from the global ones."""
         with torch.no_grad():
             return {name: array - self._start[name] for name, array in arrays.items()}
 
     def _gradient(
         self, split: PrivateSplit, encoder: Encoder, rng: np.random.Generator
     ) -> tuple[dict[str, Tensor], int, float]:
-        """Average the gradient over a round's batches; no parameter moves."""
+        """Average the gradient over a round's batches; no parameter moves.
+
+        Returns:
+            The gradient and the differences of running statistics by name, the number
+            of images, and their mean loss.
+        """
         self._optimizer.zero_grad()
-        batch_size = self.config.batch_size
-        wanted = min(len(split), batch_size * self.config.local_batches)
-        total = 0.0
-        for index in batch_rows(len(split), self.config, rng):
-            batch, _ = encoder.encode(index, split, rng)
-            share = len(index) / wanted
+        num_images = gradient_images(len(split), self.config)
+        mean_loss = 0.0
+        for rows in batch_rows(len(split), self.config, rng):
+            batch, _ = encoder.encode(rows, split, rng)
+            share = len(rows) / num_images
             loss = self._loss(batch) * share
             loss.backward()  # type: ignore[no-untyped-call]
-            total += loss.item()
+            mean_loss += loss.item()
         gradient = {
             name: parameter.grad
             for name, parameter in self._parameters.items()
             if parameter.grad is not None
         }
-        return gradient | self._differences(self._buffers), wanted, total
+        return gradient | self._differences(self._buffers), num_images, mean_loss
 
     def _delta(
         self,
@@ -170,29 +182,37 @@ class LocalTrainer:
         rng: np.random.Generator,
         correction: Mapping[str, Tensor] | None,
     ) -> tuple[dict[str, Tensor], int, float]:
-        """Train for some epochs and return how far the arrays moved."""
+        """Train for some epochs.
+
+        Returns:
+            How far the arrays moved by name, the client's number of images, and the
+            mean loss over the images of all steps.
+        """
         self._optimizer.state.clear()
-        total, seen = 0.0, 0
-        for index in self._batches(len(split), rng):
-            batch, _ = encoder.encode(index, split, rng)
-            loss = self._set_gradient(batch, rng)
+        total_loss, num_trained = 0.0, 0
+        for loss, batch_size in self._step_gradients(split, encoder, rng):
             self._correct_gradient(correction)
             self._optimizer.step()
             self._moved = True
-            total += loss * len(index)
-            seen += len(index)
-        return self._differences(self._arrays), len(split), total / max(1, seen)
+            total_loss += loss * batch_size
+            num_trained += batch_size
+        mean_loss = total_loss / max(1, num_trained)
+        return self._differences(self._arrays), len(split), mean_loss
 
-    def _batches(self, count: int, rng: np.random.Generator) -> Iterator[Tensor]:
-        """Yield the batches of all local epochs, each epoch in a new random order."""
-        yield from batch_rows(count, self.config, rng)
+    def _step_gradients(
+        self, split: PrivateSplit, encoder: Encoder, rng: np.random.Generator
+    ) -> Iterator[tuple[float, int]]:
+        """Leave the gradient of each local step in the parameters, one after another.
 
-    def _set_gradient(self, batch: EncodedBatch, rng: np.random.Generator) -> float:
-        """Leave the gradient of a batch's mean loss in the parameters."""
-        self._optimizer.zero_grad()
-        loss = self._loss(batch)
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss.item()
+        Yields:
+            The mean loss of the step's batch, and the batch's size.
+        """
+        for rows in batch_rows(len(split), self.config, rng):
+            batch, _ = encoder.encode(rows, split, rng)
+            self._optimizer.zero_grad()
+            loss = self._loss(batch)
+            loss.backward()  # type: ignore[no-untyped-call]
+            yield loss.item(), len(rows)
 
     def _correct_gradient(self, correction: Mapping[str, Tensor] | None) -> None:
         """Add FedProx's and SCAFFOLD's terms to the gradient."""
@@ -203,8 +223,8 @@ class LocalTrainer:
             if parameter.grad is None:
                 continue
             if weight:
-                moved = parameter.detach() - self._start[name]
-                parameter.grad.add_(moved, alpha=weight)
+                drift = parameter.detach() - self._start[name]
+                parameter.grad.add_(drift, alpha=weight)
             if correction is not None:
                 parameter.grad.add_(correction[name].to(parameter.device))
 
@@ -217,7 +237,7 @@ def warm_up(
     PyTorch loads parts of itself on first use: that takes over a second.
 
     Args:
-        model: of the run's shape; its parameters move.
+        model: a network of the run's shape; its parameters move.
         image_shape: (channels, height, width).
         config: the `[train]` table.
     """
@@ -240,30 +260,43 @@ def local_steps(count: int, config: TrainConfig) -> int:
     """Return the optimizer steps that a client takes in a round (mode update).
 
     Args:
-        count: images it holds.
+        count: number of the client's images.
         config: the `[train]` table.
     """
     return config.local_epochs * math.ceil(count / config.batch_size)
 
 
+def gradient_images(count: int, config: TrainConfig) -> int:
+    """Return how many images the gradient of a round is the mean of (mode gradient).
+
+    Args:
+        count: number of the client's images.
+        config: the `[train]` table.
+    """
+    return min(count, config.batch_size * config.local_batches)
+
+
 def batch_rows(
     count: int, config: TrainConfig, rng: np.random.Generator
 ) -> Iterator[Tensor]:
-    """Yield which images each batch of a round is made of, drawn when it is asked for.
+    """Yield the rows of each batch of a round.
+
+    They are drawn when they are asked for: the batches' keys come from the same stream
+    in between, and whoever replays a client must draw in the same order.
 
     Args:
-        count: images that the client holds.
+        count: number of the client's images.
         config: the `[train]` table.
-        rng: of the client in this round; keys are drawn from it between batches.
+        rng: the client's stream for this round.
 
-    Returns:
+    Yields:
         i64[B] for each batch.
     """
     if config.mode == "gradient":
-        wanted = min(count, config.batch_size * config.local_batches)
+        num_images = gradient_images(count, config)
         # Without replacement: an image is encoded at most once in a round.
-        rows = torch.from_numpy(rng.choice(count, size=wanted, replace=False))
-        for start in range(0, wanted, config.batch_size):
+        rows = torch.from_numpy(rng.choice(count, size=num_images, replace=False))
+        for start in range(0, num_images, config.batch_size):
             yield rows[start : start + config.batch_size]
         return
     for _ in range(config.local_epochs):
@@ -273,9 +306,9 @@ def batch_rows(
 
 def has_dropout(model: nn.Module) -> bool:
     """Tell whether a network drops units at random."""
-    return any(isinstance(one, nn.Dropout) for one in model.modules())
+    return any(isinstance(module, nn.Dropout) for module in model.modules())
 
 
 def draw_torch_seed(rng: np.random.Generator) -> int:
-    """Draw the seed of dropout's masks, the first that is drawn in a round."""
+    """Draw the seed of dropout's masks: the first draw of a client's round."""
     return int(rng.integers(2**63))

@@ -1,8 +1,13 @@
-"""DP-SGD: what a client computes so that no single encoding shows in its update."""
+"""DP-SGD: what a client computes so that no single encoding shows in its update.
+
+Abadi et al., "Deep Learning with Differential Privacy", CCS 2016 (arXiv:1607.00133),
+algorithm 1.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor, nn
@@ -14,17 +19,69 @@ from instahide_fl.defenses.example_gradients import (
     poisson_sample,
 )
 from instahide_fl.encoding.encoder import Encoder
-from instahide_fl.training.local import LocalTrainer, local_steps
+from instahide_fl.training.local import LocalTrainer, gradient_images, local_steps
 from instahide_fl.training.losses import soft_cross_entropy
-from instahide_fl.types import EncodedBatch, PrivateSplit
+from instahide_fl.types import PrivateSplit
+
+
+@dataclass(frozen=True)
+class PrivateGradient:
+    """One noisy gradient.
+
+    Attributes:
+        arrays: the gradient by parameter name.
+        loss: mean loss of the sampled images; 0 for an empty sample.
+        num_sampled: size of the sample, which must not leave the client.
+    """
+
+    arrays: dict[str, Tensor]
+    loss: float
+    num_sampled: int
+
+
+class PrivateGradients:
+    """Computes the gradients of DP-SGD: each is a sample, clipped, summed and noised.
+
+    Args:
+        model: a network without BatchNorm.
+        defense: the `[defense]` table: norm and noise.
+    """
+
+    def __init__(self, model: nn.Module, defense: DefenseConfig) -> None:
+        self._defense = defense
+        self._example_gradients = ExampleGradients(model, soft_cross_entropy)
+
+    def compute(
+        self,
+        split: PrivateSplit,
+        encoder: Encoder,
+        expected_size: int,
+        rng: np.random.Generator,
+    ) -> PrivateGradient:
+        """Compute the noisy gradient of a fresh sample at the present parameters.
+
+        The sample is a Poisson sample: every image is in it with the same probability,
+        whatever others are, so its size varies and it may be empty. The accountant
+        assumes this, and that the sum is divided by the expected size: the true one
+        would tell whether one image was there.
+
+        Args:
+            split: the client's private images.
+            encoder: encodes the sample.
+            expected_size: mean size of a sample, at most the number of images.
+            rng: draws the sample, then its keys, then the noise.
+        """
+        rows = poisson_sample(len(split), expected_size / len(split), rng)
+        batch, _ = encoder.encode(rows, split, rng)
+        max_norm = self._defense.max_gradient_norm
+        total, loss = self._example_gradients.clipped_sum(batch, max_norm)
+        deviation = self._defense.noise_multiplier * max_norm
+        gradient = noisy_mean(total, deviation, expected_size, rng)
+        return PrivateGradient(gradient, loss / max(1, len(batch)), len(batch))
 
 
 class PrivateTrainer(LocalTrainer):
     """A `LocalTrainer` whose every gradient is one of DP-SGD.
-
-    Batches are Poisson samples: every image is in one with the same probability,
-    whatever others are, so their sizes vary and one may be empty. Sums are divided by
-    the expected size, which is all that is told of it.
 
     Args:
         model: a network without BatchNorm.
@@ -36,37 +93,25 @@ class PrivateTrainer(LocalTrainer):
         self, model: nn.Module, config: TrainConfig, defense: DefenseConfig
     ) -> None:
         super().__init__(model, config)
-        self._defense = defense
-        self._examples = ExampleGradients(model, soft_cross_entropy)
-        self._expected = 1.0
+        self._private_gradients = PrivateGradients(model, defense)
 
     def _gradient(
         self, split: PrivateSplit, encoder: Encoder, rng: np.random.Generator
     ) -> tuple[dict[str, Tensor], int, float]:
         """Sample once, whatever the number of local batches: one noise, one release."""
-        wanted = min(len(split), self.config.batch_size * self.config.local_batches)
-        self._expected = wanted
-        rows = poisson_sample(len(split), wanted / len(split), rng)
-        batch, _ = encoder.encode(rows, split, rng)
-        gradient, loss = self._private_gradient(batch, rng)
-        return gradient, wanted, loss
+        expected_size = gradient_images(len(split), self.config)
+        private = self._private_gradients.compute(split, encoder, expected_size, rng)
+        return private.arrays, expected_size, private.loss
 
-    def _batches(self, count: int, rng: np.random.Generator) -> Iterator[Tensor]:
-        self._expected = min(count, self.config.batch_size)
-        for _ in range(local_steps(count, self.config)):
-            yield poisson_sample(count, self._expected / count, rng)
-
-    def _set_gradient(self, batch: EncodedBatch, rng: np.random.Generator) -> float:
-        gradient, loss = self._private_gradient(batch, rng)
-        for name, parameter in self._parameters.items():
-            parameter.grad = gradient[name]
-        return loss
-
-    def _private_gradient(
-        self, batch: EncodedBatch, rng: np.random.Generator
-    ) -> tuple[dict[str, Tensor], float]:
-        norm = self._defense.max_gradient_norm
-        total, loss = self._examples.clipped_sum(batch, norm)
-        deviation = self._defense.noise_multiplier * norm
-        gradient = noisy_mean(total, deviation, self._expected, rng)
-        return gradient, loss / max(1, len(batch))
+    def _step_gradients(
+        self, split: PrivateSplit, encoder: Encoder, rng: np.random.Generator
+    ) -> Iterator[tuple[float, int]]:
+        """Set the parameters' gradients to a noisy one for each local step."""
+        expected_size = min(len(split), self.config.batch_size)
+        for _ in range(local_steps(len(split), self.config)):
+            private = self._private_gradients.compute(
+                split, encoder, expected_size, rng
+            )
+            for name, parameter in self._parameters.items():
+                parameter.grad = private.arrays[name]
+            yield private.loss, private.num_sampled

@@ -12,16 +12,16 @@ from collections.abc import Mapping
 from torch import Tensor
 
 PREFIX = "control/"
-"""Before the names of control variates among the arrays that travel."""
+"""The start of control variates' names among the arrays that travel."""
 
 
 def split_control_variates(
     arrays: Mapping[str, Tensor],
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Divide what travels into a model's arrays and control variates.
+    """Divide the arrays that travel into a model's arrays and control variates.
 
     Args:
-        arrays: by name; control variates carry the prefix.
+        arrays: all arrays by name; control variates' names carry the prefix.
 
     Returns:
         The model's arrays, and the control variates by parameter name.
@@ -38,7 +38,15 @@ def split_control_variates(
 def with_control_variates(
     arrays: Mapping[str, Tensor], control: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Put a model's arrays and control variates together, to travel."""
+    """Put a model's arrays and control variates together for the way.
+
+    Args:
+        arrays: the model's arrays by name.
+        control: the control variates by parameter name.
+
+    Returns:
+        All of them by name; `split_control_variates` divides them again.
+    """
     return {**arrays, **{PREFIX + name: array for name, array in control.items()}}
 
 
@@ -48,9 +56,9 @@ def gradient_correction(
     """Return what a client adds to each gradient: c - c_i.
 
     Args:
-        server: c, by parameter name.
-        client: c_i; empty for a client that takes part for the first time, where it is
-            zero.
+        server: the server's control variate c, by parameter name.
+        client: the client's control variate c_i; empty, which means zero, for a client
+            that takes part for the first time.
     """
     if not client:
         return dict(server)
@@ -66,10 +74,10 @@ def control_variate_difference(
     """Return how far a client's control variate moves: -c + (x - y) / (steps * rate).
 
     Args:
-        server: c, by parameter name.
-        difference: y - x, local minus global parameters.
-        steps: local optimizer steps; with none, nothing moves.
-        learning_rate: of these steps, positive.
+        server: the server's control variate c, by parameter name.
+        difference: local minus global parameters, y - x.
+        steps: number of local optimizer steps; with none, nothing moves.
+        learning_rate: step size of these steps; positive.
     """
     if steps == 0:
         return {name: c * 0 for name, c in server.items()}
