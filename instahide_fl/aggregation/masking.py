@@ -1,10 +1,12 @@
 """Masked sums: integers that hide single updates and add up to their sum.
 
-Values become fixed-point integers modulo 2**32. Each client adds masks, streams of
-integers that are uniform to whoever lacks their 32-byte seeds; in the sum of all
-clients the masks that pairs agreed on cancel exactly, and so do no rounding errors hang
-on keys. Bonawitz et al., "Practical Secure Aggregation for Privacy-Preserving Machine
-Learning", CCS 2017.
+Values become fixed-point integers modulo 2**32. Each client adds masks: streams of
+integers that look uniform to anyone without their 32-byte seeds. In the sum of all
+clients the masks that pairs agreed on cancel. The integers modulo 2**32 form a ring, in
+which they cancel exactly and in any order; floating-point masks would leave rounding
+errors that depend on the keys, and could not hide the size of what they are added to.
+Bonawitz et al., "Practical Secure Aggregation for Privacy-Preserving Machine Learning",
+CCS 2017.
 
 The masks are ChaCha20 streams. Flower's own mask generator folds its seed into 32 bits
 (`flwr.common.secure_aggregation.secaggplus_utils.pseudo_rand_gen`), few enough to try
@@ -34,75 +36,78 @@ class FixedPoint:
     """Real numbers as integers modulo 2**32.
 
     Attributes:
-        largest: absolute value that a number may have.
-        clients: as many numbers may be added up.
+        max_value: the largest absolute value that a number may have.
+        num_clients: the most numbers that are added up.
     """
 
-    largest: float
-    clients: int
+    max_value: float
+    num_clients: int
 
     @property
     def scale(self) -> float:
-        """Integers for each 1.0."""
-        return math.floor((2**31 - 1) / self.clients) / self.largest
+        """The integer that stands for 1.0, before rounding."""
+        # The sum of all clients stays below 2**31, so that its sign can be read.
+        return math.floor((2**31 - 1) / self.num_clients) / self.max_value
 
     def encode(self, values: Tensor) -> Vector:
-        """Round to integers.
+        """Round numbers to integers.
 
         Args:
-            values: f32[N] or wider.
+            values: the numbers, f32[N] or wider.
 
         Returns:
-            u32[N].
+            u32[N]; a negative number is its complement modulo 2**32.
 
         Raises:
             ProtocolError: a value is too large, or not a finite number.
         """
-        beyond = float(values.abs().max()) if values.numel() else 0.0
-        if not beyond <= self.largest:
+        magnitude = float(values.abs().max()) if values.numel() else 0.0
+        if not magnitude <= self.max_value:  # so written, it refuses NaN too
             raise ProtocolError(
-                f"an update with a value of {beyond:.3g} cannot be masked: raise "
-                f"secure-aggregation.largest-value (now {self.largest:g}) or lower the "
-                f"learning rate"
+                f"an update with a value of {magnitude:.3g} cannot be masked: raise "
+                f"secure-aggregation.largest-value (now {self.max_value:g}) or lower "
+                f"the learning rate"
             )
-        whole = (values.to(torch.float64) * self.scale).round().to(torch.int64)
-        return whole.numpy().astype(np.uint32)
+        integers = (values.to(torch.float64) * self.scale).round().to(torch.int64)
+        return integers.numpy().astype(np.uint32)
 
     def decode(self, total: Vector) -> Tensor:
         """Return the sum of numbers as f64[N].
 
         Args:
-            total: u32[N], the sum of at most `clients` encoded vectors.
+            total: the sum of at most `num_clients` encoded vectors, u32[N].
         """
         signed = torch.from_numpy(total.view(np.int32).astype(np.float64))
         return signed / self.scale
 
 
-def mask(seed: bytes, length: int) -> Vector:
-    """Return the integers u32[length] that a seed stands for.
+def expand_mask(seed: bytes, length: int) -> Vector:
+    """Return the mask that a seed stands for: integers u32[length].
 
     Args:
         seed: 32 bytes.
-        length: how many.
+        length: number of integers.
     """
     stream = keyed_stream(seed, "mask")
     return stream.integers(0, 2**32, length, dtype=np.uint32)
 
 
-def add_masks(vector: Vector, added: Iterable[bytes], taken: Iterable[bytes]) -> Vector:
+def add_masks(
+    vector: Vector, added: Iterable[bytes], subtracted: Iterable[bytes]
+) -> Vector:
     """Return a vector with masks added and others subtracted, modulo 2**32.
 
     Args:
-        vector: u32[N].
-        added: seeds of masks to add.
-        taken: seeds of masks to subtract.
+        vector: the integers, u32[N]; not written to.
+        added: seeds of the masks to add.
+        subtracted: seeds of the masks to subtract.
     """
-    result = vector.copy()
+    masked = vector.copy()
     for seed in added:
-        result += mask(seed, len(vector))
-    for seed in taken:
-        result -= mask(seed, len(vector))
-    return result
+        masked += expand_mask(seed, len(vector))
+    for seed in subtracted:
+        masked -= expand_mask(seed, len(vector))
+    return masked
 
 
 def flatten_arrays(arrays: Mapping[str, Tensor], factor: float) -> Tensor:
@@ -120,8 +125,8 @@ def split_vector(
     """Return the arrays of a vector, as f32 by name.
 
     Args:
-        vector: f64[N], in the order of names.
-        shapes: by name; N values together.
+        vector: the arrays' values one after another, f64[N], in the order of names.
+        shapes: each array's shape by name; together they hold N values.
     """
     arrays, start = {}, 0
     for name in sorted(shapes):

@@ -1,10 +1,13 @@
 """Sums of updates in a fixed tree, so that who adds what does not change a bit.
 
-Floating-point sums depend on their order. Here the order is a binary tree over the
-positions 0, 1, 2, ... of a round's cohort: the node (level, index) is the sum of the
-positions index * 2**level up to (index + 1) * 2**level - 1, its two children added, a
-missing child left out. Whoever holds a whole subtree may add it up: one process after
-another, or any number of workers side by side, end at the same bits.
+Floating-point addition is not associative: (a + b) + c and a + (b + c) may differ in
+the last bits, so the result of a sum depends on its order. Here the order is a binary
+tree over the positions 0, 1, 2, ... of a round's cohort: the node (level, index) is the
+sum of the positions index * 2**level up to (index + 1) * 2**level - 1, its two children
+added, a missing child left out. A process that holds all of a subtree may add it up by
+itself. So one process, or any number of workers side by side, in whatever order the
+replies come, end at the same bits. A plain sum from left to right has only one order,
+and would have to wait for the slowest client at each position.
 """
 
 from __future__ import annotations
@@ -20,8 +23,8 @@ from torch import Tensor
 from instahide_fl.errors import RoundError
 from instahide_fl.types import ClientUpdate
 
-# Of a value in an update. Sums, squares and momentum of such values, which optimizers
-# keep, stay far below float32's largest number (3.4e38), whatever the cohort.
+# The largest value of an update. Sums, squares and momentum of such values, which
+# optimizers keep, stay far below float32's largest number (3.4e38) in any cohort.
 MAX_UPDATE_VALUE = 1e15
 
 
@@ -33,8 +36,8 @@ class UpdateSum:
     the common case, clients of the same size, then costs one addition each.
 
     Attributes:
-        arrays: by parameter name; float32 or wider.
-        scale: what they are still to be multiplied with.
+        arrays: the sum before scaling, by parameter name; float32 or wider.
+        scale: the factor by which the arrays are still to be multiplied.
         weight: the sum of the updates' weights.
         owned: whether the arrays may be written to.
     """
@@ -49,15 +52,18 @@ class UpdateSum:
         """Start a sum with one update.
 
         Args:
-            update: any client's.
-            weight: its weight; positive.
-            owned: let the sum write to the update's memory, which is lost then.
+            update: any client's update.
+            weight: the update's weight; positive.
+            owned: whether the sum may write to the update's memory, which destroys it.
         """
         arrays = {name: _wide(array) for name, array in update.arrays.items()}
         return cls(arrays, weight, weight, owned)
 
     def plus(self, other: UpdateSum) -> UpdateSum:
         """Add the sum of later positions; memory that may be written to is reused.
+
+        Args:
+            other: the sum to add, which must not be used any more.
 
         Raises:
             RoundError: the two do not have the same arrays.
@@ -68,29 +74,30 @@ class UpdateSum:
             left._multiply()
             right._multiply()
         if not left.owned and right.owned:
-            left, right = right, left  # the same bits: a + b is b + a
+            # The same bits: floating-point addition is commutative, if not associative.
+            left, right = right, left
         for name, array in left.arrays.items():
-            added = right.arrays[name]
+            addend = right.arrays[name]
             if left.owned and array.dtype == torch.promote_types(
-                array.dtype, added.dtype
+                array.dtype, addend.dtype
             ):
-                array.add_(added)
+                array.add_(addend)
             else:
-                left.arrays[name] = array + added
+                left.arrays[name] = array + addend
         return UpdateSum(left.arrays, left.scale, left.weight + right.weight, True)
 
     def is_bounded(self) -> bool:
         """Tell whether all values, before scaling, are below `MAX_UPDATE_VALUE`.
 
-        A sum is not finite as soon as one part is not.
+        One look at the sum is enough: if a part is not finite, the sum is not either.
         """
         return all(is_bounded(array) for array in self.arrays.values())
 
     def mean(self) -> dict[str, Tensor]:
         """Return the weighted mean by parameter name, contiguous.
 
-        Where memory may be written to, it becomes the mean's: this is then the sum
-        of one update, the mean, of weight 1.
+        An owned sum is divided in place: it becomes the sum of one update of weight 1,
+        the mean.
         """
         self._multiply()
         if not self.owned:
@@ -114,7 +121,12 @@ class UpdateSum:
 
 @dataclass(frozen=True, order=True, slots=True)
 class TreeNode:
-    """A subtree's place in the tree."""
+    """The root of a subtree: which positions a sum covers.
+
+    Attributes:
+        level: height of the subtree; 0 for a single position.
+        index: number of the subtree on its level, from 0.
+    """
 
     level: int
     index: int
@@ -124,25 +136,31 @@ class TreeNode:
 class TreeSum:
     """Adds up positions in the tree's order, in whatever order they come.
 
-    It holds as many sums as there are complete subtrees that wait for a neighbour: few
-    if positions come roughly in order.
+    It holds one sum for each complete subtree that waits for its neighbour: few if
+    positions come roughly in order.
+
+    Attributes:
+        nodes: the sums of the subtrees that wait.
     """
 
     nodes: dict[TreeNode, UpdateSum] = field(default_factory=dict)
 
     def put(self, node: TreeNode, value: UpdateSum) -> None:
         """Add a subtree's sum; `TreeNode(0, i)` is position i alone."""
-        while (beside := TreeNode(node.level, node.index ^ 1)) in self.nodes:
-            neighbour = self.nodes.pop(beside)
-            first = node.index % 2 == 0
-            value = value.plus(neighbour) if first else neighbour.plus(value)
+        # Flipping the lowest bit of an index gives the other child of the same parent.
+        while (sibling := TreeNode(node.level, node.index ^ 1)) in self.nodes:
+            neighbour = self.nodes.pop(sibling)
+            is_left = node.index % 2 == 0
+            value = value.plus(neighbour) if is_left else neighbour.plus(value)
             node = TreeNode(node.level + 1, node.index // 2)
         self.nodes[node] = value
 
     def total(self) -> UpdateSum | None:
         """Return the sum of all positions that came, or None if none did.
 
-        Positions that have not come by now are taken as missing for good.
+        Positions that have not come by now count as missing. A subtree without a
+        neighbour is its parent's sum; the lowest moves up first, so that neighbours
+        that are there still meet.
         """
         while len(self.nodes) > 1:
             lowest = min(self.nodes)
@@ -153,11 +171,11 @@ class TreeSum:
 
 @dataclass(frozen=True, slots=True)
 class Contribution:
-    """What is known of a client's update once it is part of a sum.
+    """The figures of a client's update that are left once it is part of a sum.
 
     Attributes:
-        num_examples: images it was computed on.
-        nbytes: size of its arrays.
+        num_examples: number of images it was computed on.
+        nbytes: size of its arrays in bytes.
         metrics: numbers for the log: "train_loss", "seconds".
     """
 
@@ -167,7 +185,7 @@ class Contribution:
 
     @classmethod
     def of(cls, update: ClientUpdate) -> Contribution:
-        """Describe an update."""
+        """Return the figures of an update."""
         nbytes = sum(array.nbytes for array in update.arrays.values())
         return cls(update.num_examples, nbytes, update.metrics)
 
@@ -178,11 +196,11 @@ class ReducedUpdates:
 
     Attributes:
         total: the weighted sum; None if no update was valid.
-        contributions: by node id, of the valid updates.
-        failures: reason by node id, of the others.
-        compute_seconds: in which the round waited for clients that were computing.
-        adding_seconds: in which the server added updates up.
-        updates: by node id in client order, where they were to be kept.
+        contributions: the figures of each valid update, by node id.
+        failures: the reason why each other client has none, by node id.
+        compute_seconds: time for which the round waited for computing clients.
+        adding_seconds: time in which the server added updates up.
+        updates: the single updates by node id in client order, if they were asked for.
     """
 
     total: UpdateSum | None
@@ -200,7 +218,7 @@ class ReadsUpdates(Protocol):
         """Check a reply (a Flower `Message`).
 
         Args:
-            reply: of a client.
+            reply: a client's reply.
             check_finite: whether to refuse values that are not finite, or beyond
                 `MAX_UPDATE_VALUE`; a caller that leaves it out must look at the sum
                 (`UpdateSum.is_bounded`).
@@ -217,8 +235,8 @@ class ReadsUpdates(Protocol):
 class ReducingGrid(Protocol):
     """A Flower `Grid` that can add up updates where they are computed.
 
-    A grid without it hands every single update to the server, who adds them up in the
-    same tree.
+    A grid without this method hands every single update to the server, which adds them
+    up in the same tree.
     """
 
     def send_and_reduce(
@@ -233,26 +251,28 @@ class ReducingGrid(Protocol):
         """Train one round.
 
         Args:
-            content: what every client receives (a Flower `RecordDict`).
+            content: the records that every client receives (a Flower `RecordDict`).
             node_ids: the cohort, in the order of the tree's positions.
-            group_id: of the messages: the round.
-            reader: checks a reply, beside the client.
-            sizes: images of each client, for dividing the work.
-            timeout: seconds that a client may take.
+            group_id: Flower's name for this group of messages: the round.
+            reader: checks the replies, beside the clients.
+            sizes: number of images of each client, for dividing the work.
+            timeout: the most seconds that a client may take.
         """
 
 
 def tree_mean(
     updates: Sequence[ClientUpdate], weigh: Callable[[ClientUpdate], float]
 ) -> dict[str, Tensor]:
-    """Average updates whose positions are their places in the sequence.
+    """Average updates whose positions in the tree are those in the sequence.
+
+    The order of the updates decides the last bits: sort them by client key.
 
     Args:
-        updates: at least one; all with the same names and shapes.
-        weigh: returns an update's weight.
+        updates: at least one update; all with the same names and shapes.
+        weigh: returns an update's weight (`aggregation.weights`).
 
     Returns:
-        By parameter name.
+        The mean by parameter name.
 
     Raises:
         RoundError: there is no update, or one does not have the others' arrays.
@@ -267,6 +287,7 @@ def tree_mean(
 
 
 def _wide(array: Tensor) -> Tensor:
+    """Return an array as float32 or wider: half precision loses small addends."""
     if array.dtype == torch.float32:
         return array
     return array.to(torch.promote_types(array.dtype, torch.float32))
@@ -293,7 +314,7 @@ def is_finite(array: Tensor) -> bool:
 
 def is_bounded(array: Tensor, largest: float = MAX_UPDATE_VALUE) -> bool:
     """Tell whether all values are finite and none is larger, whatever its sign."""
-    # Minimum and maximum hand on NaN and infinity, in one pass and without a mask.
+    # Minimum and maximum pass NaN and infinity on, in one pass and without a mask.
     return array.numel() == 0 or all(
         math.isfinite(end.item()) and abs(end.item()) <= largest
         for end in torch.aminmax(array)

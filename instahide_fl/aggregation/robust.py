@@ -1,4 +1,7 @@
-"""Rules that withstand some bad updates. They need to see every single update."""
+"""Rules that withstand some bad updates.
+
+They compare single updates with each other, so a sum is of no use to them.
+"""
 
 from __future__ import annotations
 
@@ -32,13 +35,13 @@ def median(updates: Sequence[ClientUpdate]) -> dict[str, Tensor]:
     """Take the median of every coordinate.
 
     Yin et al., "Byzantine-Robust Distributed Learning", ICML 2018 (arXiv:1803.01498).
-    The updates' numbers of images do not count.
+    All updates count the same, whatever their numbers of images.
 
     Args:
-        updates: at least one; all with the same names and shapes.
+        updates: at least one update; all with the same names and shapes.
 
     Returns:
-        By parameter name.
+        The median by parameter name.
     """
     return {
         name: torch.from_numpy(np.asarray(np.median(stacked, axis=0)))
@@ -49,14 +52,14 @@ def median(updates: Sequence[ClientUpdate]) -> dict[str, Tensor]:
 def trimmed_mean(updates: Sequence[ClientUpdate], share: float) -> dict[str, Tensor]:
     """Average every coordinate without its smallest and largest values.
 
-    Yin et al., as `median`.
+    Yin et al., "Byzantine-Robust Distributed Learning", ICML 2018 (arXiv:1803.01498).
 
     Args:
-        updates: at least one; all with the same names and shapes.
-        share: of the values to drop at each end, in [0, 0.5), rounded down.
+        updates: at least one update; all with the same names and shapes.
+        share: the part of the values to drop at each end, in [0, 0.5), rounded down.
 
     Returns:
-        By parameter name.
+        The mean by parameter name.
     """
     return {
         name: torch.from_numpy(np.asarray(stats.trim_mean(stacked, share, axis=0)))
@@ -72,8 +75,8 @@ def krum(updates: Sequence[ClientUpdate], malicious: int) -> dict[str, Tensor]:
     n - f - 2 nearest others; the lowest score wins, the earlier client if two tie.
 
     Args:
-        updates: n of them; all with the same names and shapes.
-        malicious: f, bad updates to withstand.
+        updates: n updates; all with the same names and shapes.
+        malicious: f, the number of bad updates to withstand.
 
     Returns:
         The chosen update's arrays, copied.
@@ -88,10 +91,11 @@ def krum(updates: Sequence[ClientUpdate], malicious: int) -> dict[str, Tensor]:
         )
     distances = torch.zeros(len(updates), len(updates), dtype=torch.float64)
     for _, stacked in _stacked(updates):
-        flat = torch.from_numpy(stacked).flatten(1)
+        flat = torch.from_numpy(stacked).flatten(1)  # [n,...] -> [n,D]
         # The fast way, by products of the rows, loses small distances.
         exact = torch.cdist(flat, flat, compute_mode="donot_use_mm_for_euclid_dist")
         distances += exact.double().square()
+    # From 1 on: in each row the smallest distance is the update's to itself.
     nearest = distances.sort(dim=1).values[:, 1 : len(updates) - malicious - 1]
     chosen = int(nearest.sum(dim=1).argmin())
     return {n: a.cpu().float().clone() for n, a in updates[chosen].arrays.items()}
@@ -100,7 +104,11 @@ def krum(updates: Sequence[ClientUpdate], malicious: int) -> dict[str, Tensor]:
 def _stacked(
     updates: Sequence[ClientUpdate],
 ) -> list[tuple[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]]]:
+    """Return each array of all updates, stacked to f32[n,...], with its name."""
     return [
-        (name, np.stack([one.arrays[name].cpu().float().numpy() for one in updates]))
+        (
+            name,
+            np.stack([update.arrays[name].cpu().float().numpy() for update in updates]),
+        )
         for name in updates[0].arrays
     ]

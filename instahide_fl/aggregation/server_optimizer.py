@@ -15,7 +15,8 @@ from instahide_fl.errors import OutputError
 from instahide_fl.training.scaffold import split_control_variates, with_control_variates
 from instahide_fl.types import UpdateKind
 
-# Of the second moment in mode update: Reddi et al., section 5.
+# By train.mode; 0.99 for the second moment in mode update is that of Reddi et al.,
+# section 5.
 ADAPTIVE_BETAS = {"gradient": (0.9, 0.999), "update": (0.9, 0.99)}
 
 
@@ -29,9 +30,9 @@ class ServerOptimizer:
     the clients' differences.
 
     Args:
-        arrays: the model's initial ones, by name; copied.
+        arrays: the model's initial arrays by name, which are copied.
         config: optimizer, step size, momentum and weight decay.
-        buffers: names of those arrays that are running statistics.
+        buffers: names of the arrays that are running statistics.
     """
 
     def __init__(
@@ -75,10 +76,11 @@ class ServerOptimizer:
         """Move the global arrays.
 
         Args:
-            aggregate: by name, from an aggregation rule.
-            kind: what the parameters' aggregates are.
-            learning_rate_factor: of this round's schedule.
-            share: of all clients whose updates are in the aggregate.
+            aggregate: the result of an aggregation rule, by name.
+            kind: whether the parameters' aggregates are gradients or differences.
+            learning_rate_factor: factor of this round's schedule.
+            share: the part of all clients whose updates are in the aggregate, by which
+                SCAFFOLD scales the step of the control variates.
         """
         for group in self._optimizer.param_groups:
             group["maximize"] = kind == "delta"
@@ -98,8 +100,8 @@ class ServerOptimizer:
         """Tell whether all arrays and all of the optimizer's moments are."""
         moments = (
             value
-            for kept in self._optimizer.state.values()
-            for value in kept.values()
+            for state in self._optimizer.state.values()
+            for value in state.values()
             if isinstance(value, Tensor)
         )
         return all(map(is_finite, chain(self.arrays.values(), moments)))
@@ -120,24 +122,25 @@ class ServerOptimizer:
         """Restore what `state` returned.
 
         Args:
-            tensors: of an optimizer with the same arrays and settings.
-            control_variates: restore them too. They go with the clients' own: where
-                those are gone, the server's start again at zero.
+            tensors: the state of an optimizer with the same arrays and settings.
+            control_variates: whether to restore the control variates too. They belong
+                to the clients' own: where those are gone, the server's start again at
+                zero.
 
         Raises:
             OutputError: the tensors are of another model.
         """
-        whole = {f"parameter/{name}": v for name, v in self.model_arrays.items()}
+        restored = {f"parameter/{name}": v for name, v in self.model_arrays.items()}
         if control_variates:
-            whole |= {f"control/{name}": v for name, v in self._control.items()}
-        for name, array in whole.items():
+            restored |= {f"control/{name}": v for name, v in self._control.items()}
+        for name, array in restored.items():
             if name not in tensors or tensors[name].shape != array.shape:
                 raise OutputError(
                     f"the checkpoint does not hold this run's {name}: it is of another "
                     f"model; start the run anew"
                 )
         with torch.no_grad():
-            for name, array in whole.items():
+            for name, array in restored.items():
                 array.copy_(tensors[name])
             for name, parameter in self._parameters.items():
                 prefix = f"optimizer/{name}/"

@@ -9,19 +9,19 @@ from torch import Tensor
 
 
 class Yogi(torch.optim.Optimizer):
-    """Adam whose second moment moves by a fixed share, not in proportion.
+    """Adam with another second moment, whose steps do not grow with its distance.
 
     Zaheer et al., "Adaptive Methods for Nonconvex Optimization", NeurIPS 2018; on a
     server it is FedYogi (Reddi et al., ICLR 2021, arXiv:2003.00295, algorithm 2):
-    v <- v - (1 - beta2) * g^2 * sign(v - g^2). As torch's Adam, both moments are
-    corrected for their start at zero.
+    v <- v - (1 - beta2) * g^2 * sign(v - g^2). Both moments are corrected for their
+    start at zero, as in torch's Adam.
 
     Args:
-        params: to move.
+        params: the parameters to optimize.
         lr: step size.
-        betas: decay of first and second moment.
-        eps: added to the root of the second moment.
-        weight_decay: L2 penalty, added to the gradient.
+        betas: decay of the first and of the second moment.
+        eps: number added to the root of the second moment.
+        weight_decay: factor of the L2 penalty, which is added to the gradient.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
 """How much differential privacy a run has spent, by Opacus' accountant.
 
 Renyi differential privacy of the sampled Gaussian mechanism: Mironov, Talwar, Zhang,
-arXiv:1908.10530. A figure is given only where it is one about private images or
-clients; elsewhere the reason why there is none.
+arXiv:1908.10530. An epsilon is given only where it holds for private images or for
+clients; elsewhere a text says why there is none.
 """
 
 from __future__ import annotations
@@ -19,20 +19,23 @@ from numpy.typing import NDArray
 from instahide_fl.config import Config
 from instahide_fl.config.defense import depends_on_one_image
 
-MIN_NOISE = 0.01  # below, one release costs thousands, and the accountant overflows
+# Noise multipliers: below the least, one release costs an epsilon of thousands and the
+# accountant overflows; above the largest, the bound only gets better, and slow to find.
+MIN_NOISE = 0.01
 MAX_NOISE = 100.0
 
 
 @dataclass(frozen=True)
 class PrivacyLoss:
-    """What is known of a run's differential privacy.
+    """The differential privacy that a run has spent so far.
 
     Attributes:
-        unit: what is protected; None where nothing is.
-        delta: that epsilon goes with; None where nothing is protected.
-        epsilon: spent so far by whoever spent most; None if there is no such figure.
-        per_release: spent by one update of a client (local); None elsewhere.
-        absent: why there is no epsilon; empty if there is one.
+        unit: the protected unit; None if nothing is protected.
+        delta: the delta of (epsilon, delta); None if nothing is protected.
+        epsilon: the epsilon of the image or client that spent most; None if there is
+            no such figure.
+        per_release: the epsilon of a client's single update (local); None elsewhere.
+        absent: the reason why there is no epsilon; empty if there is one.
     """
 
     unit: Literal["example", "client"] | None
@@ -47,16 +50,16 @@ def gaussian_epsilon(
 ) -> float:
     """Return the epsilon of Gaussian mechanisms on Poisson samples, one after another.
 
-    Neighbours differ by one part that is there or not.
+    Neighbouring data sets differ by one part (an image, a client) that only one has.
 
     Args:
-        noise_multiplier: standard deviation over the norm of one part; positive.
+        noise_multiplier: standard deviation over the norm of one part; at least 0.
         rate: probability that a part is in a sample, in (0, 1].
-        steps: how many times noise is added.
-        delta: in (0, 1).
+        steps: number of times that noise is added.
+        delta: the delta of (epsilon, delta), in (0, 1).
 
     Returns:
-        At least 0; infinite where the accountant finds no bound.
+        A number of at least 0; infinite where the accountant finds no bound.
     """
     if steps == 0:
         return 0.0
@@ -70,7 +73,6 @@ def gaussian_epsilon(
         warnings.filterwarnings("ignore", message="Optimal order is")
         epsilon, _ = get_privacy_spent(
             orders=RDPAccountant.DEFAULT_ALPHAS,
-            # With more noise than that the bound only gets better, and slow to find.
             rdp=_renyi_divergence(min(noise_multiplier, MAX_NOISE), rate) * steps,
             delta=delta,
         )
@@ -79,7 +81,7 @@ def gaussian_epsilon(
 
 @lru_cache(maxsize=10_000)
 def _renyi_divergence(noise_multiplier: float, rate: float) -> NDArray[np.float64]:
-    """Return that of one step at all orders; it takes longer than all that follows."""
+    """Return the divergence of one step at all orders; the costly part, so cached."""
     # Imported here: Opacus takes seconds, and only private runs need it.
     from opacus.accountants import RDPAccountant
     from opacus.accountants.analysis.rdp import compute_rdp
@@ -100,20 +102,21 @@ def example_loss(
 
     Args:
         config: the run's settings.
-        rounds_by_size: by number of images that a client holds, the most rounds that
-            one of that size took part in.
-        steps_by_size: noisy gradients that such a client computes in a round.
+        rounds_by_size: the most rounds that one client took part in, by the number of
+            images that it holds.
+        steps_by_size: number of noisy gradients that such a client computes in a round,
+            by the same number.
     """
     defense, train = config.defense, config.train
     if not depends_on_one_image(config.instahide):
-        return _no_figure(
+        return _without_epsilon(
             config,
             f"no formal guarantee for private images: instahide.method = "
             f'"{config.instahide.method}" puts one into several encodings, and dp-sgd '
             f"bounds what shows of one encoding",
         )
     if defense.noise_multiplier == 0:
-        return _no_noise(config)
+        return _without_noise(config)
     batches = train.local_batches if train.mode == "gradient" else 1
     losses = [
         gaussian_epsilon(
@@ -124,7 +127,7 @@ def example_loss(
         )
         for size, rounds in rounds_by_size.items()
     ]
-    return _figure(config, max(losses))
+    return _with_epsilon(config, max(losses))
 
 
 def central_loss(config: Config, rate: float, rounds: int) -> PrivacyLoss:
@@ -133,13 +136,15 @@ def central_loss(config: Config, rate: float, rounds: int) -> PrivacyLoss:
     Args:
         config: the run's settings.
         rate: probability that a client is in a cohort.
-        rounds: so far.
+        rounds: number of completed rounds.
     """
     defense = config.defense
     if defense.noise_multiplier == 0:
-        return _no_noise(config)
+        return _without_noise(config)
     multiplier = defense.noise_multiplier
-    return _figure(config, gaussian_epsilon(multiplier, rate, rounds, defense.delta))
+    return _with_epsilon(
+        config, gaussian_epsilon(multiplier, rate, rounds, defense.delta)
+    )
 
 
 def local_loss(config: Config, releases: int) -> PrivacyLoss:
@@ -150,13 +155,13 @@ def local_loss(config: Config, releases: int) -> PrivacyLoss:
 
     Args:
         config: the run's settings.
-        releases: rounds in which the client that sent most took part.
+        releases: number of updates of the client that sent most.
     """
     defense = config.defense
     if defense.noise_multiplier == 0:
-        return _no_noise(config)
+        return _without_noise(config)
     half = defense.noise_multiplier / 2
-    return _figure(
+    return _with_epsilon(
         config,
         gaussian_epsilon(half, 1.0, releases, defense.delta),
         gaussian_epsilon(half, 1.0, 1, defense.delta),
@@ -164,7 +169,7 @@ def local_loss(config: Config, releases: int) -> PrivacyLoss:
 
 
 def no_loss() -> PrivacyLoss:
-    """Return what is said of a run without differential privacy."""
+    """Return the (absent) figure of a run without differential privacy."""
     return PrivacyLoss(
         None,
         None,
@@ -176,11 +181,11 @@ def _unit(config: Config) -> Literal["example", "client"]:
     return "example" if config.defense.differential_privacy == "dp-sgd" else "client"
 
 
-def _figure(
+def _with_epsilon(
     config: Config, epsilon: float, per_release: float | None = None
 ) -> PrivacyLoss:
     if not math.isfinite(epsilon):
-        return _no_figure(
+        return _without_epsilon(
             config,
             f"no formal guarantee: the accountant finds no finite epsilon for "
             f"defense.noise-multiplier = {config.defense.noise_multiplier}",
@@ -188,10 +193,10 @@ def _figure(
     return PrivacyLoss(_unit(config), config.defense.delta, epsilon, per_release)
 
 
-def _no_noise(config: Config) -> PrivacyLoss:
+def _without_noise(config: Config) -> PrivacyLoss:
     reason = "no formal guarantee: defense.noise-multiplier is 0"
-    return _no_figure(config, reason)
+    return _without_epsilon(config, reason)
 
 
-def _no_figure(config: Config, reason: str) -> PrivacyLoss:
+def _without_epsilon(config: Config, reason: str) -> PrivacyLoss:
     return PrivacyLoss(_unit(config), config.defense.delta, absent=reason)

@@ -1,9 +1,9 @@
-"""Transforms of an update: arrays in, arrays out, chance by an explicit generator.
+"""Transforms of an update: pruning, sign compression, clipping and noise.
 
-They act on parameters. Running statistics of BatchNorm are handed on as they are: they
-are no part of a gradient, and differential privacy refuses networks that have them.
-No transform makes an update longer (L2), except noise, so that a norm that was clipped
-stays bounded by whatever follows.
+They act on parameters. BatchNorm's running statistics pass unchanged: they are no part
+of a gradient, and differential privacy refuses networks that have them. Except for
+noise no transform increases an update's L2 norm, so a norm that was clipped stays
+bounded under whatever follows.
 """
 
 from __future__ import annotations
@@ -23,36 +23,36 @@ UpdateTransform: TypeAlias = Callable[[Arrays, np.random.Generator], dict[str, T
 
 
 def prune(arrays: Arrays, share: float) -> dict[str, Tensor]:
-    """Zero the entries of smallest magnitude, in each tensor for itself.
+    """Set the entries of smallest magnitude to zero, in each tensor by itself.
 
     Gradient pruning as a defence: Zhu et al., "Deep Leakage from Gradients", NeurIPS
     2019 (arXiv:1906.08935); per tensor as in GradAttack (Huang et al., NeurIPS 2021).
 
     Args:
-        arrays: by name.
-        share: in [0, 1); entries strictly below this quantile of the magnitudes become
-            zero. Entries that equal it stay.
+        arrays: the update's parameters by name.
+        share: a quantile of the magnitudes, in [0, 1); entries strictly below it become
+            zero, entries that equal it stay.
     """
     return {name: _prune(array, share) for name, array in arrays.items()}
 
 
 def _prune(array: Tensor, share: float) -> Tensor:
-    below = math.floor(share * array.numel())
-    if below == 0:
+    num_pruned = math.floor(share * array.numel())
+    if num_pruned == 0:
         return array
-    size = array.abs()
-    threshold = size.flatten().kthvalue(below + 1).values
-    return torch.where(size < threshold, torch.zeros_like(array), array)
+    magnitude = array.abs()
+    threshold = magnitude.flatten().kthvalue(num_pruned + 1).values
+    return torch.where(magnitude < threshold, torch.zeros_like(array), array)
 
 
 def sign(arrays: Arrays) -> dict[str, Tensor]:
-    """Keep the signs, times each tensor's mean magnitude.
+    """Replace each entry by its sign times the tensor's mean magnitude.
 
     Scaled sign compression: Karimireddy et al., "Error Feedback Fixes SignSGD", ICML
-    2019 (arXiv:1901.09847), there with the error that is fed back, here without.
+    2019 (arXiv:1901.09847), without the paper's error feedback.
 
     Args:
-        arrays: by name.
+        arrays: the update's parameters by name.
     """
     return {name: a.sign() * a.abs().mean() for name, a in arrays.items()}
 
@@ -64,11 +64,11 @@ def clip(arrays: Arrays, max_norm: float) -> dict[str, Tensor]:
     2018 (arXiv:1710.06963): flat clipping.
 
     Args:
-        arrays: by name; the norm is over all of them together.
-        max_norm: positive.
+        arrays: the update's parameters by name; the norm is over all of them together.
+        max_norm: the bound; positive.
 
     Returns:
-        By name; the arrays themselves where they are short enough.
+        The clipped arrays by name; the same tensors if the norm is within the bound.
     """
     norm = l2_norm(arrays)
     if norm <= max_norm:
@@ -82,7 +82,7 @@ def add_noise(
     """Add independent Gaussian noise to every entry.
 
     Args:
-        arrays: by name, floating point. Noise is drawn in the order of names.
+        arrays: floating-point arrays by name. Noise is drawn in the order of names.
         deviation: standard deviation, at least 0.
         rng: the operating system's stream for real clients; a seeded one hides nothing.
     """
@@ -98,9 +98,9 @@ def gaussian(like: Tensor, deviation: float, rng: np.random.Generator) -> Tensor
     """Return Gaussian noise in a tensor's shape and dtype, on its device.
 
     Args:
-        like: floating point.
+        like: a floating-point tensor.
         deviation: standard deviation.
-        rng: draws it in float64, so that rounding to float32 is the last step.
+        rng: draws the noise in float64, so that rounding to float32 is the last step.
     """
     noise = rng.standard_normal(tuple(like.shape)) * deviation
     return torch.as_tensor(noise).to(like.device, like.dtype)
@@ -110,7 +110,8 @@ def l2_norm(arrays: Arrays) -> float:
     """Return the L2 norm over all arrays together, added up in float64.
 
     Args:
-        arrays: by name; the sum is in the order of names.
+        arrays: arrays by name. They are added in the order of names, so that the last
+            bits do not depend on the mapping's order.
     """
     squares = [
         float(torch.linalg.vector_norm(arrays[name], dtype=torch.float64)) ** 2
@@ -126,13 +127,13 @@ def build_transforms(config: DefenseConfig) -> list[UpdateTransform]:
         config: the `[defense]` table.
     """
     deviation = config.noise_multiplier * config.clip_norm
-    known: dict[str, UpdateTransform] = {
+    transforms: dict[str, UpdateTransform] = {
         "prune": lambda arrays, rng: prune(arrays, config.prune_share),
         "sign": lambda arrays, rng: sign(arrays),
         "clip": lambda arrays, rng: clip(arrays, config.clip_norm),
         "noise": lambda arrays, rng: add_noise(arrays, deviation, rng),
     }
-    return [known[name] for name in config.transform_names]
+    return [transforms[name] for name in config.transform_names]
 
 
 def apply_transforms(
@@ -144,13 +145,13 @@ def apply_transforms(
     """Apply a client's transforms to its update.
 
     Args:
-        arrays: of the update, by name; not written to.
-        buffers: names of those that are running statistics, which stay as they are.
+        arrays: the update's arrays by name; not written to.
+        buffers: names of the arrays that are running statistics, which stay unchanged.
         config: the `[defense]` table.
         rng: draws the noise.
     """
-    kept = {name: array for name, array in arrays.items() if name in buffers}
-    moved = {name: array for name, array in arrays.items() if name not in buffers}
+    statistics = {name: array for name, array in arrays.items() if name in buffers}
+    parameters = {name: array for name, array in arrays.items() if name not in buffers}
     for transform in build_transforms(config):
-        moved = transform(moved, rng)
-    return {**moved, **kept}
+        parameters = transform(parameters, rng)
+    return {**parameters, **statistics}
