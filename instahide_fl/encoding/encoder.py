@@ -48,8 +48,8 @@ class Encoder(Protocol):
         """Encode the images of these rows.
 
         Args:
-            index: i64[B], rows of the split; each becomes the first of its k images.
-            split: the client's own images, from which partners are drawn as well.
+            index: rows of the split, i64[B]; each image is the first of its k.
+            split: the client's own images, from which partners are drawn too.
             rng: draws the keys.
 
         Returns:
@@ -63,8 +63,8 @@ class MixingEncoder:
 
     Attributes:
         config: k, p, c1, c2 and the coefficient law.
-        pool: public images; needed where k > p.
-        augmentation: of private images before mixing; None for none.
+        pool: the public images; needed if k > p.
+        augmentation: random changes to private images before mixing; None for none.
         flip_signs: whether a random sign mask is applied.
     """
 
@@ -89,7 +89,7 @@ class MixingEncoder:
         """Encode the images of these rows under fresh keys.
 
         Args:
-            index: i64[B], rows of the split.
+            index: rows of the split, i64[B].
             split: the client's own images, at least p of them.
             rng: draws coefficients, partners, public images, crops and signs.
 
@@ -106,7 +106,7 @@ class MixingEncoder:
         """Draw one-time keys for these rows.
 
         Args:
-            index: i64[B], rows of the split.
+            index: rows of the split, i64[B].
             split: the client's own images.
             rng: source of randomness.
 
@@ -119,32 +119,34 @@ class MixingEncoder:
         check_split_size(len(split), private)
         public_index = torch.empty(count, 0, dtype=torch.int64)
         coefficients = draw_coefficients(count, self.config, rng)
-        own = index.to("cpu", torch.int64)
-        rows = own[:, None]
+        encoded_rows = index.to("cpu", torch.int64)
+        rows = encoded_rows[:, None]  # [B] -> [B,1]
         if private > 1:
-            partners = draw_distinct(count, private - 1, len(split), rng, exclude=own)
-            rows = torch.cat([rows, partners], 1)
+            partners = draw_distinct(
+                count, private - 1, len(split), rng, exclude=encoded_rows
+            )
+            rows = torch.cat([rows, partners], 1)  # [B,1], [B,p-1] -> [B,p]
         if self.pool is not None and public:
             self.pool.check_fits((shape[0], shape[1], shape[2]), public)
             public_index = draw_distinct(count, public, len(self.pool), rng)
         augmentation = self.augmentation
-        drawn = augmentation.draw(count * private, rng) if augmentation else None
+        applied = augmentation.draw(count * private, rng) if augmentation else None
         pixels = math.prod(shape)
         bits = draw_sign_bits(count, pixels, rng) if self.flip_signs else None
         return EncodingKey(
-            coefficients,
-            rows,
-            public_index,
-            (shape[0], shape[1], shape[2]),
-            bits,
-            drawn,
+            coefficients=coefficients,
+            private_index=rows,
+            public_index=public_index,
+            image_shape=(shape[0], shape[1], shape[2]),
+            sign_bits=bits,
+            augmentation=applied,
         )
 
     def apply_key(self, key: EncodingKey, split: PrivateSplit) -> EncodedBatch:
         """Mix and flip as the key says.
 
         Args:
-            key: of B encodings.
+            key: the key of B encodings.
             split: the images that the key's private rows refer to.
 
         Returns:
@@ -164,18 +166,18 @@ class MixingEncoder:
         pool = self.pool.images if self.pool else split.images[:0]
         crop = None
         if self.augmentation is not None and key.augmentation is not None:
-            drawn = key.augmentation
-            crop = drawn.offset.numpy(), drawn.flip.numpy(), self.augmentation.padding
+            applied, padding = key.augmentation, self.augmentation.padding
+            crop = applied.offset.numpy(), applied.flip.numpy(), padding
         mixed = fused_mix(
-            split.images.contiguous().numpy(),
-            split.image_rows(key.private_index).numpy(),
-            split.statistics,
-            pool.contiguous().numpy(),
-            key.public_index.numpy(),
-            self.pool.statistics if self.pool else split.statistics,
-            key.coefficients.numpy(),
-            None if key.sign_bits is None else key.sign_bits.numpy(),
-            crop,
+            private=split.images.contiguous().numpy(),
+            private_rows=split.image_rows(key.private_index).numpy(),
+            private_statistics=split.statistics,
+            public=pool.contiguous().numpy(),
+            public_rows=key.public_index.numpy(),
+            public_statistics=self.pool.statistics if self.pool else split.statistics,
+            coefficients=key.coefficients.numpy(),
+            sign_bits=None if key.sign_bits is None else key.sign_bits.numpy(),
+            crop=crop,
         )
         return torch.from_numpy(mixed)
 
@@ -185,7 +187,7 @@ class MixingEncoder:
         return mix_and_flip(
             self._sources(key, split),
             key.coefficients,
-            # Packed, the mask of an image is 384 bytes on its way to the device.
+            # Packed, the mask of a 3x32x32 image is 384 bytes on its way to the device.
             None
             if bits is None
             else unpack_signs(bits.to(device), (len(key), *key.image_shape)),
@@ -197,13 +199,14 @@ class MixingEncoder:
         for column in range(rows.shape[1]):
             images = split.images[rows[:, column].to(device)]
             if self.augmentation is not None and key.augmentation is not None:
-                source = torch.arange(len(key)) * rows.shape[1] + column
-                drawn = key.augmentation.select(source)
-                images = self.augmentation.apply(images, drawn)
+                # Crops are drawn encoding by encoding: p of each, one after another.
+                sources = torch.arange(len(key)) * rows.shape[1] + column
+                images = self.augmentation.apply(images, key.augmentation.select(sources))
             yield split.statistics.normalise(images)
         if self.pool is not None:
-            for column in key.public_index.T:
-                public = self.pool.images[column.to(self.pool.images.device)].to(device)
+            for public_rows in key.public_index.T:
+                on_pool = public_rows.to(self.pool.images.device)
+                public = self.pool.images[on_pool].to(device)
                 yield self.pool.statistics.normalise(public)
 
 
@@ -279,11 +282,11 @@ class MixupEncoder(MixingEncoder):
 
 
 class IdentityEncoder(MixingEncoder):
-    """Only augment and normalise: training without any hiding."""
+    """Augment and normalise only: training without any hiding."""
 
     def __init__(self, augmentation: Augmentation | None = None) -> None:
-        alone = EncoderConfig(method="none", scope="inside", num_mixed=1)
-        super().__init__(alone, None, augmentation, flip_signs=False)
+        unmixed = EncoderConfig(method="none", scope="inside", num_mixed=1)
+        super().__init__(unmixed, None, augmentation, flip_signs=False)
 
 
 @dataclass(frozen=True)
@@ -295,8 +298,8 @@ class FixedEncodings:
 
     Attributes:
         encoder: draws and applies the keys.
-        count: T.
-        stream_of: returns, for t in 0..T-1, always the same stream.
+        count: number of encodings of each image, T.
+        stream_of: a function that returns always the same stream for t in 0..T-1.
     """
 
     encoder: MixingEncoder
@@ -309,9 +312,9 @@ class FixedEncodings:
         """Encode the images of these rows by one of their T keys.
 
         Args:
-            index: i64[B], rows of the split.
+            index: rows of the split, i64[B].
             split: the client's own images.
-            rng: chooses which of the T.
+            rng: chooses one of the T.
         """
         key = self.draw_key(index, split, rng)
         return self.encoder.apply_key(key, split), key
@@ -319,11 +322,12 @@ class FixedEncodings:
     def draw_key(
         self, index: Tensor, split: PrivateSplit, rng: np.random.Generator
     ) -> EncodingKey:
-        """Choose one of the T keys for these rows; arguments as for `encode`."""
-        which = int(rng.integers(self.count))
-        everything = torch.arange(len(split))
-        key = self.encoder.draw_key(everything, split, self.stream_of(which))
-        return replace(key.select(index.cpu()), repeat=which)
+        """Choose one of the T keys for these rows; arguments are those of `encode`."""
+        repeat = int(rng.integers(self.count))
+        # Drawn for all images: an image's key must not depend on the rest of its batch.
+        all_rows = torch.arange(len(split))
+        key = self.encoder.draw_key(all_rows, split, self.stream_of(repeat))
+        return replace(key.rows(index.cpu()), repeat=repeat)
 
 
 def build_encoder(
@@ -335,8 +339,8 @@ def build_encoder(
 
     Args:
         config: the `[instahide]` table.
-        pool: public images; needed for cross.
-        augmentation: of private images before mixing.
+        pool: the public images; needed for cross.
+        augmentation: random changes to private images before mixing.
 
     Raises:
         ConfigError: a pool is needed and missing, or the coefficient bounds are all but
@@ -344,5 +348,5 @@ def build_encoder(
     """
     if config.method == "none":
         return IdentityEncoder(augmentation)
-    kinds = {"mixup": MixupEncoder, "instahide": InstaHideEncoder}
-    return kinds[config.method](config, pool, augmentation)
+    encoders = {"mixup": MixupEncoder, "instahide": InstaHideEncoder}
+    return encoders[config.method](config, pool, augmentation)

@@ -1,7 +1,7 @@
-"""How often each private image was exposed: in how many distinct encodings it is.
+"""Exposure counts: the number of distinct encodings that each private image is in.
 
-Decoding gets better with every encoding that an image takes part in, in its own or as
-another's partner, in whatever round and epoch. So the client counts.
+Decoding gets better with every encoding that an image takes part in, as the encoded
+image or as another's partner, in whatever round and epoch. So the client counts.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from instahide_fl.types import EncodedBatch, EncodingKey, PrivateSplit
 
 @dataclass(frozen=True)
 class Exposures:
-    """Counters of one client; its tensors are written to.
+    """Exposure counters of one client; its tensors are written to.
 
     Attributes:
-        counts: i64[N], distinct encodings that each image took part in.
-        used: u8[T,N], which of the T fixed encodings of each image were made; T is 0
-            where keys are fresh every time.
+        counts: i64[N], the number of distinct encodings that each image took part in.
+        used: u8[T,N], 1 for each of the T fixed encodings of each image that was made;
+            T is 0 if keys are fresh every time.
     """
 
     counts: Tensor
@@ -32,10 +32,10 @@ class Exposures:
 
     @classmethod
     def zeros(cls, images: int, config: EncoderConfig) -> Exposures:
-        """Start to count.
+        """Return counters before the first encoding.
 
         Args:
-            images: N, of the client.
+            images: number of the client's images, N.
             config: the `[instahide]` table.
         """
         repeats = 0 if config.refresh == "epoch" else config.refresh
@@ -43,17 +43,17 @@ class Exposures:
         return cls(torch.zeros(images, dtype=torch.int64), used)
 
     def count(self, key: EncodingKey) -> None:
-        """Count a batch of encodings; a fixed one that was made before, not again.
+        """Count a batch of encodings; a fixed one that was made before counts no more.
 
         Args:
-            key: of the batch; `private_index` refers to all of the client's images.
+            key: the batch's key; `private_index` refers to all of the client's images.
         """
         index = key.private_index
         if key.repeat is not None:
-            own = index[:, 0]
-            index = index[self.used[key.repeat, own] == 0]
-            self.used[key.repeat, own] = 1
-        images = index.flatten()
+            encoded = index[:, 0]
+            index = index[self.used[key.repeat, encoded] == 0]
+            self.used[key.repeat, encoded] = 1
+        images = index.flatten()  # [B,p] -> [B*p]: partners are exposed too
         self.counts.index_add_(0, images, torch.ones_like(images))
 
     def below(self, limit: int) -> Tensor:
@@ -67,18 +67,18 @@ class Exposures:
         return int((self.counts > limit).sum()) if limit else 0
 
     def summary(self, limit: int) -> dict[str, float]:
-        """Return what the server may know: no image's own counter.
+        """Return what the server may know: figures over all images, no single counter.
 
         Args:
-            limit: `instahide.max-exposures`; 0 for none.
+            limit: `instahide.max-exposures`; 0 for no limit.
         """
-        found = {
+        figures = {
             "exposures_max": float(self.counts.max()),
             "exposures_mean": float(self.counts.double().mean()),
         }
         if limit:
-            found["exposures_beyond"] = float(self.beyond(limit))
-        return found
+            figures["exposures_beyond"] = float(self.beyond(limit))
+        return figures
 
 
 @dataclass(frozen=True)
@@ -86,9 +86,9 @@ class CountingEncoder:
     """An encoder that counts exposures.
 
     Attributes:
-        inner: does the work, on the images that may still be encoded.
-        exposures: of all of the client's images.
-        open_rows: i64[n], which images of the client the inner encoder works on.
+        inner: the encoder of the images that may still be encoded.
+        exposures: the counters of all of the client's images.
+        open_rows: i64[n], the rows of the images that may still be encoded.
     """
 
     inner: Encoder
@@ -101,7 +101,7 @@ class CountingEncoder:
         """Encode, and count.
 
         Args:
-            index: i64[B], rows of the split.
+            index: rows of the split, i64[B].
             split: the images that may still be encoded.
             rng: draws the keys.
 

@@ -1,4 +1,4 @@
-"""Encodings of a whole data set, and their files, without a federation."""
+"""The encodings of a whole data set without a federation, and their files."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ CHUNK = 1000  # images encoded at a time
 
 @dataclass(frozen=True)
 class EncodedDataset:
-    """One encoding of each image, and all that made them.
+    """One encoding of each image, and all that it was made from.
 
     Attributes:
         batch: N encodings.
-        key: of the same N.
-        encoder: drew and applied the key.
-        split: that the key's private rows refer to.
+        key: the keys of these N encodings.
+        encoder: the encoder that drew and applied the key.
+        split: the images that the key's private rows refer to.
     """
 
     batch: EncodedBatch
@@ -42,13 +42,13 @@ class EncodedDataset:
 def encode_dataset(
     config: Config, *, limit: int | None = None, seeded: bool = False
 ) -> EncodedDataset:
-    """Encode training images as one client that holds them all would.
+    """Encode training images as a single client that holds all of them would.
 
     Args:
-        config: `[data]`, `[pool]` and `[instahide]`.
-        limit: encode only the first so many.
-        seeded: take keys from `config.seed`, repeatable and insecure, instead of the
-            operating system.
+        config: the settings; `[data]`, `[pool]` and `[instahide]` are used.
+        limit: number of images to encode, the first ones; None for all.
+        seeded: whether keys come from `config.seed`, repeatable and insecure, instead
+            of the operating system.
 
     Raises:
         ConfigError: the settings do not fit the data, or ask for several encodings.
@@ -84,7 +84,7 @@ def save_encodings(path: Path, batch: EncodedBatch) -> None:
     """Write what may be released: `encodings` f32[N,C,H,W], `soft_targets` f32[N,K].
 
     Args:
-        path: of an .npz file.
+        path: the .npz file to write.
         batch: N encodings.
 
     Raises:
@@ -98,12 +98,13 @@ def save_encodings(path: Path, batch: EncodedBatch) -> None:
 
 
 def save_key(path: Path, key: EncodingKey) -> None:
-    """Write the key, with which anyone can decode.
+    """Write the key, with which anyone can decode the encodings.
 
     Args:
-        path: of an .npz file with `coefficients`, `private_index`, `public_index`,
-            `signs` and, if images were augmented, `crop_offset` and `crop_flip`.
-        key: of N encodings.
+        path: the .npz file to write. It holds `coefficients`, `private_index`,
+            `public_index`, `signs` and, if images were augmented, `crop_offset` and
+            `crop_flip`.
+        key: the keys of N encodings.
 
     Raises:
         OutputError: the file cannot be written.

@@ -1,9 +1,9 @@
 """The mathematics of instance hiding, as pure batched functions.
 
 Source: Huang et al., "InstaHide", ICML 2020 (arXiv:2010.02772) and its authors' code.
-Two departures, both reported as weaknesses of that code: the images of an encoding are
-distinct (there, an image could be mixed with itself), and public images come from the
-whole pool (there, from a fixed part of it).
+Two departures mend what was reported as weaknesses of that code: the images of an
+encoding are distinct (there, an image could be mixed with itself), and public images
+come from the whole pool (there, from a fixed part of it).
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def draw_coefficients(
     most c1 and (cross) the private ones sum to at least c2. Both bounds hold jointly.
 
     Args:
-        count: B.
-        config: k, p, c1, c2 and the law.
+        count: number of encodings, B.
+        config: k, p, c1, c2 and the coefficient law.
         rng: source of randomness.
 
     Returns:
@@ -51,12 +51,12 @@ def draw_coefficients(
         # A few more than needed on average: one pass is nearly always enough.
         tries = int((count - filled) / share * 1.1) + 8
         drawn = _draw(tries, mixed, config.coefficient_law, rng)
-        within = _within(
+        acceptable = _is_acceptable(
             drawn, private, config.max_coefficient, config.min_private_weight
         )
-        good = drawn[within][: count - filled]
-        accepted[filled : filled + len(good)] = good
-        filled += len(good)
+        rows = drawn[acceptable][: count - filled]
+        accepted[filled : filled + len(rows)] = rows
+        filled += len(rows)
     return torch.from_numpy(accepted)
 
 
@@ -64,8 +64,8 @@ def check_acceptance(config: EncoderConfig) -> float:
     """Estimate the share of draws that satisfy c1 and c2.
 
     Raises:
-        ConfigError: it is below `MIN_ACCEPTANCE`: the bounds are possible in principle,
-            but drawing would hardly ever end.
+        ConfigError: the share is below `MIN_ACCEPTANCE`: the bounds can be met, but
+            drawing would hardly ever end.
     """
     share = _acceptance(
         config.num_mixed,
@@ -87,7 +87,7 @@ def check_acceptance(config: EncoderConfig) -> float:
 @lru_cache
 def _acceptance(mixed: int, private: int, c1: float, c2: float, law: str) -> float:
     drawn = _draw(20_000, mixed, law, np.random.default_rng(0))
-    return float(_within(drawn, private, c1, c2).mean())
+    return float(_is_acceptable(drawn, private, c1, c2).mean())
 
 
 def _draw(
@@ -96,6 +96,7 @@ def _draw(
     if law == "abs-normal":
         weights = np.abs(rng.standard_normal((count, mixed)))
     else:
+        # Normalised gamma variates are Dirichlet(3, 1, ..., 1).
         shape = np.ones(mixed)
         shape[0] = 3
         weights = rng.standard_gamma(shape, (count, mixed))
@@ -103,13 +104,14 @@ def _draw(
     return weights.astype(np.float32)
 
 
-def _within(
+def _is_acceptable(
     drawn: NDArray[np.float32], private: int, c1: float, c2: float
 ) -> NDArray[np.bool_]:
-    good: NDArray[np.bool_] = drawn.max(axis=1) <= c1
+    """Tell for each row [k] whether it satisfies both bounds."""
+    acceptable: NDArray[np.bool_] = drawn.max(axis=1) <= c1
     if private < drawn.shape[1]:
-        good &= drawn[:, :private].sum(axis=1) >= c2
-    return good
+        acceptable &= drawn[:, :private].sum(axis=1) >= c2
+    return acceptable
 
 
 def draw_distinct(
@@ -121,13 +123,13 @@ def draw_distinct(
 ) -> Tensor:
     """Draw `columns` distinct numbers below `population`, for each of `count` rows.
 
-    Every ordered choice is equally likely. Without rejection: the j-th draw counts only
-    the numbers that are left, then steps over those already taken.
+    Every ordered choice is equally likely. No draw is rejected: the j-th draw counts
+    only the numbers that are not used yet, then steps over the used ones.
 
     Args:
-        count: B.
-        columns: m, numbers in a row.
-        population: n; a row uses m of them, plus one if `exclude` is given.
+        count: number of rows, B.
+        columns: numbers in a row, m.
+        population: n; a row uses m of the numbers, plus one if `exclude` is given.
         rng: source of randomness.
         exclude: i64[B], one number per row that must not be drawn.
 
@@ -142,32 +144,33 @@ def draw_distinct(
         raise ShapeError(
             f"cannot draw {columns} distinct numbers from {population - first}"
         )
-    taken = np.empty((count, first + columns), np.int64)
+    used = np.empty((count, first + columns), np.int64)
     if exclude is not None:
-        taken[:, 0] = exclude.cpu().numpy()
+        used[:, 0] = exclude.cpu().numpy()
     for column in range(first, first + columns):
         drawn = rng.integers(0, population - column, size=count)
-        before = taken[:, :column]
+        before = used[:, :column]
+        # In rising order, so that each step over a used number counts those below it.
         for smaller in (np.sort(before, axis=1) if column > 1 else before).T:
             drawn += drawn >= smaller
-        taken[:, column] = drawn
-    return torch.from_numpy(taken[:, first:])
+        used[:, column] = drawn
+    return torch.from_numpy(used[:, first:])
 
 
 def draw_sign_bits(count: int, pixels: int, rng: np.random.Generator) -> Tensor:
-    """Draw independent fair signs, one random bit each, packed.
+    """Draw independent fair signs, one random bit each, eight to a byte.
 
     Args:
-        count: B.
-        pixels: signs of one image, C*H*W.
+        count: number of encodings, B.
+        pixels: signs of one encoding, C*H*W.
         rng: source of randomness.
 
     Returns:
-        u8[B,ceil(pixels/8)], see `types.unpack_signs`; bits beyond `pixels` mean
-        nothing.
+        u8[B,ceil(pixels/8)] for `types.unpack_signs`; bits beyond `pixels` are unused.
     """
-    width = (pixels + 7) // 8
-    # As 64-bit words, as the generator makes them.
+    width = (pixels + 7) // 8  # each encoding starts with a byte of its own
+    # The generator makes 64-bit words: drawn so, no random bit is thrown away. Each
+    # word is cut into eight bytes, and the last word may be used in part.
     words = rng.integers(0, 2**64, size=(count * width + 7) // 8, dtype=np.uint64)
     return torch.from_numpy(words.view(np.uint8)[: count * width]).view(count, width)
 
@@ -178,9 +181,9 @@ def mix_and_flip(
     """Encode a batch: signs * sum_j coefficients[:, j] * sources[j].
 
     Args:
-        sources: k tensors f32[B,C,H,W], normalised images, private ones first. They are
-            consumed one by one, so a generator never holds all k in memory.
-        coefficients: f32[B,k], rows sum to 1.
+        sources: k tensors f32[B,C,H,W] of normalised images, private ones first. They
+            are consumed one by one, so a generator never holds all k in memory.
+        coefficients: mixing coefficients f32[B,k] whose rows sum to 1.
         signs: i8[B,C,H,W] of -1 and +1; None leaves signs alone (Mixup).
 
     Returns:
@@ -197,7 +200,7 @@ def mix_and_flip(
                 f"coefficients {tuple(coefficients.shape)} need that many sources of "
                 f"that many images, source {used} is {tuple(source.shape)}"
             )
-        weight = coefficients[:, used, None, None, None].to(source.device)
+        weight = coefficients[:, used, None, None, None].to(source.device)  # [B,1,1,1]
         # Not in place: the caller may still need its source.
         mixed = source * weight if mixed is None else mixed.addcmul_(source, weight)
         used += 1
@@ -217,17 +220,18 @@ def mix_and_flip(
 
 
 def mix_targets(coefficients: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """Return the soft targets: each private label with its own coefficient.
+    """Return the soft targets: the coefficient of each private image at its label.
 
     As in the authors' code they are not renormalised: a row sums to the private weight.
 
     Args:
-        coefficients: f32[B,p] of the private images.
-        labels: i64[B,p].
+        coefficients: coefficients f32[B,p] of the private images.
+        labels: labels i64[B,p] of the private images.
         num_classes: K.
 
     Returns:
         f32[B,K].
     """
     targets = torch.zeros(len(labels), num_classes, device=labels.device)
+    # Added, not set: two images of one encoding may have the same label.
     return targets.scatter_add_(1, labels, coefficients.to(labels.device))

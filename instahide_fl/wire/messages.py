@@ -1,4 +1,4 @@
-"""What server and clients say to each other: the one module both agree on.
+"""The messages between server and clients: the one module both agree on.
 
 Nothing here can hold an `EncodingKey`, an original image, a label or a coefficient.
 The classes are plain values; `clients/records.py` and `server/records.py` put them into
@@ -21,7 +21,7 @@ ABOUT = "about"  # name of the record with one of the classes below
 METRICS = "metrics"  # name of the record with a client's numbers
 NUM_EXAMPLES = "num-examples"
 MAX_NAME_LENGTH = 100  # characters of a client's name
-MAX_IMAGES = 2**40  # that a client can say it holds
+MAX_IMAGES = 2**40  # images of a client; beyond, its answer makes no sense
 MAX_ROUNDS = 2**40
 
 Value: TypeAlias = int | float | str | list[float]
@@ -33,9 +33,10 @@ class ClientDescription:
 
     Attributes:
         client: stable key: the partition number in simulation, a name when deployed.
-        num_examples: images it holds.
-        imported_code_hash: hash of the code it runs (see `provenance`).
-        pool_sha256: of the pool it mixes with; empty if its encodings use none.
+        num_examples: number of images that it holds.
+        imported_code_hash: hash of the code that it runs (see `provenance`).
+        pool_sha256: sha256 of the pool that it mixes with; empty if its encodings use
+            none.
     """
 
     client: str
@@ -44,7 +45,7 @@ class ClientDescription:
     pool_sha256: str
 
     def to_values(self) -> dict[str, Value]:
-        """Return the content of its record."""
+        """Return the values of the message's record."""
         return {
             "schema": SCHEMA,
             "client": self.client,
@@ -55,16 +56,15 @@ class ClientDescription:
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> Self:
-        """Read it back.
+        """Read the message from its record's values.
 
         Raises:
-            ProtocolError: the other side speaks another version, or says what cannot
-                be.
+            ProtocolError: the other side speaks another version, or a value cannot be.
         """
         check_schema(values)
         return cls(
             _client_name(_text(values, "client")),
-            _whole_number(values, NUM_EXAMPLES, 1, MAX_IMAGES),
+            _integer(values, NUM_EXAMPLES, 1, MAX_IMAGES),
             _text(values, "code-hash"),
             _text(values, "pool-sha256"),
         )
@@ -72,13 +72,15 @@ class ClientDescription:
 
 @dataclass(frozen=True, slots=True)
 class RoundInstruction:
-    """What accompanies the global parameters.
+    """What the server sends with the global parameters.
 
     Attributes:
-        round: 1, 2, ...
-        pool_sha256: the pool that the run agreed on; empty if encodings use none.
-        statistics: constants that all clients normalise private images with.
-        learning_rate_factor: of the schedule, for clients that train (mode update).
+        round: the round's number, from 1.
+        pool_sha256: sha256 of the pool that the run agreed on; empty if encodings use
+            none.
+        statistics: the constants with which all clients normalise private images.
+        learning_rate_factor: factor of the schedule, for clients that train (mode
+            update).
     """
 
     round: int
@@ -87,7 +89,7 @@ class RoundInstruction:
     learning_rate_factor: float = 1.0
 
     def to_values(self) -> dict[str, Value]:
-        """Return the content of its record."""
+        """Return the values of the message's record."""
         return {
             "schema": SCHEMA,
             "round": self.round,
@@ -99,10 +101,10 @@ class RoundInstruction:
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> Self:
-        """Read it back.
+        """Read the message from its record's values.
 
         Raises:
-            ProtocolError: the other side speaks another version.
+            ProtocolError: the other side speaks another version, or a value cannot be.
         """
         check_schema(values)
         statistics = ChannelStatistics(
@@ -113,7 +115,7 @@ class RoundInstruction:
                 f"std must be positive, a message says {statistics.std}"
             )
         return cls(
-            _whole_number(values, "round", 1, MAX_ROUNDS),
+            _integer(values, "round", 1, MAX_ROUNDS),
             _text(values, "pool-sha256"),
             statistics,
             _number(values, "learning-rate-factor"),
@@ -122,12 +124,12 @@ class RoundInstruction:
 
 @dataclass(frozen=True, slots=True)
 class UpdateHeader:
-    """What accompanies a client's update.
+    """What a client sends with its update.
 
     Attributes:
-        client: stable key.
+        client: the client's stable key.
         kind: "gradient" or "delta".
-        round: that it was computed for.
+        round: the round that the update was computed for.
     """
 
     client: str
@@ -135,7 +137,7 @@ class UpdateHeader:
     round: int
 
     def to_values(self) -> dict[str, Value]:
-        """Return the content of its record."""
+        """Return the values of the message's record."""
         return {
             "schema": SCHEMA,
             "client": self.client,
@@ -145,16 +147,16 @@ class UpdateHeader:
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> Self:
-        """Read it back.
+        """Read the message from its record's values.
 
         Raises:
-            ProtocolError: the other side speaks another version.
+            ProtocolError: the other side speaks another version, or a value cannot be.
         """
         check_schema(values)
         return cls(
             _text(values, "client"),
             _text(values, "kind"),
-            _whole_number(values, "round", 1, MAX_ROUNDS),
+            _integer(values, "round", 1, MAX_ROUNDS),
         )
 
 
@@ -162,7 +164,7 @@ def check_schema(values: Mapping[str, Any]) -> None:
     """Check that a message is of this version.
 
     Raises:
-        ProtocolError: the other side speaks another one.
+        ProtocolError: the other side speaks another version.
     """
     if values.get("schema") != SCHEMA:
         raise ProtocolError(
@@ -172,14 +174,14 @@ def check_schema(values: Mapping[str, Any]) -> None:
 
 
 def _text(values: Mapping[str, Any], name: str) -> str:
-    found = _value(values, name)
-    if not isinstance(found, str):
-        raise ProtocolError(f"{name} must be a text, a message says {_shown(found)}")
-    return found
+    value = _value(values, name)
+    if not isinstance(value, str):
+        raise ProtocolError(f"{name} must be a text, a message says {_shown(value)}")
+    return value
 
 
 def _client_name(name: str) -> str:
-    """Check a name that stands in logs, tables and names of files."""
+    """Check a name that will stand in logs, in tables and in names of files."""
     if 0 < len(name) <= MAX_NAME_LENGTH and name.isprintable() and "/" not in name:
         return name
     raise ProtocolError(
@@ -188,13 +190,14 @@ def _client_name(name: str) -> str:
     )
 
 
-def _whole_number(values: Mapping[str, Any], name: str, low: int, high: int) -> int:
-    found = _value(values, name)
-    if type(found) is int and low <= found <= high:
-        return found
+def _integer(values: Mapping[str, Any], name: str, low: int, high: int) -> int:
+    value = _value(values, name)
+    # Not isinstance: True is an instance of int.
+    if type(value) is int and low <= value <= high:
+        return value
     raise ProtocolError(
         f"{name} must be a whole number from {low} to {high}, a message says "
-        f"{_shown(found)}"
+        f"{_shown(value)}"
     )
 
 
@@ -203,17 +206,21 @@ def _number(values: Mapping[str, Any], name: str) -> float:
 
 
 def _numbers(values: Mapping[str, Any], name: str) -> tuple[float, ...]:
-    found = _value(values, name)
-    if not isinstance(found, list | tuple) or not found:
-        raise ProtocolError(f"{name} must be numbers, a message says {_shown(found)}")
-    return tuple(finite_number(name, one) for one in found)
+    numbers = _value(values, name)
+    if not isinstance(numbers, list | tuple) or not numbers:
+        raise ProtocolError(f"{name} must be numbers, a message says {_shown(numbers)}")
+    return tuple(finite_number(name, number) for number in numbers)
 
 
 def finite_number(name: str, value: object) -> float:
-    """Return a number of a message.
+    """Return a message's value as a float.
+
+    Args:
+        name: the value's name, for the error's text.
+        value: anything that the other side may have sent.
 
     Raises:
-        ProtocolError: it is none, or not finite.
+        ProtocolError: the value is no number, or not finite.
     """
     if isinstance(value, int | float) and not isinstance(value, bool):
         # An integer may be too large for a float.
@@ -233,7 +240,7 @@ def _value(values: Mapping[str, Any], name: str) -> object:
 
 
 def _shown(value: object) -> str:
-    """Return a value of a stranger's, cut short."""
+    """Return a value of unknown origin as a text of bounded length."""
     if isinstance(value, int) and abs(value) >= 2**63:
         return "a number of more than 63 bits"
     text = repr(value)

@@ -1,4 +1,4 @@
-"""What server and clients say to each other in secure aggregation.
+"""The messages of secure aggregation.
 
 A round has four stages (Bonawitz et al., CCS 2017, figure 4; without the consistency
 check against a server that lies):
@@ -7,8 +7,16 @@ check against a server that lies):
 2. it gets all public keys and sends shares of its secrets, encrypted for each other
    client, which the server passes on;
 3. it trains and sends its masked update;
-4. those that are still there send the shares of the seeds of those whose masked update
-   came, and of the private keys of those whose did not: never both of one client.
+4. the clients that are still there send shares of the seeds of the survivors, whose
+   masked update came, and of the private keys of the dropped clients, whose did not:
+   never both of one client.
+
+A client's update carries two kinds of masks: one that it shares with each other client,
+from the key that the two agreed on, and one of its own, from its seed. The first kind
+cancels in the sum of all; the server needs a dropped client's private key to compute
+those that did not. The seed's mask keeps an update hidden if it comes late, after the
+server has got the private key. So whoever held both secrets of a client could read its
+update.
 """
 
 from __future__ import annotations
@@ -21,9 +29,11 @@ from instahide_fl.errors import ProtocolError
 from instahide_fl.wire.messages import check_schema
 
 PUBLIC_KEYS = "public_keys"  # the query of stage 1
-KEY_SHARES = "key_shares"  # of stage 2
+KEY_SHARES = "key_shares"  # the query of stage 2
 MASKS = "masks"  # the record that comes with the parameters in stage 3
 UNMASK = "unmask"  # the query of stage 4
+
+# Names of values in these messages.
 ROUND = "round"
 CLIENTS = "clients"
 MASK_KEYS = "mask-keys"
@@ -40,9 +50,9 @@ def shares_needed(clients: int, threshold: float) -> int:
     """Return how many clients have to stay to the end.
 
     Args:
-        clients: of the cohort.
-        threshold: as a share of them; more than a half, so that no two disjoint groups
-            can both be complete.
+        clients: number of clients in the cohort.
+        threshold: the required share of them; more than a half, so that no two disjoint
+            groups can both be complete.
 
     Raises:
         ProtocolError: the cohort is too small to hide anybody.
@@ -56,10 +66,14 @@ def shares_needed(clients: int, threshold: float) -> int:
 
 
 def required_values(values: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
-    """Return a message's values if it is of this version and complete.
+    """Return a message's values after checking that they are complete.
+
+    Args:
+        values: the record's values.
+        *names: names of the values that must be there.
 
     Raises:
-        ProtocolError: it is not.
+        ProtocolError: the message is of another version, or lacks a value.
     """
     check_schema(values)
     if absent := [name for name in names if name not in values]:
