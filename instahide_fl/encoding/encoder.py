@@ -201,7 +201,9 @@ class MixingEncoder:
             if self.augmentation is not None and key.augmentation is not None:
                 # Crops are drawn encoding by encoding: p of each, one after another.
                 sources = torch.arange(len(key)) * rows.shape[1] + column
-                images = self.augmentation.apply(images, key.augmentation.select(sources))
+                images = self.augmentation.apply(
+                    images, key.augmentation.select(sources)
+                )
             yield split.statistics.normalise(images)
         if self.pool is not None:
             for public_rows in key.public_index.T:
@@ -327,7 +329,7 @@ class FixedEncodings:
         # Drawn for all images: an image's key must not depend on the rest of its batch.
         all_rows = torch.arange(len(split))
         key = self.encoder.draw_key(all_rows, split, self.stream_of(repeat))
-        return replace(key.rows(index.cpu()), repeat=repeat)
+        return replace(key.select(index.cpu()), repeat=repeat)
 
 
 def build_encoder(
