@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.reporting import alternate, run_and_save
-from instahide_fl.attacks.base import silent
+from instahide_fl.attacks.base import ignore_progress
 from instahide_fl.attacks.inverting_gradients import InvertingGradients
 from instahide_fl.config import Config
 from instahide_fl.data.pool import MixingPool
@@ -130,7 +130,7 @@ def _side_by_side(observations: Sequence[Observation], iterations: int) -> list[
     attack = InvertingGradients(
         iterations=iterations, step_size=STEP_SIZE, total_variation=VARIATION_WEIGHT
     )
-    reconstruction = attack.reconstruct(view, np.random.default_rng(0), silent)
+    reconstruction = attack.reconstruct(view, np.random.default_rng(0), ignore_progress)
     images = [recovered.images for recovered in reconstruction.recovered]
     return [image[0] for image in images if image is not None]
 

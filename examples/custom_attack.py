@@ -4,7 +4,7 @@ import tempfile
 from pathlib import Path
 
 from instahide_fl import Config
-from instahide_fl.attacks.base import Attack, Reconstruction, Recovered, silent
+from instahide_fl.attacks.base import Attack, Reconstruction, Recovered, ignore_progress
 from instahide_fl.audit.recorded_run import open_recorded_run
 from instahide_fl.audit.run_attacks import run_attack
 from instahide_fl.engine.inline import run_inline
@@ -19,7 +19,7 @@ class LoudestRow(Attack):
     summary = "one encoding a client, from the first layer's gradient"
     cost, source = "nothing", "Phong et al., IEEE TIFS 2018"
 
-    def reconstruct(self, view, rng, advance):
+    def reconstruct(self, view, rng, progress):
         """Divide a row of the weight's gradient by the bias's."""
         recovered = []
         for observation in view.observations:
@@ -44,7 +44,7 @@ with tempfile.TemporaryDirectory() as temporary:
         LoudestRow(),
         threat_model("honest-server"),
         0,
-        silent,
+        ignore_progress,
     )
 print(f"encodings: SSIM {result.scores.encoding.attack.sign_ssim.mean:.2f}")
 print(f"private images: SSIM {result.scores.private.attack.sign_ssim.mean:.2f}")

@@ -22,7 +22,7 @@ from encoded_clients import encode_client
 from result_pages import write_section
 from rich.console import Console
 
-from instahide_fl.attacks.base import silent
+from instahide_fl.attacks.base import ignore_progress
 from instahide_fl.attacks.registry import build_attack
 from instahide_fl.config import Scalar
 from instahide_fl.errors import AttackError
@@ -163,7 +163,7 @@ def _cell(row: Row, times: int, common: Mapping[str, Scalar]) -> dict[str, objec
     start = time.perf_counter()
     try:
         reconstruction = attack.reconstruct(
-            client.view(attack.threat_model), stream(0, "attack", row.page), silent
+            client.view(attack.threat_model), stream(0, "attack", row.page), ignore_progress
         )
     except AttackError as error:
         return {"refused": str(error)}

@@ -22,7 +22,7 @@ import torch
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from instahide_fl.attacks.base import silent
+from instahide_fl.attacks.base import ignore_progress
 from instahide_fl.attacks.decode_encodings import DecodeEncodings
 from instahide_fl.audit.scoring.attack_scores import Column
 from instahide_fl.audit.scoring.score_reconstruction import score
@@ -98,7 +98,7 @@ def measure(config: Config, times: int, images: int) -> dict[str, Any]:
     start = time.perf_counter()
     attack = DecodeEncodings()
     view = auditor_view(config, split, truth)
-    reconstruction = attack.reconstruct(view, rng, silent)
+    reconstruction = attack.reconstruct(view, rng, ignore_progress)
     seconds = time.perf_counter() - start
     truths = {(1, "0"): truth}
     scores = score(reconstruction, truths, split.statistics, split.num_classes, rng)

@@ -26,7 +26,7 @@ from recorded_runs import recorded_run
 from result_pages import write_section
 from rich.console import Console
 
-from instahide_fl.attacks.base import silent
+from instahide_fl.attacks.base import ignore_progress
 from instahide_fl.attacks.pool_search.attack import RANKED
 from instahide_fl.attacks.pool_search.pool_ranking import (
     Comparison,
@@ -204,7 +204,7 @@ def _cost(pool: Path, size: int, score: str, out: Path) -> dict[str, object]:
         else:
             white = Whitening.of_pool(repeated, True, rng)
             comparison = Comparison(white.embed_encodings(encodings), white.embed)
-        rank_pool(comparison, repeated, RANKED, silent)
+        rank_pool(comparison, repeated, RANKED, ignore_progress)
         seconds = time.perf_counter() - start[0], time.process_time() - start[1]
     return {
         "pool": size,

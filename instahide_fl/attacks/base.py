@@ -1,4 +1,4 @@
-"""What an attack is: what it needs, what it returns."""
+"""The interface of an attack: what it needs and what it returns."""
 
 from __future__ import annotations
 
@@ -15,23 +15,29 @@ from instahide_fl.transcript.threat_model import Knowledge
 from instahide_fl.transcript.view import AdversaryView
 from instahide_fl.types import EncodingKey
 
-Advance: TypeAlias = Callable[[int, int], None]
-"""Called with steps done and steps in all, for a progress bar."""
+ProgressCallback: TypeAlias = Callable[[int, int], None]
+"""Called with the steps done so far and the total number of steps."""
 
 
-def silent(done: int, total: int) -> None:
-    """Show nothing: for a step inside another attack."""
+def ignore_progress(completed: int, total: int) -> None:
+    """Show no progress; the callback of a step inside another attack."""
 
 
-def continued(advance: Advance, before: int, parts: int) -> Advance:
-    """Return what tells of one part's steps as of those of all.
+def scale_progress(
+    progress: ProgressCallback, parts_done: int, num_parts: int
+) -> ProgressCallback:
+    """Return a callback for one part of the work that reports on all of it.
 
     Args:
-        advance: told of all.
-        before: parts that are done.
-        parts: in all, of as many steps each.
+        progress: The callback for all parts together.
+        parts_done: The number of parts that are done already.
+        num_parts: The number of parts, each taken to have as many steps.
     """
-    return lambda done, total: advance(before * total + done, parts * total)
+
+    def report(completed: int, total: int) -> None:
+        progress(parts_done * total + completed, num_parts * total)
+
+    return report
 
 
 Target: TypeAlias = Literal["encoding", "private", "labels", "statistics", "components"]
@@ -39,12 +45,12 @@ Target: TypeAlias = Literal["encoding", "private", "labels", "statistics", "comp
 
 @dataclass(frozen=True)
 class RankedComponents:
-    """Public images that an attack takes to be in each encoding, the best first.
+    """The public images that an attack takes to be in each encoding, best first.
 
     Attributes:
-        index: i64[E,m] into the pool.
-        scores: f32[E,m], descending.
-        pool_size: N, images that were ranked.
+        index: i64[E,m], the rows of the pool.
+        scores: f32[E,m], the score of each image, descending.
+        pool_size: The number N of images that were ranked.
     """
 
     index: Tensor
@@ -63,20 +69,21 @@ class Recovered:
     """What an attack recovered of one client.
 
     Attributes:
-        client: its key.
-        round: 1, 2, ...; 0 if several rounds were put together.
-        images: f32[M,C,H,W], normalised as the client's are; None if none.
-        soft_targets: f32[M,K], or of the batch as a whole f32[1,K]; None if none.
+        client: The key of the client.
+        round: The round, 1, 2, ...; 0 if several rounds were put together.
+        images: f32[M,C,H,W], normalised as the client's images are; None if none.
+        soft_targets: f32[M,K], or f32[1,K] for the batch as a whole; None if none.
         classes: i64[M], hard labels; None if none.
         rows: i64[M], which images of the client these are, where the adversary knows
-            (an auditor does); None to let the scorer match them.
+            it (an auditor does); None to let the scorer match them.
         weights: f32[E,M], how much of each recovered image is in each of the client's
             encodings, as far as the attack knows; None if it does not say.
-        statistics: of the batch, by layer, for instance "norm1.mean"; empty if none.
-        components: rankings of the pool, by the score used; empty if none.
-        diagnostics: numbers about how it went.
-        links: which image it took each part of an encoding for; None if it was told, or
-            did not ask.
+        statistics: Statistics of the batch by layer, for instance "norm1.mean"; empty
+            if none.
+        components: Rankings of the pool by the score used; empty if none.
+        diagnostics: Numbers about how the attack went.
+        links: Which image the attack assigned to each class of each encoding; None
+            if the mapping was given to it, or it did not look for one.
     """
 
     client: str
@@ -97,13 +104,13 @@ class Reconstruction:
     """What an attack returns.
 
     Attributes:
-        target: what was recovered: encodings, private images, labels, statistics of
-            batches, or which public images encodings mix.
-        recovered: client by client.
-        diagnostics: numbers about the attack as a whole.
-        aligned: whether the attack looked for crops and mirroring, and undid them.
-        keys: of all encodings of a client in a round, by round and client, as far as
-            they were found; None if the attack looks for none.
+        target: The kind of secret that was recovered: encodings, private images,
+            labels, statistics of batches, or the public images that encodings mix.
+        recovered: One entry for each client, or each client and round.
+        diagnostics: Numbers about the attack as a whole.
+        aligned: Whether the attack looked for crops and mirroring, and undid them.
+        keys: The keys of all encodings of a client in a round, by round and client,
+            as far as they were found; None if the attack looks for none.
     """
 
     target: Target
@@ -114,31 +121,31 @@ class Reconstruction:
 
 
 class Attack(Table):
-    """An attack with its settings; the fields of a subclass are its settings.
+    """Base class of attacks; the fields of a subclass are the attack's settings.
 
-    `needs` and the texts are shown by `instahide-fl attack --list`.
+    `instahide-fl attack --list` shows `needs`, `summary`, `cost` and `source`.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
-    """What it recovers and how, in one line."""
+    """What the attack recovers and how, in one line."""
     needs: ClassVar[frozenset[Knowledge]] = frozenset(
         {Knowledge.PARAMETERS, Knowledge.UPDATES}
     )
-    """What the threat model has to give; most attacks work on single updates."""
+    """What the threat model must give; most attacks work on single updates."""
     on_aggregates: ClassVar[bool] = False
-    """Whether aggregates of rounds do where single updates are withheld: all clients of
-    a round are then attacked as one."""
+    """Whether the aggregate of a round serves where single updates are withheld: all
+    clients of the round are then attacked as one."""
     cost: ClassVar[str]
-    """What it costs, in words."""
+    """What the attack costs, in words."""
     source: ClassVar[str]
-    """Where it was published."""
+    """Where the attack was published."""
     by_default: ClassVar[bool] = True
-    """Whether it runs where no attack is named: not if it takes minutes."""
+    """Whether the attack runs where none is named; false if it takes minutes."""
     threat_model: ClassVar[str] = "honest-server"
-    """The adversary that it is run as unless another is asked for."""
-    no_control: ClassVar[str] = ""
-    """Why it does not apply to a run that hides nothing; empty where it does."""
+    """The threat model it runs under unless another is asked for."""
+    no_reference: ClassVar[str] = ""
+    """Why it has no undefended reference, a run that hides nothing; empty if it has."""
 
     @classmethod
     def __pydantic_init_subclass__(cls, **keywords: Any) -> None:
@@ -149,34 +156,37 @@ class Attack(Table):
         """Refuse an adversary who lacks what the attack needs.
 
         Raises:
-            ThreatModelError: something is withheld.
+            ThreatModelError: The threat model withholds something.
         """
-        view.require(self.name, self.needs, self.needs_instead())
+        view.require(self.name, self.needs, self.needs_on_aggregates())
 
     @classmethod
-    def needs_instead(cls) -> frozenset[Knowledge] | None:
-        """Return what it needs where single updates are withheld; None: no other."""
+    def needs_on_aggregates(cls) -> frozenset[Knowledge] | None:
+        """Return what the attack needs where single updates are withheld.
+
+        None if it cannot do without them.
+        """
         if not cls.on_aggregates:
             return None
         return cls.needs - {Knowledge.UPDATES} | {Knowledge.AGGREGATE}
 
     @classmethod
     def needs_in_words(cls) -> str:
-        """Return what it needs, for a list of attacks."""
+        """Return what the attack needs, for a list of attacks."""
         needs = ", ".join(sorted(cls.needs))
         return f"{needs} or {Knowledge.AGGREGATE}" if cls.on_aggregates else needs
 
     def reconstruct(
-        self, view: AdversaryView, rng: np.random.Generator, advance: Advance
+        self, view: AdversaryView, rng: np.random.Generator, progress: ProgressCallback
     ) -> Reconstruction:
-        """Attack.
+        """Run the attack.
 
         Args:
-            view: all that the adversary has; it was checked to contain `needs`.
-            rng: for starting points and restarts.
-            advance: told how far it is.
+            view: All that the adversary has; checked to contain `needs`.
+            rng: The generator of starting points and restarts.
+            progress: The callback told how far the attack is.
 
         Raises:
-            AttackError: the attack does not apply to this run, and why.
+            AttackError: The attack does not apply to this run; the text says why.
         """
         raise NotImplementedError

@@ -11,7 +11,12 @@ from typing import ClassVar
 import numpy as np
 from torch import Tensor
 
-from instahide_fl.attacks.base import Advance, Attack, Reconstruction, Recovered
+from instahide_fl.attacks.base import (
+    Attack,
+    ProgressCallback,
+    Reconstruction,
+    Recovered,
+)
 from instahide_fl.attacks.layers.linear_layers import build_network
 from instahide_fl.attacks.layers.measured_statistics import running_momenta
 from instahide_fl.config import Config
@@ -38,7 +43,7 @@ class BatchStatistics(Attack):
     )
 
     def reconstruct(
-        self, view: AdversaryView, rng: np.random.Generator, advance: Advance
+        self, view: AdversaryView, rng: np.random.Generator, progress: ProgressCallback
     ) -> Reconstruction:
         """Undo the moving average of each update; see `Attack.reconstruct`.
 
@@ -49,7 +54,7 @@ class BatchStatistics(Attack):
         recovered = []
         for number, observation in enumerate(view.observations):
             recovered.append(_recover(view.config, observation, momenta))
-            advance(number + 1, len(view.observations))
+            progress(number + 1, len(view.observations))
         return Reconstruction("statistics", tuple(recovered))
 
 

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from instahide_fl.attacks.base import (
-    Advance,
     Attack,
+    ProgressCallback,
     Reconstruction,
     Recovered,
-    continued,
+    scale_progress,
 )
 from instahide_fl.attacks.decoding.choice import Decoder, choose_decoder, decode
 from instahide_fl.attacks.decoding.least_squares import ITERATIONS
@@ -63,14 +63,14 @@ class DecodeEncodings(Attack):
     they add is then taken off before decoding. `unknown` takes it for noise."""
 
     def reconstruct(
-        self, view: AdversaryView, rng: np.random.Generator, advance: Advance
+        self, view: AdversaryView, rng: np.random.Generator, progress: ProgressCallback
     ) -> Reconstruction:
         """Decode.
 
         Args:
             view: with encodings and mapping.
             rng: starts the power iteration of second moments.
-            advance: told how far it is.
+            progress: told how far it is.
 
         Raises:
             AttackError: nothing to decode, or the decoder does not fit the method.
@@ -80,7 +80,7 @@ class DecodeEncodings(Attack):
             for one in view.observations
             if one.encodings is not None and one.mapping is not None
         ]
-        return decode_clients(known, view, self, rng, advance)
+        return decode_clients(known, view, self, rng, progress)
 
 
 def decode_recovered(
@@ -88,7 +88,7 @@ def decode_recovered(
     view: AdversaryView,
     settings: DecodeEncodings,
     rng: np.random.Generator,
-    advance: Advance,
+    progress: ProgressCallback,
     error_variance: float = EXACT,
 ) -> Reconstruction:
     """Decode encodings that another attack recovered: the second of two steps.
@@ -99,7 +99,7 @@ def decode_recovered(
         view: with the mapping of these rounds and clients.
         settings: decoder and iterations.
         rng: starts the power iteration of second moments.
-        advance: told how far it is.
+        progress: told how far it is.
         error_variance: of the recovered pixels, normalised.
 
     Raises:
@@ -115,7 +115,7 @@ def decode_recovered(
         for one in recovered
         if one.images is not None
     ]
-    return decode_clients(known, view, settings, rng, advance, error_variance)
+    return decode_clients(known, view, settings, rng, progress, error_variance)
 
 
 def _mapping_of(
@@ -156,7 +156,7 @@ def decode_clients(
     view: AdversaryView,
     settings: DecodeEncodings,
     rng: np.random.Generator,
-    advance: Advance,
+    progress: ProgressCallback,
     error_variance: float = EXACT,
 ) -> Reconstruction:
     """Put the encodings of each client together and decode them.
@@ -166,7 +166,7 @@ def decode_clients(
         view: tells the method, and the range of pixels.
         settings: decoder and iterations.
         rng: starts the power iteration of second moments.
-        advance: told how far it is.
+        progress: told how far it is.
         error_variance: of the encodings' pixels, normalised.
 
     Raises:
@@ -193,7 +193,7 @@ def decode_clients(
         if method == "none":
             recovered.append(_unhidden(client, parts))
             continue
-        ahead = continued(advance, number, len(by_client))
+        ahead = scale_progress(progress, number, len(by_client))
         mixtures, rows = join(parts, error_variance, pool)
         decoder = settings.decoder
         if decoder == "auto":

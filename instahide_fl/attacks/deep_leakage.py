@@ -15,7 +15,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from instahide_fl.attacks.base import Advance, Attack, Reconstruction, Recovered
+from instahide_fl.attacks.base import (
+    Attack,
+    ProgressCallback,
+    Reconstruction,
+    Recovered,
+)
 from instahide_fl.attacks.layers.recovered_labels import with_recovered_labels
 from instahide_fl.attacks.matching.gradient_matching import (
     simulated_updates,
@@ -68,7 +73,7 @@ class DeepLeakage(Attack):
     labels_first: ClassVar[bool] = False
 
     def reconstruct(
-        self, view: AdversaryView, rng: np.random.Generator, advance: Advance
+        self, view: AdversaryView, rng: np.random.Generator, progress: ProgressCallback
     ) -> Reconstruction:
         """Attack every observed update separately; see `Attack.reconstruct`."""
         check_updates(view, self.name)
@@ -86,7 +91,7 @@ class DeepLeakage(Attack):
                 stack_victims(view, model, [observation], device, self.labels_first)
             )
             recovered.append(self._leak(victim, view, rng))
-            advance(number + 1, total)
+            progress(number + 1, total)
         return Reconstruction("encoding", tuple(recovered))
 
     def _leak(

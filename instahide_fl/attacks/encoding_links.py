@@ -1,4 +1,4 @@
-"""Which private image an attack takes each part of an encoding for."""
+"""Which private image an attack takes each class of an encoding's label for."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class LinkedEncodings:
-    """Evidence of an attack that had to find out which encodings share an image.
+    """What an attack believes about which encodings share a private image.
 
-    The attack says what it believes; how much of it is right, the scorer computes
-    (`audit.scoring.link_scores`). A slot is one class in the soft label of an encoding.
+    How much of it is right is computed by the scorer (`audit.scoring.link_scores`). A
+    label entry is one class in the soft label of one encoding.
 
     Attributes:
-        encodings: i64[S], the encoding of each slot. Encodings are numbered through the
-            client's observations, joined in the order of the view.
-        classes: i64[S], of each slot.
-        vectors: f32[E,d], of encodings: a large product means a shared image. Rows are
-            numbered as `places` says.
-        places: i64[S], the row of `vectors` of each slot.
-        clusters: i64[n,m], for each image the m slots that are nearest to its cluster,
+        encodings: i64[L], the encoding of each label entry. Encodings are numbered
+            through the client's observations, concatenated in the order of the view.
+        classes: i64[L], the class of each label entry.
+        vectors: f32[E,d], one row for each encoding; a large scalar product means a
+            shared image. Rows are numbered as `vector_rows` says.
+        vector_rows: i64[L], the row of `vectors` for each label entry.
+        clusters: i64[n,m], for each image the m label entries nearest to its cluster,
             nearest first; -1 where a class has fewer.
-        clustered: i64[S], image of each slot by clustering and assignment alone, as a
-            row of the reconstructed images; -1 for none.
-        refined: i64[S], the same in the end.
+        clustered: i64[L], the image of each label entry by clustering and assignment
+            alone, as a row of the reconstructed images; -1 for none.
+        refined: i64[L], the image of each label entry after refinement; -1 for none.
     """
 
     encodings: Tensor
     classes: Tensor
     vectors: Tensor
-    places: Tensor
+    vector_rows: Tensor
     clusters: Tensor
     clustered: Tensor
     refined: Tensor

@@ -7,11 +7,11 @@ from typing import ClassVar
 import numpy as np
 
 from instahide_fl.attacks.base import (
-    Advance,
     Attack,
+    ProgressCallback,
     Reconstruction,
     Recovered,
-    continued,
+    scale_progress,
 )
 from instahide_fl.attacks.layers.disaggregation import Disaggregated, disaggregate
 from instahide_fl.attacks.layers.linear_layers import (
@@ -47,7 +47,7 @@ class FirstLayer(Attack):
     would not succeed."""
 
     def reconstruct(
-        self, view: AdversaryView, rng: np.random.Generator, advance: Advance
+        self, view: AdversaryView, rng: np.random.Generator, progress: ProgressCallback
     ) -> Reconstruction:
         """Divide rows of the weight's gradient by the bias's; see `Attack.reconstruct`.
 
@@ -64,7 +64,7 @@ class FirstLayer(Attack):
             )
         recovered = []
         for number, observation in enumerate(view.observations):
-            part = continued(advance, number, len(view.observations))
+            part = scale_progress(progress, number, len(view.observations))
             recovered.append(self._recover(view, observation, layer, rng, part))
         return Reconstruction("encoding", tuple(recovered))
 
@@ -74,7 +74,7 @@ class FirstLayer(Attack):
         observation: Observation,
         layer: LinearLayer,
         rng: np.random.Generator,
-        advance: Advance,
+        progress: ProgressCallback,
     ) -> Recovered:
         gradient = layer_gradient(view.config, observation, layer)
         count = sum(observation.batch_sizes)
@@ -83,7 +83,7 @@ class FirstLayer(Attack):
             row = int(gradient.bias.abs().argmax())
             image = gradient.weight[row] / gradient.bias[row]
             batch = Disaggregated(image[None], 1, 0)
-            advance(1, 1)
+            progress(1, 1)
         else:
             self._check_batch(view, observation, count)
             batch = disaggregate(
@@ -92,7 +92,7 @@ class FirstLayer(Attack):
                 batch_size=count,
                 starts=self.starts,
                 rng=rng,
-                advance=advance,
+                progress=progress,
             )
         return Recovered(
             observation.client,

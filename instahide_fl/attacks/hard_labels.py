@@ -8,7 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from instahide_fl.attacks.base import Advance, Attack, Reconstruction, Recovered
+from instahide_fl.attacks.base import (
+    Attack,
+    ProgressCallback,
+    Reconstruction,
+    Recovered,
+)
 from instahide_fl.attacks.layers.linear_layers import (
     LinearLayer,
     build_network,
@@ -40,7 +45,7 @@ class HardLabels(Attack):
     """The number of random images that the mean prediction is estimated on."""
 
     def reconstruct(
-        self, view: AdversaryView, rng: np.random.Generator, advance: Advance
+        self, view: AdversaryView, rng: np.random.Generator, progress: ProgressCallback
     ) -> Reconstruction:
         """Count how often each class pulls its bias down; see `Attack.reconstruct`.
 
@@ -54,7 +59,7 @@ class HardLabels(Attack):
         recovered = []
         for number, observation in enumerate(view.observations):
             recovered.append(_recover(view, observation, head, dummies))
-            advance(number + 1, len(view.observations))
+            progress(number + 1, len(view.observations))
         return Reconstruction("labels", tuple(recovered))
 
 

@@ -19,7 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from instahide_fl.attacks.base import Advance, Attack, Reconstruction, Recovered
+from instahide_fl.attacks.base import (
+    Attack,
+    ProgressCallback,
+    Reconstruction,
+    Recovered,
+)
 from instahide_fl.attacks.layers.bins import empty_bins
 from instahide_fl.attacks.layers.linear_layers import (
     LayerTensors,
@@ -62,7 +67,7 @@ class Imprint(Attack):
     threat_model: ClassVar[str] = "malicious-server"
 
     def reconstruct(
-        self, view: AdversaryView, rng: np.random.Generator, advance: Advance
+        self, view: AdversaryView, rng: np.random.Generator, progress: ProgressCallback
     ) -> Reconstruction:
         """Subtract the rows of neighbouring units; see `Attack.reconstruct`.
 
@@ -79,7 +84,7 @@ class Imprint(Attack):
         recovered = []
         for number, observation in enumerate(view.observations):
             recovered.append(_recover(view, observation, first))
-            advance(number + 1, len(view.observations))
+            progress(number + 1, len(view.observations))
         return Reconstruction("encoding", tuple(recovered))
 
 

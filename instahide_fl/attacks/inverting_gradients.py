@@ -17,11 +17,11 @@ from pydantic import Field
 from torch import Tensor
 
 from instahide_fl.attacks.base import (
-    Advance,
     Attack,
+    ProgressCallback,
     Reconstruction,
     Recovered,
-    silent,
+    ignore_progress,
 )
 from instahide_fl.attacks.batch_statistics import BatchStatistics
 from instahide_fl.attacks.layers.recovered_labels import with_recovered_labels
@@ -99,7 +99,7 @@ class InvertingGradients(Attack):
     """The device to compute on."""
 
     def reconstruct(
-        self, view: AdversaryView, rng: np.random.Generator, advance: Advance
+        self, view: AdversaryView, rng: np.random.Generator, progress: ProgressCallback
     ) -> Reconstruction:
         """Attack every observed update; see `Attack.reconstruct`."""
         check_updates(view, self.name)
@@ -121,7 +121,7 @@ class InvertingGradients(Attack):
         recovered: list[Recovered] = []
         for number, chunk in enumerate(chunks):
             victims = stack_victims(view, model, chunk, device, self.labels == "auto")
-            step_done = partial(_report_step, advance, number * self.iterations, total)
+            step_done = partial(_report_step, progress, number * self.iterations, total)
             recovered += self._invert(victims, view, rng, step_done)
         return Reconstruction("encoding", tuple(recovered))
 
@@ -237,7 +237,7 @@ def _observed_statistics(victims: Victims, view: AdversaryView) -> LayerStatisti
         )
     of_victims = replace(view, observations=victims.observations)
     reconstruction = BatchStatistics().reconstruct(
-        of_victims, np.random.default_rng(0), silent
+        of_victims, np.random.default_rng(0), ignore_progress
     )
     batches = [recovered.statistics for recovered in reconstruction.recovered]
     names = [name for name in batches[0] if name.endswith(".mean")]
@@ -283,8 +283,8 @@ class _Best:
         self.losses = torch.where(better, losses, self.losses)
 
 
-def _report_step(advance: Advance, before: int, total: int, step: int) -> None:
-    advance(before + step, total)
+def _report_step(progress: ProgressCallback, before: int, total: int, step: int) -> None:
+    progress(before + step, total)
 
 
 def _start(

@@ -10,11 +10,11 @@ import numpy as np
 from torch import Tensor
 
 from instahide_fl.attacks.base import (
-    Advance,
     Attack,
+    ProgressCallback,
     Reconstruction,
     Recovered,
-    continued,
+    scale_progress,
 )
 from instahide_fl.attacks.carlini.matching_pursuit import PublicPursuit
 from instahide_fl.attacks.decode_encodings import (
@@ -63,7 +63,7 @@ class RegisteredDecoding(Attack):
     """Searches of the pool, with a decoding after each."""
 
     def reconstruct(
-        self, view: AdversaryView, rng: np.random.Generator, advance: Advance
+        self, view: AdversaryView, rng: np.random.Generator, progress: ProgressCallback
     ) -> Reconstruction:
         """Attack; see `Attack.reconstruct`.
 
@@ -87,7 +87,7 @@ class RegisteredDecoding(Attack):
         recovered = []
         for number, (client, parts) in enumerate(known.items()):
             mixtures, rows = join(parts, pool=pool)
-            ahead = continued(advance, number, len(known))
+            ahead = scale_progress(progress, number, len(known))
             images, about = self._decode(mixtures, view, pursuit, rng, ahead)
             recovered.append(Recovered(client, 0, images, rows=rows, diagnostics=about))
         return Reconstruction("private", tuple(recovered), aligned=True)
@@ -108,7 +108,7 @@ class RegisteredDecoding(Attack):
         view: AdversaryView,
         pursuit: PublicPursuit | None,
         rng: np.random.Generator,
-        advance: Advance,
+        progress: ProgressCallback,
     ) -> tuple[Tensor, dict[str, float]]:
         """Decode the encodings of one client; return images and numbers about it."""
         decoding = partial(
@@ -125,18 +125,18 @@ class RegisteredDecoding(Attack):
             "encodings_per_image": mixtures.encodings_per_image,
         }
         if pursuit is None:
-            return decoding(mixtures, advance=advance).images, about
+            return decoding(mixtures, progress=progress).images, about
         encodings, weights = mixtures.encodings, mixtures.weights
         public = pursuit.blind(encodings, weights)
         error = IMAGE_ERROR * weights.square().sum(1)
         for number in range(self.searches):
-            ahead = continued(advance, number, self.searches)
+            ahead = scale_progress(progress, number, self.searches)
             subtracted = replace(
                 mixtures,
                 public=public.total.view(encodings.shape),
                 unknown_variance=public.variance,
             )
-            found = decoding(subtracted, advance=ahead)
+            found = decoding(subtracted, progress=ahead)
             if number + 1 < self.searches:
                 public = pursuit.given(encodings, weights, found.private, error)
         about["public_images_found"] = float((public.index >= 0).sum())

@@ -11,7 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from instahide_fl.attacks.base import Advance, Attack, Reconstruction, Recovered
+from instahide_fl.attacks.base import (
+    Attack,
+    ProgressCallback,
+    Reconstruction,
+    Recovered,
+)
 from instahide_fl.attacks.layers.linear_layers import (
     LayerTensors,
     LinearLayer,
@@ -40,7 +45,7 @@ class SoftLabels(Attack):
     )
 
     def reconstruct(
-        self, view: AdversaryView, rng: np.random.Generator, advance: Advance
+        self, view: AdversaryView, rng: np.random.Generator, progress: ProgressCallback
     ) -> Reconstruction:
         """Solve the gradient of the last bias for labels; see `Attack.reconstruct`.
 
@@ -52,7 +57,7 @@ class SoftLabels(Attack):
         recovered = []
         for number, observation in enumerate(view.observations):
             recovered.append(recover_label(view, observation, head))
-            advance(number + 1, len(view.observations))
+            progress(number + 1, len(view.observations))
         return Reconstruction("labels", tuple(recovered))
 
 

@@ -13,11 +13,11 @@ import numpy as np
 from pydantic import Field
 
 from instahide_fl.attacks.base import (
-    Advance,
     Attack,
+    ProgressCallback,
     Reconstruction,
     Recovered,
-    silent,
+    ignore_progress,
 )
 from instahide_fl.attacks.decode_encodings import DecodeEncodings, decode_recovered
 from instahide_fl.attacks.decoding.choice import Decoder
@@ -56,16 +56,18 @@ class TwoStep(Attack):
     """As of decode_encodings."""
 
     def reconstruct(
-        self, view: AdversaryView, rng: np.random.Generator, advance: Advance
+        self, view: AdversaryView, rng: np.random.Generator, progress: ProgressCallback
     ) -> Reconstruction:
         """Attack every update, then every client; see `Attack.reconstruct`."""
-        found, variance = self._encodings(view, rng, advance)
+        found, variance = self._encodings(view, rng, progress)
         settings = DecodeEncodings(decoder=self.decoder)
-        decoded = decode_recovered(found, view, settings, rng, silent, variance)
+        decoded = decode_recovered(
+            found, view, settings, rng, ignore_progress, variance
+        )
         return Reconstruction("private", decoded.recovered, decoded.diagnostics)
 
     def _encodings(
-        self, view: AdversaryView, rng: np.random.Generator, advance: Advance
+        self, view: AdversaryView, rng: np.random.Generator, progress: ProgressCallback
     ) -> tuple[Sequence[Recovered], float]:
         """Return what was recovered, and how far off its pixels are."""
         several = [one for one in view.observations if one.num_examples != 1]
@@ -78,10 +80,10 @@ class TwoStep(Attack):
             )
         if self.first_step != "inverting_gradients":
             try:
-                return FirstLayer().reconstruct(view, rng, advance).recovered, EXACT
+                return FirstLayer().reconstruct(view, rng, progress).recovered, EXACT
             except AttackError:
                 if self.first_step == "first_layer":
                     raise
         inverting = InvertingGradients(iterations=self.iterations)
-        found = inverting.reconstruct(view, rng, advance).recovered
+        found = inverting.reconstruct(view, rng, progress).recovered
         return found, self.error_variance

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
-from instahide_fl.attacks.base import Advance, Attack, Reconstruction
+from instahide_fl.attacks.base import Attack, ProgressCallback, Reconstruction
 from instahide_fl.audit.attack_result import AttackResult
 from instahide_fl.audit.attack_target import Subject
 from instahide_fl.audit.scoring.attack_scores import Scores
@@ -22,7 +22,7 @@ def run_attack(
     attack: Attack,
     model: ThreatModel,
     seed: int,
-    advance: Advance,
+    progress: ProgressCallback,
     with_control: bool = True,
 ) -> AttackResult:
     """Attack, and score what came out if the truth is known.
@@ -32,7 +32,7 @@ def run_attack(
         attack: with its settings.
         model: the adversary.
         seed: of starting points and of the baselines' noise.
-        advance: told how far the attack is; the control counts as much as the attack.
+        progress: told how far the attack is; the control counts as much as the attack.
         with_control: also attack the same clients where nothing is hidden.
 
     Raises:
@@ -44,7 +44,7 @@ def run_attack(
     parts = 1 if note else 2
     start = time.perf_counter()
     found = _reconstruct(
-        subject, attack, model, seed, lambda done, total: advance(done, parts * total)
+        subject, attack, model, seed, lambda done, total: progress(done, parts * total)
     )
     seconds = time.perf_counter() - start
     scores = _scored(subject, found, seed)
@@ -53,7 +53,7 @@ def run_attack(
         try:
             control = _control(
                 *(subject, attack, model, seed),
-                lambda done, total: advance(total + done, 2 * total),
+                lambda done, total: progress(total + done, 2 * total),
             )
         except AttackError as error:
             note = str(error)
@@ -67,22 +67,30 @@ def _no_control(attack: Attack, hides: bool, wanted: bool) -> str:
     """Return why there is no second attack; empty if there is one."""
     if not hides:
         return "nothing is hidden here in the first place"
-    return attack.no_control if wanted else "not asked for"
+    return attack.no_reference if wanted else "not asked for"
 
 
 def _control(
-    subject: Subject, attack: Attack, model: ThreatModel, seed: int, advance: Advance
+    subject: Subject,
+    attack: Attack,
+    model: ThreatModel,
+    seed: int,
+    progress: ProgressCallback,
 ) -> Scores:
     plain = subject.control()
-    return _scored(plain, _reconstruct(plain, attack, model, seed, advance), seed)
+    return _scored(plain, _reconstruct(plain, attack, model, seed, progress), seed)
 
 
 def _reconstruct(
-    subject: Subject, attack: Attack, model: ThreatModel, seed: int, advance: Advance
+    subject: Subject,
+    attack: Attack,
+    model: ThreatModel,
+    seed: int,
+    progress: ProgressCallback,
 ) -> Reconstruction:
     view = subject.view(model)
     attack.check(view)
-    return attack.reconstruct(view, stream(seed, "attack", attack.name), advance)
+    return attack.reconstruct(view, stream(seed, "attack", attack.name), progress)
 
 
 def _scored(subject: Subject, found: Reconstruction, seed: int) -> Scores:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from instahide_fl.attacks.base import silent
+from instahide_fl.attacks.base import ignore_progress
 from instahide_fl.attacks.registry import build_attack
 from instahide_fl.audit.attack_result import RESULTS, adversary_for, save_result
 from instahide_fl.audit.pictures import save_attack_pictures
@@ -108,7 +108,9 @@ def _attack(folder: RunFolder, audit: AuditConfig, config: Config) -> dict[str, 
         attack = build_attack(name, audit.attack_settings.get(name, {}))
         adversary = adversary_for(attack, config, audit.threat_model)
         try:
-            result = run_attack(recorded, attack, adversary, config.seed, silent)
+            result = run_attack(
+                recorded, attack, adversary, config.seed, ignore_progress
+            )
         except (AttackError, DataError, PoolError, ThreatModelError) as error:
             left_out[name] = str(error)
             continue

@@ -9,7 +9,7 @@ import json
 import pytest
 
 import instahide_fl.rng
-from instahide_fl.attacks.base import silent
+from instahide_fl.attacks.base import ignore_progress
 from instahide_fl.attacks.key_replay.attack import KeyReplay
 from instahide_fl.audit.recorded_run import open_recorded_run
 from instahide_fl.audit.run_attacks import run_attack
@@ -33,7 +33,7 @@ RECORDED = {
 def searched(folder):
     model = threat_model(KeyReplay.threat_model)
     run = open_recorded_run(folder.path)
-    return run_attack(run, KeyReplay(seeds=50), model, 0, silent)
+    return run_attack(run, KeyReplay(seeds=50), model, 0, ignore_progress)
 
 
 def test_a_seeded_simulation_loses_its_keys_and_images(tmp_path):

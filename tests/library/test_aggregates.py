@@ -26,7 +26,7 @@ from tests.library.attack_views import recorded_round, settings
 def attacked(attack, config, seen, truths, model="participant"):
     """Return what came of an attack, and its scores."""
     view = build_view(threat_model(model), config, [seen], {}, [])
-    view.require(attack.name, attack.needs, attack.needs_instead())
+    view.require(attack.name, attack.needs, attack.needs_on_aggregates())
     found = attack.reconstruct(view, np.random.default_rng(1), lambda *_: None)
     (one,) = found.recovered
     rng = np.random.default_rng(2)

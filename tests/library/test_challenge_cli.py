@@ -26,9 +26,9 @@ class Folded(Attack):
     by_default: ClassVar[bool] = False
     threat_model: ClassVar[str] = "encodings-holder"
 
-    def reconstruct(self, view, rng, advance):
+    def reconstruct(self, view, rng, progress):
         seen = view.observations[0]
-        advance(1, 1)
+        progress(1, 1)
         images = seen.encodings[:5].abs()
         return Reconstruction("private", (Recovered(seen.client, 0, images),))
 

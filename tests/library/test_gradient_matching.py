@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from instahide_fl.attacks.base import silent
+from instahide_fl.attacks.base import ignore_progress
 from instahide_fl.attacks.deep_leakage import DeepLeakage, ImprovedDeepLeakage
 from instahide_fl.attacks.inverting_gradients import InvertingGradients
 from instahide_fl.attacks.matching.gradient_matching import (
@@ -99,7 +99,7 @@ def test_inverting_gradients_finds_encodings_side_by_side(photos, method):
     for one, (_, truth) in zip(found.recovered, views, strict=True):
         off = (one.images - truth.encodings).abs().mean()
         assert off < 0.3 * truth.encodings.abs().mean()
-    again = attack.reconstruct(view, np.random.default_rng(0), silent)
+    again = attack.reconstruct(view, np.random.default_rng(0), ignore_progress)
     assert torch.equal(found.recovered[1].images, again.recovered[1].images)
 
 
@@ -121,7 +121,9 @@ def test_local_steps_are_inverted_by_unrolling_them(photos):
         observations=(replace(view.observations[0], soft_targets=truth.soft_targets),),
     )
     attack = InvertingGradients(iterations=400)
-    (found,) = attack.reconstruct(view, np.random.default_rng(0), silent).recovered
+    (found,) = attack.reconstruct(
+        view, np.random.default_rng(0), ignore_progress
+    ).recovered
     assert found.images.shape == (2, 3, 8, 8)
     # Which step an image was used in hardly shows: compare in the better order.
     off = min(
@@ -137,7 +139,9 @@ def test_deep_leakage_matches_the_gradient_exactly(photos, attack):
         "cross", 1, model__name="strided-lenet", model__activation="sigmoid"
     )
     view, truth = observed_client(config, photos.subset(torch.arange(4)), pool())
-    found = attack(iterations=30).reconstruct(view, np.random.default_rng(0), silent)
+    found = attack(iterations=30).reconstruct(
+        view, np.random.default_rng(0), ignore_progress
+    )
     (one,) = found.recovered
     assert one.diagnostics["distance"] < 1e-6
     torch.testing.assert_close(one.images, truth.encodings, rtol=0, atol=0.1)
@@ -170,13 +174,15 @@ def test_running_statistics_help_where_they_are_known(photos):
     errors = []
     for weight in (0.0, 0.01):
         attack = InvertingGradients(iterations=150, batch_statistics=weight)
-        (one,) = attack.reconstruct(view, np.random.default_rng(0), silent).recovered
+        (one,) = attack.reconstruct(
+            view, np.random.default_rng(0), ignore_progress
+        ).recovered
         off = torch.cdist(one.images.flatten(1), truth.encodings.flatten(1), p=1)
         errors.append(off.amin(1).mean())
     assert errors[1] < 0.95 * errors[0]
     blind = replace(view, threat_model=THREAT_MODELS["participant"])
     with pytest.raises(ThreatModelError, match="running statistics"):
-        attack.reconstruct(blind, np.random.default_rng(0), silent)
+        attack.reconstruct(blind, np.random.default_rng(0), ignore_progress)
 
 
 def test_signs_do_not_change_the_variation_of_absolute_values():
@@ -202,8 +208,10 @@ def test_what_cannot_be_matched_is_refused(photos):
     config = settings("none", 1, model__name="cnn-dropout")
     view, _ = observed_client(config, photos.subset(torch.arange(4)), None)
     with pytest.raises(AttackError, match="drops units at random"):
-        InvertingGradients().reconstruct(view, np.random.default_rng(0), silent)
+        InvertingGradients().reconstruct(
+            view, np.random.default_rng(0), ignore_progress
+        )
     with pytest.raises(AttackError, match="no single update"):
         InvertingGradients().reconstruct(
-            replace(view, observations=()), np.random.default_rng(0), silent
+            replace(view, observations=()), np.random.default_rng(0), ignore_progress
         )

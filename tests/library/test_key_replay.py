@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from instahide_fl.attacks.base import silent
+from instahide_fl.attacks.base import ignore_progress
 from instahide_fl.attacks.key_replay.attack import KeyReplay
 from instahide_fl.attacks.key_replay.known_keys import open_encodings
 from instahide_fl.attacks.key_replay.seed_check import coefficients_fit, divisions
@@ -82,7 +82,7 @@ def holder(config, split, pool, truth, **changes):
 
 def search(seen, **changes):
     attack = KeyReplay(**{"seeds": 60, **changes})
-    return attack.reconstruct(seen, np.random.default_rng(0), silent)
+    return attack.reconstruct(seen, np.random.default_rng(0), ignore_progress)
 
 
 def assert_all_found(found, truth):

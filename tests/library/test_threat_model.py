@@ -117,7 +117,7 @@ def test_what_is_withheld_is_named_and_so_is_who_has_it():
     view = build_view(threat_model("participant"), CONFIG, [seen], {}, [])
     for attack in ATTACKS.values():
         if attack.on_aggregates:
-            view.require(attack.name, attack.needs, attack.needs_instead())
+            view.require(attack.name, attack.needs, attack.needs_on_aggregates())
         with pytest.raises(
             ThreatModelError, match="which the threat model participant"
         ):

@@ -11,7 +11,12 @@ from typing import ClassVar
 
 import numpy as np
 
-from instahide_fl.attacks.base import Advance, Attack, Reconstruction, Recovered
+from instahide_fl.attacks.base import (
+    Attack,
+    ProgressCallback,
+    Reconstruction,
+    Recovered,
+)
 from instahide_fl.attacks.carlini.client_attack import ClientAttack
 from instahide_fl.attacks.carlini.client_encodings import join_clients
 from instahide_fl.attacks.carlini.held_out import MIN_EVIDENCE
@@ -43,7 +48,7 @@ class Carlini(Attack):
     )
     by_default: ClassVar[bool] = False
     threat_model: ClassVar[str] = "encodings-holder"
-    no_control: ClassVar[str] = "a run that hides nothing shows the images"
+    no_reference: ClassVar[str] = "a run that hides nothing shows the images"
 
     images: CountOrZero = 0
     """Private images of each client; 0 takes what it says, or estimates it."""
@@ -55,14 +60,14 @@ class Carlini(Attack):
     """Folder where each stage is kept, to resume and inspect; empty keeps none."""
 
     def reconstruct(
-        self, view: AdversaryView, rng: np.random.Generator, advance: Advance
+        self, view: AdversaryView, rng: np.random.Generator, progress: ProgressCallback
     ) -> Reconstruction:
         """Attack the clients one by one.
 
         Args:
             view: with encodings and soft labels.
             rng: its first number seeds every stage.
-            advance: told how far it is.
+            progress: told how far it is.
 
         Raises:
             AttackError: the run does not hide signs, or there is not enough
@@ -79,7 +84,7 @@ class Carlini(Attack):
             before = number * 100
 
             def ahead(done: int, total: int, before: int = before) -> None:
-                advance(before + 100 * done // total, 100 * len(attacks))
+                progress(before + 100 * done // total, 100 * len(attacks))
 
             recovered.append(one.run(pursuit, stages, ahead))
         if all(one.images is None for one in recovered):

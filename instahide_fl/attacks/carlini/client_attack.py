@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from instahide_fl.attacks.base import Advance, Recovered
+from instahide_fl.attacks.base import ProgressCallback, Recovered
 from instahide_fl.attacks.carlini.assignment import assign, margins
 from instahide_fl.attacks.carlini.client_encodings import JoinedEncodings
 from instahide_fl.attacks.carlini.clusters import (
@@ -96,14 +96,14 @@ class ClientAttack:
         return cls(settings, view, joined, slots, seed)
 
     def run(
-        self, pursuit: PublicPursuit | None, stages: Stages, advance: Advance
+        self, pursuit: PublicPursuit | None, stages: Stages, progress: ProgressCallback
     ) -> Recovered:
         """Attack.
 
         Args:
             pursuit: None if the pool is not searched.
             stages: where results are kept.
-            advance: told how far it is.
+            progress: told how far it is.
         """
         slots, count = self.slots, str(self.settings.images)
         own = stages.within(
@@ -112,17 +112,17 @@ class ClientAttack:
             self.joined.soft_targets,
         )
         public = _public_part(own.result("public", lambda: self._public(pursuit)))
-        advance(15, 100)
+        progress(15, 100)
         vectors = similarity_vectors(
             slots.images, slots.private_coefficients, public, pursuit
         )
-        advance(20, 100)
+        progress(20, 100)
         grouped = own.result("clusters", lambda: self._clusters(vectors), count)
         clusters = Clusters(grouped["classes"], grouped["scores"])
         links = own.result("links", lambda: {"links": assign(slots, clusters)}, count)[
             "links"
         ]
-        advance(30, 100)
+        progress(30, 100)
         found = own.result(
             "refined",
             lambda: self._refined(
@@ -130,12 +130,12 @@ class ClientAttack:
                 links,
                 public,
                 pursuit,
-                lambda done, total: advance(30 + 70 * done // total, 100),
+                lambda done, total: progress(30 + 70 * done // total, 100),
             ),
             count,
             str(self.settings.rounds),
         )
-        advance(100, 100)
+        progress(100, 100)
         return self._recovered(vectors, clusters, links, found)
 
     def _stream(self, stage: str) -> np.random.Generator:
@@ -202,7 +202,7 @@ class ClientAttack:
         links: Tensor,
         public: PublicPart,
         pursuit: PublicPursuit | None,
-        advance: Advance,
+        progress: ProgressCallback,
     ) -> dict[str, Tensor]:
         problem, order = self._problem(clusters)
         encodings = self.slots.encodings[order[:, 0]]
@@ -219,7 +219,7 @@ class ClientAttack:
             pursuit,
             self.settings.rounds,
             self._stream("decoding"),
-            lambda done, total: advance(done, total + 1),
+            lambda done, total: progress(done, total + 1),
         )
         some = without_prior(problem.rows(held_out))
         sure = evidence(some, found.images, found.errors, blind.rows(held_out))

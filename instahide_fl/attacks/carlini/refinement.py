@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from instahide_fl.attacks.base import Advance, continued
+from instahide_fl.attacks.base import ProgressCallback, scale_progress
 from instahide_fl.attacks.carlini.decoding_problem import Problem
 from instahide_fl.attacks.carlini.hypotheses import likely_links
 from instahide_fl.attacks.carlini.matching_pursuit import PublicPart, PublicPursuit
@@ -57,7 +57,7 @@ def refine(
     pursuit: PublicPursuit | None,
     rounds: int,
     rng: np.random.Generator,
-    advance: Advance,
+    progress: ProgressCallback,
 ) -> Refined:
     """Decode, and alternate between public parts, links and images.
 
@@ -69,9 +69,9 @@ def refine(
         pursuit: None if the pool is not searched.
         rounds: how often, at most; less where links do not change any more.
         rng: starts the first decoding.
-        advance: told how far it is.
+        progress: told how far it is.
     """
-    first = continued(advance, 0, rounds + 1)
+    first = scale_progress(progress, 0, rounds + 1)
     images = _first_images(problem, links, margins, public, rng, first)
     found = Refined(
         images, torch.full((len(images),), FIRST_ERROR), links, margins, public, 0
@@ -79,7 +79,7 @@ def refine(
     for number in range(1, rounds + 1):
         before = found.links
         found = improved(problem, found, pursuit)
-        advance(number + 1, rounds + 1)
+        progress(number + 1, rounds + 1)
         if float((found.links != before).float().mean()) < SETTLED and number > 1:
             break
     return found
@@ -121,13 +121,13 @@ def _first_images(
     margins: Tensor,
     public: PublicPart,
     rng: np.random.Generator,
-    advance: Advance,
+    progress: ProgressCallback,
 ) -> Tensor:
     """Decode for the first time, from the surest links."""
     kept = leading(margins, KEPT)
     mixtures = problem.rows(kept).mixtures(links[kept], public.rows(kept))
     decoder = choose_decoder(mixtures, flipped=True)
-    return decode(mixtures, decoder, rng, problem.largest, advance=advance)
+    return decode(mixtures, decoder, rng, problem.largest, progress=progress)
 
 
 def image_errors(

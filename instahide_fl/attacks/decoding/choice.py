@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 from torch import Tensor
 
-from instahide_fl.attacks.base import Advance, silent
+from instahide_fl.attacks.base import ProgressCallback, ignore_progress
 from instahide_fl.attacks.decoding.least_squares import (
     ITERATIONS,
     folded_least_squares,
@@ -49,7 +49,7 @@ def decode(
     rng: np.random.Generator,
     largest: Tensor | None = None,
     iterations: int = ITERATIONS,
-    advance: Advance = silent,
+    progress: ProgressCallback = ignore_progress,
 ) -> Tensor:
     """Decode.
 
@@ -59,7 +59,7 @@ def decode(
         rng: for second moments.
         largest: magnitude of a pixel, f32[C]; None for no limit.
         iterations: where signs are unknown.
-        advance: told how far it is.
+        progress: told how far it is.
 
     Returns:
         f32[n,C,H,W], normalised; for signs that stay open see the decoder.
@@ -68,9 +68,9 @@ def decode(
         AttackError: the decoder does not apply.
     """
     if decoder == "second-moments":
-        return second_moments(mixtures, rng, largest, iterations, advance)
+        return second_moments(mixtures, rng, largest, iterations, progress)
     if decoder == "folded-least-squares":
-        return folded_least_squares(mixtures, largest, iterations, advance)
+        return folded_least_squares(mixtures, largest, iterations, progress)
     images = ridge(mixtures)
-    advance(iterations, iterations)
+    progress(iterations, iterations)
     return images

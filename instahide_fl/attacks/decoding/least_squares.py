@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from instahide_fl.attacks.base import Advance, silent
+from instahide_fl.attacks.base import ProgressCallback, ignore_progress
 from instahide_fl.attacks.decoding.mixtures import Mixtures, gram, sparse_rows
 
 ITERATIONS = 40
@@ -60,7 +60,7 @@ def folded_least_squares(
     mixtures: Mixtures,
     largest: Tensor | None = None,
     iterations: int = ITERATIONS,
-    advance: Advance = silent,
+    progress: ProgressCallback = ignore_progress,
 ) -> Tensor:
     """Decode encodings with random signs, from few of them for each image.
 
@@ -72,7 +72,7 @@ def folded_least_squares(
         mixtures: the encodings.
         largest: magnitude of a pixel, f32[C]; None for no limit.
         iterations: of the alternation.
-        advance: told how far it is.
+        progress: told how far it is.
 
     Returns:
         f32[n,C,H,W], normalised. Unless the public part is known, each pixel has a sign
@@ -81,7 +81,7 @@ def folded_least_squares(
     if mixtures.public is not None:
         nothing = mixtures.encodings.new_zeros(mixtures.images_shape)
         return alternating_minimisation(
-            mixtures, nothing, largest, iterations, doubt=1, advance=advance
+            mixtures, nothing, largest, iterations, doubt=1, progress=progress
         )
     start = LeastSquares(mixtures).solve(-mixtures.encodings.flatten(1).abs())
     return alternating_minimisation(
@@ -89,7 +89,7 @@ def folded_least_squares(
         start.view(mixtures.images_shape),
         largest,
         iterations,
-        advance=advance,
+        progress=progress,
     )
 
 
@@ -100,7 +100,7 @@ def alternating_minimisation(
     iterations: int = ITERATIONS,
     smoothing: float = 0.0,
     doubt: float = 0.0,
-    advance: Advance = silent,
+    progress: ProgressCallback = ignore_progress,
 ) -> Tensor:
     """Improve images: signs from the images, images from the signs, and again.
 
@@ -118,7 +118,7 @@ def alternating_minimisation(
             signs of neighbouring pixels agree (`coherent_signs`).
         doubt: variance of the errors of the images at the start, by which signs are
             trusted less, in units of a pixel's own variance, 0..1; it shrinks to 0.
-        advance: told how far it is.
+        progress: told how far it is.
 
     Returns:
         f32[n,C,H,W], normalised.
@@ -142,7 +142,7 @@ def alternating_minimisation(
         images = equations.solve(values).view(mixtures.images_shape)
         if bound is not None:
             images = images.clamp(-bound, bound)
-        advance(step + 1, iterations)
+        progress(step + 1, iterations)
     return images
 
 

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from instahide_fl.attacks.base import Advance, silent
+from instahide_fl.attacks.base import ProgressCallback, ignore_progress
 from instahide_fl.attacks.decoding.mixtures import Mixtures
 from instahide_fl.attacks.decoding.registration_kernels import (
     collect,
@@ -85,7 +85,7 @@ def registered_decode(
     folded: bool,
     rng: np.random.Generator,
     sweeps: int = SWEEPS,
-    advance: Advance = silent,
+    progress: ProgressCallback = ignore_progress,
 ) -> Registered:
     """Find positions and images together.
 
@@ -97,7 +97,7 @@ def registered_decode(
         folded: whether signs were flipped.
         rng: order in which images are improved.
         sweeps: over all images.
-        advance: told how far it is.
+        progress: told how far it is.
     """
     state = _State.of(mixtures, statistics, augmentation, folded)
     for sweep in range(sweeps):
@@ -106,7 +106,7 @@ def registered_decode(
         state.correlated = CORRELATED[0] * (CORRELATED[1] / CORRELATED[0]) ** done
         for image in rng.permutation(mixtures.count):
             state.improve(int(image))
-        advance(sweep + 1, sweeps)
+        progress(sweep + 1, sweeps)
     images = torch.from_numpy(state.images + state.black[:, None])
     private = torch.from_numpy(state.expected)
     if mixtures.public is not None:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from instahide_fl.attacks.base import Advance, continued, silent
+from instahide_fl.attacks.base import ProgressCallback, ignore_progress, scale_progress
 from instahide_fl.attacks.decoding.least_squares import (
     ITERATIONS,
     alternating_minimisation,
@@ -36,7 +36,7 @@ def second_moments(
     rng: np.random.Generator,
     largest: Tensor | None = None,
     iterations: int = ITERATIONS,
-    advance: Advance = silent,
+    progress: ProgressCallback = ignore_progress,
 ) -> Tensor:
     """Decode encodings with random signs and an unknown public part.
 
@@ -48,7 +48,7 @@ def second_moments(
         rng: starts the power iteration.
         largest: magnitude of a pixel, f32[C]; None for no limit.
         iterations: of the alternation, three times.
-        advance: told how far it is.
+        progress: told how far it is.
 
     Returns:
         f32[n,C,H,W], normalised, up to one sign for all pixels of all images.
@@ -75,7 +75,7 @@ def second_moments(
             iterations,
             smoothing,
             doubt=1,
-            advance=continued(advance, number, len(SMOOTHING)),
+            progress=scale_progress(progress, number, len(SMOOTHING)),
         )
     return images * coherent_signs(images)
 

@@ -11,7 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from instahide_fl.attacks.base import Advance, Attack, Reconstruction, Recovered
+from instahide_fl.attacks.base import (
+    Attack,
+    ProgressCallback,
+    Reconstruction,
+    Recovered,
+)
 from instahide_fl.attacks.key_replay.known_keys import open_encodings
 from instahide_fl.attacks.key_replay.seed_check import (
     MASK_DEVIATIONS,
@@ -53,7 +58,7 @@ class KeyReplay(Attack):
     source: ClassVar[str] = (
         "seed search as against the InstaHide challenge: Carlini et al., IEEE S&P 2021"
     )
-    no_control: ClassVar[str] = "a run that hides nothing has no keys"
+    no_reference: ClassVar[str] = "a run that hides nothing has no keys"
     threat_model: ClassVar[str] = "encodings-holder"
 
     first: CountOrZero = 0
@@ -74,7 +79,7 @@ class KeyReplay(Attack):
             super().check(view)
 
     def reconstruct(
-        self, view: AdversaryView, rng: np.random.Generator, advance: Advance
+        self, view: AdversaryView, rng: np.random.Generator, progress: ProgressCallback
     ) -> Reconstruction:
         """Search for the seed, and open the encodings with the keys that it gives.
 
@@ -82,7 +87,7 @@ class KeyReplay(Attack):
             view: the adversary's view, with encodings, or with updates of single
                 images, which give soft labels away.
             rng: an unused generator.
-            advance: the callback for progress, in seeds tried.
+            progress: the callback for progress, in seeds tried.
 
         Raises:
             AttackError: the run draws no keys, or the view shows nothing to compare
@@ -94,7 +99,7 @@ class KeyReplay(Attack):
         for chunk in _chunks(self.first, self.seeds):
             seed = next(filter(evidence.confirms, evidence.candidates(chunk)), None)
             tried += len(chunk) if seed is None else seed - chunk[0] + 1
-            advance(self.seeds if seed is not None else tried, self.seeds)
+            progress(self.seeds if seed is not None else tried, self.seeds)
             if seed is not None:
                 break
         rate = tried / max(1e-9, time.perf_counter() - start)

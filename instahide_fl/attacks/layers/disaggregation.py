@@ -54,7 +54,7 @@ def disaggregate(
     batch_size: int,
     starts: int,
     rng: np.random.Generator,
-    advance: Callable[[int, int], None],
+    progress: Callable[[int, int], None],
 ) -> Disaggregated:
     """Recover the images of a batch.
 
@@ -67,7 +67,7 @@ def disaggregate(
         batch_size: B, the number of images in the batch.
         starts: the largest number of random starts.
         rng: the generator of the starts.
-        advance: the callback for progress, in starts.
+        progress: the callback for progress, in starts.
     """
     # The gradient is rows @ basis: f64[J,D] = f64[J,r] @ f64[r,D].
     u, singular_values, vh = torch.linalg.svd(gradient.weight, full_matrices=False)
@@ -82,7 +82,7 @@ def disaggregate(
         new = sparse_directions(rows, torch.from_numpy(drawn), tolerance)
         directions = torch.cat([directions, new])
         used += STARTS_AT_ONCE
-        advance(min(used, starts), starts)
+        progress(min(used, starts), starts)
         directions = _sparsest_basis(rows, directions, tolerance)
         if len(directions) == rank:
             directions = _unmixed(rows, directions, tolerance)

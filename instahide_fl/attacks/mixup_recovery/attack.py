@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from instahide_fl.attacks.base import (
-    Advance,
     Attack,
+    ProgressCallback,
     Reconstruction,
     Recovered,
-    silent,
+    ignore_progress,
 )
 from instahide_fl.attacks.decoding.choice import choose_decoder, decode
 from instahide_fl.attacks.decoding.mixtures import Mixtures, largest_pixel
@@ -70,7 +70,7 @@ class MixupRecovery(Attack):
     number of encodings in a round, in which each image is encoded once."""
 
     def reconstruct(
-        self, view: AdversaryView, rng: np.random.Generator, advance: Advance
+        self, view: AdversaryView, rng: np.random.Generator, progress: ProgressCallback
     ) -> Reconstruction:
         """Decode the encodings of each client; see `Attack.reconstruct`.
 
@@ -80,14 +80,14 @@ class MixupRecovery(Attack):
         clients = _clients(view)
         recovered = []
         for number, client in enumerate(clients):
-            advance(number, len(clients))
+            progress(number, len(clients))
             if view.config.instahide.method == "none":
                 recovered.append(Recovered(client.name, 0, client.images))
             elif view.config.instahide.uses_pool:
                 recovered.append(_with_public(client, view, self.images, rng))
             else:
                 recovered.append(_all_private(client, view, self.images, rng))
-        advance(len(clients), len(clients))
+        progress(len(clients), len(clients))
         return Reconstruction("private", tuple(recovered))
 
 
@@ -254,6 +254,6 @@ def _decoded(
     )
     decoder = choose_decoder(mixtures, flipped=config.method == "instahide")
     largest = largest_pixel(view.statistics)
-    images = decode(mixtures, decoder, rng, largest, advance=silent)
+    images = decode(mixtures, decoder, rng, largest, progress=ignore_progress)
     diagnostics = {"encodings": float(len(client.images)), "images": float(count)}
     return Recovered(client.name, 0, images, diagnostics=diagnostics)

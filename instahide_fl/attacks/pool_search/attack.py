@@ -10,12 +10,12 @@ from pydantic import Field
 from torch import Tensor
 
 from instahide_fl.attacks.base import (
-    Advance,
     Attack,
+    ProgressCallback,
     RankedComponents,
     Reconstruction,
     Recovered,
-    continued,
+    scale_progress,
 )
 from instahide_fl.attacks.pool_search.network_training import Training
 from instahide_fl.attacks.pool_search.pool_ranking import (
@@ -53,7 +53,7 @@ class PoolSearch(Attack):
         "(offconvex.org, 2020-11-11); the scores are of this project"
     )
     threat_model: ClassVar[str] = "encodings-holder"
-    no_control: ClassVar[str] = "a run that hides nothing mixes no public images"
+    no_reference: ClassVar[str] = "a run that hides nothing mixes no public images"
 
     score: Score = "whitened"
     """How images are compared: `correlation` of pixels (of absolute values under a sign
@@ -69,7 +69,7 @@ class PoolSearch(Attack):
     """Mixtures in a batch."""
 
     def reconstruct(
-        self, view: AdversaryView, rng: np.random.Generator, advance: Advance
+        self, view: AdversaryView, rng: np.random.Generator, progress: ProgressCallback
     ) -> Reconstruction:
         """Rank the pool by plain correlation, and by `score`.
 
@@ -77,7 +77,7 @@ class PoolSearch(Attack):
             view: the adversary's view, with encodings and the pool.
             rng: the generator of the sample that whitening is measured on, and of the
                 attacker's own mixtures.
-            advance: the callback for progress of training and search.
+            progress: the callback for progress of training and search.
 
         Raises:
             AttackError: there are no encodings, they mix no public images, or the proxy
@@ -98,7 +98,7 @@ class PoolSearch(Attack):
         parts = 1
         if self.score != "correlation":
             parts = 3  # preparation, and a pass over the pool for each comparison
-            preparation = continued(advance, 0, parts)
+            preparation = scale_progress(progress, 0, parts)
             comparisons[self.score] = self._comparison(
                 view, pool, encodings, rng, preparation
             )
@@ -107,7 +107,7 @@ class PoolSearch(Attack):
             comparisons.items(), start=parts - len(comparisons)
         ):
             rankings[score] = rank_pool(
-                comparison, pool, RANKED, continued(advance, part, parts)
+                comparison, pool, RANKED, scale_progress(progress, part, parts)
             )
         return by_observation(observations, rankings)
 
@@ -117,7 +117,7 @@ class PoolSearch(Attack):
         pool: MixingPool,
         encodings: Tensor,
         rng: np.random.Generator,
-        advance: Advance,
+        progress: ProgressCallback,
     ) -> Comparison:
         """Return the comparison that `score` names, if it is not plain correlation."""
         masked = view.config.instahide.method == "instahide"
@@ -133,7 +133,7 @@ class PoolSearch(Attack):
             encodings=encodings,
             training=training,
             rng=rng,
-            advance=advance,
+            progress=progress,
         )
 
 

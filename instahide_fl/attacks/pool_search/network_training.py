@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from instahide_fl.attacks.base import Advance
+from instahide_fl.attacks.base import ProgressCallback
 from instahide_fl.attacks.pool_search.training_mixtures import OwnMixtures
 from instahide_fl.types import EncodingKey
 
@@ -40,7 +40,7 @@ def train_on_mixtures(
     mixtures: OwnMixtures,
     training: Training,
     rng: np.random.Generator,
-    advance: Advance,
+    progress: ProgressCallback,
 ) -> float:
     """Train a network in place, and leave it in evaluation mode.
 
@@ -52,7 +52,7 @@ def train_on_mixtures(
         mixtures: the source of the batches.
         training: the number and the size of the batches.
         rng: the generator that draws the mixtures.
-        advance: the callback for progress, in steps.
+        progress: the callback for progress, in steps.
 
     Returns:
         The mean loss of the last tenth of the steps.
@@ -71,7 +71,7 @@ def train_on_mixtures(
         optimizer.step()
         schedule.step()
         losses.append(float(batch_loss.detach()))
-        advance(step + 1, steps)
+        progress(step + 1, steps)
     network.eval()
     return float(np.mean(losses[-max(1, steps // 10) :]))
 

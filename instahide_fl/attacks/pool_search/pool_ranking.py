@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from instahide_fl.attacks.base import Advance, RankedComponents
+from instahide_fl.attacks.base import ProgressCallback, RankedComponents
 from instahide_fl.data.pool import MixingPool
 
 VALUES_PER_CHUNK = 2**22  # pixel values of the pool in memory at a time: 16 MB
@@ -48,7 +48,7 @@ class Comparison:
 
 
 def rank_pool(
-    comparison: Comparison, pool: MixingPool, top: int, advance: Advance
+    comparison: Comparison, pool: MixingPool, top: int, progress: ProgressCallback
 ) -> RankedComponents:
     """Find the public images that resemble each encoding most.
 
@@ -56,7 +56,7 @@ def rank_pool(
         comparison: the way to compare E encodings with public images.
         pool: the N public images.
         top: m, the number of images to return; of a smaller pool, all are returned.
-        advance: the callback for progress, in images of the pool.
+        progress: the callback for progress, in images of the pool.
     """
     top, count = min(top, len(pool)), len(comparison.queries)
     scores, index = torch.empty(count, 0), torch.empty(count, 0, dtype=torch.int64)
@@ -72,7 +72,7 @@ def rank_pool(
         ]
         scores = torch.cat([block_scores for block_scores, _ in best])
         index = torch.cat([block_index for _, block_index in best])
-        advance(min(start + chunk, len(pool)), len(pool))
+        progress(min(start + chunk, len(pool)), len(pool))
     return RankedComponents(index, scores, len(pool))
 
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from instahide_fl.attacks.base import Advance
+from instahide_fl.attacks.base import ProgressCallback
 from instahide_fl.attacks.pool_search.network_training import (
     Loss,
     Training,
@@ -102,7 +102,7 @@ def train_towers(
     encodings: Tensor,
     training: Training,
     rng: np.random.Generator,
-    advance: Advance,
+    progress: ProgressCallback,
 ) -> Comparison:
     """Train two towers on the attacker's own mixtures, and embed the encodings.
 
@@ -113,7 +113,7 @@ def train_towers(
         encodings: the victims' encodings, f32[E,C,H,W].
         training: the number and the size of the batches.
         rng: the generator of initial weights and mixtures.
-        advance: the callback for progress, in steps.
+        progress: the callback for progress, in steps.
 
     Returns:
         The comparison of these encodings with public images.
@@ -126,7 +126,7 @@ def train_towers(
         mixtures=mixtures,
         training=training,
         rng=rng,
-        advance=advance,
+        progress=progress,
     )
 
     def embed(images: Tensor) -> Tensor:

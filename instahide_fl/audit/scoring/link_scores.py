@@ -81,7 +81,7 @@ def _pairs(links: LinkedEncodings, shown: Tensor) -> dict[str, float]:
     every = torch.unique(links.encodings)
     chosen = every[torch.from_numpy(rng.permutation(len(every))[:COMPARED])]
     slots = torch.isin(links.encodings, chosen).nonzero()[:, 0]
-    vectors, classes = links.vectors[links.places[slots]], links.classes[slots]
+    vectors, classes = links.vectors[links.vector_rows[slots]], links.classes[slots]
     similarity = vectors @ vectors.T
     similarity[classes[:, None] != classes] = -1.0
     visible = shown[slots].float()
