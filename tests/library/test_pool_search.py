@@ -14,7 +14,7 @@ from instahide_fl.attacks.base import (
     RankedComponents,
     Reconstruction,
     Recovered,
-    silent,
+    ignore_progress,
 )
 from instahide_fl.attacks.pool_search import pool_ranking
 from instahide_fl.attacks.pool_search.attack import PoolSearch
@@ -65,7 +65,7 @@ def holder_of(photos, method="cross", mixed=4, count=60):
 
 def searched(view, **changes):
     attack = PoolSearch(**changes)
-    return attack.reconstruct(view, np.random.default_rng(1), silent)
+    return attack.reconstruct(view, np.random.default_rng(1), ignore_progress)
 
 
 def scored(found, view, truth, rng):
@@ -99,7 +99,7 @@ def test_ranking_by_chunks_and_blocks_is_that_of_all_correlations(
 def test_a_pool_smaller_than_the_ranking_is_ranked_whole(rng, pool):
     embed = correlation_embedding(False)
     queries = embed(torch.from_numpy(rng.standard_normal((2, 3, 8, 8), np.float32)))
-    found = rank_pool(Comparison(queries, embed), pool, 100, silent)
+    found = rank_pool(Comparison(queries, embed), pool, 100, ignore_progress)
     assert found.index.sort(dim=1).values.tolist() == [list(range(len(pool)))] * 2
 
 
