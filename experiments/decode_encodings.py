@@ -163,7 +163,9 @@ def _cell(row: Row, times: int, common: Mapping[str, Scalar]) -> dict[str, objec
     start = time.perf_counter()
     try:
         reconstruction = attack.reconstruct(
-            client.view(attack.threat_model), stream(0, "attack", row.page), ignore_progress
+            client.view(attack.threat_model),
+            stream(0, "attack", row.page),
+            ignore_progress,
         )
     except AttackError as error:
         return {"refused": str(error)}

@@ -283,7 +283,9 @@ class _Best:
         self.losses = torch.where(better, losses, self.losses)
 
 
-def _report_step(progress: ProgressCallback, before: int, total: int, step: int) -> None:
+def _report_step(
+    progress: ProgressCallback, before: int, total: int, step: int
+) -> None:
     progress(before + step, total)
 
 
