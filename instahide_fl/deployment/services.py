@@ -75,8 +75,13 @@ def serve(folder: FederationFolder, proxy: bool, insecure: bool, say: Say) -> No
                 f"clients connect to {', '.join(folder.config.hosts)}, port "
                 f"{folder.config.fleet_port}"
             )
-        else:
+        elif insecure:
             say("no proxy: clients on this machine only")
+        else:
+            say(
+                f"no proxy: clients on this machine only, with "
+                f'server = "{superlink.address}" in their client.toml'
+            )
         say("Ctrl-C ends it")
         _watch(services)
 
@@ -216,13 +221,17 @@ def _check(services: Sequence[Service]) -> None:
 def _services() -> Iterator[list[Service]]:
     """Give a list of services, and end them, the last one first, on leaving."""
     services: list[Service] = []
-    before = signal.signal(signal.SIGTERM, _interrupt)
+    # SIGINT too, which is ignored by what a shell starts in the background: then
+    # neither Ctrl-C nor `kill -INT` would end us, or what we start.
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    handlers = {number: signal.signal(number, _interrupt) for number in numbers}
     try:
         yield services
     finally:
-        signal.signal(signal.SIGTERM, before)
-        for one in reversed(services):
-            _end(one.process)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for service in reversed(services):
+            _end(service.process)
 
 
 def _interrupt(*_: object) -> None:
