@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from instahide_fl.deployment.federation import FederationFolder
 
 INSECURE = "no encryption, and whoever reaches the server may join or start runs"
-SHOWN_RUNS = 10
+MAX_RUNS = 10  # that `deploy status` shows, the newest
 
 deploy_app = typer.Typer(
     help="A federation of real clients on separate machines.", no_args_is_help=True
@@ -83,18 +83,18 @@ def deploy_init(
         superlink_port=superlink_port or port + 1,
         clients=client_names([*clients, *(more or [])]),
     )
-    made = create_federation(folder, config, _installed_code(), days)
+    federation = create_federation(folder, config, _installed_code(), days)
     console.print(
         f"{len(config.clients)} clients and a server in {folder}", markup=False
     )
-    for one in config.clients:
-        console.print(f"  hand {made.client(one)} to {one}", markup=False)
+    for client in config.clients:
+        console.print(f"  hand {federation.client(client)} to {client}", markup=False)
     if not host:
         console.print(
             "The certificate is for this machine only: for others, give --host NAME.",
             style="yellow",
         )
-    console.print(f"next: {made.path / 'README.md'}", markup=False)
+    console.print(f"next: {federation.path / 'README.md'}", markup=False)
 
 
 @deploy_app.command("add")
@@ -105,9 +105,9 @@ def deploy_add(
     """Make a folder for another client."""
     from instahide_fl.deployment.federation_files import add_client
 
-    made = add_client(folder, client, _installed_code())
-    console.print(f"hand {made.client(client)} to {client}", markup=False)
-    _reconcile(made)
+    federation = add_client(folder, client, _installed_code())
+    console.print(f"hand {federation.client(client)} to {client}", markup=False)
+    _reconcile(federation)
 
 
 @deploy_app.command("remove")
@@ -126,8 +126,8 @@ def deploy_renew(folder: FederationDir, days: Days = 730) -> None:
     """Make a new certificate for the server, by the same authority."""
     from instahide_fl.deployment.federation_files import renew_certificate
 
-    made = renew_certificate(folder, days)
-    console.print(f"new: {made.server / 'server.crt'}", markup=False)
+    federation = renew_certificate(folder, days)
+    console.print(f"new: {federation.server / 'server.crt'}", markup=False)
     console.print("restart instahide-fl deploy server; clients need nothing new")
 
 
@@ -171,7 +171,7 @@ def deploy_server(
     if insecure:
         errors.print(f"warning: {INSECURE}: for trials on this machine only")
     with ends_quietly():
-        serve(federation, proxy, insecure, _say)
+        serve(federation, proxy, insecure, _show)
 
 
 @deploy_app.command("client")
@@ -189,7 +189,7 @@ def deploy_client(folder: ClientDir, insecure: Insecure = False) -> None:
             "server sends (instahide-fl deploy pin)"
         )
     with ends_quietly():
-        take_part(folder, policy, insecure, _say)
+        take_part(folder, policy, insecure, _show)
 
 
 @deploy_app.command("run")
@@ -227,7 +227,7 @@ def deploy_run(
         settings = read_settings(config, assignments, seed).with_absolute_paths(
             Path.cwd()
         )
-    superlink.require()
+    superlink.check_is_up()
     if resume is None:
         path = out or free_run_folder(Path("runs"), settings)
         folder = RunFolder.create(path, settings)
@@ -248,16 +248,14 @@ def deploy_status(folder: FederationDir, insecure: Insecure = False) -> None:
     from instahide_fl.deployment.superlink import LocalSuperLink
 
     superlink = LocalSuperLink(open_federation(folder), insecure)
-    superlink.require()
-    nodes, runs = superlink.nodes(), superlink.runs()
-    print_rows(*((f"client {one.name}", one.status) for one in nodes))
-    print_rows(*((f"run {one.identifier}", one.status) for one in runs[:SHOWN_RUNS]))
+    superlink.check_is_up()
+    clients, runs = superlink.clients(), superlink.flwr().runs()
+    print_rows(*((f"client {client.name}", client.status) for client in clients))
+    print_rows(*((f"run {run.identifier}", run.status) for run in runs[:MAX_RUNS]))
     if insecure:
         return
-    away = {*superlink.folder.config.clients} - {
-        one.name for one in nodes if one.status == "online"
-    }
-    if away:
+    online = {client.name for client in clients if client.status == "online"}
+    if away := {*superlink.folder.config.clients} - online:
         console.print(f"not online: {', '.join(sorted(away))}", style="yellow")
         raise typer.Exit(1)
 
@@ -269,35 +267,39 @@ def deploy_stop(folder: FederationDir, insecure: Insecure = False) -> None:
     from instahide_fl.deployment.superlink import LocalSuperLink
 
     superlink = LocalSuperLink(open_federation(folder), insecure)
-    superlink.require()
-    going = [one for one in superlink.runs() if not one.is_over]
-    for one in going:
-        superlink.stop(one.identifier)
-        console.print(f"stopped run {one.identifier}", markup=False)
-    if not going:
+    superlink.check_is_up()
+    flwr = superlink.flwr()
+    active = [run for run in flwr.runs() if not run.is_over]
+    for run in active:
+        flwr.stop(run.identifier)
+        console.print(f"stopped run {run.identifier}", markup=False)
+    if not active:
         console.print("no run is going on")
 
 
 @contextlib.contextmanager
 def ends_quietly() -> Iterator[None]:
-    """Take Ctrl-C and SIGTERM for the ordinary end of a service."""
+    """Treat Ctrl-C and SIGTERM as the ordinary end of a service."""
     try:
         yield
     except KeyboardInterrupt:
         console.print("ended")
 
 
-def _say(line: str) -> None:
-    # At once, also where the output goes to a journal.
+def _show(line: str) -> None:
+    # Flushed, so that it appears at once where the output goes to a journal.
     print(line, flush=True)
 
 
 def _reconcile(folder: FederationFolder) -> None:
-    """Tell a running server which clients there are; another reads it at its start."""
+    """Tell a running server which clients there are.
+
+    A server that is not running reads the folder when it starts.
+    """
     from instahide_fl.deployment.superlink import LocalSuperLink
 
     superlink = LocalSuperLink(folder)
-    if not superlink.answers():
+    if not superlink.is_up():
         console.print("instahide-fl deploy server takes note of it when it starts")
         return
     for line in superlink.reconcile():
@@ -305,7 +307,7 @@ def _reconcile(folder: FederationFolder) -> None:
 
 
 def _installed_code() -> str:
-    # Imported when it is needed, as all that takes a while.
+    # Imported where it is needed: PyTorch comes with it, and `--help` needs none.
     from instahide_fl.deployment.app_hash import app_hash_of_installation
 
     return app_hash_of_installation()

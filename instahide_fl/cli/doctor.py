@@ -29,10 +29,11 @@ def doctor(
     from instahide_fl.deployment.doctor import examine_folder, examine_installation
 
     faults = 0
-    for one in examine_folder(folder, image_size) if folder else examine_installation():
-        mark = "[green]ok[/]" if one.ok else "[red]--[/]"
-        console.print(f"{mark}  {escape(f'{one.subject:<20} {one.text}')}")
-        faults += not one.ok
+    results = examine_folder(folder, image_size) if folder else examine_installation()
+    for result in results:
+        mark = "[green]ok[/]" if result.ok else "[red]--[/]"
+        console.print(f"{mark}  {escape(f'{result.subject:<20} {result.text}')}")
+        faults += not result.ok
     if faults:
         console.print(f"{faults} to mend")
         sys.exit(1)

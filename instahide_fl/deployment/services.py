@@ -1,7 +1,12 @@
-"""`deploy server` and `deploy client`: Flower's and nginx's processes.
+"""`deploy server` and `deploy client`: start Flower's and nginx's processes, end them.
 
 They end with this process, and this process ends when one of them does: whoever
 supervises it (systemd, a container) then starts all of them again.
+
+What this relies on (flwr 1.41 and 1.42): the options of `flower-superlink` and
+`flower-supernode`, and that a SuperNode starts `flwr-clientapp` from PATH, where the
+launcher stands first. With another Flower that does not, a client would run unchecked
+code; tests/e2e/test_deployment.py sees that other code is refused.
 """
 
 from __future__ import annotations
@@ -25,22 +30,27 @@ from instahide_fl.deployment.nginx import nginx_command
 from instahide_fl.deployment.policy import ClientPolicy
 from instahide_fl.deployment.superlink import LocalSuperLink
 from instahide_fl.errors import EngineError
-from instahide_fl.flower.command import command, deployed_environment, free_port
+from instahide_fl.flower.command import (
+    as_arguments,
+    command,
+    deployed_environment,
+    free_port,
+)
 
 START_SECONDS = 90.0  # for the SuperLink to answer
-END_SECONDS = 15.0  # for a process to end when asked to
+END_SECONDS = 15.0  # for a process to end after SIGTERM
 PROGRAM_FOLDERS = ("/usr/sbin", "/usr/local/sbin")  # beside PATH, for nginx
-Say = Callable[[str], None]
+ShowLine = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Service:
-    """A process of ours.
+    """A process that this one has started.
 
     Attributes:
-        name: for messages.
-        process: the running one.
-        log: where its output goes; None for the terminal.
+        name: The name in messages.
+        process: The running process.
+        log: The file that its output goes to; None for the terminal.
     """
 
     name: str
@@ -48,14 +58,16 @@ class Service:
     log: Path | None
 
 
-def serve(folder: FederationFolder, proxy: bool, insecure: bool, say: Say) -> None:
+def serve(
+    folder: FederationFolder, proxy: bool, insecure: bool, show: ShowLine
+) -> None:
     """Run a federation's SuperLink, and nginx before it, until told to stop.
 
     Args:
-        folder: of the federation.
-        proxy: whether nginx lets clients of other machines in.
-        insecure: without TLS and without keys of clients; no proxy then.
-        say: shows a line.
+        folder: The federation's folder.
+        proxy: Whether nginx lets clients of other machines in.
+        insecure: Whether to do without TLS and keys of clients, and then without nginx.
+        show: Shows a line to a person.
 
     Raises:
         EngineError: nginx is missing, a port is taken, or a process ended.
@@ -64,39 +76,40 @@ def serve(folder: FederationFolder, proxy: bool, insecure: bool, say: Say) -> No
     superlink = LocalSuperLink(folder, insecure)
     with _services() as services:
         services.append(_start_superlink(superlink))
-        _await(superlink, services)
-        say(f"SuperLink: on {superlink.address}, for this machine only")
+        _await_answer(superlink, services)
+        show(f"SuperLink: on {superlink.address}, for this machine only")
         if not insecure:
             for line in superlink.reconcile():
-                say(line)
+                show(line)
         if program:
             services.append(_start_nginx(program, folder))
-            say(
+            show(
                 f"clients connect to {', '.join(folder.config.hosts)}, port "
                 f"{folder.config.fleet_port}"
             )
         elif insecure:
-            say("no proxy: clients on this machine only")
+            show("no proxy: clients on this machine only")
         else:
-            say(
+            show(
                 f"no proxy: clients on this machine only, with "
                 f'server = "{superlink.address}" in their client.toml'
             )
-        say("Ctrl-C ends it")
+        show("Ctrl-C ends it")
         _watch(services)
 
 
 def take_part(
-    folder: Path, policy: ClientPolicy, insecure: bool, say: Say, port: int = 0
+    folder: Path, policy: ClientPolicy, insecure: bool, show: ShowLine, port: int = 0
 ) -> None:
     """Run a client's SuperNode until told to stop.
 
     Args:
-        folder: of the client.
-        policy: its client.toml.
-        insecure: without TLS and without a key.
-        say: shows a line.
-        port: on loopback, that Flower's processes of this client meet on; 0 for any.
+        folder: The client's folder.
+        policy: The content of its client.toml.
+        insecure: Whether to do without TLS and without a key.
+        show: Shows a line to a person.
+        port: The port of loopback on which Flower's processes of this client meet; 0
+            for any.
 
     Raises:
         EngineError: the SuperNode ended.
@@ -110,46 +123,45 @@ def take_part(
         [str(_launcher(state / "bin")), environment["PATH"]]
     )
     environment[CLIENT_FOLDER] = str(folder)
-    security = (
-        ["--insecure"]
-        if insecure
-        else [
-            *("--root-certificates", str(folder / "ca.crt")),
-            *("--auth-supernode-private-key", str(folder / "node.key")),
-        ]
-    )
-    arguments = [
-        *(command("flower-supernode"), *security),
-        *("--superlink", policy.server, "--port", str(port or free_port())),
-        *("--node-config", f'client-folder="{folder}"'),
-    ]
-    say(f"client {policy.name}: connecting to {policy.server}; Ctrl-C ends it")
+    security = {
+        "--root-certificates": str(folder / "ca.crt"),
+        "--auth-supernode-private-key": str(folder / "node.key"),
+    }
+    options = {
+        **({"--insecure": ""} if insecure else security),
+        "--superlink": policy.server,
+        "--port": str(port or free_port()),
+        "--node-config": f'client-folder="{folder}"',
+    }
+    arguments = [command("flower-supernode"), *as_arguments(options)]
+    show(f"client {policy.name}: connecting to {policy.server}; Ctrl-C ends it")
     with _services() as services:
-        services.append(_start("SuperNode", arguments, state, environment, None))
+        services.append(_start("SuperNode", arguments, state, environment, log=None))
         _watch(services)
 
 
 def _start_superlink(superlink: LocalSuperLink) -> Service:
     server = superlink.folder.server.absolute()
     environment = superlink.environment()
-    if superlink.answers():
+    if superlink.is_up():
         raise EngineError(
             f"a SuperLink answers on {superlink.address} already: end it, or set "
             f"another superlink-port in {superlink.folder.path}/federation.toml"
         )
-    security = (
-        ["--insecure"]
-        if superlink.insecure
-        else [
-            *("--ssl-ca-certfile", "ca.crt", "--ssl-certfile", "server.crt"),
-            *("--ssl-keyfile", "server.key", "--enable-supernode-auth"),
-        ]
-    )
-    arguments = [
-        *(command("flower-superlink"), "--host", "127.0.0.1"),
-        *("--port", str(superlink.port), *security),
-        *("--disable-runtime-dependency-installation", "--database", "state.db"),
-    ]
+    security = {
+        "--ssl-ca-certfile": "ca.crt",
+        "--ssl-certfile": "server.crt",
+        "--ssl-keyfile": "server.key",
+        "--enable-supernode-auth": "",
+    }
+    options = {
+        "--host": "127.0.0.1",
+        "--port": str(superlink.port),
+        **({"--insecure": ""} if superlink.insecure else security),
+        "--disable-runtime-dependency-installation": "",
+        "--database": "state.db",
+    }
+    arguments = [command("flower-superlink"), *as_arguments(options)]
     return _start("SuperLink", arguments, server, environment, server / "superlink.log")
 
 
@@ -167,7 +179,7 @@ def _start_nginx(program: str, folder: FederationFolder) -> Service:
 def _start(
     name: str,
     arguments: Sequence[str],
-    place: Path,
+    folder: Path,
     environment: Mapping[str, str],
     log: Path | None,
 ) -> Service:
@@ -175,7 +187,7 @@ def _start(
         output = None if log is None else stack.enter_context(log.open("ab"))
         process = subprocess.Popen(
             list(arguments),
-            cwd=place,
+            cwd=folder,
             env=dict(environment),
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -187,11 +199,11 @@ def _start(
     return Service(name, process, log)
 
 
-def _await(superlink: LocalSuperLink, services: Sequence[Service]) -> None:
+def _await_answer(superlink: LocalSuperLink, services: Sequence[Service]) -> None:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         _check(services)
-        if superlink.answers():
+        if superlink.is_up():
             return
         time.sleep(0.2)
     raise EngineError(f"the SuperLink does not answer: see {services[0].log}")
@@ -204,22 +216,22 @@ def _watch(services: Sequence[Service]) -> None:
 
 
 def _check(services: Sequence[Service]) -> None:
-    """Refuse to go on without one of them.
+    """Refuse to go on without one of the services.
 
     Raises:
-        EngineError: it ended.
+        EngineError: A service has ended.
     """
-    for one in services:
-        code = one.process.poll()
+    for service in services:
+        code = service.process.poll()
         if code is None:
             continue
-        where = "above" if one.log is None else f"the end of {one.log}"
-        raise EngineError(f"{one.name} ended with exit code {code}: see {where}")
+        where = "above" if service.log is None else f"the end of {service.log}"
+        raise EngineError(f"{service.name} ended with exit code {code}: see {where}")
 
 
 @contextlib.contextmanager
 def _services() -> Iterator[list[Service]]:
-    """Give a list of services, and end them, the last one first, on leaving."""
+    """Yield a list for services, and end them on leaving, the last started first."""
     services: list[Service] = []
     # SIGINT too, which is ignored by what a shell starts in the background: then
     # neither Ctrl-C nor `kill -INT` would end us, or what we start.
@@ -239,10 +251,13 @@ def _interrupt(*_: object) -> None:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a process and all that it has started."""
+    """End a process and all that it has started.
+
+    SIGTERM goes to the process, which ends its children. SIGKILL goes to the whole
+    session, because Flower's own children do not all follow their parent.
+    """
     for number in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
-            # Its session: Flower's own children do not all follow it.
             if number == signal.SIGTERM:
                 process.send_signal(number)
             else:
@@ -251,34 +266,34 @@ def _end(process: subprocess.Popen[bytes]) -> None:
             process.wait(END_SECONDS)
 
 
-def _launcher(place: Path) -> Path:
-    """Write the command that takes the place of `flwr-clientapp`; return its folder."""
-    place.mkdir(mode=0o700, parents=True, exist_ok=True)
+def _launcher(folder: Path) -> Path:
+    """Write the command that stands in for `flwr-clientapp`, and return its folder."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     library = str(Path(instahide_fl.__file__).resolve().parents[1])
     code = (
         f"import sys; sys.path.insert(0, {library!r}); "
         "from instahide_fl.deployment.launcher import main; "
         "sys.path.pop(0); sys.argv[0] = 'flwr-clientapp'; main()"
     )
-    script = place / "flwr-clientapp"
+    script = folder / "flwr-clientapp"
     line = shlex.join([sys.executable, "-c", code])
     script.write_text(f'#!/bin/sh\nexec {line} "$@"\n')
     script.chmod(0o700)
-    return place
+    return folder
 
 
 def _nginx() -> str:
-    """Return where nginx is.
+    """Return the path of nginx.
 
     Raises:
-        EngineError: it is nowhere.
+        EngineError: nginx is not installed.
     """
     path = os.pathsep.join([os.environ.get("PATH", ""), *PROGRAM_FOLDERS])
-    found = shutil.which("nginx", path=path)
-    if found is None:
+    program = shutil.which("nginx", path=path)
+    if program is None:
         raise EngineError(
             "nginx is not installed, which lets clients in and keeps strangers off the "
             "SuperLink: install it (apt install nginx-light), or use --no-proxy for "
             "clients on this machine only"
         )
-    return found
+    return program

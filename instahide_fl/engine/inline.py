@@ -20,11 +20,11 @@ def run_inline(config: Config, folder: RunFolder) -> None:
     """Run the experiment to its end.
 
     Args:
-        config: the run's settings.
-        folder: a run folder that is ready to be written.
+        config: The run's settings.
+        folder: A run folder that is ready to be written.
 
     Raises:
-        InstaHideError: the run failed; the folder notes why.
+        InstaHideError: The run failed; the folder notes why.
     """
     run_config = config.to_run_config()
     nodes = simulated_nodes(config.partition.num_clients)

@@ -1,4 +1,4 @@
-"""Where the apps' and Flower's log goes while a run is on in this process."""
+"""Send the log of the apps and of Flower to a file while a run is on."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def logging_to(path: Path) -> Iterator[None]:
         logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
     )
     loggers = [logging.getLogger(name) for name in ("flwr", "instahide_fl")]
-    before = [(one, list(one.handlers), one.propagate) for one in loggers]
-    for one in loggers:
-        one.handlers, one.propagate = [handler], False
+    before = [(logger, list(logger.handlers), logger.propagate) for logger in loggers]
+    for logger in loggers:
+        logger.handlers, logger.propagate = [handler], False
     try:
         yield
     finally:
-        for one, handlers, propagate in before:
-            one.handlers, one.propagate = handlers, propagate
+        for logger, handlers, propagate in before:
+            logger.handlers, logger.propagate = handlers, propagate
         handler.close()

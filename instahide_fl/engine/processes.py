@@ -1,4 +1,4 @@
-"""Child processes that leave nothing behind, whatever happens."""
+"""End all child processes of a run, whatever happens."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MARK = "INSTAHIDE_FL_LAUNCH"
 
 @contextlib.contextmanager
 def marked_environment() -> Iterator[dict[str, str]]:
-    """Give an environment for child processes and end all of them afterwards.
+    """Yield an environment for child processes, and end all of them on leaving.
 
     Flower and Ray start daemons that leave their parent's process tree. All inherit a
     random mark, by which they are found again.
@@ -31,30 +31,31 @@ def marked_environment() -> Iterator[dict[str, str]]:
     try:
         yield {**os.environ, MARK: mark}
     finally:
-        with _deaf_to_interrupts():
+        with _ignoring_interrupts():
             end_marked(mark)
 
 
 def end_marked(mark: str, patience: float = 10.0) -> None:
-    """End all processes that carry the mark: politely first, then by force.
+    """End all processes that carry a mark: by SIGTERM first, then by SIGKILL.
 
     Args:
-        mark: value of the environment variable `MARK`.
-        patience: seconds between the two.
+        mark: The value of the environment variable `MARK`.
+        patience: Seconds between the two signals.
     """
     for number, wait in ((signal.SIGTERM, patience), (signal.SIGKILL, 5.0)):
         deadline = time.monotonic() + wait
         _send(_marked(mark), number)
-        while (left := _marked(mark)) and time.monotonic() < deadline:
+        while (processes := _marked(mark)) and time.monotonic() < deadline:
             time.sleep(0.1)
             if number == signal.SIGKILL:
-                _send(left, number)
-        if not left:
+                # Again, because one may have been starting another.
+                _send(processes, number)
+        if not processes:
             return
 
 
 def keep_ray_errors(home: Path, logs: Path) -> None:
-    """Save what Ray's workers wrote to stderr, before their folder goes."""
+    """Copy what Ray's workers wrote to stderr, before their folder is removed."""
     for path in sorted(home.glob("ray/session_*/logs/worker-*.err")):
         with contextlib.suppress(OSError):
             if path.stat().st_size and not path.parent.is_symlink():
@@ -62,8 +63,8 @@ def keep_ray_errors(home: Path, logs: Path) -> None:
 
 
 @contextlib.contextmanager
-def _deaf_to_interrupts() -> Iterator[None]:
-    """Ignore Ctrl-C meanwhile: a second one must not stop the clean-up half way."""
+def _ignoring_interrupts() -> Iterator[None]:
+    """Ignore Ctrl-C, so that a second one does not stop the clean-up half way."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -81,11 +82,11 @@ def _send(processes: list[psutil.Process], number: signal.Signals) -> None:
 
 
 def _marked(mark: str) -> list[psutil.Process]:
-    found = []
+    marked = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             if process.pid == os.getpid() or process.status() == psutil.STATUS_ZOMBIE:
                 continue
             if process.environ().get(MARK) == mark:
-                found.append(process)
-    return found
+                marked.append(process)
+    return marked

@@ -1,4 +1,4 @@
-"""Start a run on any engine: check first, then make the folder, then train."""
+"""The engines that runs train on, and the check of a run before it starts."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""All that touches Flower's internals and its programs."""
+"""Everything that touches Flower's internals, its files and its programs."""

@@ -1,4 +1,10 @@
-"""A clean copy of the Flower app's files for Flower, and an import of them here."""
+"""Copy the Flower app's files for Flower, or import the app in this process.
+
+What this relies on (flwr 1.41 and 1.42): Flower packs a folder with a pyproject.toml,
+whose `tool.flwr.app` names the files and the two apps, and puts the unpacked folder
+first on `sys.path`. It leaves out every file named `test_*.py` or `*_test.py`: a module
+of the library with such a name would be missing at every client.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +26,13 @@ def stage_app(target: Path) -> Path:
     A copy, so that edits during a run do not reach clients that start later.
 
     Args:
-        target: a folder that does not exist yet.
+        target: A folder that does not exist yet.
 
     Returns:
         The folder, with instahide_fl/, clients/, server/ and pyproject.toml.
 
     Raises:
-        EngineError: the installation lacks the app.
+        EngineError: The installation lacks the app.
     """
     root = app_root()
     ignore = shutil.ignore_patterns("__pycache__", APP_FILES)
@@ -42,11 +48,14 @@ def stage_app(target: Path) -> Path:
 def importable_app() -> Iterator[tuple[ModuleType, ModuleType]]:
     """Import clients.app and server.app in this process, as Flower would.
 
-    The names are as generic as Flower's convention makes them, so it is checked that
-    the modules are ours.
+    Flower's convention makes the names generic, so it is checked that the modules are
+    those of this package.
+
+    Yields:
+        The modules clients.app and server.app.
 
     Raises:
-        EngineError: another package of that name was imported before.
+        EngineError: Another package of that name was imported before.
     """
     root = app_root()
     sys.path.insert(0, str(root))

@@ -1,4 +1,4 @@
-"""Where the Flower app's files are: clients/, server/ and pyproject.toml.
+"""Find the Flower app's files: clients/, server/ and pyproject.toml.
 
 In a checkout they lie beside the library; a wheel carries them inside it, in a folder
 that cannot be imported.
@@ -19,7 +19,7 @@ def app_root() -> Path:
     """Return the folder that holds clients/, server/ and pyproject.toml.
 
     Raises:
-        EngineError: the installation lacks them.
+        EngineError: The installation lacks them.
     """
     for root in (LIBRARY.parent, LIBRARY / APP_FILES):
         if (root / "clients" / "app.py").is_file() and (

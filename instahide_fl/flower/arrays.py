@@ -5,8 +5,9 @@ handed from the server to a client or back, making and reading those bytes costs
 than a small client's whole round. A `TensorArray` is an `Array` that keeps the tensor;
 whoever sends it somewhere (Flower's transport, pickle) gets the same bytes as ever.
 
-What is private in Flower here, and checked by tests/library/test_engine_arrays.py: an
-`Array` keeps its fields, and a record its items, in `__dict__`.
+What this relies on (flwr 1.41 and 1.42): an `Array` keeps its fields in `__dict__`, and
+a record its items in `__dict__["_data"]`. If another version keeps them elsewhere, the
+first round fails for want of arrays; tests/library/test_engine_arrays.py tells.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ class TensorArray(Array):
     """A Flower `Array` around a tensor.
 
     Args:
-        tensor: of a dtype that numpy has, on any device; shared, not copied, so it must
-            not change as long as the array is in use.
+        tensor: A tensor of a dtype that numpy has, on any device; shared, not copied,
+            so it must not change as long as the array is in use.
     """
 
     stype = "numpy.ndarray"
@@ -52,7 +53,7 @@ class TensorArray(Array):
 
     @property
     def shape(self) -> tuple[int, ...]:  # type: ignore[override]
-        """Of the tensor."""
+        """The tensor's shape."""
         return tuple(self.tensor.shape)
 
     @cached_property
@@ -102,21 +103,22 @@ def from_record(record: ArrayRecord) -> dict[str, Tensor]:
     """Return a record's tensors in the order of their names.
 
     Args:
-        record: of any `Array`s in numpy's format.
+        record: A record of any `Array`s in numpy's format.
 
     Returns:
-        By name. Tensors of `TensorArray`s are shared with it: do not write to them.
+        The tensors by name. Those of `TensorArray`s are shared with the record: do not
+        write to them.
     """
     return {name: _tensor(record[name]) for name in sorted(record)}
 
 
 @dataclass(frozen=True, slots=True)
 class ArrayForm:
-    """What an array has to be.
+    """The shape and type that an array has to have.
 
     Attributes:
-        shape: of the tensor.
-        dtype: numpy's name of it, for instance "float32".
+        shape: The tensor's shape.
+        dtype: numpy's name of the tensor's dtype, for instance "float32".
     """
 
     shape: tuple[int, ...]
@@ -130,7 +132,7 @@ class ArrayForm:
 
     @property
     def nbytes(self) -> int:
-        """Size of the values."""
+        """Bytes that the values take."""
         size = np.dtype(self.dtype).itemsize
         for length in self.shape:
             size *= length
@@ -140,17 +142,20 @@ class ArrayForm:
 def checked_tensors(
     record: ArrayRecord, forms: Mapping[str, ArrayForm]
 ) -> dict[str, Tensor]:
-    """Return a stranger's tensors in the order of their names, if they are as expected.
+    """Return an untrusted record's tensors by name, if they are as expected.
 
     Names, sizes, shapes and dtypes are compared before a byte is decoded: a payload
     cannot make this process take more memory than the arrays it expects.
 
     Args:
-        record: of `Array`s, as they came.
-        forms: of all arrays that have to be there, by name.
+        record: The `Array`s, as they came.
+        forms: The form of every array that has to be there, by name.
+
+    Returns:
+        The tensors, in the order of their names.
 
     Raises:
-        ProtocolError: arrays are missing, too many, or of another form.
+        ProtocolError: Arrays are missing, too many, or of another form.
     """
     if absent := sorted(set(forms) - set(record)):
         raise ProtocolError(f"it lacks the array {absent[0]}")
@@ -160,11 +165,11 @@ def checked_tensors(
 
 
 def _checked(name: str, array: Array, form: ArrayForm) -> Tensor:
-    said = ArrayForm(tuple(array.shape), str(array.dtype))
-    if said != form:
+    declared = ArrayForm(tuple(array.shape), str(array.dtype))
+    if declared != form:
         raise ProtocolError(
-            f"its array {name} is {said.dtype[:20]}{list(said.shape)[:8]}, the model's "
-            f"is {form.dtype}{list(form.shape)}"
+            f"its array {name} is {declared.dtype[:20]}{list(declared.shape)[:8]}, the "
+            f"model's is {form.dtype}{list(form.shape)}"
         )
     if isinstance(array, TensorArray):
         return array.tensor
@@ -179,7 +184,7 @@ def _checked(name: str, array: Array, form: ArrayForm) -> Tensor:
 
 
 def _header(data: bytes) -> ArrayForm | None:
-    """Read what numpy's format says of the values that follow; None if nothing."""
+    """Read the header of numpy's format; None if it does not fit the bytes after it."""
     start = io.BytesIO(data[:HEADER_BYTES])
     try:
         version = np.lib.format.read_magic(start)
@@ -188,7 +193,7 @@ def _header(data: bytes) -> ArrayForm | None:
         else:
             shape, _, dtype = np.lib.format.read_array_header_2_0(start)
         form = ArrayForm(shape, dtype.name if dtype.isnative else dtype.str)
-        # Whatever is after the values would be left unread.
+        # Bytes after the values would be left unread.
         return form if start.tell() + form.nbytes == len(data) else None
     except (*NPY_READ_ERRORS, OverflowError):
         return None
@@ -197,9 +202,8 @@ def _header(data: bytes) -> ArrayForm | None:
 def array_records(content: RecordDict) -> dict[str, ArrayRecord]:
     """Return a message's array records by name.
 
-    Unlike `RecordDict.array_records`, which leaves a circle of references behind: the
-    arrays would stay in memory until Python's garbage collector comes by, long after
-    the next ones came.
+    `RecordDict.array_records` leaves a cycle of references behind: the arrays would
+    stay in memory until Python's garbage collector runs, long after the next ones came.
     """
     return {n: r for n, r in content.items() if isinstance(r, ArrayRecord)}
 

@@ -1,13 +1,17 @@
-"""The one place that touches Flower's internals: a Grid inside this process.
+"""A Grid inside this process, which runs clients without a SuperLink.
 
 Flower's public API has the abstract `Grid` but no implementation that runs without a
-SuperLink. What is private here, and checked by tests/library/test_engine_grid.py:
+SuperLink. What this relies on (flwr 1.41 and 1.42), checked by
+tests/library/test_engine_grid.py:
 
 - `TaskIdentity` must be set before a `Message` can be made;
 - a message's id is set in its metadata's `__dict__` (Flower's own grids do the same);
-- a message is copied by its argument `metadata`, and its records by way of `_data`.
+- a message is copied by its argument `metadata`, and its records by way of `_data`;
+- the number of `ErrorCode.CLIENT_APP_RAISED_EXCEPTION` is 2, and its text is the
+  exception's as Flower's backends write it.
 
-(`flower/arrays.py`, on which both apps rely, is about Flower's arrays alone.)
+With a version that changes one of them the engines `inline` and `ray` stop in the first
+round; deployments and the engine `flower` do not use this module.
 """
 
 from __future__ import annotations
@@ -45,7 +49,7 @@ def client_context(
 
 
 def simulated_nodes(count: int) -> list[NodeConfig]:
-    """Return the node configs that Flower's simulation gives `count` nodes."""
+    """Return the node configs that Flower's simulation gives to `count` nodes."""
     return [{"partition-id": i, "num-partitions": count} for i in range(count)]
 
 
@@ -67,9 +71,9 @@ def run_client(client_app: ClientApp, message: Message, context: Context) -> Mes
     The client cannot change the message's records. Its state is as before if it fails.
 
     Args:
-        client_app: what the node runs.
-        message: with an id.
-        context: of the node; its state is replaced.
+        client_app: The app that the node runs.
+        message: A message that has an id.
+        context: The node's context; its state is replaced.
     """
     content = message.content.copy()
     for name, record in message.content.items():
@@ -82,7 +86,7 @@ def run_client(client_app: ClientApp, message: Message, context: Context) -> Mes
         reply = client_app(message=received, context=context)
     except (Exception, SystemExit) as error:
         context.state = state
-        wrapped = ClientAppException(_said(error))
+        wrapped = ClientAppException(_text(error))
         reason = f"{type(wrapped)}:<'{wrapped}'>"
         reply = Message(Error(CLIENT_APP_RAISED, reason), reply_to=message)
     name_message(reply)
@@ -90,17 +94,17 @@ def run_client(client_app: ClientApp, message: Message, context: Context) -> Mes
 
 
 class SimulationGrid(Grid):
-    """What grids without a SuperLink have in common: there is one run, theirs."""
+    """The base of grids without a SuperLink, which have a single run."""
 
     side_by_side = 1
-    """Clients that compute at the same time."""
+    """How many clients compute at the same time."""
 
     def set_run(self, run: Run) -> None:
         """Do nothing: there is only one run."""
 
     @property
     def run(self) -> Run:
-        """Not available: there is no SuperLink that knows runs."""
+        """Not available, because runs are a SuperLink's."""
         raise NotImplementedError("a simulation has no run on a SuperLink")
 
     def create_message(
@@ -119,9 +123,9 @@ class InProcessGrid(SimulationGrid):
     """Runs each message's ClientApp at once, in this process, one after another.
 
     Args:
-        client_app: what every node runs.
-        nodes: a node config for each node.
-        run_config: the run's settings, handed to every client.
+        client_app: The app that every node runs.
+        nodes: The node config of each node.
+        run_config: The run's settings, handed to every client.
     """
 
     def __init__(
@@ -141,11 +145,11 @@ class InProcessGrid(SimulationGrid):
         }
 
     def get_node_ids(self) -> Iterable[int]:
-        """Return all nodes."""
+        """Return the ids of all nodes."""
         return list(self._contexts)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Run the messages and keep the replies; an exception is an error reply."""
+        """Run the messages and store the replies; an exception is an error reply."""
         ids = []
         for message in messages:
             ids.append(name_message(message))
@@ -167,6 +171,6 @@ class InProcessGrid(SimulationGrid):
         return run_client(self._client_app, message, context)
 
 
-def _said(error: BaseException) -> str:
+def _text(error: BaseException) -> str:
     """Return an exception's text, or its kind where it has none (MemoryError)."""
     return str(error) or type(error).__name__

@@ -1,7 +1,9 @@
 """Flower's cryptography for secure aggregation, which Flower does not document.
 
 Secret sharing (Shamir), encryption under a key that two clients agree on (ECDH), and
-the packing of what one client sends to another.
+the packing of what one client sends to another. Clients of one run must have versions
+of Flower whose packing is the same (1.41 and 1.42 are). A version without one of these
+names stops every run at the import, secure aggregation or not.
 """
 
 from flwr.common.secure_aggregation.crypto.shamir import combine_shares, create_shares

@@ -101,7 +101,7 @@ def test_a_stranger_cannot_start_a_run(federation, tmp_path):
     }
     settings = {"superlink": {"default": "theirs", "theirs": connection}}
     (home / "config.toml").write_text(tomli_w.dumps(settings))
-    before = LocalSuperLink(opened).runs()
+    before = LocalSuperLink(opened).flwr().runs()
     done = subprocess.run(
         [command("flwr"), "run", str(stage_app(tmp_path / "app")), "theirs"],
         cwd=tmp_path,
@@ -112,7 +112,7 @@ def test_a_stranger_cannot_start_a_run(federation, tmp_path):
     )
     assert done.returncode != 0
     assert "403" in done.stdout + done.stderr
-    assert LocalSuperLink(opened).runs() == before
+    assert LocalSuperLink(opened).flwr().runs() == before
 
 
 def test_an_unregistered_key_is_refused(federation, place):
