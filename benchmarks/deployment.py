@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.loopback import federation
+from benchmarks.loopback import start_federation
 from benchmarks.reporting import RESULTS, save, show
 from instahide_fl.config import Config
 from instahide_fl.flower.app_files import app_root
@@ -47,13 +47,13 @@ def measure(clients: int, rounds: int) -> dict[str, Any]:
         {"train.rounds": rounds, "train.timeout": 120.0, "model.name": "mlp"}
     )
     with (
-        tempfile.TemporaryDirectory(prefix="deployed-") as place,
-        federation(Path(place) / "f", clients, config) as made,
+        tempfile.TemporaryDirectory(prefix="deployed-") as folder,
+        start_federation(Path(folder) / "f", clients, config) as federation,
     ):
-        run = Path(place) / "f" / "run"
-        made.submit(run, resume=False)
+        run = federation.folder / "run"
+        federation.submit(run, resume=False)
         while not RunFolder(run).finished:
-            made.tend()
+            federation.tend()
             time.sleep(0.2)
         rows = RunFolder(run).metrics()[1:]  # the first one installs the app
     started = {name: _start_seconds(code) for name, code in _programs().items()}
@@ -79,8 +79,8 @@ def _programs() -> dict[str, str]:
 
 
 def _start_seconds(code: str) -> float:
-    """Return how long a process takes that only imports, median of several."""
-    taken = []
+    """Return the median of how long a process takes that only imports."""
+    durations = []
     for _ in range(STARTS):
         begin = time.perf_counter()
         subprocess.run(
@@ -88,8 +88,8 @@ def _start_seconds(code: str) -> float:
             check=True,
             env={**os.environ, "PYTHONPATH": str(app_root())},
         )
-        taken.append(time.perf_counter() - begin)
-    return statistics.median(taken)
+        durations.append(time.perf_counter() - begin)
+    return statistics.median(durations)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """Random kills over a deployed run: `python -m benchmarks.fault_campaign --kills 30`.
 
 Clients, client apps in the middle of a round, the server app and the SuperLink are
-killed (SIGKILL) at random moments of one run. Whatever is a service is started again
-after a pause; a run that ended is continued with `output.resume`. In the end every
-round must be in metrics.jsonl once, with all clients either counted or named, and the
-accuracy is compared with the same apps on the same data without any fault.
+killed (SIGKILL) at random moments of one run. A killed service is started again after a
+pause; a run that ended is continued with `output.resume`. In the end every round must
+be in metrics.jsonl once, with all clients either counted or named, and the accuracy is
+compared with the same apps on the same data without any fault.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from typing import Any
 import numpy as np
 import psutil
 
-from benchmarks.loopback import Federation, federation, port_answers
+from benchmarks.loopback import Federation, start_federation
 from benchmarks.reporting import RESULTS, save, show
 from instahide_fl.config import Config
 from instahide_fl.engine.logs import logging_to
+from instahide_fl.errors import EngineError
 from instahide_fl.flower.app_bundle import importable_app
 from instahide_fl.flower.in_process_grid import InProcessGrid, server_context
 from instahide_fl.rng import stream
@@ -60,21 +61,21 @@ def settings(rounds: int) -> Config:
 
 @dataclass
 class Campaign:
-    """Kills, and brings the run to its end nevertheless.
+    """Kills processes of a run, and brings the run to its end nevertheless.
 
     Attributes:
-        made: the federation.
-        run: the run's folder.
-        rng: chooses when and what to kill.
-        kills: wanted.
-        killed: so far, by kind.
-        attempts: of the run.
-        endings: why attempts ended, with how often.
-        look: called every second.
-        longest_gap: seconds without a new round or attempt.
+        federation: The federation, all of which is running.
+        run: The run's folder.
+        rng: The generator that chooses when and what to kill.
+        kills: The number of kills to reach.
+        killed: The number of kills so far, by kind.
+        attempts: How often the run was submitted.
+        endings: How often attempts ended, by the reason.
+        look: A function that is called every second.
+        longest_gap: The longest time without a new round or attempt, in seconds.
     """
 
-    made: Federation
+    federation: Federation
     run: Path
     rng: np.random.Generator
     kills: int
@@ -89,30 +90,32 @@ class Campaign:
     _noted: int = 0
 
     def drive(self) -> None:
-        """Go on until the run is finished.
+        """Kill, restart and resume until the run is finished.
 
         Raises:
-            RuntimeError: it hangs.
+            RuntimeError: The run hangs.
         """
         next_kill = time.monotonic() + PATIENCE
-        progressed, known, waiting = time.monotonic(), -1, True
+        # Progress is the rounds, with the number of attempts as thousands.
+        advanced_at, progress, awaits_round = time.monotonic(), -1, True
         while not RunFolder(self.run).finished:
-            self.made.tend()
+            self.federation.tend()
             self._keep_running()
             self.look(self)
             now = time.monotonic()
-            if (rounds := self._rounds() + 1000 * self.attempts) != known:
-                if known >= 0:
-                    self.longest_gap = max(self.longest_gap, now - progressed)
-                if known >= 0 and rounds // 1000 == known // 1000 and waiting:
-                    next_kill, waiting = now + self._pause(), False
-                progressed, known = now, rounds
-            if now - progressed > HANG:
+            if (reached := self._rounds() + 1000 * self.attempts) != progress:
+                if progress >= 0:
+                    self.longest_gap = max(self.longest_gap, now - advanced_at)
+                same_attempt = reached // 1000 == progress // 1000
+                if progress >= 0 and same_attempt and awaits_round:
+                    next_kill, awaits_round = now + self._pause(), False
+                advanced_at, progress = now, reached
+            if now - advanced_at > HANG:
                 raise RuntimeError(f"no progress for {HANG:g} s")
             if self.killed.total() < self.kills and now > next_kill:
                 self._kill_something()
                 # The kills are spread over the run: a round has to end in between.
-                next_kill, waiting = time.monotonic() + PATIENCE, True
+                next_kill, awaits_round = time.monotonic() + PATIENCE, True
             time.sleep(1.0)
 
     def _pause(self) -> float:
@@ -130,14 +133,14 @@ class Campaign:
         if self._noted < self.attempts:
             self._noted = self.attempts
             self.endings[str(failure) if failure else "the server app was gone"] += 1
-        if not port_answers(self.made.port):
+        if not self.federation.is_up():
             return  # the SuperLink is down just now
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.made.flwr("stop", self._run_id, "federation")
+        with contextlib.suppress(EngineError, subprocess.TimeoutExpired):
+            self.federation.flwr.stop(self._run_id)
         if resume := (self.run / "config.toml").exists():
             RunFolder(self.run).clear_failure()
-        with contextlib.suppress(RuntimeError, subprocess.TimeoutExpired):
-            self._run_id = self.made.submit(self.run, resume=resume)
+        with contextlib.suppress(EngineError, subprocess.TimeoutExpired):
+            self._run_id = self.federation.submit(self.run, resume=resume)
             self.attempts += 1
             self._submitted, self._seen_alive = time.monotonic(), False
             print(f"{time.strftime('%H:%M:%S')} attempt {self.attempts}: {failure}")
@@ -150,19 +153,19 @@ class Campaign:
 
     def _kill_something(self) -> None:
         kind = str(self.rng.choice(list(KINDS), p=list(KINDS.values())))
-        client = str(self.rng.choice(self.made.clients))
+        client = str(self.rng.choice(self.federation.clients))
         if kind in ("client", "superlink"):
-            service = self.made.services[client if kind == "client" else kind]
+            service = self.federation.services[client if kind == "client" else kind]
             if service.family():
                 service.kill()
                 self._count(kind, service.name)
             return
-        place = client if kind == "client app" else "superlink"
-        word = "flwr-clientapp" if kind == "client app" else "flwr-serverapp"
-        for process in self._processes(place, word):
+        owner = client if kind == "client app" else "superlink"
+        program = "flwr-clientapp" if kind == "client app" else "flwr-serverapp"
+        for process in self._processes(owner, program):
             with contextlib.suppress(psutil.Error):
                 process.send_signal(signal.SIGKILL)
-                self._count(kind, place)
+                self._count(kind, owner)
                 return
 
     def _count(self, kind: str, name: str) -> None:
@@ -172,24 +175,25 @@ class Campaign:
             f"({name}), {self._rounds()} rounds"
         )
 
-    def _processes(self, service: str, word: str) -> list[psutil.Process]:
-        found = []
-        for process in self.made.services[service].family():
+    def _processes(self, service: str, program: str) -> list[psutil.Process]:
+        """Return the processes of a service that run one of Flower's programs."""
+        matching = []
+        for process in self.federation.services[service].family():
             with contextlib.suppress(psutil.Error):
-                if word in " ".join(process.cmdline()):
-                    found.append(process)
-        return found
+                if program in " ".join(process.cmdline()):
+                    matching.append(process)
+        return matching
 
 
-def undisturbed(made: Federation, run: Path) -> float:
+def undisturbed(federation: Federation, run: Path) -> float:
     """Return the accuracy of the same apps on the same data, in this process."""
-    config = made.config.with_values({"output.folder": str(run)})
+    config = federation.config.with_values({"output.folder": str(run)})
     nodes = [
         {
             "client-name": name,
-            "dataset": f"imagefolder:{made.folder / 'clients' / name / 'images'}",
+            "dataset": f"imagefolder:{federation.folder / 'clients' / name / 'images'}",
         }
-        for name in made.clients
+        for name in federation.clients
     ]
     run_config = config.to_run_config()
     with importable_app() as (clients, server), logging_to(run.with_suffix(".log")):
@@ -199,17 +203,17 @@ def undisturbed(made: Federation, run: Path) -> float:
 
 
 def campaign(folder: Path, kills: int, rounds: int, seed: int) -> dict[str, Any]:
-    """Kill, and return what became of the run."""
+    """Run a campaign of kills, and return what became of the run."""
     start = time.monotonic()
-    with federation(folder, CLIENTS, settings(rounds)) as made:
+    with start_federation(folder, CLIENTS, settings(rounds)) as federation:
         rng = stream(seed, "fault-campaign")
-        driven = Campaign(made, folder / "run", rng, kills)
+        driven = Campaign(federation, folder / "run", rng, kills)
         driven.drive()
         seconds = time.monotonic() - start
-    reference = undisturbed(made, folder / "undisturbed")
+    reference = undisturbed(federation, folder / "undisturbed")
     rows = RunFolder(folder / "run").metrics()
     accuracy = float(rows[-1]["test_accuracy"])
-    whole = [row["round"] for row in rows] == list(range(1, rounds + 1))
+    complete = [row["round"] for row in rows] == list(range(1, rounds + 1))
     named = all(row["clients"] + len(row["failure_reasons"]) == CLIENTS for row in rows)
     return {
         "name": "fault-campaign",
@@ -218,7 +222,7 @@ def campaign(folder: Path, kills: int, rounds: int, seed: int) -> dict[str, Any]
         ],
         "kills": driven.killed.total(),
         "rounds": len(rows),
-        "every_round_accounted_for": whole and named,
+        "every_round_accounted_for": complete and named,
         "rounds_without_all_clients": sum(row["failures"] > 0 for row in rows),
         "attempts": driven.attempts,
         "endings": dict(driven.endings),

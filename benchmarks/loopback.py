@@ -1,20 +1,15 @@
 """A real federation on loopback for long campaigns: SuperLink, SuperNodes, TLS, keys.
 
-Everything is stock Flower, each process its own, started as a deployment starts them;
-clients have their own folders of images. What dies is started again after a pause, as
-systemd would.
+Everything is stock Flower, each program in a process of its own, started as a
+deployment starts it; clients have their own folders of images. A process that dies is
+started again after a pause, as systemd would do.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
-import os
-import re
 import signal
-import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -23,7 +18,6 @@ from types import MappingProxyType
 
 import numpy as np
 import psutil
-import tomli_w
 from PIL import Image
 
 from instahide_fl.config import Config
@@ -37,10 +31,18 @@ from instahide_fl.deployment.certificates import (
 from instahide_fl.deployment.federation_files import write_pair
 from instahide_fl.engine.processes import marked_environment
 from instahide_fl.flower.app_bundle import stage_app
-from instahide_fl.flower.command import free_port
-from instahide_fl.run_folder import RunFolder
+from instahide_fl.flower.command import (
+    as_arguments,
+    command,
+    flower_settings,
+    free_port,
+    superlink_answers,
+    write_connection,
+)
+from instahide_fl.flower.superlink import FlwrCommand
 
 RESTART_SECONDS = 10.0  # between an end and the next start, as in the systemd example
+START_SECONDS = 60.0  # for the SuperLink to answer
 CONNECTION = "federation"
 
 
@@ -49,11 +51,11 @@ class Service:
     """A process that is started again when it has ended.
 
     Attributes:
-        name: for logs.
-        command: to start it.
-        log: what it prints goes to the end of this file.
-        process: the running one.
-        starts: how often it was started.
+        name: The name in logs.
+        command: The command that starts it.
+        log: The file that its output is appended to.
+        process: The running process; None before the first start.
+        starts: How often it was started.
     """
 
     name: str
@@ -64,7 +66,7 @@ class Service:
     _ended: float | None = None
 
     def start(self, environment: Mapping[str, str], folder: Path) -> None:
-        """Start it."""
+        """Start the process."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 self.command,
@@ -79,14 +81,14 @@ class Service:
         self._ended = None
 
     def is_due(self, now: float) -> bool:
-        """Tell whether it has ended, and the pause is over."""
+        """Tell whether the process has ended, and the pause after it is over."""
         if self.process is None or self.process.poll() is None:
             return False
         self._ended = self._ended or now
         return now - self._ended >= RESTART_SECONDS
 
     def family(self) -> list[psutil.Process]:
-        """Return the process and all it has started."""
+        """Return the process and all that it has started."""
         if self.process is None or self.process.poll() is not None:
             return []
         with contextlib.suppress(psutil.Error):
@@ -95,7 +97,7 @@ class Service:
         return []
 
     def kill(self) -> None:
-        """Kill it with all it has started, as a power failure does."""
+        """Kill the process with all that it has started, as a power failure does."""
         for process in self.family():
             with contextlib.suppress(psutil.Error):
                 process.send_signal(signal.SIGKILL)
@@ -108,11 +110,11 @@ class Federation:
     """A SuperLink and its clients.
 
     Attributes:
-        folder: of everything.
-        config: of the runs.
-        environment: of all processes.
-        port: of the SuperLink.
-        services: by name: "superlink" and the clients'.
+        folder: The folder of everything.
+        config: The settings of the runs.
+        environment: All environment variables of all processes.
+        port: The SuperLink's port.
+        services: The services by name: "superlink", and each client's.
     """
 
     folder: Path
@@ -126,58 +128,51 @@ class Federation:
         """Names of the clients."""
         return [name for name in self.services if name != "superlink"]
 
+    @property
+    def address(self) -> str:
+        """HOST:PORT of the SuperLink."""
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def authority(self) -> Path:
+        """The certificate of the authority that signed the SuperLink's."""
+        return self.folder / "ca.crt"
+
+    @property
+    def flwr(self) -> FlwrCommand:
+        """Flower's command for this SuperLink."""
+        return FlwrCommand(CONNECTION, self.folder, self.environment, timeout=120)
+
+    def is_up(self) -> bool:
+        """Tell whether the SuperLink answers."""
+        return superlink_answers(self.port, self.authority)
+
     def tend(self) -> None:
-        """Start again what has ended."""
+        """Start services again that have ended."""
         for service in self.services.values():
             if service.is_due(time.monotonic()):
                 service.start(self.environment, self.folder)
 
-    def flwr(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run Flower's command line against this SuperLink."""
-        return subprocess.run(
-            [script("flwr"), *arguments],
-            cwd=self.folder,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            stdin=subprocess.DEVNULL,
-            timeout=120,
-        )
-
     def submit(self, run: Path, *, resume: bool) -> str:
-        """Start a run, or the rest of one, and return Flower's id of it.
+        """Start a run, or the rest of one, and return Flower's identifier of it.
 
         Raises:
-            RuntimeError: Flower refused it.
+            EngineError: Flower refused the run.
         """
         config = self.config.with_values(
             {"output.folder": str(run), "output.resume": resume}
         )
-        settings = self.folder / "run-config.toml"
-        settings.write_text(tomli_w.dumps(config.to_run_config()))
-        done = self.flwr(
-            *("run", str(self.folder / "app"), CONNECTION, "--format", "json"),
-            *("--run-config", str(settings)),
-        )
-        found = re.search(r'"run-id":\s*"?(\d+)', done.stdout)
-        if done.returncode or not found:
-            raise RuntimeError(f"flwr run: {done.stdout}{done.stderr}")
-        return found[1]
+        return self.flwr.submit(self.folder / "app", config)
 
     def status(self, run_id: str) -> str:
-        """Return Flower's status of a run; empty if it does not answer."""
-        with contextlib.suppress(
-            ValueError, KeyError, IndexError, subprocess.TimeoutExpired
-        ):
-            listed = self.flwr(
-                *("list", CONNECTION, "--run-id", run_id, "--format", "json")
-            )
-            return str(json.loads(listed.stdout)["runs"][0]["status"])
+        """Return Flower's status of a run; empty if Flower does not answer."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self.flwr.find_run(run_id).status
         return ""
 
 
 @contextlib.contextmanager
-def federation(
+def start_federation(
     folder: Path,
     clients: int,
     config: Config,
@@ -187,16 +182,17 @@ def federation(
     """Start a federation with TLS and node authentication; end it on leaving.
 
     Args:
-        folder: empty, or with pools of the clients in clients/NAME/pool.
-        clients: how many.
-        config: of the runs; each client holds its part of the data set.
-        patch: changes the app's files before they are handed out.
-        variables: of the environment, for all processes.
+        folder: An empty folder, or one with the clients' pools in clients/NAME/pool.
+        clients: The number of clients.
+        config: The settings of the runs; each client holds its part of the data set.
+        patch: Changes the app's files before they are handed out.
+        variables: Further environment variables of all processes.
 
     Yields:
-        The federation, with all clients online.
+        The federation, with all its processes started.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "home").mkdir()
     names = [f"site-{i}" for i in range(clients)]
     authority = new_authority("benchmark")
     certificate = new_server_certificate(authority, ["127.0.0.1"])
@@ -210,119 +206,94 @@ def federation(
     )
     with marked_environment() as environment:
         environment |= {
-            "FLWR_HOME": str(folder / "home"),
-            "FLWR_TELEMETRY_ENABLED": "0",
-            "FLWR_DISABLE_UPDATE_CHECK": "1",
             "OMP_NUM_THREADS": "1",
             "PYTHONUNBUFFERED": "1",
             **variables,
-            "PATH": os.pathsep.join(
-                [str(Path(sys.executable).parent), os.environ.get("PATH", "")]
-            ),
+            **flower_settings(folder / "home"),
         }
         environment.pop("PYTHONPATH", None)  # the bundle's code, not this checkout's
-        made = Federation(folder, config, environment, free_port())
-        _start(made, names)
-        yield made
+        federation = Federation(folder, config, environment, free_port())
+        _start_superlink(federation)
+        for name in names:
+            _start_client(federation, name)
+        yield federation
 
 
-def _start(made: Federation, names: list[str]) -> None:
-    folder, address = made.folder, f"127.0.0.1:{made.port}"
-    (folder / "home").mkdir()
-    connection = {"address": address, "root-certificates": str(folder / "ca.crt")}
-    settings = {"superlink": {"default": CONNECTION, CONNECTION: connection}}
-    (folder / "home" / "config.toml").write_text(tomli_w.dumps(settings))
-    made.services["superlink"] = Service(
+def _start_superlink(federation: Federation) -> None:
+    folder, authority = federation.folder, federation.authority
+    write_connection(folder / "home", CONNECTION, federation.address, authority)
+    options = {
+        "--host": "127.0.0.1",
+        "--port": str(federation.port),
+        "--disable-runtime-dependency-installation": "",
+        "--ssl-ca-certfile": "ca.crt",
+        "--ssl-certfile": "server.crt",
+        "--ssl-keyfile": "server.key",
+        "--enable-supernode-auth": "",
+        "--database": str(folder / "state.db"),
+    }
+    superlink = Service(
         "superlink",
-        [
-            *(script("flower-superlink"), "--host", "127.0.0.1"),
-            *("--port", str(made.port), "--disable-runtime-dependency-installation"),
-            *("--ssl-ca-certfile", "ca.crt", "--ssl-certfile", "server.crt"),
-            *("--ssl-keyfile", "server.key", "--enable-supernode-auth"),
-            *("--database", str(folder / "state.db")),
-        ],
+        [command("flower-superlink"), *as_arguments(options)],
         folder / "superlink.log",
     )
-    made.services["superlink"].start(made.environment, folder)
-    await_port(made.port)
-    for name in names:
-        place = folder / "clients" / name
-        write_pair(new_node_key(name), place / "node.key", place / "node.key.pub")
-        done = made.flwr(
-            *("supernode", "register", str(place / "node.key.pub"), CONNECTION)
-        )
-        if done.returncode:
-            raise RuntimeError(f"flwr supernode register: {done.stdout}{done.stderr}")
-        made.services[name] = supernode(name, place, address, folder / "ca.crt")
-        made.services[name].start(made.environment, folder)
+    federation.services["superlink"] = superlink
+    superlink.start(federation.environment, folder)
+    deadline = time.monotonic() + START_SECONDS
+    while not federation.is_up():
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"nobody listens on port {federation.port}")
+        time.sleep(0.2)
 
 
-def supernode(name: str, place: Path, address: str, authority: Path) -> Service:
+def _start_client(federation: Federation, name: str) -> None:
+    folder = federation.folder / "clients" / name
+    public = folder / "node.key.pub"
+    write_pair(new_node_key(name), folder / "node.key", public)
+    federation.flwr.query("supernode", "register", str(public), CONNECTION)
+    service = supernode(name, folder, federation.address, federation.authority)
+    federation.services[name] = service
+    service.start(federation.environment, federation.folder)
+
+
+def supernode(name: str, folder: Path, address: str, authority: Path) -> Service:
     """Return a client's service.
 
     Args:
-        name: of the client.
-        place: its folder, with node.key and images/, and pool/ if it has its own.
-        address: of the SuperLink, HOST:PORT.
-        authority: the CA's certificate.
+        name: The client's name.
+        folder: The client's folder, with node.key and images/, and pool/ if the client
+            has a pool of its own.
+        address: HOST:PORT of the SuperLink.
+        authority: The certificate of the authority that signed the SuperLink's.
     """
-    node = f'client-name="{name}" dataset="imagefolder:{place / "images"}" '
-    node += f'exposures-file="{place / "kept" / "exposures.safetensors"}"'
-    if (place / "pool").is_dir():
-        node += f' pool="{place / "pool"}"'
-    return Service(
-        name,
-        [
-            *(script("flower-supernode"), "--superlink", address),
-            *("--root-certificates", str(authority), "--port", str(free_port())),
-            *("--auth-supernode-private-key", str(place / "node.key")),
-            *("--node-config", node),
-        ],
-        place / "client.log",
-    )
+    node_config = {
+        "client-name": name,
+        "dataset": f"imagefolder:{folder / 'images'}",
+        "exposures-file": str(folder / "kept" / "exposures.safetensors"),
+    }
+    if (folder / "pool").is_dir():
+        node_config["pool"] = str(folder / "pool")
+    options = {
+        "--superlink": address,
+        "--root-certificates": str(authority),
+        "--port": str(free_port()),
+        "--auth-supernode-private-key": str(folder / "node.key"),
+        "--node-config": " ".join(f'{k}="{v}"' for k, v in node_config.items()),
+    }
+    arguments = [command("flower-supernode"), *as_arguments(options)]
+    return Service(name, arguments, folder / "client.log")
 
 
 def _write_images(folder: Path, names: list[str], config: Config) -> None:
     """Give each client a folder of pictures, in folders by class."""
     dataset = load_dataset(config.data, config.seed)
-    table = config.partition.model_copy(update={"num_clients": len(names)})
-    parts = cached_partition(dataset, table, config.seed)
+    partition = config.partition.model_copy(update={"num_clients": len(names)})
+    parts = cached_partition(dataset, partition, config.seed)
     for name, rows in zip(names, parts, strict=True):
         for row in np.asarray(rows).tolist():
-            place = folder / "clients" / name / "images"
-            place /= dataset.class_names[int(dataset.train.targets[row])]
-            place.mkdir(parents=True, exist_ok=True)
+            class_name = dataset.class_names[int(dataset.train.targets[row])]
+            images = folder / "clients" / name / "images" / class_name
+            images.mkdir(parents=True, exist_ok=True)
+            # [C,H,W] -> [H,W,C], and [H,W] for one channel, as Pillow takes them.
             pixels = dataset.train.images[row].permute(1, 2, 0).squeeze(-1).numpy()
-            Image.fromarray(pixels).save(place / f"{row:05d}.png")
-
-
-def summary_of(run: Path) -> dict[str, object]:
-    """Return a finished run's summary; empty if it is not finished."""
-    return RunFolder(run).read_json("summary.json")
-
-
-def script(name: str) -> str:
-    """Return the path of a script of this environment."""
-    return str(Path(sys.executable).parent / name)
-
-
-def port_answers(port: int) -> bool:
-    """Tell whether somebody listens on a port of loopback."""
-    with contextlib.suppress(OSError):
-        socket.create_connection(("127.0.0.1", port), timeout=1).close()
-        return True
-    return False
-
-
-def await_port(port: int, seconds: float = 60.0) -> None:
-    """Wait until somebody listens.
-
-    Raises:
-        RuntimeError: nobody does.
-    """
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if port_answers(port):
-            return
-        time.sleep(0.2)
-    raise RuntimeError(f"nobody listens on port {port}")
+            Image.fromarray(pixels).save(images / f"{row:05d}.png")

@@ -16,21 +16,22 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 
-from benchmarks.loopback import Federation, federation
+from benchmarks.loopback import Federation, start_federation
 from benchmarks.reporting import RESULTS, save, show
 from instahide_fl.config import Config
 from instahide_fl.files import write_text
 from instahide_fl.run_folder import RunFolder
 
 CLIENTS = 3
-EVERY = 5.0  # seconds between two samples
+SAMPLE_SECONDS = 5.0  # between two samples
 WARM_UP = 300.0  # seconds that do not count
-GROWTH = 0.05  # that is allowed after it
+MAX_GROWTH = 0.05  # after the warm-up, as a fraction
 SETTINGS = {
     "train.rounds": 100_000,
     "train.timeout": 120.0,
@@ -45,7 +46,22 @@ ROLES = {
     "flwr-clientapp": "client app",
     "flower-superexec": "executor",
 }
-Sample = tuple[float, int, int, int]  # seconds, RSS, PSS, open files
+
+
+class Sample(NamedTuple):
+    """What a process holds at one moment.
+
+    Attributes:
+        seconds: The time since the first round.
+        rss: Resident memory, in bytes.
+        pss: Resident memory with a share of what other processes map too, in bytes.
+        fds: The number of open files.
+    """
+
+    seconds: float
+    rss: int
+    pss: int
+    fds: int
 
 
 def main() -> None:
@@ -67,36 +83,37 @@ def soak(folder: Path, seconds: float) -> dict[str, Any]:
     """Train for some time and return how memory and handles went."""
     config = Config().with_values(SETTINGS)
     samples: dict[str, list[Sample]] = defaultdict(list)
-    with federation(folder, CLIENTS, config) as made:
+    with start_federation(folder, CLIENTS, config) as federation:
         run = folder / "run"
-        run_id = made.submit(run, resume=False)
+        run_id = federation.submit(run, resume=False)
         begin = _await_first_round(run)
         while (now := time.monotonic() - begin) < seconds:
-            made.tend()
-            _sample(made, samples, now)
-            time.sleep(EVERY)
-        status = made.status(run_id)
-        restarts = {n: one.starts - 1 for n, one in made.services.items()}
+            federation.tend()
+            _sample(federation, samples, now)
+            time.sleep(SAMPLE_SECONDS)
+        status = federation.status(run_id)
+        restarts = sum(service.starts - 1 for service in federation.services.values())
         database = (folder / "state.db").stat().st_size
     write_text(folder / "samples.json", json.dumps(samples))
-    finished = RunFolder(run).metrics()
+    rounds = RunFolder(run).metrics()
     return {
         "name": "soak",
-        "rows": [_row(name, found) for name, found in sorted(samples.items())],
+        "rows": [_row(name, taken) for name, taken in sorted(samples.items())],
         "minutes": seconds / 60,
-        "rounds": len(finished),
-        "seconds_per_round": statistics.median(row["seconds"] for row in finished),
-        "failures": sum(row["failures"] for row in finished),
-        "accuracy": _last_accuracy(finished),
+        "rounds": len(rounds),
+        "seconds_per_round": statistics.median(row["seconds"] for row in rounds),
+        "failures": sum(row["failures"] for row in rounds),
+        "accuracy": _last_accuracy(rounds),
         "status_at_the_end": status,
-        "restarts": sum(restarts.values()),
+        "restarts": restarts,
         "state_db_mib": database / 2**20,
     }
 
 
 def _last_accuracy(rows: list[dict[str, Any]]) -> float | None:
-    found = [row["test_accuracy"] for row in rows if row["test_accuracy"] is not None]
-    return found[-1] if found else None
+    measured = [row["test_accuracy"] for row in rows]
+    accuracies = [accuracy for accuracy in measured if accuracy is not None]
+    return accuracies[-1] if accuracies else None
 
 
 def _await_first_round(run: Path, seconds: float = 300.0) -> float:
@@ -110,17 +127,20 @@ def _await_first_round(run: Path, seconds: float = 300.0) -> float:
     raise RuntimeError("no round was finished")
 
 
-def _sample(made: Federation, samples: dict[str, list[Sample]], now: float) -> None:
-    for service in made.services.values():
+def _sample(
+    federation: Federation, samples: dict[str, list[Sample]], now: float
+) -> None:
+    for service in federation.services.values():
         for process in service.family():
             with contextlib.suppress(psutil.Error):
                 role = _role(process)
                 if role is None:
                     continue
                 memory = process.memory_full_info()
-                found = (now, memory.rss, memory.pss, process.num_fds())
-                place = "" if role == "server app" else f" ({service.name})"
-                samples[role + ("" if role == "SuperLink" else place)].append(found)
+                shared = role in ("SuperLink", "server app")
+                name = role if shared else f"{role} ({service.name})"
+                files = process.num_fds()
+                samples[name].append(Sample(now, memory.rss, memory.pss, files))
 
 
 def _role(process: psutil.Process) -> str | None:
@@ -128,37 +148,37 @@ def _role(process: psutil.Process) -> str | None:
     return next((role for word, role in ROLES.items() if word in line), None)
 
 
-def _row(name: str, found: Sequence[Sample]) -> dict[str, Any]:
+def _row(name: str, samples: Sequence[Sample]) -> dict[str, Any]:
     """Compare the first third of the time that counts with the last third, by means.
 
     A single minute holds a dozen samples of numbers that go up and down with every
     round; `..._minute` compares the medians of the first and the last one all the same.
     """
-    end = found[-1][0]
+    end = samples[-1].seconds
     start = min(WARM_UP, end / 2)
-    counted = [one for one in found if one[0] >= start]
+    counted = [sample for sample in samples if sample.seconds >= start]
     third = max(1, len(counted) // 3)
-    minutes = (
-        [one for one in counted if one[0] < start + 60],
-        [one for one in counted if one[0] > end - 60],
-    )
+    first_minute = [s for s in counted if s.seconds < start + 60]
+    last_minute = [s for s in counted if s.seconds > end - 60]
     row: dict[str, Any] = {"process": name}
-    for place, key, unit in (
-        (1, "rss_mib", 2**20),
-        (2, "pss_mib", 2**20),
-        (3, "fds", 1),
+    for key, attribute, unit in (
+        ("rss_mib", "rss", 2**20),
+        ("pss_mib", "pss", 2**20),
+        ("fds", "fds", 1),
     ):
-        early = statistics.fmean(one[place] for one in counted[:third])
-        late = statistics.fmean(one[place] for one in counted[-third:])
-        first, last = (statistics.median(one[place] for one in m) for m in minutes)
+        value = attrgetter(attribute)
+        early = statistics.fmean(map(value, counted[:third]))
+        late = statistics.fmean(map(value, counted[-third:]))
+        first = statistics.median(map(value, first_minute))
+        last = statistics.median(map(value, last_minute))
         row[key] = early / unit
         row[f"{key}_growth"] = late / early - 1
         row[f"{key}_growth_minute"] = last / first - 1
-        row[f"{key}_peak"] = max(one[place] for one in found) / unit
+        row[f"{key}_peak"] = max(map(value, samples)) / unit
     growth = max(row[f"{key}_growth"] for key in ("rss_mib", "pss_mib", "fds"))
     # A client app lives for one message: its memory has no time to grow.
     lives = not name.startswith("client app")
-    row["flat"] = growth < GROWTH if lives else "one a message"
+    row["flat"] = growth < MAX_GROWTH if lives else "one a message"
     return row
 
 
