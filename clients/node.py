@@ -28,8 +28,8 @@ from instahide_fl.data.federated_data import (
 )
 from instahide_fl.data.pool import MixingPool
 from instahide_fl.deployment.client_data import (
-    load_own_images,
-    settings_under,
+    client_config,
+    load_client_images,
     state_folder,
 )
 from instahide_fl.encoding.encoder import Encoder, FixedEncodings, build_encoder
@@ -227,8 +227,8 @@ def _real_client(context: Context, config: Config) -> ClientNode:
 def _deployed_client(folder: Path, config: Config) -> ClientNode:
     """Open a client by its own settings, which the run's have to respect."""
     policy = open_policy(folder, config)
-    config = settings_under(policy, folder, config)
-    split = load_own_images(policy, folder, config)
+    config = client_config(policy, folder, config)
+    split = load_client_images(policy, folder, config)
     if config.instahide.method != "none":
         check_split_size(len(split), config.instahide.private_count)
     channels, height, width = split.images.shape[1:]

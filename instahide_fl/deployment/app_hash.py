@@ -1,9 +1,13 @@
 """The app hash: one hash for the code that a client runs, wherever that code is.
 
-It covers the paths and contents of all files of a Flower app, so that it can be checked
-before any of them runs. It is the same for an installation, a checkout, and the archive
-(FAB) that Flower sends to clients: Flower writes pyproject.toml anew, and so does the
-hash.
+It covers the paths and contents of all files of a Flower app, so that it can be
+checked before any of them runs. It is the same for an installation, a checkout, and the
+archive (FAB) that Flower sends to clients.
+
+What this relies on (flwr 1.41 and 1.42): Flower packs exactly the files that
+`fab-include` in pyproject.toml names, writes pyproject.toml anew with tomli-w and
+without `tool.flwr.federations`, and adds a list of files in `.info/`. With a version
+that packs otherwise, every client with a pinned hash refuses every run.
 
 `deploy code-hash` prints it and client.toml pins it as `code-hash`. It is not the
 `code_hash` of provenance.json, `provenance.imported_code_hash`, which server and
@@ -27,22 +31,22 @@ from instahide_fl.flower.app_files import APP_FILES, LIBRARY, app_root
 
 PACKAGES = ("instahide_fl", "clients", "server")
 PROJECT = "pyproject.toml"
-_MANIFEST = ".info/"  # Flower's list of an archive's files, which follows from them
-_LARGEST = 2**27  # bytes of an unpacked app
+_MANIFEST = ".info/"  # Flower's list of an archive's files, which says nothing new
+_MAX_BYTES = 2**27  # of an unpacked app
 
 
 def app_hash_of_files(files: Mapping[str, bytes]) -> str:
     """Hash an app.
 
     Args:
-        files: The contents of its files by path from the app's root, with "/" between
+        files: Contents of all files by path from the app's root, with "/" between
             parts.
 
     Returns:
-        The sha256, in hex.
+        The sha256 in hexadecimal digits.
 
     Raises:
-        ProtocolError: pyproject.toml is missing or no TOML.
+        ProtocolError: pyproject.toml is missing or is no TOML.
     """
     if PROJECT not in files:
         raise ProtocolError(f"the app has no {PROJECT}: it is no Flower app")
@@ -60,7 +64,7 @@ def app_hash_of_folder(root: Path) -> str:
     Other files there, of a checkout for instance, are no part of the app.
 
     Raises:
-        ProtocolError: pyproject.toml is missing or no TOML.
+        ProtocolError: pyproject.toml is missing or is no TOML.
     """
     return app_hash_of_files(_app_at(root, root / LIBRARY.name))
 
@@ -69,15 +73,18 @@ def app_hash_of_installation() -> str:
     """Hash the app that this installation sends to clients, and they expect.
 
     Raises:
-        EngineError: the installation lacks it.
+        EngineError: The installation lacks the app.
     """
     return app_hash_of_files(_app_at(app_root(), LIBRARY))
 
 
 def _app_at(root: Path, library: Path) -> dict[str, bytes]:
-    """Return an app's files: a wheel has its library apart from the rest."""
+    """Return the contents of an app's files by path.
+
+    A wheel has its library apart from clients/, server/ and pyproject.toml.
+    """
     folders = [library, *(root / name for name in PACKAGES if name != library.name)]
-    found = {
+    files = {
         f"{folder.name}/{path.relative_to(folder).as_posix()}": path.read_bytes()
         for folder in folders
         for path in folder.rglob("*.py")
@@ -85,23 +92,24 @@ def _app_at(root: Path, library: Path) -> dict[str, bytes]:
         if APP_FILES not in path.relative_to(folder).parts
     }
     project = root / PROJECT
-    return {**found, PROJECT: project.read_bytes()} if project.is_file() else found
+    return {**files, PROJECT: project.read_bytes()} if project.is_file() else files
 
 
 def app_hash_of_archive(archive: bytes) -> str:
-    """Hash the app in an archive of Flower's (FAB), of which nothing is run.
+    """Hash the app in an archive of Flower's (FAB), without running any of it.
 
     Raises:
-        ProtocolError: it is no such archive, names a file twice, or is too large.
+        ProtocolError: The bytes are no such archive, name a file twice, or are too
+            large unpacked.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(archive)) as packed:
-            entries = [one for one in packed.infolist() if not one.is_dir()]
-            if len({one.filename for one in entries}) < len(entries):
+            entries = [entry for entry in packed.infolist() if not entry.is_dir()]
+            if len({entry.filename for entry in entries}) < len(entries):
                 raise ProtocolError("the server's app names a file twice")
-            if sum(one.file_size for one in entries) > _LARGEST:
+            if sum(entry.file_size for entry in entries) > _MAX_BYTES:
                 raise ProtocolError("the server's app is larger than 128 MiB")
-            files = {one.filename: packed.read(one) for one in entries}
+            files = {entry.filename: packed.read(entry) for entry in entries}
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
         raise ProtocolError(f"the server's app cannot be unpacked: {error}") from None
     return app_hash_of_files(

@@ -1,4 +1,4 @@
-"""A private certificate authority, a server's certificate, and keys of nodes.
+"""Make a private certificate authority, a server's certificate, and keys of nodes.
 
 Keys are on the curve P-384, one of those that Flower's node authentication takes.
 """
@@ -21,7 +21,7 @@ LOOPBACK = ("localhost", "127.0.0.1")  # the SuperLink is reached there as well
 AUTHORITY_DAYS = 3650
 SERVER_DAYS = 730
 _CLOCK_SKEW = timedelta(hours=1)  # a certificate begins that much before it is made
-_LONGEST_NAME = 64  # characters of a certificate's common name
+_MAX_NAME = 64  # characters of a certificate's common name
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Pair:
     """A private key and what is public of it, as the bytes of their files.
 
     Attributes:
-        private: the key, not encrypted: PEM, or OpenSSH's format for a node.
-        public: a certificate (PEM), or a public key (OpenSSH) for a node.
+        private: The key, not encrypted: PEM, or OpenSSH's format for a node.
+        public: A certificate (PEM), or a public key (OpenSSH) for a node.
     """
 
     private: bytes
@@ -43,15 +43,15 @@ def new_authority(
     """Make a certificate authority.
 
     Args:
-        name: of the federation, for its certificate.
-        days: of validity.
-        now: with a time zone; None for the clock's.
+        name: The federation's name, for the certificate.
+        days: How long the certificate is valid.
+        now: The time of making it, with a time zone; None for the clock's.
     """
     key = ec.generate_private_key(ec.SECP384R1())
-    subject = _named(f"{name} CA")
+    subject = _subject(f"{name} CA")
     usage = _key_usage(signs_certificates=True)
     certificate = (
-        _begun(subject, subject, key.public_key(), days, now)
+        _start_certificate(subject, subject, key.public_key(), days, now)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(usage, critical=True)
         .add_extension(
@@ -72,22 +72,24 @@ def new_server_certificate(
     """Make a server's key, and a certificate for its names.
 
     Args:
-        authority: signs it.
-        hosts: names and IP addresses that clients reach the server by; those of
+        authority: The authority that signs the certificate.
+        hosts: The names and IP addresses that clients reach the server by; those of
             loopback are added.
-        days: of validity.
-        now: with a time zone; None for the clock's.
+        days: How long the certificate is valid.
+        now: The time of making it, with a time zone; None for the clock's.
 
     Raises:
-        ConfigError: the authority's key is not the one of its certificate, or a host
+        ConfigError: The authority's key is not the one of its certificate, or a host
             is neither a name nor an address.
     """
-    signer, issuer = _opened(authority)
+    signer, issuer = _load(authority)
     key = ec.generate_private_key(ec.SECP384R1())
     names = [subject_name(host) for host in dict.fromkeys((*hosts, *LOOPBACK))]
     identifier = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier)
     certificate = (
-        _begun(_named(hosts[0]), issuer.subject, key.public_key(), days, now)
+        _start_certificate(
+            _subject(hosts[0]), issuer.subject, key.public_key(), days, now
+        )
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_key_usage(signs_certificates=False), critical=True)
         .add_extension(
@@ -109,7 +111,7 @@ def new_node_key(comment: str) -> Pair:
     """Make a SuperNode's key, as `ssh-keygen -t ecdsa -b 384` does.
 
     Args:
-        comment: at the end of the public key's line, the client's name.
+        comment: The client's name, which stands at the end of the public key's line.
     """
     key = ec.generate_private_key(ec.SECP384R1())
     private = key.private_bytes(
@@ -127,7 +129,7 @@ def subject_name(host: str) -> x509.GeneralName:
     """Return a host as a certificate names it.
 
     Raises:
-        ConfigError: it is neither a host's name nor an IP address.
+        ConfigError: The text is neither a host's name nor an IP address.
     """
     try:
         return x509.IPAddress(ipaddress.ip_address(host))
@@ -148,7 +150,7 @@ def _is_label(text: str) -> bool:
     return inner and len(text) <= 63 and text[0] != "-" and text[-1] != "-"
 
 
-def _opened(authority: Pair) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
+def _load(authority: Pair) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
     try:
         key = serialization.load_pem_private_key(authority.private, password=None)
         certificate = x509.load_pem_x509_certificate(authority.public)
@@ -168,7 +170,7 @@ def _opened(authority: Pair) -> tuple[ec.EllipticCurvePrivateKey, x509.Certifica
     return key, certificate
 
 
-def _begun(
+def _start_certificate(
     subject: x509.Name,
     issuer: x509.Name,
     key: ec.EllipticCurvePublicKey,
@@ -202,8 +204,8 @@ def _key_usage(*, signs_certificates: bool) -> x509.KeyUsage:
     )
 
 
-def _named(common_name: str) -> x509.Name:
-    name = common_name[:_LONGEST_NAME]
+def _subject(common_name: str) -> x509.Name:
+    name = common_name[:_MAX_NAME]
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
 
 

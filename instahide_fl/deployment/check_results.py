@@ -1,4 +1,4 @@
-"""What a check says: a line that is ok, or what to do."""
+"""Results of checks: each is a line that is ok, or says what to do."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from instahide_fl.errors import InstaHideError
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class CheckResult:
     """One line of a doctor's report.
 
     Attributes:
-        subject: what was looked at, for instance "server certificate".
-        ok: whether it is as it should be.
-        text: what was found; if it is not ok, also what to do.
+        subject: The name of what was checked, for instance "server certificate".
+        ok: Whether it is as it should be.
+        text: A description of what is there; if it is not ok, also of what to do.
     """
 
     subject: str
@@ -23,30 +23,30 @@ class Finding:
     text: str
 
 
-def good(subject: str, text: str) -> Finding:
-    """Return a finding that is as it should be."""
-    return Finding(subject, True, text)
+def passed(subject: str, text: str) -> CheckResult:
+    """Return the result that something is as it should be."""
+    return CheckResult(subject, True, text)
 
 
-def bad(subject: str, text: str) -> Finding:
-    """Return a finding that says what to do."""
-    return Finding(subject, False, text)
+def failed(subject: str, text: str) -> CheckResult:
+    """Return the result that something is wrong, with what to do about it."""
+    return CheckResult(subject, False, text)
 
 
-Check = Callable[[], Iterable[Finding]]
+Check = Callable[[], Iterable[CheckResult]]
 
 
-def examine(subject: str, check: Check) -> Iterator[Finding]:
-    """Yield what a check finds; an error that it ends in is a finding too.
+def run_check(subject: str, check: Check) -> Iterator[CheckResult]:
+    """Yield the results of a check; an error that ends the check is a result too.
 
     Args:
-        subject: named if the check ends in an error.
-        check: looks at one thing.
+        subject: The subject of the result if the check ends in an error.
+        check: A function that checks one thing.
     """
     try:
         yield from check()
     except InstaHideError as error:
-        yield bad(subject, str(error))
+        yield failed(subject, str(error))
     except OSError as error:
-        place = f"{error.filename}: " if error.filename else ""
-        yield bad(subject, f"{place}{error.strerror or error}")
+        file = f"{error.filename}: " if error.filename else ""
+        yield failed(subject, f"{file}{error.strerror or error}")

@@ -1,4 +1,4 @@
-"""A deployed client's own data: what its client.toml names, and where it is kept."""
+"""A deployed client's data: what its client.toml names, and where it is stored."""
 
 from __future__ import annotations
 
@@ -16,10 +16,13 @@ from instahide_fl.types import PrivateSplit
 
 
 def state_folder(folder: Path) -> Path:
-    """Return where a client keeps what outlasts a run, below its own folder.
+    """Return the folder of what a client keeps between runs, and make it.
+
+    Args:
+        folder: The client's folder, which it lies in.
 
     Raises:
-        OutputError: it cannot be made.
+        OutputError: The folder cannot be made.
     """
     state = folder.absolute() / "state"
     with explained(state):
@@ -27,18 +30,18 @@ def state_folder(folder: Path) -> Path:
     return state
 
 
-def settings_under(policy: ClientPolicy, folder: Path, config: Config) -> Config:
-    """Return a run's settings with the client's own data and places.
+def client_config(policy: ClientPolicy, folder: Path, config: Config) -> Config:
+    """Return a run's settings with the client's own data and folders.
 
-    No path that the server sent is left among them: all that is read or written here
-    is named by the client.
+    No path that the server sent remains in them: everything that is read or written
+    here is named by the client.
 
     Args:
-        policy: the client's.
-        folder: of the client, where its relative paths start.
-        config: the run's settings.
+        policy: The client's policy.
+        folder: The client's folder, where its relative paths start.
+        config: The run's settings.
     """
-    own = config.with_values(
+    client = config.with_values(
         {
             "data.dataset": policy.data,
             "data.train-rows": policy.train_rows,
@@ -50,21 +53,23 @@ def settings_under(policy: ClientPolicy, folder: Path, config: Config) -> Config
             "output.folder": str(state_folder(folder)),
         }
     )
-    return own.with_absolute_paths(folder)
+    return client.with_absolute_paths(folder)
 
 
-def load_own_images(policy: ClientPolicy, folder: Path, config: Config) -> PrivateSplit:
+def load_client_images(
+    policy: ClientPolicy, folder: Path, config: Config
+) -> PrivateSplit:
     """Load a client's images, labelled with the classes of the federation.
 
     Args:
-        policy: the client's.
-        folder: of the client, below which decoded images are kept.
-        config: of `settings_under`.
+        policy: The client's policy.
+        folder: The client's folder, which decoded images are stored in.
+        config: The settings, as `client_config` returns them.
 
     Raises:
-        ConfigError: the images have classes that the federation has not.
-        DataError: the images cannot be read.
-        OutputError: the folder cannot be written.
+        ConfigError: The images have classes that the federation lacks.
+        DataError: The images cannot be read.
+        OutputError: The folder cannot be written.
     """
     cache = state_folder(folder) / "images"
     split, names = load_private_images(config.data, cache)
@@ -76,6 +81,7 @@ def load_own_images(policy: ClientPolicy, folder: Path, config: Config) -> Priva
             f"`classes` in {CLIENT_FILE}: {', '.join(unknown[:3])}"
             f"{', ...' if len(unknown) > 3 else ''}"
         )
+    # Class numbers of the client's folders -> those of the federation.
     numbers = torch.tensor([policy.classes.index(name) for name in names])
     return replace(
         split, targets=numbers[split.targets], num_classes=len(policy.classes)

@@ -1,6 +1,7 @@
-"""Checks of a connection: name, port, TLS, answer, clock. Flower itself gives no hint.
+"""Check a connection to a server step by step: name, port, TLS, answer, clock.
 
-Flower's SuperNode says "Connection attempt failed" for all of these, for ever.
+Flower's SuperNode only says "Connection attempt failed" whichever step fails, and tries
+for ever.
 """
 
 from __future__ import annotations
@@ -14,22 +15,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from instahide_fl.deployment.check_results import Finding, bad, good
+from instahide_fl.deployment.check_results import CheckResult, failed, passed
 from instahide_fl.errors import ConfigError
 from instahide_fl.flower.tls import client_context
 
-SECONDS = 10.0  # for each step
-AHEAD = 5.0  # seconds that Flower lets a client's clock be ahead of the server's
-BEHIND = 300.0  # seconds that it may be behind
+STEP_SECONDS = 10.0  # for each step
+MAX_AHEAD = 5.0  # seconds that Flower lets a client's clock be ahead of the server's
+MAX_BEHIND = 300.0  # seconds that Flower lets it be behind
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where a server is.
+    """The address of a server.
 
     Attributes:
-        host: name or IP address.
-        port: of TCP.
+        host: The server's name or IP address.
+        port: The TCP port.
     """
 
     host: str
@@ -40,7 +41,7 @@ class Address:
         """Read HOST:PORT.
 
         Raises:
-            ConfigError: it is something else.
+            ConfigError: The text is something else.
         """
         host, _, port = text.rpartition(":")
         if not host or not port.isdecimal() or not 0 < int(port) < 65536:
@@ -51,30 +52,32 @@ class Address:
         return f"{self.host}:{self.port}"
 
 
-def check_reach(address: Address, authority: Path) -> Iterator[Finding]:
-    """Connect to a server and say at which step that fails, and why.
+def check_connection(address: Address, authority: Path) -> Iterator[CheckResult]:
+    """Connect to a server, and report at which step that fails, and why.
 
     Args:
-        address: of the server.
-        authority: the CA's certificate that the client was given.
+        address: The server's address.
+        authority: The file of the CA's certificate that the client was given.
     """
     try:
-        found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+        addresses = socket.getaddrinfo(
+            address.host, address.port, type=socket.SOCK_STREAM
+        )
     except (socket.gaierror, UnicodeError) as error:
-        yield bad(
+        yield failed(
             "name",
             f"{address.host} has no address ({error}): check `server` in client.toml "
             f"and this machine's DNS",
         )
         return
-    yield good("name", f"{address.host} is {found[0][4][0]}")
+    yield passed("name", f"{address.host} is {addresses[0][4][0]}")
     try:
         context = client_context(authority)
     except (OSError, ssl.SSLError) as error:
-        yield bad("TLS", f"cannot read the CA's certificate {authority}: {error}")
+        yield failed("TLS", f"cannot read the CA's certificate {authority}: {error}")
         return
     connection = http.client.HTTPSConnection(
-        address.host, address.port, timeout=SECONDS, context=context
+        address.host, address.port, timeout=STEP_SECONDS, context=context
     )
     try:
         yield from _ask(connection, address)
@@ -82,120 +85,122 @@ def check_reach(address: Address, authority: Path) -> Iterator[Finding]:
         connection.close()
 
 
-def check_clock(date: str | None, local: float) -> Iterator[Finding]:
-    """Compare this machine's clock with the Date that a server's answer bears.
+def check_clock(date: str | None, local: float) -> Iterator[CheckResult]:
+    """Compare this machine's clock with the Date header of a server's answer.
 
     Args:
-        date: of the answer; None if it bears none.
-        local: this machine's time when it came, in seconds since 1970.
+        date: The header of the answer; None if it has none.
+        local: This machine's time when the answer came, in seconds since 1970.
     """
     try:
         server = email.utils.parsedate_to_datetime(date or "").timestamp()
     except ValueError:
-        yield good("clock", "not compared: the server's answer bears no date")
+        yield passed("clock", "not compared: the server's answer bears no date")
         return
     ahead = local - server
-    if ahead > AHEAD or ahead < -BEHIND:
+    if ahead > MAX_AHEAD or ahead < -MAX_BEHIND:
         way = "ahead of" if ahead > 0 else "behind"
-        yield bad(
+        yield failed(
             "clock",
             f"{abs(ahead):.0f} s {way} the server's: Flower refuses a client that is "
-            f"more than {AHEAD:.0f} s ahead or {BEHIND:.0f} s behind; set the clock "
-            f"(timedatectl set-ntp true)",
+            f"more than {MAX_AHEAD:.0f} s ahead or {MAX_BEHIND:.0f} s behind; set the "
+            f"clock (timedatectl set-ntp true)",
         )
     else:
-        yield good("clock", f"within {abs(ahead) + 1:.0f} s of the server's")
+        yield passed("clock", f"within {abs(ahead) + 1:.0f} s of the server's")
 
 
-def check_port(subject: str, host: str, port: int) -> Iterator[Finding]:
-    """Say whether a port of this machine is free, or who answers on it."""
+def check_port(subject: str, host: str, port: int) -> Iterator[CheckResult]:
+    """Check that a port of this machine is free, or that a server answers on it."""
     with socket.socket() as probe:
-        probe.settimeout(SECONDS)
+        probe.settimeout(STEP_SECONDS)
         if probe.connect_ex((host, port)) == 0:
-            yield good(subject, f"port {port} is in use: is the server running?")
+            yield passed(subject, f"port {port} is in use: is the server running?")
             return
     with socket.socket() as probe:
         try:
             probe.bind((host, port))
-            yield good(subject, f"port {port} is free")
+            yield passed(subject, f"port {port} is free")
         except OSError as error:
-            yield bad(
+            yield failed(
                 subject, f"port {port} cannot be used: {error.strerror}: choose another"
             )
 
 
 def _ask(
     connection: http.client.HTTPSConnection, address: Address
-) -> Iterator[Finding]:
+) -> Iterator[CheckResult]:
     try:
         connection.connect()
     except ssl.SSLCertVerificationError as error:
-        yield good("connection", f"{address} accepts connections")
-        yield bad("TLS", f"{error.verify_message}: {_remedy(error, address)}")
+        yield passed("connection", f"{address} accepts connections")
+        yield failed("TLS", f"{error.verify_message}: {_remedy(error, address)}")
         return
     except ssl.SSLError as error:
-        yield good("connection", f"{address} accepts connections")
-        yield bad(
+        yield passed("connection", f"{address} accepts connections")
+        yield failed(
             "TLS",
             f"{address} does not speak TLS ({error.reason}): is it the fleet port?",
         )
         return
     except (ConnectionResetError, BrokenPipeError):
-        yield bad("TLS", f"{address} hung up during TLS: is it the fleet port?")
+        yield failed("TLS", f"{address} hung up during TLS: is it the fleet port?")
         return
     except TimeoutError:
-        yield bad(
+        yield failed(
             "connection",
-            f"{address} does not answer within {SECONDS:.0f} s: a firewall drops the "
-            f"packets, or the machine is off",
+            f"{address} does not answer within {STEP_SECONDS:.0f} s: a firewall drops "
+            f"the packets, or the machine is off",
         )
         return
     except OSError as error:
-        yield bad(
+        yield failed(
             "connection",
             f"{address}: {error.strerror or error}: is the server running, and is the "
             f"port the one in `server`?",
         )
         return
-    yield good("connection", f"{address} accepts connections")
-    yield good("TLS", "the server's certificate is the CA's, and made out to this name")
+    yield passed("connection", f"{address} accepts connections")
+    yield passed(
+        "TLS", "the server's certificate is the CA's, and made out to this name"
+    )
     yield from _answer(connection, address)
 
 
 def _answer(
     connection: http.client.HTTPSConnection, address: Address
-) -> Iterator[Finding]:
+) -> Iterator[CheckResult]:
     try:
         connection.request("GET", "/health")
         response = connection.getresponse()
         response.read()
     except (OSError, http.client.HTTPException) as error:
-        yield bad("answer", f"{address} gives none: {error or type(error).__name__}")
+        yield failed("answer", f"{address} gives none: {error or type(error).__name__}")
         return
     local = time.time()
     status = response.status
     if status == 200:
-        yield good("answer", "the SuperLink is healthy")
+        yield passed("answer", "the SuperLink is healthy")
     elif status == 403:
-        yield bad("answer", "403: the server's nginx does not let /health through")
+        yield failed("answer", "403: the server's nginx does not let /health through")
     elif status in (502, 503, 504):
-        yield bad(
+        yield failed(
             "answer",
             f"{status}: nginx runs and the SuperLink behind it does not: start it with "
             f"instahide-fl deploy server",
         )
     else:
-        yield bad("answer", f"{status} {response.reason}: this is no SuperLink")
+        yield failed("answer", f"{status} {response.reason}: this is no SuperLink")
     yield from check_clock(response.getheader("Date"), local)
 
 
 def _remedy(error: ssl.SSLCertVerificationError, address: Address) -> str:
     """Say what to do about a certificate, by OpenSSL's number of the fault."""
-    if error.verify_code == 10:
+    if error.verify_code == 10:  # X509_V_ERR_CERT_HAS_EXPIRED
         return "the operator has to renew the server's certificate"
-    if error.verify_code == 9:
+    if error.verify_code == 9:  # X509_V_ERR_CERT_NOT_YET_VALID
         return "the certificate is not valid yet: compare the clocks"
-    if error.verify_code in (62, 64):
+    if error.verify_code in (62, 64):  # hostname mismatch, IP address mismatch
         return (
             f"the certificate is not made out to {address.host}: connect to a name "
             f"that it bears, or have it made out to this one"

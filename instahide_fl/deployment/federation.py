@@ -1,4 +1,4 @@
-"""A federation's folder on the server: its settings, and where its files are.
+"""A federation's folder on the server: its settings and the paths of its files.
 
     FEDERATION/
       README.md  federation.toml
@@ -34,16 +34,16 @@ class FederationConfig(Table):
     """The content of federation.toml."""
 
     name: Annotated[str, Field(min_length=1)]
-    """Of the federation."""
+    """The federation's name."""
     hosts: list[str]
-    """Names and IP addresses that clients reach the server by; the first stands in
+    """The names and IP addresses that clients reach the server by; the first stands in
     their settings."""
     fleet_port: Port = FLEET_PORT
-    """That nginx listens on, for clients."""
+    """The port that nginx listens on, for clients."""
     superlink_port: Port = SUPERLINK_PORT
-    """That the SuperLink listens on, on loopback only."""
+    """The port that the SuperLink listens on, on loopback only."""
     clients: list[str] = Field(default=[])
-    """Names of the clients."""
+    """The names of the clients."""
 
     @field_validator("hosts", mode="after")
     @classmethod
@@ -73,22 +73,23 @@ class FederationConfig(Table):
 
     @property
     def server(self) -> str:
-        """HOST:PORT that clients connect to."""
+        """The HOST:PORT that clients connect to."""
         host = self.hosts[0]
+        # An IPv6 address stands in brackets.
         return (
             f"[{host}]:{self.fleet_port}"
             if ":" in host
-            else (f"{host}:{self.fleet_port}")
+            else f"{host}:{self.fleet_port}"
         )
 
 
 @dataclass(frozen=True)
 class FederationFolder:
-    """Where the files of a federation are.
+    """The folder of a federation, and the paths of its files.
 
     Attributes:
-        path: of the folder.
-        config: content of its federation.toml.
+        path: The folder's path.
+        config: The content of its federation.toml.
     """
 
     path: Path
@@ -96,12 +97,12 @@ class FederationFolder:
 
     @property
     def server(self) -> Path:
-        """What SuperLink and nginx read and write."""
+        """The folder that SuperLink and nginx read and write."""
         return self.path / "server"
 
     @property
     def authority(self) -> Path:
-        """The certificate authority, needed for new certificates only."""
+        """The folder of the certificate authority, needed for new certificates only."""
         return self.path / "authority"
 
     def client(self, name: str) -> Path:
@@ -109,7 +110,7 @@ class FederationFolder:
         return self.path / "clients" / name
 
     def registered_key(self, name: str) -> Path:
-        """Return the public key that the SuperLink knows a client by."""
+        """Return the file of the public key that the SuperLink knows a client by."""
         return self.server / "clients" / f"{name}.pub"
 
 
@@ -117,7 +118,7 @@ def open_federation(path: Path) -> FederationFolder:
     """Read a federation's folder.
 
     Raises:
-        ConfigError: it is none, or its settings are not valid.
+        ConfigError: The folder is no federation's, or its settings are not valid.
     """
     file = path / FEDERATION_FILE
     try:
@@ -142,6 +143,6 @@ def client_names(names: Sequence[str]) -> list[str]:
     """Split names at commas, as the command line takes them.
 
     Args:
-        names: for instance ["north,south", "west"].
+        names: The words of the command line, for instance ["north,south", "west"].
     """
-    return [one for text in names for one in text.replace(",", " ").split()]
+    return [name for text in names for name in text.replace(",", " ").split()]

@@ -1,4 +1,4 @@
-"""Makes a federation's folder, adds and removes clients, renews its certificate."""
+"""Make a federation's folder, add and remove clients, renew the certificate."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def create_federation(
     """Make a federation's folder, all of it or nothing.
 
     Args:
-        path: that does not exist yet, or is an empty folder.
-        config: its settings.
-        app_hash: The app hash that the clients' settings pin.
-        days: that the server's certificate is valid for.
+        path: The folder, which does not exist yet or is empty.
+        config: The federation's settings.
+        app_hash: The hash of the app that the clients' settings are pinned to.
+        days: How long the server's certificate is valid.
 
     Raises:
-        OutputError: the folder exists, or cannot be written.
-        ConfigError: a host is none.
+        OutputError: The folder exists, or cannot be written.
+        ConfigError: A host is neither a name nor an IP address.
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise OutputError(
@@ -77,13 +77,14 @@ def add_client(path: Path, name: str, app_hash: str) -> FederationFolder:
     """Add a client to a federation.
 
     Args:
-        path: of the federation's folder.
-        name: of the client.
-        app_hash: The app hash that its settings pin.
+        path: The federation's folder.
+        name: The client's name.
+        app_hash: The hash of the app that the client's settings are pinned to.
 
     Raises:
-        ConfigError: the name is taken or none, or `path` is no federation's folder.
-        OutputError: files cannot be written, or the client's folder exists.
+        ConfigError: The name is taken or is no valid name, or `path` is no federation's
+            folder.
+        OutputError: Files cannot be written, or the client's folder exists.
     """
     old = open_federation(path)
     if name.lower() in map(str.lower, old.config.clients):
@@ -108,23 +109,24 @@ def add_client(path: Path, name: str, app_hash: str) -> FederationFolder:
 def remove_client(path: Path, name: str) -> FederationFolder:
     """Take a client out of a federation.
 
-    The key that the server knew it by goes; a folder of it that is still here stays.
+    The server's copy of its public key is removed; the client's folder, if it is still
+    here, stays.
 
     Args:
-        path: of the federation's folder.
-        name: of the client.
+        path: The federation's folder.
+        name: The client's name.
 
     Raises:
-        ConfigError: there is no such client, or `path` is no federation's folder.
-        OutputError: files cannot be written.
+        ConfigError: There is no such client, or `path` is no federation's folder.
+        OutputError: Files cannot be written.
     """
     old = open_federation(path)
     if name not in old.config.clients:
-        known = ", ".join(old.config.clients) or "none"
-        raise ConfigError(f"{path} has no client {name!r}: its clients are {known}")
+        names = ", ".join(old.config.clients) or "none"
+        raise ConfigError(f"{path} has no client {name!r}: its clients are {names}")
     values = old.config.model_dump(by_alias=True)
-    kept = [one for one in old.config.clients if one != name]
-    folder = FederationFolder(path, FederationConfig(**{**values, "clients": kept}))
+    clients = [client for client in old.config.clients if client != name]
+    folder = FederationFolder(path, FederationConfig(**{**values, "clients": clients}))
     with _private_files():
         write_text(path / FEDERATION_FILE, _to_toml(folder.config).decode())
         old.registered_key(name).unlink(missing_ok=True)
@@ -134,15 +136,15 @@ def remove_client(path: Path, name: str) -> FederationFolder:
 def renew_certificate(path: Path, days: int = SERVER_DAYS) -> FederationFolder:
     """Make a new key and certificate for the server, by the same authority.
 
-    Clients need nothing new. SuperLink and nginx read it when they start.
+    Clients need nothing new. SuperLink and nginx read the certificate when they start.
 
     Args:
-        path: of the federation's folder.
-        days: of validity.
+        path: The federation's folder.
+        days: How long the certificate is valid.
 
     Raises:
-        ConfigError: the authority's key or certificate is missing or damaged.
-        OutputError: files cannot be written.
+        ConfigError: The authority's key or certificate is missing or damaged.
+        OutputError: Files cannot be written.
     """
     folder = open_federation(path)
     try:
@@ -197,7 +199,7 @@ def _write_client(
 
 
 def _register(folder: FederationFolder, name: str, client: Path) -> None:
-    """Keep a client's public key with the server, where only that one is needed."""
+    """Move a client's public key to the server, which alone needs it."""
     public = client / "node.key.pub"
     _write(folder.registered_key(name), public.read_bytes())
     public.unlink()
@@ -214,7 +216,7 @@ def _to_toml(config: FederationConfig) -> bytes:
 
 @contextlib.contextmanager
 def _private_files() -> Iterator[None]:
-    """Make all that is written readable to its owner only."""
+    """Make every file that is written readable to its owner only."""
     before = os.umask(0o077)
     try:
         yield

@@ -1,4 +1,4 @@
-"""What stands in the folders of a federation for people to read and edit."""
+"""The texts in a federation's folders that people read and edit."""
 
 from __future__ import annotations
 
@@ -98,9 +98,9 @@ def client_settings(name: str, server: str, app_hash: str) -> str:
     """Return a new client's client.toml, with comments.
 
     Args:
-        name: of the client.
-        server: HOST:PORT.
-        app_hash: The app hash to pin; may be empty.
+        name: The client's name.
+        server: HOST:PORT of the server.
+        app_hash: The hash of the app that may run; empty for any.
     """
     return _CLIENT_SETTINGS.format(
         name=name,

@@ -1,4 +1,4 @@
-"""Checks of an installation: versions, disk, cache."""
+"""Check an installation: versions, disk, cache."""
 
 from __future__ import annotations
 
@@ -12,78 +12,88 @@ from pathlib import Path
 from packaging.requirements import InvalidRequirement, Requirement
 
 import instahide_fl
-from instahide_fl.deployment.check_results import Finding, bad, good
+from instahide_fl.deployment.check_results import CheckResult, failed, passed
 from instahide_fl.files import cache_folder
 
-SPARE_BYTES = 2**30  # for state, logs and checkpoints
-NAMED = ("torch", "flwr", "ray", "numpy")
+MIN_FREE_BYTES = 2**30  # for state, logs and checkpoints
+LISTED_PACKAGES = ("torch", "flwr", "ray", "numpy")
 
 
-def check_versions() -> Iterator[Finding]:
-    """Compare Python and all packages with what this version asks for."""
-    found = ".".join(map(str, sys.version_info[:3]))
+def check_versions() -> Iterator[CheckResult]:
+    """Check that Python and all packages are of the versions that this one needs."""
+    python = ".".join(map(str, sys.version_info[:3]))
     yield (
-        good("python", found)
+        passed("python", python)
         if sys.version_info >= (3, 11)
-        else bad("python", f"{found}: install Python 3.11 or newer")
+        else failed("python", f"{python}: install Python 3.11 or newer")
     )
-    wanted = _requirements()
-    for name in NAMED:
-        yield _version(name, wanted.get(name))
-    others = {n: one for n, one in wanted.items() if n not in NAMED}
-    faults = [f for n, one in others.items() if not (f := _version(n, one)).ok]
+    requirements = _requirements()
+    for name in LISTED_PACKAGES:
+        yield _check_version(name, requirements.get(name))
+    others = requirements.keys() - set(LISTED_PACKAGES)
+    results = [
+        _check_version(name, requirement)
+        for name, requirement in requirements.items()
+        if name in others
+    ]
+    faults = [result for result in results if not result.ok]
     yield from faults
     if not faults:
-        yield good("other packages", f"{len(others)} in range")
+        yield passed("other packages", f"{len(others)} in range")
 
 
-def check_disk(folder: Path) -> Iterator[Finding]:
-    """Look at the free space of a folder's disk and whether it can be written.
+def check_disk(folder: Path) -> Iterator[CheckResult]:
+    """Check the free space of the disk that a folder is on.
 
     Args:
-        folder: it, or a parent that exists.
+        folder: The folder, which may not exist yet.
     """
-    place = next(one for one in (folder, *folder.absolute().parents) if one.exists())
-    free = shutil.disk_usage(place).free
-    text = f"{free / 2**30:.1f} GiB free at {place}"
+    paths = (folder, *folder.absolute().parents)
+    existing = next(path for path in paths if path.exists())
+    free = shutil.disk_usage(existing).free
+    text = f"{free / 2**30:.1f} GiB free at {existing}"
     yield (
-        good("disk", text)
-        if free >= SPARE_BYTES
-        else bad("disk", f"{text}: free at least {SPARE_BYTES / 2**30:.0f} GiB")
+        passed("disk", text)
+        if free >= MIN_FREE_BYTES
+        else failed("disk", f"{text}: free at least {MIN_FREE_BYTES / 2**30:.0f} GiB")
     )
 
 
-def check_cache() -> Iterator[Finding]:
-    """Look at the cache folder."""
+def check_cache() -> Iterator[CheckResult]:
+    """Check that the cache folder can be written."""
     folder = cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
     probe = folder / ".doctor"
     probe.write_bytes(b"")
     probe.unlink()
-    yield good("cache", f"{folder} can be written (INSTAHIDE_FL_CACHE)")
+    yield passed("cache", f"{folder} can be written (INSTAHIDE_FL_CACHE)")
 
 
-def _version(name: str, wanted: Requirement | None) -> Finding:
+def _check_version(name: str, requirement: Requirement | None) -> CheckResult:
     try:
-        found = version(name)
+        installed = version(name)
     except PackageNotFoundError:
-        return bad(name, f"not installed: pip install '{wanted or name}'")
-    if wanted is None or wanted.specifier.contains(found, prereleases=True):
-        return good(name, found)
-    return bad(name, f"{found}: pip install '{wanted.name}{wanted.specifier}'")
+        return failed(name, f"not installed: pip install '{requirement or name}'")
+    if requirement is None or requirement.specifier.contains(
+        installed, prereleases=True
+    ):
+        return passed(name, installed)
+    asked = f"{requirement.name}{requirement.specifier}"
+    return failed(name, f"{installed}: pip install '{asked}'")
 
 
 def _requirements() -> dict[str, Requirement]:
     """Return what this package needs, by name, and Ray as Flower needs it."""
-    wanted = {one.name: one for one in map(Requirement, _declared())}
+    declared = list(map(Requirement, _declared_requirements()))
     try:
         flower = [Requirement(text) for text in requires("flwr") or []]
     except (PackageNotFoundError, InvalidRequirement):
-        return wanted
-    return wanted | {one.name: one for one in flower if one.name == "ray"}
+        flower = []
+    ray = [requirement for requirement in flower if requirement.name == "ray"]
+    return {requirement.name: requirement for requirement in [*declared, *ray]}
 
 
-def _declared() -> list[str]:
+def _declared_requirements() -> list[str]:
     library = Path(instahide_fl.__file__).resolve().parent
     for root in (library.parent, library / "app-files"):
         if (root / "pyproject.toml").is_file():

@@ -1,18 +1,20 @@
-"""Runs in the place of Flower's `flwr-clientapp`: code is checked before it runs.
+"""Stand in for Flower's `flwr-clientapp`, and check an app's code before it runs.
 
 For each message a SuperNode starts `flwr-clientapp`, which unpacks the app that the
 server sent and runs it. A deployed client puts this launcher first on the SuperNode's
 PATH. It belongs to the client's own installation: an app that is not the one pinned in
 client.toml is refused before it is unpacked, and the server is told so.
 
-Flower (1.41) has no hook for this, so that two functions of its module are replaced:
+Flower (1.41 and 1.42) has no hook for this, so two functions of its module
+`flwr.supernode.runtime.run_clientapp` are replaced:
 
 - `install_from_fab`, which unpacks the archive that was checked, into a folder of this
-  process alone. In Flower's own, apps of earlier runs would lie.
-- `get_load_client_app_fn`, which would load whatever app the server names. It loads
-  from that folder.
+  process alone. Flower's own folder would hold apps of earlier runs, too.
+- `get_load_client_app_fn`, which would load whatever app the server names. The
+  replacement loads the app from that folder.
 
-If they are not there any more, the launcher refuses to start anything.
+If another version of Flower lacks one of them, the launcher refuses to start anything.
+If it has both but calls them with other arguments, the task ends in an error.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from instahide_fl.deployment.app_hash import app_hash_of_archive
 from instahide_fl.deployment.policy import check_code, read_policy
 from instahide_fl.errors import EngineError
 
-CLIENT_FOLDER = "INSTAHIDE_FL_CLIENT"  # environment variable of a SuperNode
+CLIENT_FOLDER = "INSTAHIDE_FL_CLIENT"  # the SuperNode's environment variable
 UNPACKED = "unpacked-"  # begins the name of each process's folder
 REPLACED = ("install_from_fab", "get_load_client_app_fn")
 
@@ -48,14 +50,15 @@ def main() -> None:
 
 
 def guard(module: Any, folder: Path) -> None:
-    """Let a module of Flower's run the pinned app alone.
+    """Let a module of Flower's run the pinned app only.
 
     Args:
-        module: that unpacks and loads apps; two of its functions are replaced.
-        folder: of the client.
+        module: Flower's module that unpacks and loads apps; two of its functions are
+            replaced.
+        folder: The client's folder.
 
     Raises:
-        EngineError: it has no such functions.
+        EngineError: The module lacks these functions.
     """
     if missing := [name for name in REPLACED if not hasattr(module, name)]:
         raise EngineError(
@@ -72,25 +75,26 @@ def guard(module: Any, folder: Path) -> None:
         return unpacked[-1]
 
     def load_checked(*_: Any, **__: Any) -> Callable[..., Any]:
-        # Not what the server names, but what was checked; Flower compares the names.
+        # Not the app that the server names, but the one that was checked. `multi_app`
+        # makes Flower compare the name that the server sent with the app's own.
         app = str(unpacked[-1])
-        found: Callable[..., Any] = loading(
+        load: Callable[..., Any] = loading(
             default_app_ref="", app_path=app, multi_app=True
         )
-        return found
+        return load
 
     module.install_from_fab = install_checked
     module.get_load_client_app_fn = load_checked
 
 
 def remove_unpacked(state: Path) -> None:
-    """Remove what processes that were killed have left.
+    """Remove the unpacked apps of processes that were killed.
 
     Args:
-        state: folder of the client's state.
+        state: The folder of the client's state.
     """
-    for left in state.glob(f"{UNPACKED}*"):
-        shutil.rmtree(left, ignore_errors=True)
+    for folder in state.glob(f"{UNPACKED}*"):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _forget_own_modules() -> None:

@@ -1,4 +1,4 @@
-"""The settings of the nginx that stands before Flower's SuperLink.
+"""Write the settings of the nginx that stands before Flower's SuperLink.
 
 Whoever reaches the SuperLink's Control API may start a run, which is to run code on
 every node. The SuperLink therefore listens on loopback only, and nginx passes on
@@ -83,9 +83,10 @@ def nginx_settings(
     """Return the text of nginx.conf, for the folder of certificates and keys.
 
     Args:
-        fleet_port: that clients connect to, on all interfaces.
-        superlink_port: of the SuperLink, on loopback.
-        hosts: of the server; it listens on IPv6 too if one is an IPv6 address.
+        fleet_port: The port that clients connect to, on all interfaces.
+        superlink_port: The SuperLink's port, on loopback.
+        hosts: The server's names and IP addresses; nginx listens on IPv6 too if one is
+            an IPv6 address.
     """
     listen = [f"        listen {fleet_port} ssl;"]
     if any(":" in host for host in hosts):
@@ -105,8 +106,9 @@ def nginx_command(program: str, folder: Path) -> list[str]:
     """Return the command that runs nginx in the foreground, without root's rights.
 
     Args:
-        program: path of nginx.
-        folder: absolute, holds nginx.conf, certificates and keys, and a folder `nginx`.
+        program: The path of nginx.
+        folder: An absolute path, of the folder with nginx.conf, certificates and keys,
+            and a folder `nginx`.
     """
     log = f"{WORKING_FOLDER}/error.log"
     command = [program, "-p", f"{folder}/", "-e", log, "-c", SETTINGS]

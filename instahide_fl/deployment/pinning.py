@@ -1,4 +1,4 @@
-"""Changes which code a client's settings allow, and leaves the rest of them alone."""
+"""Change which code a client's settings allow, and nothing else in them."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ _LINE = re.compile(r"^code-hash\s*=.*$", re.MULTILINE)
 
 
 def pin_code(folder: Path, app_hash: str) -> tuple[str, str]:
-    """Write an app hash into a client's settings, comments kept.
+    """Write an app hash into a client's settings, and leave comments as they are.
 
     Args:
-        folder: of the client.
-        app_hash: The app hash to pin, sha256 in hex.
+        folder: The client's folder.
+        app_hash: The app hash to pin, a sha256 in hexadecimal digits.
 
     Returns:
         The hash before (empty for none) and after.
 
     Raises:
-        ConfigError: the settings or the hash are not valid.
-        OutputError: the file cannot be written.
+        ConfigError: The settings or the hash are not valid.
+        OutputError: The file cannot be written.
     """
     app_hash = app_hash.lower()
     if not re.fullmatch(r"[0-9a-f]{64}", app_hash):

@@ -1,4 +1,4 @@
-"""A client's own settings: where its images are, and what it lets a run do with them.
+"""A client's settings: where its images are, and what it lets a run do with them.
 
 `client.toml` lies in the client's folder and is the client's to edit. A run's settings
 come from the server; those that would weaken the client's policy are refused.
@@ -27,19 +27,19 @@ class Limits(Table):
     section: ClassVar[str] = "limits"
 
     max_exposures: CountOrZero = 0
-    """Distinct encodings that one image may take part in, over all rounds of all runs.
-    A run has to keep to it itself (`instahide.max-exposures`, with exposure-action
+    """The distinct encodings that one image may take part in, over all rounds of all
+    runs. A run has to keep to it itself (`instahide.max-exposures`, with exposure-action
     "stop"). 0 sets no limit."""
     methods: Annotated[
         list[Literal["none", "mixup", "instahide"]], Field(min_length=1)
     ] = Field(default=["instahide"])
-    """Values of `instahide.method` that are allowed."""
+    """The values of `instahide.method` that are allowed."""
     min_num_mixed: Count = 4
-    """Least `instahide.num-mixed` (k)."""
+    """The smallest `instahide.num-mixed` (k) that is allowed."""
     max_coefficient: Annotated[float, Field(gt=0, le=1)] = 0.65
-    """Largest `instahide.max-coefficient` (c1)."""
+    """The largest `instahide.max-coefficient` (c1) that is allowed."""
     max_private_weight: Annotated[float, Field(ge=0, lt=1)] = 0.3
-    """Largest `instahide.min-private-weight` (c2)."""
+    """The largest `instahide.min-private-weight` (c2) that is allowed."""
     allow_truth: bool = False
     """Whether a run may write originals, encodings and keys (`record.truth`), into this
     client's folder. For rehearsals with public images."""
@@ -105,10 +105,10 @@ class ClientPolicy(Table):
 
 
 def check_client_name(name: str) -> str:
-    """Return a client's name if it is one.
+    """Return a client's name if it is a valid one.
 
     Raises:
-        ValueError: it is not; the text says what one is.
+        ValueError: It is not; the text describes valid names.
     """
     if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}", name) and not name.isdecimal():
         return name
@@ -122,7 +122,7 @@ def read_policy(folder: Path) -> ClientPolicy:
     """Read the client.toml of a client's folder.
 
     Raises:
-        ConfigError: it is missing, is not TOML, or holds a bad setting.
+        ConfigError: The file is missing, is not TOML, or holds a bad setting.
     """
     path = folder / CLIENT_FILE
     try:
@@ -142,13 +142,14 @@ def check_settings(policy: ClientPolicy, config: Config) -> None:
     """Refuse a run whose settings a client does not allow.
 
     Args:
-        policy: the client's.
-        config: the run's settings, as the server sent them.
+        policy: The client's policy.
+        config: The run's settings, as the server sent them.
 
     Raises:
-        PolicyError: names the client, each setting with its value, and what is allowed.
+        PolicyError: The client refuses; the text names the client, each such setting
+            with its value, and what is allowed.
     """
-    refused = [*_weak_encodings(policy.limits, config), *_lays_open(policy, config)]
+    refused = [*_weak_encodings(policy.limits, config), *_exposed(policy, config)]
     if refused:
         raise PolicyError(
             f"client {policy.name} refuses this run: {'; '.join(refused)} "
@@ -156,20 +157,20 @@ def check_settings(policy: ClientPolicy, config: Config) -> None:
         )
 
 
-def check_code(policy: ClientPolicy, found: str) -> None:
-    """Refuse another app than the pinned one.
+def check_code(policy: ClientPolicy, app_hash: str) -> None:
+    """Refuse any app but the pinned one.
 
     Args:
-        policy: the client's.
-        found: `app_hash_of_files` of the app that is about to run.
+        policy: The client's policy.
+        app_hash: The app hash of what is about to run (`app_hash_of_archive`).
 
     Raises:
-        PolicyError: it is another.
+        PolicyError: The app is another one.
     """
-    if policy.code_hash and policy.code_hash != found:
+    if policy.code_hash and policy.code_hash != app_hash:
         raise PolicyError(
             f"client {policy.name} refuses this run: the server sent the code "
-            f"{found[:12]}, it allows {policy.code_hash[:12]} only ({CLIENT_FILE}, "
+            f"{app_hash[:12]}, it allows {policy.code_hash[:12]} only ({CLIENT_FILE}, "
             f"code-hash): install the version that the server runs, compare "
             f"instahide-fl deploy code-hash on both sides, and pin it anew"
         )
@@ -209,7 +210,7 @@ def _exposures_beyond(limit: int, config: Config) -> Iterator[str]:
         yield f'instahide.exposure-action = "{action}", it allows "stop"'
 
 
-def _lays_open(policy: ClientPolicy, config: Config) -> Iterator[str]:
+def _exposed(policy: ClientPolicy, config: Config) -> Iterator[str]:
     if config.record.truth and not policy.limits.allow_truth:
         yield "record.truth = true, it allows false: its images are real"
     if config.record.crafted != "none":

@@ -22,8 +22,8 @@ from benchmarks.loopback import start_federation, supernode
 from instahide_fl.config import Config
 from instahide_fl.data.pool import MixingPool
 from instahide_fl.deployment.certificates import new_authority, new_node_key
-from instahide_fl.deployment.check_results import Finding
-from instahide_fl.deployment.connection_checks import Address, check_reach
+from instahide_fl.deployment.check_results import CheckResult
+from instahide_fl.deployment.connection_checks import Address, check_connection
 from instahide_fl.deployment.federation_files import write_pair
 from instahide_fl.errors import ProtocolError
 from instahide_fl.run_folder import RunFolder
@@ -220,8 +220,8 @@ def test_another_authority_is_refused_and_the_doctor_says_so(made, tmp_path):
         log_of(stranger, "Connection attempt failed|certificate verify failed")
     finally:
         stranger.kill()
-    found = list(check_reach(Address("127.0.0.1", made.port), tmp_path / "ca.crt"))
-    assert Finding("TLS", False, next(f.text for f in found if not f.ok)) in found
+    found = list(check_connection(Address("127.0.0.1", made.port), tmp_path / "ca.crt"))
+    assert CheckResult("TLS", False, next(f.text for f in found if not f.ok)) in found
     assert "of another CA" in found[-1].text
 
 

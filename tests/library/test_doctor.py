@@ -25,7 +25,11 @@ from instahide_fl.deployment.certificates import (
     new_node_key,
     new_server_certificate,
 )
-from instahide_fl.deployment.connection_checks import Address, check_clock, check_reach
+from instahide_fl.deployment.connection_checks import (
+    Address,
+    check_clock,
+    check_connection,
+)
 from instahide_fl.deployment.doctor import examine_folder
 from instahide_fl.deployment.federation_files import write_pair
 from instahide_fl.deployment.installation import check_disk, check_versions
@@ -80,7 +84,7 @@ def faults(findings):
 def test_a_server_that_is_as_it_should_be(tmp_path):
     write_certificates(tmp_path)
     with https_server(tmp_path) as address:
-        found = list(check_reach(address, tmp_path / "ca.crt"))
+        found = list(check_connection(address, tmp_path / "ca.crt"))
     assert not faults(found)
     assert [one.subject for one in found] == [
         *("name", "connection", "TLS", "answer", "clock")
@@ -101,7 +105,7 @@ def test_a_certificate_that_does_not_hold_is_explained(
     monkeypatch.setattr(certificates, "LOOPBACK", names)
     write_certificates(tmp_path, host="10.9.8.7", **validity)
     with https_server(tmp_path) as address:
-        found = faults(check_reach(address, tmp_path / "ca.crt"))
+        found = faults(check_connection(address, tmp_path / "ca.crt"))
     assert found.keys() == {"TLS"}
     assert re.search(reason, found["TLS"]), found
 
@@ -110,7 +114,7 @@ def test_a_certificate_of_another_authority_is_explained(tmp_path):
     write_certificates(tmp_path / "ours")
     write_certificates(tmp_path / "theirs")
     with https_server(tmp_path / "ours") as address:
-        found = faults(check_reach(address, tmp_path / "theirs" / "ca.crt"))
+        found = faults(check_connection(address, tmp_path / "theirs" / "ca.crt"))
     assert "of another CA than ca.crt" in found["TLS"]
 
 
@@ -125,7 +129,7 @@ def test_a_certificate_of_another_authority_is_explained(tmp_path):
 def test_answers_of_something_else_are_explained(tmp_path, status, reason):
     write_certificates(tmp_path)
     with https_server(tmp_path, status) as address:
-        found = faults(check_reach(address, tmp_path / "ca.crt"))
+        found = faults(check_connection(address, tmp_path / "ca.crt"))
     assert re.search(reason, found["answer"])
 
 
@@ -133,11 +137,11 @@ def test_no_name_no_port_and_no_tls_are_told_apart(tmp_path):
     write_certificates(tmp_path)
     authority = tmp_path / "ca.crt"
     nowhere = Address("no-such-host.invalid", 443)
-    assert "has no address" in faults(check_reach(nowhere, authority))["name"]
+    assert "has no address" in faults(check_connection(nowhere, authority))["name"]
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         silent = Address("127.0.0.1", closed.getsockname()[1])
-        said = faults(check_reach(silent, authority))
+        said = faults(check_connection(silent, authority))
     assert "refused: is the server running" in said["connection"]
     with socket.create_server(("127.0.0.1", 0)) as plain:
 
@@ -150,7 +154,7 @@ def test_no_name_no_port_and_no_tls_are_told_apart(tmp_path):
         thread = threading.Thread(target=answer, daemon=True)
         thread.start()
         address = Address("127.0.0.1", plain.getsockname()[1])
-        said = faults(check_reach(address, authority))
+        said = faults(check_connection(address, authority))
         thread.join()
     assert "is it the fleet port?" in said["TLS"]
 
@@ -170,7 +174,7 @@ def test_the_clock_is_held_against_what_flower_lets_through(ahead, ok):
 def test_skew_is_seen_over_the_wire(tmp_path):
     write_certificates(tmp_path)
     with https_server(tmp_path, date=time.time() + 4000) as address:
-        found = faults(check_reach(address, tmp_path / "ca.crt"))
+        found = faults(check_connection(address, tmp_path / "ca.crt"))
     assert "behind the server's" in found["clock"]
 
 
@@ -331,5 +335,5 @@ def test_versions_are_held_against_what_is_asked_for(monkeypatch, tmp_path):
     found = faults(check_versions())
     assert "pip install 'flwr<1.43,>=1.41'" in found["flwr"]
     assert "0.0.1" in found["ray"]
-    monkeypatch.setattr(installation, "SPARE_BYTES", 2**60)
+    monkeypatch.setattr(installation, "MIN_FREE_BYTES", 2**60)
     assert "free at least" in faults(check_disk(tmp_path / "not" / "there"))["disk"]
