@@ -28,8 +28,8 @@ class Limits(Table):
 
     max_exposures: CountOrZero = 0
     """The distinct encodings that one image may take part in, over all rounds of all
-    runs. A run has to keep to it itself (`instahide.max-exposures`, with exposure-action
-    "stop"). 0 sets no limit."""
+    runs. A run has to keep to it itself (`instahide.max-exposures`, with
+    exposure-action "stop"). 0 sets no limit."""
     methods: Annotated[
         list[Literal["none", "mixup", "instahide"]], Field(min_length=1)
     ] = Field(default=["instahide"])

@@ -35,10 +35,10 @@ from instahide_fl.engine.processes import keep_ray_errors, marked_environment
 from instahide_fl.engine.ray.scheduling import ClientCosts, divide
 from instahide_fl.engine.ray.worker import (
     Assignment,
-    Equipment,
+    CallResult,
+    Fingerprint,
     Instruction,
     PackedContent,
-    Result,
     read_sum,
 )
 from instahide_fl.engine.ray.worker_pool import Job, WorkerPool
@@ -54,7 +54,7 @@ from instahide_fl.flower.in_process_grid import (
 from instahide_fl.run_folder import LOGS, RunFolder
 
 QUERY_SECONDS = 600.0  # for a client to answer anything but a round's instruction
-KEPT_BYTES = 2**30  # of freed memory that a worker keeps
+RETAINED_BYTES = 2**30  # of freed memory, which a worker does not give back
 WORKER_VARIABLES = {
     # Workers do not take each other's cores.
     "OMP_NUM_THREADS": "1",
@@ -62,8 +62,8 @@ WORKER_VARIABLES = {
     # giving it back and asking for it again takes several times as long as computing
     # an update in it.
     "MALLOC_ARENA_MAX": "1",
-    "MALLOC_TRIM_THRESHOLD_": str(KEPT_BYTES),
-    "MALLOC_MMAP_THRESHOLD_": str(KEPT_BYTES),
+    "MALLOC_TRIM_THRESHOLD_": str(RETAINED_BYTES),
+    "MALLOC_MMAP_THRESHOLD_": str(RETAINED_BYTES),
 }
 PULL_SECONDS = 0.05  # that a pull waits for replies before it returns none
 
@@ -72,11 +72,11 @@ def run_ray(config: Config, folder: RunFolder) -> None:
     """Run the experiment to its end.
 
     Args:
-        config: the run's settings.
-        folder: a run folder that is ready to be written.
+        config: The run's settings.
+        folder: A run folder that is ready to be written.
 
     Raises:
-        InstaHideError: the run failed; the folder notes why.
+        InstaHideError: The run failed; the folder notes why.
     """
     run_config = config.to_run_config()
     logs = folder.path / LOGS
@@ -94,8 +94,8 @@ def ray_cluster(resources: ResourcesConfig, logs: Path) -> Iterator[None]:
     """Connect to Ray: a private one on this machine, or the cluster of the settings.
 
     Args:
-        resources: the `[resources]` table.
-        logs: folder for what workers wrote to their standard error.
+        resources: The `[resources]` table.
+        logs: The folder for what workers write to their standard error.
 
     Raises:
         EngineError: Ray is in use in this process, or the cluster does not answer.
@@ -126,11 +126,11 @@ class RayGrid(SimulationGrid):
     messages, so any worker can run any client.
 
     Args:
-        config: the run's settings.
+        config: The run's settings.
 
     Raises:
-        ConfigError: the cluster cannot hold the workers asked for.
-        EngineError: workers do not start, or have other code or data than the server.
+        ConfigError: The cluster cannot hold the workers asked for.
+        EngineError: Workers do not start, or have other code or data than the server.
     """
 
     def __init__(self, config: Config) -> None:
@@ -140,7 +140,7 @@ class RayGrid(SimulationGrid):
         self._node_ids = [FIRST_CLIENT_NODE_ID + i for i in range(count)]
         cohort = config.train.clients_per_round or count
         self._pool = WorkerPool(
-            config.resources, config.to_run_config(), Equipment.here(data), cohort
+            config.resources, config.to_run_config(), Fingerprint.here(data), cohort
         )
         self.side_by_side = self._pool.size
         self._timeout = config.train.timeout
@@ -156,36 +156,41 @@ class RayGrid(SimulationGrid):
         self._pool.close()
 
     def get_node_ids(self) -> Iterable[int]:
-        """Return all nodes."""
+        """Return the ids of all nodes."""
         return list(self._node_ids)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Hand messages to the workers; those with the same content go together."""
-        together: dict[tuple[int, str, str], list[Message]] = {}
+        groups: dict[tuple[int, str, str], list[Message]] = {}
         for message in messages:
             self._sent[name_message(message)] = message
-            about = message.metadata
-            key = (id(message.content), about.message_type, about.group_id)
-            together.setdefault(key, []).append(message)
-        for (_, kind, group_id), alike in together.items():
+            metadata = message.metadata
+            key = (id(message.content), metadata.message_type, metadata.group_id)
+            groups.setdefault(key, []).append(message)
+        for (_, kind, group_id), group in groups.items():
             seconds = self._timeout if kind == MessageType.TRAIN else QUERY_SECONDS
-            job = self._job(alike[0].content, kind, group_id, None, seconds)
+            job = self._job(group[0].content, kind, group_id, None, seconds)
+            headers = [message.metadata for message in group]
             assignments = [
-                self._assignment(one.metadata.dst_node_id, i, one.metadata.message_id)
-                for i, one in enumerate(alike)
+                self._assignment(header.dst_node_id, position, header.message_id)
+                for position, header in enumerate(headers)
             ]
             self._submit(job, assignments, [1.0] * len(assignments))
-        return [one.metadata.message_id for some in together.values() for one in some]
+        return [
+            message.metadata.message_id
+            for group in groups.values()
+            for message in group
+        ]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Return the replies that are there, after waiting a moment for some."""
-        wanted = list(message_ids)
-        done = self._pool.advance(PULL_SECONDS)
-        while done:
-            for _, result in done:
+        requested = list(message_ids)
+        results = self._pool.advance(PULL_SECONDS)
+        while results:
+            for _, result in results:
                 self._take_replies(result)
-            done = self._pool.advance(0)
-        return [self._replies.pop(one) for one in wanted if one in self._replies]
+            results = self._pool.advance(0)
+        return [self._replies.pop(i) for i in requested if i in self._replies]
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
@@ -218,8 +223,8 @@ class RayGrid(SimulationGrid):
         reduced = ReducedUpdates(None, {}, {}, 0.0, 0.0)
         tree = TreeSum()
         while len(reduced.contributions) + len(reduced.failures) < len(node_ids):
-            for done, result in self._pool.advance(timeout):
-                if done is not job:
+            for answered_job, result in self._pool.advance(timeout):
+                if answered_job is not job:
                     continue  # of a round that was given up
                 start = time.perf_counter()
                 for node, arrays, scale, weight in result.sums:
@@ -256,7 +261,7 @@ class RayGrid(SimulationGrid):
         for positions in divide(costs, self._pool.size):
             self._pool.submit(job, [assignments[i] for i in positions])
 
-    def _take_replies(self, result: Result) -> None:
+    def _take_replies(self, result: CallResult) -> None:
         self._states |= result.states
         for message_id, packed in result.replies.items():
             message = self._sent[message_id]
@@ -264,16 +269,16 @@ class RayGrid(SimulationGrid):
                 reply = Message(packed.unpack(), reply_to=message)
             else:
                 reply = Message(Error(*packed), reply_to=message)
-            self._keep_reply(message, reply)
+            self._store_reply(message, reply)
         lost = [
             (message, result.failures[message.metadata.dst_node_id])
             for message in self._sent.values()
             if message.metadata.dst_node_id in result.failures
         ]
         for message, reason in lost:
-            self._keep_reply(message, Message(Error(0, reason), reply_to=message))
+            self._store_reply(message, Message(Error(0, reason), reply_to=message))
 
-    def _keep_reply(self, message: Message, reply: Message) -> None:
+    def _store_reply(self, message: Message, reply: Message) -> None:
         name_message(reply)
         message_id = message.metadata.message_id
         del self._sent[message_id]
@@ -315,10 +320,10 @@ def _connect(resources: ResourcesConfig, home: Path) -> None:
 
 
 def _check_answers(address: str) -> None:
-    """Refuse a cluster that is not there: Ray would try for minutes."""
+    """Refuse a cluster that is not there, which Ray would try to reach for minutes."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
-        return  # auto, or a form that Ray itself judges
+        return  # "auto", or another form that Ray itself checks
     try:
         socket.create_connection((host, int(port)), timeout=10).close()
     except (OSError, OverflowError) as error:
@@ -330,7 +335,7 @@ def _check_answers(address: str) -> None:
 
 @contextlib.contextmanager
 def _in_environment(environment: Mapping[str, str]) -> Iterator[None]:
-    """Start processes with these variables: Ray hands on the driver's own."""
+    """Set environment variables for a while: Ray hands on this process's own."""
     before = dict(os.environ)
     os.environ.update(environment)
     os.environ.update(

@@ -1,21 +1,28 @@
-"""Which worker runs which clients of a round."""
+"""Divide the clients of a round among workers so that all end at about one time."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-FORGETTING = 0.9  # what a round's measurements still count a round later
-TOLERANCE = 1.05  # longest worker's load, relative to the best possible
-FINEST = 64  # blocks per worker at most, before balance is given up
+DECAY = 0.9  # of the weight of measurements, from one round to the next
+TOLERANCE = 1.05  # the longest worker's load, relative to the best possible
+MAX_PIECES = 64  # per worker, after which no better balance is sought
 
 
 @dataclass
 class ClientCosts:
-    """Predicts how long clients take, from their images and what was measured so far.
+    """Predicts how long clients take, from their images and earlier measurements.
 
-    A line is fitted to seconds over images by least squares; until then, and where all
-    clients have the same number of images, cost is proportional to images.
+    A line is fitted to seconds over images by least squares. Without measurements, or
+    where all clients have the same number of images, cost is proportional to images.
+
+    Attributes:
+        weight: The weighted number of measurements.
+        images: The weighted sum of the clients' numbers of images.
+        seconds: The weighted sum of the seconds they took.
+        squares: The weighted sum of the squared numbers of images.
+        products: The weighted sum of images times seconds.
     """
 
     weight: float = 0.0
@@ -25,15 +32,15 @@ class ClientCosts:
     products: float = 0.0
 
     def forget(self) -> None:
-        """Let what was measured so far count less: call it once a round."""
-        self.weight *= FORGETTING
-        self.images *= FORGETTING
-        self.seconds *= FORGETTING
-        self.squares *= FORGETTING
-        self.products *= FORGETTING
+        """Reduce the weight of all measurements; call it once a round."""
+        self.weight *= DECAY
+        self.images *= DECAY
+        self.seconds *= DECAY
+        self.squares *= DECAY
+        self.products *= DECAY
 
     def observe(self, images: int, seconds: float) -> None:
-        """Take in that a client with so many images took so long."""
+        """Add the measurement of one client."""
         self.weight += 1
         self.images += images
         self.seconds += seconds
@@ -41,17 +48,20 @@ class ClientCosts:
         self.products += images * seconds
 
     def predict(self, images: int) -> float:
-        """Return the expected cost: in seconds once measured, relative before."""
+        """Return the expected cost: in seconds once measured, in images before."""
         if self.weight == 0 or self.seconds <= 0:
             return float(max(1, images))
-        mean, average = self.images / self.weight, self.seconds / self.weight
-        spread = self.squares / self.weight - mean * mean
-        if spread <= 1e-3 * mean * mean:
-            return average * max(1, images) / max(1.0, mean)
-        slope = (self.products / self.weight - mean * average) / spread
+        mean_images = self.images / self.weight
+        mean_seconds = self.seconds / self.weight
+        variance = self.squares / self.weight - mean_images * mean_images
+        if variance <= 1e-3 * mean_images * mean_images:
+            # Too alike to fit a line.
+            return mean_seconds * max(1, images) / max(1.0, mean_images)
+        covariance = self.products / self.weight - mean_images * mean_seconds
+        slope = covariance / variance
         # Noise must not make a larger client cheaper, nor any client free.
-        slope = max(0.0, min(slope, average / mean if mean else 0.0))
-        return average + slope * (images - mean)
+        slope = max(0.0, min(slope, mean_seconds / mean_images if mean_images else 0.0))
+        return mean_seconds + slope * (images - mean_images)
 
 
 def divide(costs: Sequence[float], workers: int) -> list[list[int]]:
@@ -60,15 +70,16 @@ def divide(costs: Sequence[float], workers: int) -> list[list[int]]:
     Longest processing time first (Graham 1969): the most expensive piece goes to the
     worker with the least work so far. Pieces are subtrees of the tree that updates are
     summed in (`aggregation/reduction.py`), as large as balance allows, because a worker
-    sends one sum back for each; neighbours go to the same worker where that balances
-    as well, because it adds them up.
+    sends one sum back for each. Neighbours go to the same worker where that balances
+    as well, because that worker adds them up.
 
     Args:
-        costs: of each position, positive.
-        workers: at least 1.
+        costs: The positive cost of each position.
+        workers: The number of workers, at least 1.
 
     Returns:
-        For each worker the positions it runs, ascending; a worker's list may be empty.
+        For each worker the positions that it runs, in ascending order; a worker's list
+        may be empty.
     """
     if not costs:
         return [[] for _ in range(workers)]
@@ -80,7 +91,7 @@ def divide(costs: Sequence[float], workers: int) -> list[list[int]]:
             plan, longest = assign(pieces, workers)
             if longest <= TOLERANCE * ideal:
                 return plan
-        if share <= 1 / FINEST:
+        if share <= 1 / MAX_PIECES:
             return plan
         share /= 2
 
@@ -90,24 +101,29 @@ def _subtrees(costs: Sequence[float], limit: float) -> Iterator[tuple[float, ran
     before = [0.0]
     for cost in costs:
         before.append(before[-1] + cost)
-    waiting = [(0, 1 << (len(costs) - 1).bit_length())]
-    while waiting:
-        start, end = waiting.pop()
-        present = range(start, min(end, len(costs)))
-        cost = before[present.stop] - before[start] if present else 0.0
-        if not present:
+    # The root covers the next power of two; positions beyond the last one are empty.
+    stack = [(0, 1 << (len(costs) - 1).bit_length())]
+    while stack:
+        start, end = stack.pop()
+        positions = range(start, min(end, len(costs)))
+        cost = before[positions.stop] - before[start] if positions else 0.0
+        if not positions:
             continue
         if cost <= limit or end - start == 1:
-            yield cost, present
+            yield cost, positions
         else:
             middle = (start + end) // 2
-            waiting += [(middle, end), (start, middle)]
+            stack += [(middle, end), (start, middle)]
 
 
 def _in_order(
     pieces: Sequence[tuple[float, range]], workers: int
 ) -> tuple[list[list[int]], float]:
-    """Cut the sequence of pieces into one stretch a worker, of about equal cost."""
+    """Cut the sequence of pieces into one stretch a worker, of about equal cost.
+
+    Returns:
+        Each worker's positions, and the longest worker's load.
+    """
     share = sum(cost for cost, _ in pieces) / workers
     loads = [0.0] * workers
     plan: list[list[int]] = [[] for _ in range(workers)]
@@ -123,7 +139,11 @@ def _in_order(
 def _longest_first(
     pieces: Sequence[tuple[float, range]], workers: int
 ) -> tuple[list[list[int]], float]:
-    """Return each worker's positions, and the longest worker's load."""
+    """Give each piece, the most expensive first, to the worker with the least work.
+
+    Returns:
+        Each worker's positions, and the longest worker's load.
+    """
     loads = [0.0] * workers
     plan: list[list[int]] = [[] for _ in range(workers)]
     for cost, positions in sorted(pieces, key=lambda piece: -piece[0]):

@@ -1,7 +1,7 @@
 """The Ray engine's worker: a process that runs clients, one after another.
 
 It lives as long as the run. The ClientApp, the data set, the pool and the network are
-loaded once and shared by all clients it runs; what is a client's own comes with each
+loaded once and shared by all clients that it runs; a client's state comes with each
 call and goes back with its result.
 """
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import gc
-import os
 import socket
 import time
 import warnings
@@ -61,8 +60,8 @@ class PackedContent:
     """A message's records, with arrays that Ray maps into memory instead of copying.
 
     Attributes:
-        arrays: array records by name.
-        others: config and metric records by name.
+        arrays: The array records by name.
+        others: The config and metric records by name.
     """
 
     arrays: dict[str, Arrays]
@@ -79,22 +78,24 @@ class PackedContent:
         return cls(arrays, others)
 
     def unpack(self, device: str = "cpu") -> RecordDict:
-        """Put records together again, with memory of their own, on a device."""
+        """Put records together again, copied to the memory of a device."""
         records: dict[str, Any] = dict(self.others)
         for name, arrays in self.arrays.items():
-            own = {key: torch.from_numpy(np.array(a)) for key, a in arrays.items()}
-            records[name] = to_record({key: a.to(device) for key, a in own.items()})
+            # Copied, because Ray's memory cannot be written to.
+            copies = {key: torch.from_numpy(np.array(a)) for key, a in arrays.items()}
+            records[name] = to_record({key: a.to(device) for key, a in copies.items()})
         return RecordDict(records)
 
 
 @dataclass(frozen=True)
 class Instruction:
-    """What all messages of one call have in common.
+    """The parts that all messages of one call share.
 
     Attributes:
-        message_type: Flower's.
-        group_id: the round.
-        reader: checks the updates, which are then added up; None sends replies back.
+        message_type: Flower's type of the messages.
+        group_id: Flower's group of the messages: the round.
+        reader: The check of the updates, which are then added up; None sends the
+            replies back as they are.
     """
 
     message_type: str
@@ -107,11 +108,11 @@ class Assignment:
     """One client's turn.
 
     Attributes:
-        node_id: the client.
-        position: in the cohort.
-        message_id: of the message it receives.
-        state: what the client kept (`Context.state`); None for nothing.
-        attempt: 1, or 2 after a worker died.
+        node_id: The client's node id.
+        position: The client's position in the cohort.
+        message_id: The id of the message that the client receives.
+        state: The client's state from earlier rounds (`Context.state`); None for none.
+        attempt: The number of the attempt, from 1; a worker that dies costs one.
     """
 
     node_id: int
@@ -122,17 +123,17 @@ class Assignment:
 
 
 @dataclass
-class Result:
-    """What comes back from a call.
+class CallResult:
+    """The result of a call, for all its clients.
 
     Attributes:
-        seconds: the call took on the worker.
-        sums: of the valid updates: subtree, arrays, scale and weight.
-        contributions: by node id, of the valid updates.
-        failures: reason by node id.
-        replies: by message id, where no reader was given: content, or an error's code
-            and reason.
-        states: by node id, of clients that keep something.
+        seconds: The time that the call took on the worker.
+        sums: The sums of the valid updates: subtree, arrays, scale and weight.
+        contributions: The descriptions of the valid updates, by node id.
+        failures: The reasons of failures, by node id.
+        replies: The replies by message id, where no reader was given: content, or an
+            error's code and reason.
+        states: The new states by node id, of clients that have one.
     """
 
     seconds: float = 0.0
@@ -144,65 +145,63 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Equipment:
-    """What a worker works with; must be the same everywhere.
+class Fingerprint:
+    """Digests of a process's code, data set and pool, which must agree everywhere.
 
     Attributes:
-        host: the machine's name.
-        process: id of the worker's process there.
-        code: hash of the code.
-        dataset: digest of the data set.
-        pool: sha256 of the pool; empty for none.
+        host: The machine's name.
+        code: The hash of the code.
+        dataset: The digest of the data set.
+        pool: The sha256 of the pool; empty for none.
     """
 
     host: str
-    process: int
     code: str
     dataset: str
     pool: str
 
     @classmethod
-    def here(cls, data: FederatedData) -> Equipment:
-        """Describe this process."""
+    def here(cls, data: FederatedData) -> Fingerprint:
+        """Return the fingerprint of this process, which has loaded the data."""
         pool = data.pool.sha256 if data.pool else ""
         host = socket.gethostname()
-        return cls(host, os.getpid(), imported_code_hash(), data.dataset.digest, pool)
+        return cls(host, imported_code_hash(), data.dataset.digest, pool)
 
 
 class ClientWorker:
     """Runs clients; a Ray actor.
 
     Args:
-        run_config: the run's settings.
+        run_config: The run's settings.
     """
 
     def __init__(self, run_config: RunConfig) -> None:
         self._run_config = run_config
         self._config = Config.from_run_config(run_config)
         self._nodes = simulated_nodes(self._config.partition.num_clients)
-        # For good: the process belongs to the run. Messages that are unpickled here
-        # name classes of the apps.
+        # Never left, because the process belongs to the run, and messages that are
+        # unpickled here name classes of the apps.
         clients, _ = contextlib.ExitStack().enter_context(importable_app())
         self._client_app = clients.app
         self._device = training_device(self._config.resources)
         self._turn: tuple[int, float] | None = None
         become_server()
 
-    def equip(self) -> Equipment | str:
+    def load(self) -> Fingerprint | str:
         """Load what all clients need; a string says why that is not possible."""
         torch.set_num_threads(1)
         try:
             data = load_federated_data(self._config)
-            equipment = Equipment.here(data)
+            fingerprint = Fingerprint.here(data)
             self._warm_up(data.dataset)
-            # All that is loaded by now stays: the garbage collector may pass it over.
+            # What is loaded by now stays: the garbage collector need not visit it.
             gc.freeze()
-            return equipment
+            return fingerprint
         except InstaHideError as error:
             return f"{socket.gethostname()}: {error}"
 
     def _warm_up(self, dataset: ImageDataset) -> None:
-        """Do what is slow the first time before a client's clock runs."""
+        """Do what is slow the first time, before the time of a client is measured."""
         config, shape = self._config, dataset.image_shape
         model = build_model(config.model, shape, dataset.train.num_classes, config.seed)
         warm_up(model.to(self._device), shape, config.train)
@@ -214,13 +213,13 @@ class ClientWorker:
         content: PackedContent,
         instruction: Instruction,
         assignments: Sequence[Assignment],
-    ) -> Result:
+    ) -> CallResult:
         """Run clients in order and add up their updates, or collect their replies."""
         start = time.perf_counter()
         received = content.unpack(self._device)
         result, tree = self._run_all(received, instruction, assignments, False)
         if not all(part.is_bounded() for part in tree.nodes.values()):
-            # Rare, so looking at every single update is left for this case.
+            # Rare, so only this case pays for checking every single update.
             del result, tree
             result, tree = self._run_all(received, instruction, assignments, True)
         self._turn = None
@@ -244,26 +243,31 @@ class ClientWorker:
         instruction: Instruction,
         assignments: Sequence[Assignment],
         check_each: bool,
-    ) -> tuple[Result, TreeSum]:
-        result, tree = Result(), TreeSum()
-        sent = _memory(received)
+    ) -> tuple[CallResult, TreeSum]:
+        result, tree = CallResult(), TreeSum()
+        shared = _memory(received)
         for assignment in assignments:
             self._turn = (assignment.node_id, time.monotonic())
             # In a call of its own, so that its memory is free for the next client.
-            leaf = self._run_one(
-                received, sent, instruction, assignment, result, check_each
+            leaf = self._run_assignment(
+                received=received,
+                shared=shared,
+                instruction=instruction,
+                assignment=assignment,
+                result=result,
+                check_finite=check_each,
             )
             if leaf is not None:
                 tree.put(TreeNode(0, assignment.position), leaf)
         return result, tree
 
-    def _run_one(
+    def _run_assignment(
         self,
         received: RecordDict,
-        sent: set[int],
+        shared: set[int],
         instruction: Instruction,
         assignment: Assignment,
-        result: Result,
+        result: CallResult,
         check_finite: bool,
     ) -> UpdateSum | None:
         reply = self._run_client(received, instruction, assignment, result.states)
@@ -277,9 +281,10 @@ class ClientWorker:
             result.failures[node_id] = str(error)
             return None
         result.contributions[node_id] = Contribution.of(update)
-        # A client that keeps nothing has given its arrays away for good.
-        kept = node_id in result.states or bool(sent & _memory(reply.content))
-        return UpdateSum.of(update, reader.weight(update), owned=not kept)
+        # The sum may write to the arrays of a client that has no state and sent none of
+        # the arrays that it received: nobody else holds them.
+        in_use = node_id in result.states or bool(shared & _memory(reply.content))
+        return UpdateSum.of(update, reader.weight(update), owned=not in_use)
 
     def _run_client(
         self,
@@ -312,7 +317,13 @@ def _pack_reply(reply: Message) -> PackedContent | tuple[int, str]:
 
 
 def read_sum(arrays: Arrays, scale: float, weight: float) -> UpdateSum:
-    """Return a worker's partial sum without copying it out of Ray's memory."""
+    """Return a worker's partial sum without copying it out of Ray's memory.
+
+    Args:
+        arrays: The arrays by parameter name.
+        scale: The factor that the arrays are still to be multiplied with.
+        weight: The sum of the updates' weights.
+    """
     tensors = {name: _readable(array) for name, array in arrays.items()}
     return UpdateSum(tensors, scale, weight)
 
@@ -331,7 +342,7 @@ def _to_numpy(tensors: Mapping[str, Tensor]) -> Arrays:
 
 
 def _memory(content: RecordDict) -> set[int]:
-    """Return where the tensors of a message lie."""
+    """Return the addresses of the memory that the tensors of a message share."""
     return {
         tensor.untyped_storage().data_ptr()
         for record in array_records(content).values()

@@ -1,4 +1,4 @@
-"""The Ray engine's workers, seen from the server: who is busy, who died, who hangs."""
+"""The Ray engine's workers, managed by the server: who is busy, who died, who hangs."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayError, RayTaskE
 from instahide_fl.config import ResourcesConfig
 from instahide_fl.engine.ray.worker import (
     Assignment,
+    CallResult,
     ClientWorker,
-    Equipment,
+    Fingerprint,
     Instruction,
     PackedContent,
-    Result,
 )
 from instahide_fl.errors import ConfigError, EngineError
 from instahide_fl.flower.in_process_grid import RunConfig
@@ -27,20 +27,20 @@ from instahide_fl.flower.in_process_grid import RunConfig
 START_SECONDS = 300.0  # for the first workers to be there
 ANSWER_SECONDS = 5.0  # for a worker to say whose turn it is
 LOOK_SECONDS = 1.0  # between two looks for workers that hang
-ATTEMPTS = 2  # of a client whose worker dies
-FAILED_STARTS = 3  # in a row, before the run is given up
+MAX_ATTEMPTS = 2  # of a client whose worker dies
+MAX_FAILED_STARTS = 3  # in a row, before the run is given up
 
 log = logging.getLogger("instahide_fl.engine")
 
 
 @dataclass(frozen=True)
 class Job:
-    """What many clients are asked, once.
+    """One request to many clients.
 
     Attributes:
-        content: the message's records in Ray's object store.
-        instruction: what else the calls have in common.
-        timeout: seconds that a client may take.
+        content: The message's records in Ray's object store.
+        instruction: The other parts that the calls share.
+        timeout: The seconds that a client may take.
     """
 
     content: ray.ObjectRef[PackedContent]
@@ -67,7 +67,7 @@ class _Call:
 
 
 class WorkerPool:
-    """Keeps a fixed number of workers at work.
+    """Runs clients on a fixed number of workers, and replaces workers that fail.
 
     A worker that dies is replaced and its clients run again, each in a call of its own:
     their results are determined by their streams, so a second run is the same. A client
@@ -75,22 +75,22 @@ class WorkerPool:
     job's timeout, and its worker is replaced.
 
     Args:
-        resources: the `[resources]` table.
-        run_config: the run's settings.
-        expected: what every worker must work with; see `Equipment`.
-        most: workers that can be of use.
+        resources: The `[resources]` table.
+        run_config: The run's settings.
+        expected: The server's fingerprint, which every worker must have.
+        max_workers: The number of workers that can be of use.
 
     Raises:
-        ConfigError: the cluster cannot hold the workers asked for.
-        EngineError: they do not start, or work with other code or data.
+        ConfigError: The cluster cannot hold the workers asked for.
+        EngineError: The workers do not start, or work with other code or data.
     """
 
     def __init__(
         self,
         resources: ResourcesConfig,
         run_config: RunConfig,
-        expected: Equipment,
-        most: int,
+        expected: Fingerprint,
+        max_workers: int,
     ) -> None:
         self._expected = expected
         self._run_config = ray.put(dict(run_config))
@@ -104,11 +104,11 @@ class WorkerPool:
         )
         self._idle: deque[_Worker] = deque()
         self._queue: deque[tuple[Job, Sequence[Assignment]]] = deque()
-        self._running: dict[ray.ObjectRef[Result], _Call] = {}
-        self._starting: dict[ray.ObjectRef[Equipment | str], _Worker] = {}
+        self._running: dict[ray.ObjectRef[CallResult], _Call] = {}
+        self._starting: dict[ray.ObjectRef[Fingerprint | str], _Worker] = {}
         self._failed_starts = 0
-        self._looked = time.monotonic()
-        self.size = worker_count(resources, most)
+        self._looked_at = time.monotonic()
+        self.size = worker_count(resources, max_workers)
         for number in range(self.size):
             self._start(number)
         self._await_start()
@@ -118,14 +118,14 @@ class WorkerPool:
         if assignments:
             self._queue.append((job, assignments))
 
-    def advance(self, timeout: float) -> list[tuple[Job, Result]]:
-        """Wait until something is done, or time is up, and return what is done.
+    def advance(self, timeout: float) -> list[tuple[Job, CallResult]]:
+        """Wait until calls end, or time is up, and return the results of calls.
 
         Args:
-            timeout: seconds.
+            timeout: The seconds to wait at most.
 
         Raises:
-            EngineError: workers keep dying before they start.
+            EngineError: Workers keep dying before they start.
         """
         self._dispatch()
         events = [*self._running, *self._starting]
@@ -133,19 +133,19 @@ class WorkerPool:
             return []
         ready, _ = ray.wait(events, timeout=min(timeout, LOOK_SECONDS))
         if ready:
-            # What else is there already, so that a burst is one step.
+            # Take all that are ready by now, so that a burst is one step.
             ready, _ = ray.wait(events, num_returns=len(events), timeout=0)
-        done: list[tuple[Job, Result]] = []
+        results: list[tuple[Job, CallResult]] = []
         for event in ready:
             if event in self._starting:
                 self._take_started(event)
             else:
-                done += self._take_finished(event)
-        if time.monotonic() - self._looked > LOOK_SECONDS:
-            done += self._end_hanging()
-            self._looked = time.monotonic()
+                results += self._take_finished(event)
+        if time.monotonic() - self._looked_at > LOOK_SECONDS:
+            results += self._end_hanging()
+            self._looked_at = time.monotonic()
         self._dispatch()
-        return done
+        return results
 
     def close(self) -> None:
         """End the workers."""
@@ -160,36 +160,39 @@ class WorkerPool:
             call = worker.actor.run.remote(job.content, job.instruction, assignments)
             self._running[call] = _Call(worker, job, assignments)
 
-    def _take_finished(self, event: ray.ObjectRef[Result]) -> list[tuple[Job, Result]]:
+    def _take_finished(
+        self, event: ray.ObjectRef[CallResult]
+    ) -> list[tuple[Job, CallResult]]:
         call = self._running.pop(event)
         try:
             result = ray.get(event)
         except RayTaskError as error:
             raise EngineError(f"a worker failed: {_cause(error)}") from error
         except RayError as error:
-            reason = _death(error)
+            reason = _death_reason(error)
             log.warning("worker %d died: %s", call.worker.number, reason)
             self._start(call.worker.number)
-            return self._again(call, reason)
+            return self._retry(call, reason)
         self._idle.append(call.worker)
         return [(call.job, result)]
 
-    def _again(self, call: _Call, reason: str) -> list[tuple[Job, Result]]:
-        """Queue a dead worker's clients once more, and fail those that had their turn.
+    def _retry(self, call: _Call, reason: str) -> list[tuple[Job, CallResult]]:
+        """Queue a dead worker's clients again, or fail those without an attempt left.
 
-        One by one, because one of them may be what killed the worker.
+        Each gets a call of its own, because one of them may have killed the worker.
         """
         failures = {}
         for assignment in call.assignments:
-            if assignment.attempt >= ATTEMPTS:
+            if assignment.attempt >= MAX_ATTEMPTS:
                 failures[assignment.node_id] = reason
                 continue
-            again = replace(assignment, attempt=assignment.attempt + 1)
-            self._queue.append((call.job, [again]))
-        return [(call.job, Result(failures=failures))] if failures else []
+            next_attempt = replace(assignment, attempt=assignment.attempt + 1)
+            self._queue.append((call.job, [next_attempt]))
+        return [(call.job, CallResult(failures=failures))] if failures else []
 
-    def _end_hanging(self) -> list[tuple[Job, Result]]:
-        done: list[tuple[Job, Result]] = []
+    def _end_hanging(self) -> list[tuple[Job, CallResult]]:
+        """Replace workers whose client has taken longer than the job's timeout."""
+        results: list[tuple[Job, CallResult]] = []
         now = time.monotonic()
         for event, call in list(self._running.items()):
             if now - call.started < call.job.timeout:
@@ -203,7 +206,7 @@ class WorkerPool:
             except GetTimeoutError:
                 silent = True
             except RayError:
-                continue  # dead: ray.wait tells
+                continue  # dead, which ray.wait will report
             ready, _ = ray.wait([event], timeout=0)
             if ready:
                 continue
@@ -212,35 +215,41 @@ class WorkerPool:
             self._start(call.worker.number)
             seconds = f"{call.job.timeout:g} s (train.timeout)"
             if silent:
-                done += self._again(call, f"its worker did not respond for {seconds}")
+                results += self._retry(
+                    call, f"its worker did not respond for {seconds}"
+                )
                 continue
             log.warning("client node %s hangs: its worker is replaced", culprit)
-            rest = [one for one in call.assignments if one.node_id != culprit]
+            rest = [other for other in call.assignments if other.node_id != culprit]
             self.submit(call.job, rest)
             failures = {culprit: f"no answer within {seconds}"} if culprit else {}
-            done.append((call.job, Result(failures=failures)))
-        return done
+            results.append((call.job, CallResult(failures=failures)))
+        return results
 
     def _start(self, number: int) -> None:
         actor = self._actor_class.remote(self._run_config)
-        self._starting[actor.equip.remote()] = _Worker(actor, number)
+        self._starting[actor.load.remote()] = _Worker(actor, number)
 
-    def _take_started(self, event: ray.ObjectRef[Equipment | str]) -> None:
+    def _take_started(self, event: ray.ObjectRef[Fingerprint | str]) -> None:
         worker = self._starting.pop(event)
         try:
-            found = ray.get(event)
+            fingerprint = ray.get(event)
         except RayError as error:
             self._failed_starts += 1
-            reason = _cause(error) if isinstance(error, RayTaskError) else _death(error)
-            if self._failed_starts >= FAILED_STARTS:
+            reason = (
+                _cause(error)
+                if isinstance(error, RayTaskError)
+                else _death_reason(error)
+            )
+            if self._failed_starts >= MAX_FAILED_STARTS:
                 raise EngineError(f"workers cannot be started: {reason}") from error
             log.warning("worker %d died while starting: %s", worker.number, reason)
             self._start(worker.number)
             return
         self._failed_starts = 0
-        if isinstance(found, str):
-            raise EngineError(f"a worker cannot load its data: {found}")
-        _check_equipment(found, self._expected)
+        if isinstance(fingerprint, str):
+            raise EngineError(f"a worker cannot load its data: {fingerprint}")
+        _check_fingerprint(fingerprint, self._expected)
         self._idle.append(worker)
 
     def _await_start(self) -> None:
@@ -257,15 +266,16 @@ class WorkerPool:
                 )
 
 
-def worker_count(resources: ResourcesConfig, most: int) -> int:
+def worker_count(resources: ResourcesConfig, max_workers: int) -> int:
     """Return how many workers to start in the cluster that Ray is connected to.
 
     Args:
-        resources: the `[resources]` table.
-        most: workers that can be of use.
+        resources: The `[resources]` table.
+        max_workers: The number of workers that can be of use.
 
     Raises:
-        ConfigError: it has no room for the workers asked for, or for a single one.
+        ConfigError: The cluster has no room for the workers asked for, or for a single
+            one.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     room = sum(_room(node, resources) for node in nodes)
@@ -277,7 +287,7 @@ def worker_count(resources: ResourcesConfig, most: int) -> int:
             f"{resources.gpus_per_client:g} GPUs (gpus-per-client) each do not fit: "
             f"Ray has room for {room}"
         )
-    return min(resources.workers or room, max(1, most))
+    return min(resources.workers or room, max(1, max_workers))
 
 
 def _room(node: Mapping[str, float], resources: ResourcesConfig) -> int:
@@ -290,21 +300,21 @@ def _room(node: Mapping[str, float], resources: ResourcesConfig) -> int:
     return fits
 
 
-def _check_equipment(found: Equipment, expected: Equipment) -> None:
-    for what, there, here in (
-        ("code", found.code, expected.code),
-        ("data set", found.dataset, expected.dataset),
-        ("pool", found.pool, expected.pool),
+def _check_fingerprint(worker: Fingerprint, server: Fingerprint) -> None:
+    for name, there, here in (
+        ("code", worker.code, server.code),
+        ("data set", worker.dataset, server.dataset),
+        ("pool", worker.pool, server.pool),
     ):
         if there != here:
             raise EngineError(
-                f"the worker on {found.host} has another {what} ({there[:12]}) than "
-                f"the server on {expected.host} ({here[:12]}): install the same "
+                f"the worker on {worker.host} has another {name} ({there[:12]}) than "
+                f"the server on {server.host} ({here[:12]}): install the same "
                 f"version, and copy the same files to the same paths, on every node"
             )
 
 
-def _death(error: RayError) -> str:
+def _death_reason(error: RayError) -> str:
     if isinstance(error, OutOfMemoryError):
         return "its worker ran out of memory"
     first = str(error).strip().splitlines()[0]
