@@ -176,8 +176,8 @@ def _audit(
         run = recorded_run(folder, settings)
         attack = build_attack(row.attack, dict(row.settings))
         adversary = THREAT_MODELS[attack.threat_model]
-        with steps_bar(console, f"{row.title}, {method}") as advance:
-            result = run_attack(run, attack, adversary, 0, advance, with_control=False)
+        with steps_bar(console, f"{row.title}, {method}") as progress:
+            result = run_attack(run, attack, adversary, 0, progress, with_control=False)
         if undefended is not None:
             result = replace(result, control=undefended.scores, control_note="")
         elif method == "none":

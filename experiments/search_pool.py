@@ -161,8 +161,8 @@ def _searched(
     """Search, and return the figures that the table shows."""
     attack = build_attack("pool_search", {"score": cell.score})
     adversary = THREAT_MODELS[attack.threat_model]
-    with steps_bar(console, f"{cell.folder}, {cell.score}") as advance:
-        result = run_attack(run, attack, adversary, 0, advance)
+    with steps_bar(console, f"{cell.folder}, {cell.score}") as progress:
+        result = run_attack(run, attack, adversary, 0, progress)
     save_result(result, folder / f"attacks-{cell.score}")
     save_attack_pictures(result, folder / f"attacks-{cell.score}")
     by_score = result.scores.components
