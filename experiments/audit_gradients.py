@@ -177,9 +177,13 @@ def _audit(
         attack = build_attack(row.attack, dict(row.settings))
         adversary = THREAT_MODELS[attack.threat_model]
         with steps_bar(console, f"{row.title}, {method}") as progress:
-            result = run_attack(run, attack, adversary, 0, progress, with_control=False)
+            result = run_attack(
+                run, attack, adversary, 0, progress, with_reference=False
+            )
         if undefended is not None:
-            result = replace(result, control=undefended.scores, control_note="")
+            result = replace(
+                result, undefended_scores=undefended.scores, why_no_reference=""
+            )
         elif method == "none":
             undefended = result
         save_result(result, folder / "attacks")
@@ -216,8 +220,10 @@ def _cell(result: AttackResult) -> dict[str, object]:
 def _exactness(result: AttackResult) -> dict[str, object]:
     """Count the encodings that came back with no pixel off by more than EXACT."""
     errors: list[float] = []
+    ground_truth = result.attack_target.ground_truth
+    assert ground_truth is not None
     for recovered in result.reconstruction.recovered:
-        truth = result.subject.truths[recovered.round, recovered.client]
+        truth = ground_truth.truths[recovered.round, recovered.client]
         images = torch.empty(0)
         if recovered.images is not None:
             images = recovered.images.flatten(1)  # [M,C,H,W] -> [M,D]

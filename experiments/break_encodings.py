@@ -20,9 +20,10 @@ import torch
 from rich.console import Console
 
 from instahide_fl.attacks.carlini.attack import Carlini
-from instahide_fl.audit.scoring.attack_scores import Scores
+from instahide_fl.audit.scoring.attack_scores import AttackScores
+from instahide_fl.audit.scoring.ground_truth import GroundTruth
 from instahide_fl.audit.scoring.link_scores import link_scores
-from instahide_fl.audit.scoring.score_reconstruction import score
+from instahide_fl.audit.scoring.score_reconstruction import score_reconstruction
 from instahide_fl.audit.scoring.verdict import verdict
 from instahide_fl.config import Config
 from instahide_fl.data.datasets import ImageDataset, augmentation_for, load_dataset
@@ -139,20 +140,20 @@ def run_case(case: str, arguments: argparse.Namespace) -> dict[str, Any]:
     seconds = time.perf_counter() - start
     processor_seconds = time.process_time() - processor
     (recovered,) = found.recovered
-    truths = {(1, "0"): truth}
-    scores = score(found, truths, view.statistics, view.num_classes, stream(0, "score"))
+    ground_truth = GroundTruth({(1, "0"): truth}, view.statistics, view.num_classes)
+    scores = score_reconstruction(found, ground_truth, stream(0, "score"))
     return {
         "seconds": round(seconds),
         "processor_seconds": round(processor_seconds),
         "threads": torch.get_num_threads(),
         **_figures(scores),
         **recovered.diagnostics,
-        **link_scores(recovered.links, "0", truths),
+        **link_scores(recovered.links, "0", ground_truth),
         "verdict": verdict(view.threat_model, scores, None),
     }
 
 
-def _figures(scores: Scores) -> dict[str, Any]:
+def _figures(scores: AttackScores) -> dict[str, Any]:
     assert scores.private is not None
     return {
         name: column.to_json()

@@ -24,8 +24,9 @@ from rich.console import Console
 
 from instahide_fl.attacks.base import ignore_progress
 from instahide_fl.attacks.decode_encodings import DecodeEncodings
-from instahide_fl.audit.scoring.attack_scores import Column
-from instahide_fl.audit.scoring.score_reconstruction import score
+from instahide_fl.audit.scoring.attack_scores import ImageSimilarity
+from instahide_fl.audit.scoring.ground_truth import GroundTruth
+from instahide_fl.audit.scoring.score_reconstruction import score_reconstruction
 from instahide_fl.config import Config
 from instahide_fl.data.datasets import load_dataset
 from instahide_fl.data.federated_data import load_pool
@@ -100,8 +101,8 @@ def measure(config: Config, times: int, images: int) -> dict[str, Any]:
     view = auditor_view(config, split, truth)
     reconstruction = attack.reconstruct(view, rng, ignore_progress)
     seconds = time.perf_counter() - start
-    truths = {(1, "0"): truth}
-    scores = score(reconstruction, truths, split.statistics, split.num_classes, rng)
+    ground_truth = GroundTruth({(1, "0"): truth}, split.statistics, split.num_classes)
+    scores = score_reconstruction(reconstruction, ground_truth, rng)
     assert scores.private is not None
     return {
         **exposures.summary(0),
@@ -154,14 +155,14 @@ def auditor_view(
     )
 
 
-def figures(column: Column) -> dict[str, float]:
+def figures(similarity: ImageSimilarity) -> dict[str, float]:
     """Return mean, best and share above 0.5 of the SSIM, and the baseline's mean."""
-    ssim = column.attack.sign_ssim
+    ssim = similarity.attack.sign_ssim
     return {
         "ssim": round(ssim.mean, 4),
         "best": round(ssim.best, 4),
         "share_above_0.5": ssim.share_above_half or 0.0,
-        "no_information": round(column.no_information.sign_ssim.mean, 4),
+        "no_information": round(similarity.no_information.sign_ssim.mean, 4),
     }
 
 

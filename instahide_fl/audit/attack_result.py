@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from instahide_fl.attacks.base import Attack, Reconstruction
-from instahide_fl.audit.attack_target import Subject
-from instahide_fl.audit.scoring.attack_scores import Scores
+from instahide_fl.audit.attack_target import AttackTarget
+from instahide_fl.audit.scoring.attack_scores import AttackScores
 from instahide_fl.audit.scoring.link_scores import link_scores
 from instahide_fl.audit.scoring.verdict import NOT_SCORED, beats_baseline, verdict
 from instahide_fl.config import Config
@@ -22,101 +22,107 @@ RESULTS = "attacks"
 
 @dataclass(frozen=True)
 class AttackResult:
-    """What an attack did to its subject.
+    """What an attack did to its target.
 
     Attributes:
-        attack: with its settings.
-        threat_model: the adversary.
-        subject: what was attacked.
-        seed: of the attack.
-        seconds: it took, without the control.
-        reconstruction: what it returned.
-        scores: of all rounds together.
-        by_round: scores of each round, if there are several.
-        control: scores of the same attack where nothing is hidden; None if it was not
-            run.
-        control_note: why it was not.
+        attack: The attack with its settings.
+        threat_model: The adversary.
+        attack_target: What was attacked.
+        seed: The seed of the attack.
+        seconds: The time that the attack took, without the undefended reference.
+        reconstruction: What the attack returned.
+        scores: The scores of all rounds together.
+        by_round: The scores of each round, if there are several; empty otherwise.
+        undefended_scores: The scores of the same attack where nothing is hidden; None
+            if it was not run there.
+        why_no_reference: Why it was not run there; empty if it was.
     """
 
     attack: Attack
     threat_model: ThreatModel
-    subject: Subject
+    attack_target: AttackTarget
     seed: int
     seconds: float
     reconstruction: Reconstruction
-    scores: Scores
-    by_round: Mapping[int, Scores]
-    control: Scores | None
-    control_note: str
+    scores: AttackScores
+    by_round: Mapping[int, AttackScores]
+    undefended_scores: AttackScores | None
+    why_no_reference: str
 
     @property
     def file_stem(self) -> str:
-        """What its files are called; another adversary than the usual is named."""
-        usual = adversary_for(self.attack, self.subject.config)
+        """The name of its files; it names any adversary other than the usual one."""
+        usual = adversary_for(self.attack, self.attack_target.config)
         if self.threat_model.name == usual.name:
             return self.attack.name
         return f"{self.attack.name}-as-{self.threat_model.name}"
 
     @property
+    def title(self) -> str:
+        """Attack, adversary and verdict in one line, for pictures."""
+        return f"{self.attack.name} by {self.threat_model.name}: {self.verdict}"
+
+    @property
     def verdict(self) -> str:
-        """In words; see `audit.scoring.verdict`."""
-        if not self.subject.truths:
+        """The verdict in words; see `audit.scoring.verdict`."""
+        if self.attack_target.ground_truth is None:
             return NOT_SCORED
-        return verdict(self.threat_model, self.scores, self.control)
+        return verdict(self.threat_model, self.scores, self.undefended_scores)
 
     def to_json(self) -> dict[str, Any]:
         """Return what is written to attacks/NAME.json."""
-        found = self.scores.to_json()
+        config = self.attack_target.config
         return {
             "attack": self.attack.name,
             "threat_model": self.threat_model.name,
-            "method": self.subject.config.instahide.method,
-            "scope": self.subject.config.instahide.scope,
-            "num_mixed": self.subject.config.instahide.num_mixed,
-            "defense": self.subject.config.defense.description,
-            **self.subject.about(),
+            "method": config.instahide.method,
+            "scope": config.instahide.scope,
+            "num_mixed": config.instahide.num_mixed,
+            "defense": config.defense.description,
+            **self.attack_target.about(),
             "images": self.scores.reconstructions,
             "seed": self.seed,
             "seconds": round(self.seconds, 3),
             "settings": self.attack.model_dump(mode="json", by_alias=True),
-            **found,
-            "control": self._control_json(),
+            **self.scores.to_json(),
+            "control": self._undefended_json(),
             "by_round": self._rounds_json(),
             "diagnostics": self._diagnostics(),
             "verdict": self.verdict,
         }
 
-    def _control_json(self) -> dict[str, Any]:
-        if self.control is None:
-            return {"absent": self.control_note}
+    def _undefended_json(self) -> dict[str, Any]:
+        if self.undefended_scores is None:
+            return {"absent": self.why_no_reference}
         return {
             "method": "none",
-            "succeeds": beats_baseline(self.control),
-            **self.control.to_json(),
+            "succeeds": beats_baseline(self.undefended_scores),
+            **self.undefended_scores.to_json(),
         }
 
     def _rounds_json(self) -> list[dict[str, Any]]:
-        accuracy = self.subject.accuracies()
+        accuracy = self.attack_target.accuracies()
         return [
             {
                 "round": number,
                 "test_accuracy": accuracy.get(number),
-                **one.to_json()["metrics"],
+                **scores.to_json()["metrics"],
             }
-            for number, one in self.by_round.items()
+            for number, scores in self.by_round.items()
         ]
 
     def _diagnostics(self) -> dict[str, Any]:
+        truth = self.attack_target.ground_truth
         return {
             **self.reconstruction.diagnostics,
             "clients": [
                 {
-                    "client": one.client,
-                    "round": one.round,
-                    **one.diagnostics,
-                    **link_scores(one.links, one.client, self.subject.truths),
+                    "client": recovered.client,
+                    "round": recovered.round,
+                    **recovered.diagnostics,
+                    **link_scores(recovered.links, recovered.client, truth),
                 }
-                for one in self.reconstruction.recovered
+                for recovered in self.reconstruction.recovered
             ],
         }
 
@@ -125,26 +131,26 @@ def adversary_for(attack: Attack, config: Config, name: str = "") -> ThreatModel
     """Return the adversary that an attack is run as.
 
     Args:
-        attack: with its own usual adversary.
-        config: of what is attacked. Under secure aggregation the honest server sees
-            sums alone.
-        name: of another adversary; empty takes the attack's own.
+        attack: The attack, which names its own usual adversary.
+        config: The settings of what is attacked. Under secure aggregation the honest
+            server sees sums alone.
+        name: The name of another adversary; empty takes the attack's own.
 
     Raises:
         ConfigError: there is no adversary of this name.
     """
-    own = attack.threat_model
-    if own == "honest-server" and config.secure_aggregation.enabled:
-        own = "secure-aggregation-server"
-    return threat_model(name or own)
+    usual = attack.threat_model
+    if usual == "honest-server" and config.secure_aggregation.enabled:
+        usual = "secure-aggregation-server"
+    return threat_model(name or usual)
 
 
 def save_result(result: AttackResult, folder: Path) -> Path:
     """Write NAME.json, or NAME-as-ADVERSARY.json for another than the usual one.
 
     Args:
-        result: of an attack.
-        folder: where to; made if it is not there.
+        result: The result of an attack.
+        folder: The folder to write to; it is made if it is not there.
 
     Returns:
         The file.

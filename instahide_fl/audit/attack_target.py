@@ -5,58 +5,49 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from instahide_fl.audit.undefended import Truths
+from instahide_fl.audit.scoring.ground_truth import GroundTruth
 from instahide_fl.config import Config
-from instahide_fl.data.augment import Augmentation
 from instahide_fl.transcript.recorded import RoundTranscript
 from instahide_fl.transcript.threat_model import ThreatModel
 from instahide_fl.transcript.view import AdversaryView
 from instahide_fl.types import ChannelStatistics
 
 
-class Subject(Protocol):
-    """What is attacked: a recorded run, or a challenge."""
+class AttackTarget(Protocol):
+    """A recorded run or a challenge, as something to attack."""
 
     @property
     def config(self) -> Config:
-        """Its settings."""
+        """The settings of the run or the challenge."""
 
     @property
-    def truths(self) -> Truths:
-        """Of every client, to score with; empty if nobody knows it."""
+    def ground_truth(self) -> GroundTruth | None:
+        """What the clients hid, prepared for scoring; None if nobody knows it."""
 
     @property
     def transcripts(self) -> Sequence[RoundTranscript]:
-        """Of the rounds that were recorded; empty if nothing was trained."""
+        """Transcripts of the recorded rounds; empty if nothing was trained."""
 
     @property
     def statistics(self) -> ChannelStatistics:
         """Constants that private images are normalised with."""
 
-    @property
-    def num_classes(self) -> int:
-        """K."""
-
-    @property
-    def augmentation(self) -> Augmentation | None:
-        """What was done to private images before mixing."""
-
-    def view(self, model: ThreatModel) -> AdversaryView:
+    def view(self, adversary: ThreatModel) -> AdversaryView:
         """Return what an adversary has.
 
         Raises:
-            ThreatModelError: nobody could give that adversary what it knows.
+            ThreatModelError: nobody could give this adversary what it knows.
         """
 
-    def control(self) -> Subject:
-        """Return the same with nothing hidden.
+    def undefended_reference(self) -> AttackTarget:
+        """Return the same clients and images with nothing hidden.
 
         Raises:
-            AttackError: that cannot be computed, and why.
+            AttackError: it cannot be computed; the message says why.
         """
 
     def about(self) -> dict[str, Any]:
-        """Return what to write beside the figures."""
+        """Return the entries that describe it in the file of an attack's result."""
 
     def accuracies(self) -> Mapping[int, float | None]:
         """Return the test accuracy after each round; empty if nothing was trained."""

@@ -1,4 +1,4 @@
-"""The picture of a search for public images: what was there, and what was found."""
+"""The picture of a search for public images: those in the encodings, and matches."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from instahide_fl.pictures.contact_sheet import save_contact_sheet
 if TYPE_CHECKING:
     from instahide_fl.audit.attack_result import AttackResult
 
-MATCHES = 5  # drawn for each encoding
-TRUE = 4  # public images drawn of each encoding
+MAX_MATCHES = 5  # drawn for each encoding
+MAX_TRUE = 4  # public images drawn of each encoding
 GREEN = torch.tensor([0, 220, 0], dtype=torch.uint8)
 
 
@@ -24,27 +24,26 @@ def save_component_picture(path: Path, result: AttackResult) -> None:
     A match that is in the encoding has a green frame.
 
     Args:
-        path: of the PNG file.
-        result: of a search of the pool.
+        path: The PNG file.
+        result: The result of a search of the pool.
 
     Raises:
         OutputError: the file cannot be written.
         PoolError: the pool is gone.
     """
-    shown, subject = result.scores.shown_components, result.subject
-    pool = subject.view(result.threat_model).pool
+    shown, attack_target = result.scores.shown_components, result.attack_target
+    pool = attack_target.view(result.threat_model).pool
     if shown is None or pool is None:
         return
-    encodings = subject.statistics.restore(shown.encodings)
+    encodings = attack_target.statistics.restore(shown.encodings)
     rows = [("encoding", _colours((encodings.clamp(0, 1) * 255).to(torch.uint8)))]
-    for place, index in enumerate(shown.true.T[:TRUE]):
-        label = f"public image in it, weight no. {place + 1}"
+    for number, index in enumerate(shown.true.T[:MAX_TRUE], start=1):
+        label = f"public image in it, weight no. {number}"
         rows.append((label, _colours(pool.images[index])))
-    for place, index in enumerate(shown.ranked.T[:MATCHES]):
+    for number, index in enumerate(shown.ranked.T[:MAX_MATCHES], start=1):
         right = (shown.true == index[:, None]).any(dim=1)
-        rows.append((f"match {place + 1}", _framed(pool.images[index], right)))
-    title = f"{result.attack.name} by {result.threat_model.name}: {result.verdict}"
-    save_contact_sheet(path, rows, title)
+        rows.append((f"match {number}", _framed(pool.images[index], right)))
+    save_contact_sheet(path, rows, result.title)
 
 
 def _colours(images: Tensor) -> Tensor:
@@ -52,9 +51,10 @@ def _colours(images: Tensor) -> Tensor:
 
 
 def _framed(images: Tensor, right: Tensor) -> Tensor:
+    """Return colour images with a green frame around those that are right, bool[n]."""
     framed = _colours(images).clone()
     width = max(1, images.shape[-1] // 16)
     edge = torch.ones(images.shape[-2:], dtype=torch.bool)
     edge[width:-width, width:-width] = False
-    green = torch.where(edge, GREEN[:, None, None], framed)
+    green = torch.where(edge, GREEN[:, None, None], framed)  # [n,3,H,W]
     return torch.where(right[:, None, None, None], green, framed)

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from instahide_fl.attacks.layers.linear_layers import build_network
+from instahide_fl.audit.scoring.ground_truth import GroundTruth
 from instahide_fl.audit.undefended import (
-    Truths,
-    control_of,
-    undefended,
+    undefended_config,
+    undefended_transcripts,
     with_images,
 )
 from instahide_fl.config import Config, parse_rounds
-from instahide_fl.data.augment import Augmentation
 from instahide_fl.data.datasets import augmentation_for
 from instahide_fl.errors import AttackError, OutputError, TranscriptError
 from instahide_fl.models.arrays import shared_buffers
@@ -29,6 +28,7 @@ from instahide_fl.transcript.recorded import (
     recorded_rounds,
 )
 from instahide_fl.transcript.threat_model import ThreatModel
+from instahide_fl.transcript.truth import Truths
 from instahide_fl.transcript.view import AdversaryView
 from instahide_fl.types import ChannelStatistics
 
@@ -38,10 +38,10 @@ class RecordedRun:
     """A run whose server kept transcripts.
 
     Attributes:
-        folder: of the run.
-        config: its settings.
-        transcripts: of the rounds to attack, at least one.
-        truths: of every client in them.
+        folder: The run's folder.
+        config: The run's settings.
+        transcripts: The rounds to attack, at least one.
+        truths: The truth of every client in these rounds.
     """
 
     folder: RunFolder
@@ -54,23 +54,24 @@ class RecordedRun:
         """Constants that private images are normalised with."""
         return self.transcripts[0].statistics
 
-    @property
-    def num_classes(self) -> int:
-        """K."""
-        return self.transcripts[0].num_classes
-
-    @property
-    def augmentation(self) -> Augmentation | None:
-        """What clients did to private images before mixing."""
-        return augmentation_for(self.config.data, self.transcripts[0].image_shape)
-
-    def view(self, model: ThreatModel) -> AdversaryView:
-        """Return what an adversary has of the run."""
-        return build_view(
-            model, self.config, self.transcripts, self.truths, self._buffers
+    @cached_property
+    def ground_truth(self) -> GroundTruth | None:
+        """What the clients hid, prepared for scoring; None if it was not recorded."""
+        if not self.truths:
+            return None
+        first = self.transcripts[0]
+        augmentation = augmentation_for(self.config.data, first.image_shape)
+        return GroundTruth(
+            self.truths, self.statistics, first.num_classes, augmentation
         )
 
-    def control(self) -> RecordedRun:
+    def view(self, adversary: ThreatModel) -> AdversaryView:
+        """Return what an adversary has of the run."""
+        return build_view(
+            adversary, self.config, self.transcripts, self.truths, self._buffers
+        )
+
+    def undefended_reference(self) -> RecordedRun:
         """Return the same clients in the same rounds with nothing hidden.
 
         Raises:
@@ -78,12 +79,15 @@ class RecordedRun:
         """
         if self.config.record.crafted != "none":
             raise AttackError("the parameters were crafted for this run's encodings")
-        transcripts, truths = control_of(self.config, self.transcripts, self.truths)
-        return RecordedRun(self.folder, undefended(self.config), transcripts, truths)
+        transcripts, truths = undefended_transcripts(
+            self.config, self.transcripts, self.truths
+        )
+        config = undefended_config(self.config)
+        return RecordedRun(self.folder, config, transcripts, truths)
 
     def about(self) -> dict[str, Any]:
-        """Return which rounds they are, and of which batch size."""
-        rounds = [seen.round for seen in self.transcripts]
+        """Return which rounds were recorded, and the largest batch in them."""
+        rounds = [transcript.round for transcript in self.transcripts]
         sizes = {u.num_examples for t in self.transcripts for u in t.updates.values()}
         return {
             "round": rounds[0] if len(rounds) == 1 else rounds,
@@ -105,8 +109,9 @@ def open_recorded_run(path: Path, rounds: str = "") -> RecordedRun:
     """Open a run to attack it.
 
     Args:
-        path: its folder.
-        rounds: those to attack, as in `record.rounds`; empty takes all recorded ones.
+        path: The run's folder.
+        rounds: The rounds to attack, as in `record.rounds`; empty takes all recorded
+            ones.
 
     Raises:
         OutputError: there is no run.
@@ -118,29 +123,10 @@ def open_recorded_run(path: Path, rounds: str = "") -> RecordedRun:
     folder = RunFolder(path)
     if not (path / CONFIG).is_file():
         raise OutputError(f"{path} is not a run folder (no {CONFIG})")
-    known = recorded_rounds(path)
-    if not known:
-        raise TranscriptError(f"{path} has no transcript: {HOW_TO_RECORD}")
-    wanted = parse_rounds(rounds or "all")
-    chosen = [
-        number
-        for number in known
-        if any(first <= number <= last for first, last in wanted)
-    ]
-    for first, last in wanted:
-        if first == last and first not in known:
-            read_transcript(path, int(first))  # says which rounds there are
-    if not chosen:
-        read_transcript(path, int(wanted[0][0]))
-    transcripts = [read_transcript(path, number) for number in chosen]
+    numbers = _chosen_rounds(path, rounds)
+    transcripts = [read_transcript(path, number) for number in numbers]
     truths = read_truths(path, transcripts)
-    for seen in transcripts:
-        if absent := [one for one in seen.updates if (seen.round, one) not in truths]:
-            raise TranscriptError(
-                f"the truth of client {absent[0]} in round {seen.round} of {path} was "
-                f"not written, and without it an attack cannot be scored: simulate the "
-                f"run again with --set record.truth=true"
-            )
+    _check_truths(path, transcripts, truths)
     transcripts = with_images(transcripts, truths)
     if not transcripts:
         raise AttackError(
@@ -148,3 +134,36 @@ def open_recorded_run(path: Path, rounds: str = "") -> RecordedRun:
             f"more of them"
         )
     return RecordedRun(folder, folder.config(), transcripts, truths)
+
+
+def _chosen_rounds(path: Path, rounds: str) -> list[int]:
+    """Return the recorded rounds that were asked for, at least one."""
+    recorded = recorded_rounds(path)
+    if not recorded:
+        raise TranscriptError(f"{path} has no transcript: {HOW_TO_RECORD}")
+    ranges = parse_rounds(rounds or "all")
+    chosen = [
+        number
+        for number in recorded
+        if any(first <= number <= last for first, last in ranges)
+    ]
+    for first, last in ranges:
+        if first == last and first not in recorded:
+            read_transcript(path, int(first))  # raises, and says which rounds there are
+    if not chosen:
+        read_transcript(path, int(ranges[0][0]))  # raises as well
+    return chosen
+
+
+def _check_truths(
+    path: Path, transcripts: Sequence[RoundTranscript], truths: Truths
+) -> None:
+    for transcript in transcripts:
+        number = transcript.round
+        absent = [c for c in transcript.updates if (number, c) not in truths]
+        if absent:
+            raise TranscriptError(
+                f"the truth of client {absent[0]} in round {number} of {path} was "
+                f"not written, and without it an attack cannot be scored: simulate the "
+                f"run again with --set record.truth=true"
+            )

@@ -11,21 +11,19 @@ def track_result(result: AttackResult, folder: RunFolder) -> None:
     """Show a result where the run's training was shown, if anywhere.
 
     Args:
-        result: of an attack, saved in the run's folder with its pictures.
-        folder: of the run.
+        result: The result of an attack, saved in the run's folder with its pictures.
+        folder: The run's folder.
 
     Raises:
         ConfigError: a tracker's package is not installed any more.
         OutputError: a tracker cannot be written.
     """
-    name, place = result.file_stem, folder.path / RESULTS
+    name, results = result.file_stem, folder.path / RESULTS
     figures = {}
-    for target in ("private", "encoding"):
-        scores = getattr(result.scores, target)
-        if scores is not None:
-            ssim = scores.attack.ssim
-            figures[f"{target}_ssim_mean"] = ssim.mean
-            figures[f"{target}_ssim_best"] = ssim.best
-    pictures = [place / f"{name}.png", place / f"{name}-rounds.png"]
-    files = [*pictures, place / f"{name}.json"]
+    for truth, similarity in result.scores.similarities.items():
+        ssim = similarity.attack.ssim
+        figures[f"{truth}_ssim_mean"] = ssim.mean
+        figures[f"{truth}_ssim_best"] = ssim.best
+    pictures = [results / f"{name}.png", results / f"{name}-rounds.png"]
+    files = [*pictures, results / f"{name}.json"]
     log_results(folder, f"{RESULTS}/{name}", figures, files)

@@ -1,4 +1,4 @@
-"""The control of an audit: the same clients and parameters, with nothing hidden.
+"""The undefended reference: the same clients and parameters, with nothing hidden.
 
 An attack that finds nothing has shown something only if it finds plain images. So every
 attack also runs on what the same clients would have sent for the same images without
@@ -7,7 +7,7 @@ any defence, and a verdict is given only if it succeeds there.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -27,11 +27,9 @@ from instahide_fl.attacks.matching.victims import Steps, Victims, training_netwo
 from instahide_fl.config import Config
 from instahide_fl.errors import AttackError
 from instahide_fl.transcript.recorded import RoundTranscript
-from instahide_fl.transcript.truth import ClientTruth
+from instahide_fl.transcript.truth import ClientTruth, Truths
 from instahide_fl.transcript.view import step_sizes
 from instahide_fl.types import ChannelStatistics, ClientUpdate, EncodingKey
-
-Truths = Mapping[tuple[int, str], ClientTruth]
 
 
 def hides_nothing(config: Config) -> bool:
@@ -45,8 +43,8 @@ def hides_nothing(config: Config) -> bool:
     return config.instahide.method == "none" and not defended
 
 
-def undefended(config: Config) -> Config:
-    """Return the settings of the control."""
+def undefended_config(config: Config) -> Config:
+    """Return the settings of a run with no defence and no encoding."""
     return config.with_values(
         {
             "defense.transforms": "",
@@ -59,18 +57,18 @@ def undefended(config: Config) -> Config:
     )
 
 
-def control_of(
+def undefended_transcripts(
     config: Config, transcripts: Sequence[RoundTranscript], truths: Truths
 ) -> tuple[list[RoundTranscript], dict[tuple[int, str], ClientTruth]]:
-    """Return the transcripts and truths of the control.
+    """Return the transcripts and truths of the undefended reference.
 
     After several local steps running statistics of BatchNorm are left as they were: in
     them parameters moved between the batches.
 
     Args:
-        config: the run's settings.
-        transcripts: of the run.
-        truths: of every client in them.
+        config: The run's settings.
+        transcripts: The run's recorded rounds.
+        truths: The truth of every client in these rounds.
 
     Raises:
         AttackError: what was sent cannot be repeated: the network has dropout, local
@@ -84,22 +82,24 @@ def control_of(
         )
     first = transcripts[0]
     model = training_network(config, first.image_shape, first.num_classes)
-    plain: dict[tuple[int, str], ClientTruth] = {}
-    rounds = []
-    for seen in transcripts:
+    plain_truths: dict[tuple[int, str], ClientTruth] = {}
+    plain_transcripts = []
+    for transcript in transcripts:
         updates = {}
-        for client, update in seen.updates.items():
-            truth = truths[seen.round, client]
-            own = plain[seen.round, client] = undefended_truth(
-                truth, seen.statistics, seen.num_classes
+        for client, update in transcript.updates.items():
+            truth = undefended_truth(
+                truths[transcript.round, client],
+                transcript.statistics,
+                transcript.num_classes,
             )
+            plain_truths[transcript.round, client] = truth
             if private:  # which tells the size that was expected of its sample
-                update = replace(update, num_examples=len(own.encodings))
-            arrays = _update(model, config, seen, own, update)
+                update = replace(update, num_examples=len(truth.encodings))
+            arrays = _update(model, config, transcript, truth, update)
             updates[client] = replace(update, arrays=arrays)
         mean = _aggregate(config, list(updates.values()))
-        rounds.append(replace(seen, updates=updates, aggregate=mean))
-    return rounds, plain
+        plain_transcripts.append(replace(transcript, updates=updates, aggregate=mean))
+    return plain_transcripts, plain_truths
 
 
 def with_images(
@@ -112,24 +112,24 @@ def with_images(
     hold no single updates, and stay.
 
     Args:
-        transcripts: of a run.
-        truths: of every client in them.
+        transcripts: The recorded rounds of a run.
+        truths: The truth of every client in these rounds.
     """
-    kept = [
+    reduced = [
         replace(
-            seen,
+            transcript,
             updates={
                 client: update
-                for client, update in seen.updates.items()
-                if len(truths[seen.round, client].encodings)
+                for client, update in transcript.updates.items()
+                if len(truths[transcript.round, client].encodings)
             },
         )
-        for seen in transcripts
+        for transcript in transcripts
     ]
     return [
-        seen
-        for seen, before in zip(kept, transcripts, strict=True)
-        if seen.updates or not before.updates
+        transcript
+        for transcript, recorded in zip(reduced, transcripts, strict=True)
+        if transcript.updates or not recorded.updates
     ]
 
 
@@ -148,28 +148,28 @@ def undefended_truth(
     """Return the truth of a client that trained on the images themselves.
 
     Args:
-        truth: of a client; the first image of each encoding takes its place.
-        statistics: constants that images are normalised with.
+        truth: The truth of a client; the first image of each encoding takes its place.
+        statistics: Constants that images are normalised with.
         num_classes: K.
     """
-    own = truth.components[:, 0]
-    count = len(own)
+    first = truth.components[:, 0]
+    count = len(first)
     key = EncodingKey(
-        torch.ones(count, 1),
-        truth.key.private_index[:, :1],
-        torch.empty(count, 0, dtype=torch.int64),
-        truth.key.image_shape,
-        None,
-        None,
+        coefficients=torch.ones(count, 1),
+        private_index=truth.key.private_index[:, :1],
+        public_index=torch.empty(count, 0, dtype=torch.int64),
+        image_shape=truth.key.image_shape,
+        sign_bits=None,
+        augmentation=None,
     )
-    kept = torch.unique(own)
+    used = torch.unique(first)
     return replace(
         truth,
-        images=truth.images[kept],
-        targets=truth.targets[kept],
-        rows=truth.rows[kept],
-        encodings=statistics.normalise(truth.images[own]),
-        soft_targets=F.one_hot(truth.targets[own], num_classes).float(),
+        images=truth.images[used],
+        targets=truth.targets[used],
+        rows=truth.rows[used],
+        encodings=statistics.normalise(truth.images[first]),
+        soft_targets=F.one_hot(truth.targets[first], num_classes).float(),
         key=key,
     )
 
@@ -177,47 +177,53 @@ def undefended_truth(
 def _update(
     model: nn.Module,
     config: Config,
-    seen: RoundTranscript,
+    transcript: RoundTranscript,
     truth: ClientTruth,
     update: ClientUpdate,
 ) -> dict[str, Tensor]:
+    """Return the arrays that a client would have sent for its images, by name."""
     names = [name for name, _ in model.named_parameters()]
     train = config.train
     steps = Steps(
-        seen.kind,
-        step_sizes(config, update.num_examples),
-        train.learning_rate * seen.learning_rate_factor,
-        train.momentum,
-        train.weight_decay,
+        kind=transcript.kind,
+        batch_sizes=step_sizes(config, update.num_examples),
+        learning_rate=train.learning_rate * transcript.learning_rate_factor,
+        momentum=train.momentum,
+        weight_decay=train.weight_decay,
     )
     victim = Victims(
-        (),
-        model,
-        {name: seen.parameters[name] for name in names},
-        True,
-        {name: update.arrays[name][None] for name in names},
-        steps,
-        None,
+        observations=(),
+        model=model,
+        parameters={name: transcript.parameters[name] for name in names},
+        shared=True,
+        # [...] -> [1,...]: one client
+        updates={name: update.arrays[name][None] for name in names},
+        steps=steps,
+        soft_targets=None,
     )
-    found = simulated_updates(victim, truth.encodings[None], truth.soft_targets[None])
-    moved = {name: array[0].detach() for name, array in found.items()}
-    return {**update.arrays, **moved, **_running(config, seen, truth)}
+    simulated = simulated_updates(
+        victim, truth.encodings[None], truth.soft_targets[None]
+    )
+    arrays = {name: array[0].detach() for name, array in simulated.items()}
+    running = _running_statistics(config, transcript, truth)
+    return {**update.arrays, **arrays, **running}
 
 
-def _running(
-    config: Config, seen: RoundTranscript, truth: ClientTruth
+def _running_statistics(
+    config: Config, transcript: RoundTranscript, truth: ClientTruth
 ) -> dict[str, Tensor]:
     """Return how far the running statistics move that the network keeps, by name."""
-    network = build_network(config, seen.image_shape, seen.num_classes)
+    network = build_network(config, transcript.image_shape, transcript.num_classes)
     momenta = running_momenta(network)
     sizes = truth.batch_sizes
-    if not momenta or (seen.kind == "delta" and len(sizes) > 1):
+    if not momenta or (transcript.kind == "delta" and len(sizes) > 1):
         return {}
-    found = measured_statistics(network, seen.parameters, truth.encodings, sizes)
+    parameters = transcript.parameters
+    measured = measured_statistics(network, parameters, truth.encodings, sizes)
     moved = {}
     for layer, momentum in momenta.items():
-        for kind, own in (("mean", "running_mean"), ("variance", "running_var")):
-            name, gained = f"{layer}.{own}", 1 - (1 - momentum) ** len(sizes)
-            off = found[f"{layer}.{kind}"] - seen.parameters[name]
-            moved[name] = (gained * off).float()
+        for kind, buffer in (("mean", "running_mean"), ("variance", "running_var")):
+            name, share = f"{layer}.{buffer}", 1 - (1 - momentum) ** len(sizes)
+            difference = measured[f"{layer}.{kind}"] - parameters[name]
+            moved[name] = (share * difference).float()
     return moved

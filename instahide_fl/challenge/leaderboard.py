@@ -15,13 +15,15 @@ class Submission:
     """A row of the leaderboard.
 
     Attributes:
-        attack: its name.
-        max_ssim: mean over encodings of the better of the two private images.
-        mean_ssim: mean over encodings of the mean over both.
-        min_l2: likewise, of the nearer one.
-        mean_l2: likewise.
-        cost: as its authors reported it.
-        complexity: as they reported it; E encodings of d pixels.
+        attack: The attack's name.
+        max_ssim: The SSIM with the better of the two private images, mean over
+            encodings.
+        mean_ssim: The mean SSIM with both private images, mean over encodings.
+        min_l2: The L2 difference to the nearer private image, mean over encodings.
+        mean_l2: The mean L2 difference to both private images, mean over encodings.
+        cost: The cost that its authors reported.
+        complexity: The complexity that its authors reported, for E encodings of d
+            pixels.
     """
 
     attack: str
@@ -40,12 +42,32 @@ class Submission:
 CARLINI_COST = "2 GPU hours + 2 CPU hours, after about 10 GPU hours of preparation"
 
 LEADERBOARD = (
-    Submission(*("Carlini v1", 0.90, 0.43, 0.01, 0.31), CARLINI_COST, "O(E^3)"),
-    Submission(*("Carlini v2", 0.79, 0.37, 0.05, 0.42), CARLINI_COST, "O(E^3)"),
     Submission(
-        *("PRNG attack", 0.98, 0.47, 0.00, 0.27),
-        "120 CPU hours",
-        "O(max(E, d)^3)",
+        attack="Carlini v1",
+        max_ssim=0.90,
+        mean_ssim=0.43,
+        min_l2=0.01,
+        mean_l2=0.31,
+        cost=CARLINI_COST,
+        complexity="O(E^3)",
+    ),
+    Submission(
+        attack="Carlini v2",
+        max_ssim=0.79,
+        mean_ssim=0.37,
+        min_l2=0.05,
+        mean_l2=0.42,
+        cost=CARLINI_COST,
+        complexity="O(E^3)",
+    ),
+    Submission(
+        attack="PRNG attack",
+        max_ssim=0.98,
+        mean_ssim=0.47,
+        min_l2=0.00,
+        mean_l2=0.27,
+        cost="120 CPU hours",
+        complexity="O(max(E, d)^3)",
     ),
 )
 

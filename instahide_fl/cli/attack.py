@@ -8,14 +8,14 @@ from typing import Annotated
 import typer
 
 from instahide_fl.cli.auditing import (
-    ControlOption,
     Names,
+    ReferenceOption,
     Seed,
     SettingsOfAttacks,
     ThreatModelOption,
+    attack_and_print,
     attacks_to_run,
     print_results,
-    run_attacks,
     settings_by_attack,
 )
 from instahide_fl.cli.common import console
@@ -36,7 +36,7 @@ def attack(
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Default: attacks/ in the run.")
     ] = None,
-    control: ControlOption = True,
+    with_reference: ReferenceOption = True,
     show_list: Annotated[
         bool, typer.Option("--list", help="Explain every attack and adversary.")
     ] = False,
@@ -55,14 +55,21 @@ def attack(
     settings = settings_by_attack(assignments or [])
     with console.status("opening the run"):
         run = open_recorded_run(run_folder, rounds)
-    chosen = attacks_to_run(names, threat_model, run.config, settings)
+    attacks = attacks_to_run(names, threat_model, run.config, settings)
     folder = out or run_folder / RESULTS
-    results = run_attacks(run, chosen, seed, control, folder, strict=bool(names))
+    results = attack_and_print(
+        attack_target=run,
+        attacks=attacks,
+        seed=seed,
+        folder=folder,
+        with_reference=with_reference,
+        strict=bool(names),
+    )
     if not results:
         raise AttackError(f"no attack applies to the run in {run_folder}")
     if out is None:
-        for one in results:
-            track_result(one, RunFolder(run_folder))
+        for result in results:
+            track_result(result, RunFolder(run_folder))
     print_results(results)
     console.print(f"written to {folder}", markup=False)
 
@@ -71,16 +78,19 @@ def _print_list() -> None:
     from instahide_fl.attacks.registry import ATTACKS
     from instahide_fl.transcript.threat_model import THREAT_MODELS
 
-    for one in ATTACKS.values():
-        console.print(f"[bold]{one.name}[/bold]  {one.summary}", highlight=False)
-        needs = one.needs_in_words()
+    for attack in ATTACKS.values():
+        console.print(f"[bold]{attack.name}[/bold]  {attack.summary}", highlight=False)
+        needs = attack.needs_in_words()
         console.print(
-            f"    needs {needs} ({one.threat_model}); {one.cost}; {one.source}",
+            f"    needs {needs} ({attack.threat_model}); {attack.cost}; "
+            f"{attack.source}",
             highlight=False,
             markup=False,
         )
     console.print("\nAdversaries (--threat-model):")
-    for model in THREAT_MODELS.values():
-        console.print(f"[bold]{model.name}[/bold]  {model.who}", highlight=False)
-        knows = ", ".join(sorted(model.knows))
+    for adversary in THREAT_MODELS.values():
+        console.print(
+            f"[bold]{adversary.name}[/bold]  {adversary.who}", highlight=False
+        )
+        knows = ", ".join(sorted(adversary.knows))
         console.print(f"    knows {knows}", highlight=False, markup=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,19 +12,13 @@ from rich.table import Table
 
 from instahide_fl.cli.common import console, errors
 from instahide_fl.config import Config, Scalar, parse_assignment
-from instahide_fl.errors import (
-    AttackError,
-    ConfigError,
-    DataError,
-    PoolError,
-    ThreatModelError,
-)
+from instahide_fl.errors import ConfigError
 
 if TYPE_CHECKING:
     from instahide_fl.attacks.base import Attack
     from instahide_fl.audit.attack_result import AttackResult
-    from instahide_fl.audit.attack_target import Subject
-    from instahide_fl.audit.scoring.attack_scores import Column
+    from instahide_fl.audit.attack_target import AttackTarget
+    from instahide_fl.audit.scoring.attack_scores import ImageSimilarity
     from instahide_fl.transcript.threat_model import ThreatModel
 
 Names = Annotated[
@@ -45,9 +40,12 @@ SettingsOfAttacks = Annotated[
     ),
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Of starting points.")]
-ControlOption = Annotated[
+ReferenceOption = Annotated[
     bool,
-    typer.Option(help="Attack the same images without any defence as well."),
+    typer.Option(
+        "--control/--no-control",
+        help="Attack the same images without any defence as well.",
+    ),
 ]
 
 
@@ -55,10 +53,13 @@ def settings_by_attack(assignments: Sequence[str]) -> dict[str, dict[str, Scalar
     """Sort settings by the attack that they are for.
 
     Args:
-        assignments: as typed, ATTACK.KEY=VALUE.
+        assignments: The assignments as typed, ATTACK.KEY=VALUE.
+
+    Returns:
+        The settings of each attack that has any, by its name.
 
     Raises:
-        ConfigError: one names no attack.
+        ConfigError: an assignment names no attack.
     """
     from instahide_fl.attacks.registry import ATTACKS
 
@@ -84,45 +85,47 @@ def attacks_to_run(
     """Build the attacks; settings of one that does not run are a mistake.
 
     Args:
-        names: of attacks; None for the usual ones.
-        adversary: whom all are run as; None for each attack's own.
-        config: of what is attacked.
-        settings: by attack.
-        usual: taken without names; None for all but slow ones.
+        names: The attacks' names; None for the usual ones.
+        adversary: The adversary that all are run as; None for each attack's own.
+        config: The settings of what is attacked.
+        settings: The settings of each attack that has any, by its name.
+        usual: The attacks taken without names; None for all but slow ones.
 
     Raises:
         ConfigError: a name or a setting is not valid.
     """
-    from instahide_fl.attacks.registry import ATTACKS, build_attack
-    from instahide_fl.audit.attack_result import adversary_for
+    from instahide_fl.attacks.registry import ATTACKS
+    from instahide_fl.audit.run_attacks import build_attacks
 
     if usual is None:
-        usual = [name for name, one in ATTACKS.items() if one.by_default]
-    wanted = list(dict.fromkeys(names or usual))
-    for name in settings.keys() - set(wanted):
+        usual = [name for name, attack in ATTACKS.items() if attack.by_default]
+    chosen = list(dict.fromkeys(names or usual))
+    for name in settings.keys() - set(chosen):
         raise ConfigError(f"--set {name}. ...: add --attack {name}, or leave it out")
-    attacks = [build_attack(name, settings.get(name, {})) for name in wanted]
-    return [(one, adversary_for(one, config, adversary or "")) for one in attacks]
+    return build_attacks(chosen, settings, config, adversary or "")
 
 
-def run_attacks(
-    subject: Subject,
-    chosen: Sequence[tuple[Attack, ThreatModel]],
+def attack_and_print(
+    attack_target: AttackTarget,
+    attacks: Sequence[tuple[Attack, ThreatModel]],
     seed: int,
-    control: bool,
     folder: Path,
+    with_reference: bool,
     strict: bool,
 ) -> list[AttackResult]:
-    """Run attacks one by one, and write down what each did.
+    """Run attacks with bars of their progress, and print why some are skipped.
 
     Args:
-        subject: a recorded run or a challenge.
-        chosen: attacks, and as whom.
-        seed: of starting points.
-        control: whether to attack the same with nothing hidden as well.
-        folder: for NAME.json and NAME.png.
-        strict: whether an attack that does not apply is an error; it is left out
+        attack_target: A recorded run or a challenge.
+        attacks: Attacks, each with the adversary that it is run as.
+        seed: The seed of starting points.
+        folder: The folder for NAME.json and NAME.png.
+        with_reference: Whether to attack the same with nothing hidden as well.
+        strict: Whether an attack that does not apply is an error; it is skipped
             otherwise.
+
+    Returns:
+        The results of the attacks that apply.
 
     Raises:
         AttackError: an attack does not apply.
@@ -130,76 +133,70 @@ def run_attacks(
         PoolError: an attack lacks the public images.
         ThreatModelError: an adversary lacks what an attack needs.
     """
-    from instahide_fl.audit.attack_result import save_result
-    from instahide_fl.audit.pictures import save_attack_pictures
-    from instahide_fl.audit.run_attacks import run_attack
+    from instahide_fl.audit.run_attacks import SkippedAttack, run_attacks
     from instahide_fl.progress import steps_bar
 
     results = []
-    for one, adversary in chosen:
-        try:
-            with steps_bar(console, one.name) as advance:
-                result = run_attack(subject, one, adversary, seed, advance, control)
-        except (AttackError, DataError, PoolError, ThreatModelError) as error:
-            if strict:
-                raise
-            console.print(f"{one.name}: left out: {error}", markup=False)
-            continue
-        save_result(result, folder)
-        save_attack_pictures(result, folder)
-        results.append(result)
+    show_progress = partial(steps_bar, console)
+    for outcome in run_attacks(
+        attack_target, attacks, seed, folder, with_reference, show_progress
+    ):
+        if not isinstance(outcome, SkippedAttack):
+            results.append(outcome)
+        elif strict:
+            raise outcome.error
+        else:
+            console.print(f"{outcome.name}: left out: {outcome.error}", markup=False)
     return results
 
 
 def print_results(results: Sequence[AttackResult]) -> None:
-    """Print a table of all, at least one, and the verdict on the method."""
+    """Print a table of all results, at least one, and the verdict on the method."""
     from instahide_fl.audit.scoring.verdict import worst
 
     table = Table()
     for heading in ("attack", "adversary", "encoding", "private", "chance", "verdict"):
         table.add_column(heading, overflow="fold")
-    for one in results:
-        scores = one.scores
+    for result in results:
+        scores = result.scores
         table.add_row(
-            one.attack.name,
-            one.threat_model.name,
+            result.attack.name,
+            result.threat_model.name,
             _ssim(scores.encoding),
             _ssim(scores.private),
             f"{scores.private.no_information.sign_ssim.mean:.2f}"
             if scores.private
             else "",
-            one.verdict,
+            result.verdict,
         )
     console.print(table)
     console.print("SSIM, mean (best), in the better sign")
-    config = results[0].subject.config.instahide
-    console.print(
-        f"method {config.method}: {worst(one.verdict for one in results)}", markup=False
-    )
-    for one in results:
-        for line in _key_parts(one):
-            console.print(f"{one.attack.name}{line}", markup=False)
-        for caveat in one.scores.caveats:
-            errors.print(f"{one.attack.name}: {caveat}")
+    config = results[0].attack_target.config.instahide
+    verdict = worst(result.verdict for result in results)
+    console.print(f"method {config.method}: {verdict}", markup=False)
+    for result in results:
+        for line in _key_parts(result):
+            console.print(f"{result.attack.name}{line}", markup=False)
+        for caveat in result.scores.caveats:
+            errors.print(f"{result.attack.name}: {caveat}")
 
 
 def _key_parts(result: AttackResult) -> Iterator[str]:
-    """Say what an attack found of keys, which the table has no columns for."""
+    """Say what an attack recovered of keys, which the table has no columns for."""
     from instahide_fl.audit.scoring.public_image_scores import FIRST
 
-    scores = result.scores
-    if (keys := scores.keys) is not None:
-        yield f": keys of {keys.found:,} of {keys.count:,} encodings"
-    for score, found in scores.components.items():
+    if (keys := result.scores.keys) is not None:
+        yield f": keys of {keys.correct:,} of {keys.count:,} encodings"
+    for ranking, scores in result.scores.components.items():
         yield (
-            f", {score}: the largest public image of an encoding is among the {FIRST} "
-            f"best of {found.pool_size:,} for {found.largest():.1%} (chance "
-            f"{found.chance(FIRST):.2%})"
+            f", {ranking}: the largest public image of an encoding is among the "
+            f"{FIRST} best of {scores.pool_size:,} for {scores.largest():.1%} (chance "
+            f"{scores.chance(FIRST):.2%})"
         )
 
 
-def _ssim(column: Column | None) -> str:
-    if column is None:
+def _ssim(similarity: ImageSimilarity | None) -> str:
+    if similarity is None:
         return ""
-    found = column.attack.sign_ssim
-    return f"{found.mean:.2f} ({found.best:.2f})"
+    ssim = similarity.attack.sign_ssim
+    return f"{ssim.mean:.2f} ({ssim.best:.2f})"

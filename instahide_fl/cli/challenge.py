@@ -1,4 +1,4 @@
-"""The commands `challenge make`, `attack`, `score` and `cost`."""
+"""The commands `challenge make`, `challenge attack` and `challenge score`."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import typer
 from rich.table import Table
 
 from instahide_fl.cli.auditing import (
-    ControlOption,
     Names,
+    ReferenceOption,
     Seed,
     SettingsOfAttacks,
     ThreatModelOption,
+    attack_and_print,
     attacks_to_run,
     print_results,
-    run_attacks,
     settings_by_attack,
 )
 from instahide_fl.cli.common import (
@@ -35,9 +35,8 @@ from instahide_fl.errors import AttackError
 # PyTorch is imported where it is used, so that --help is quick.
 if TYPE_CHECKING:
     from instahide_fl.audit.attack_result import AttackResult
-    from instahide_fl.challenge.cost import Measured
+    from instahide_fl.challenge.challenge_target import ChallengeTarget
     from instahide_fl.challenge.score import ChallengeScore
-    from instahide_fl.challenge.subject import ChallengeSubject
     from instahide_fl.config import Config
 
 challenge_app = typer.Typer(
@@ -80,11 +79,12 @@ def challenge_make(
         made = make_challenge(config, images, encodings, rng)
         write_challenge(out, made)
     settings = made.published.settings
+    encoding = "none: the images themselves"
+    if method != "none":
+        encoding = f"{method}, {scope}, k = {settings.instahide.num_mixed}"
     print_rows(
         ("encodings", f"{images * encodings:,} of {images} images, in {out}"),
-        ("method", f"{method}, {scope}, k = {settings.instahide.num_mixed}")
-        if method != "none"
-        else ("method", "none: the images themselves"),
+        ("method", encoding),
         ("keys", settings.keys),
         ("keep to yourself", out / "truth"),
     )
@@ -107,26 +107,35 @@ def challenge_attack(
         typer.Option(help="Images like the private ones, for attacks that train."),
     ] = None,
     seed: Seed = 0,
-    control: ControlOption = True,
+    with_reference: ReferenceOption = True,
 ) -> None:
     """Attack a challenge, and write a decryption of every encoding."""
     from instahide_fl.audit.attack_result import RESULTS
-    from instahide_fl.challenge.subject import attacks_on_encodings, open_challenge
+    from instahide_fl.challenge.challenge_target import (
+        attacks_on_encodings,
+        open_challenge,
+    )
 
     settings = settings_by_attack(assignments or [])
     usual = attacks_on_encodings(threat_model)
     with console.status("opening the challenge"):
-        subject = open_challenge(folder, pool, dataset)
-    chosen = attacks_to_run(names, threat_model, subject.config, settings, usual)
-    for note in subject.notes:
+        challenge = open_challenge(folder, pool, dataset)
+    attacks = attacks_to_run(names, threat_model, challenge.config, settings, usual)
+    for note in challenge.notes:
         console.print(note, markup=False)
-    place = folder / RESULTS
-    results = run_attacks(subject, chosen, seed, control, place, strict=bool(names))
+    results = attack_and_print(
+        attack_target=challenge,
+        attacks=attacks,
+        seed=seed,
+        folder=folder / RESULTS,
+        with_reference=with_reference,
+        strict=bool(names),
+    )
     if not results:
         raise AttackError(f"no attack applies to the challenge in {folder}")
     print_results(results)
-    console.print(f"written to {place}", markup=False)
-    _decrypt(subject, results, folder)
+    console.print(f"written to {folder / RESULTS}", markup=False)
+    _decrypt(challenge, results, folder)
 
 
 @challenge_app.command("score")
@@ -138,6 +147,7 @@ def challenge_score(
     ] = None,
 ) -> None:
     """Score a decryption by the rules of the InstaHide Challenge."""
+    from instahide_fl.challenge.challenge_target import open_truth
     from instahide_fl.challenge.files import read_decryption
     from instahide_fl.challenge.picture import save_score_picture
     from instahide_fl.challenge.score import (
@@ -147,7 +157,6 @@ def challenge_score(
         save_score,
         score_challenge,
     )
-    from instahide_fl.challenge.subject import open_truth
 
     truth, statistics = open_truth(folder)
     path = decryption or default_decryption(folder)
@@ -164,46 +173,6 @@ def challenge_score(
     console.print(f"written to {folder / SCORE} and {picture}", markup=False)
 
 
-@challenge_app.command("cost")
-def challenge_cost(
-    num_mixed: Annotated[int, typer.Option(min=1, help="k.")] = 6,
-    num_private: Annotated[int, typer.Option(help="p, private of them.")] = 2,
-    pool_size: Annotated[int, typer.Option(min=1, help="N.")] = 10_000_000,
-    images: Annotated[int, typer.Option(min=1, help="n.")] = 100,
-    encodings: Annotated[int, typer.Option(min=1, help="T, of each image.")] = 50,
-    results: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="DIR", help="Challenges or runs that were attacked."),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
-) -> None:
-    """Put the conjectured cost of decoding beside that of real attacks."""
-    from instahide_fl.challenge.cost import (
-        NO_PROTECTION,
-        conjectured,
-        costs_to_json,
-        counted,
-        measured_costs,
-        published_costs,
-    )
-
-    guesses = conjectured(num_mixed, num_private, pool_size, images)
-    counts = counted(images, encodings, num_private)
-    costs = measured_costs(results) if results else published_costs()
-    if as_json:
-        found = costs_to_json(guesses, counts, costs)
-        typer.echo(json.dumps(found, indent=2, allow_nan=False))
-        return
-    console.print("Guessing, as the scheme's authors conjectured (nobody does it):")
-    for one in guesses:
-        console.print(f"    {one.what}: {one.formula}: {one.count}", markup=False)
-    console.print(NO_PROTECTION, markup=False)
-    console.print("What the work of attacks grows with:")
-    for name, count in counts.items():
-        console.print(f"    {name}: {count:,}", markup=False)
-    _print_costs(costs)
-
-
 def _challenge_config(
     dataset: str,
     pool: str,
@@ -213,7 +182,7 @@ def _challenge_config(
     assignments: Sequence[str] | None,
 ) -> Config:
     """Return the options as settings; `--set` comes on top of the defaults."""
-    given = [
+    options = [
         f"data.dataset={json.dumps(dataset)}",
         f"pool.source={json.dumps(pool)}",
         f"instahide.num-mixed={num_mixed}",
@@ -221,11 +190,11 @@ def _challenge_config(
         f"instahide.scope={json.dumps(scope)}",
         'data.augment="none"',
     ]
-    return read_settings(None, [*given, *(assignments or [])], None)
+    return read_settings(None, [*options, *(assignments or [])], None)
 
 
 def _decrypt(
-    subject: ChallengeSubject, results: Sequence[AttackResult], folder: Path
+    challenge: ChallengeTarget, results: Sequence[AttackResult], folder: Path
 ) -> None:
     """Write the decryption of the most ordinary adversary that has one."""
     from instahide_fl.challenge.decryption import decryption_of
@@ -233,7 +202,7 @@ def _decrypt(
     from instahide_fl.challenge.score import describe_decryption
 
     for result in sorted(results, key=_preference):
-        view = subject.view(result.threat_model)
+        view = challenge.view(result.threat_model)
         images = decryption_of(result.reconstruction, view)
         if images is None:
             continue
@@ -247,7 +216,7 @@ def _decrypt(
 
 def _preference(result: AttackResult) -> tuple[bool, bool]:
     """Sort what somebody ordinary can do first, and there what a challenge is for."""
-    from instahide_fl.challenge.subject import EXPECTED
+    from instahide_fl.challenge.challenge_target import EXPECTED
 
     return not result.threat_model.ordinary, result.attack.name not in EXPECTED
 
@@ -259,15 +228,15 @@ def _print_score(score: ChallengeScore, maker: str) -> None:
     table.add_column("", overflow="fold")
     for heading in ("Max_SSIM", "Mean_SSIM", "Min_L2", "Mean_L2", "best", "> 0.5"):
         table.add_column(heading, justify="right")
-    for name, one in score.rows().items():
+    for name, metrics in score.rows().items():
         table.add_row(
             name,
-            *(
-                f"{value:.3f}"
-                for value in (one.max_ssim, one.mean_ssim, one.min_l2, one.mean_l2)
-            ),
-            f"{one.best_ssim:.2f}",
-            f"{one.share_above_half:.0%}",
+            f"{metrics.max_ssim:.3f}",
+            f"{metrics.mean_ssim:.3f}",
+            f"{metrics.min_l2:.3f}",
+            f"{metrics.mean_l2:.3f}",
+            f"{metrics.best_ssim:.2f}",
+            f"{metrics.share_above_half:.0%}",
         )
     table.add_section()
     for row in LEADERBOARD:
@@ -275,12 +244,3 @@ def _print_score(score: ChallengeScore, maker: str) -> None:
         table.add_row(row.attack, *(f"{value:.2f}" for value in figures))
     console.print(table)
     console.print(HOW_TO_READ, markup=False, highlight=False)
-
-
-def _print_costs(costs: Sequence[Measured]) -> None:
-    table = Table(title="What attacks cost")
-    for heading in ("attack", "cost", "reached", "where"):
-        table.add_column(heading, overflow="fold")
-    for one in costs:
-        table.add_row(one.attack, one.cost, one.reached, one.where)
-    console.print(table)

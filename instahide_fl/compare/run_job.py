@@ -12,17 +12,14 @@ from pathlib import Path
 
 import torch
 
-from instahide_fl.attacks.base import ignore_progress
-from instahide_fl.attacks.registry import build_attack
-from instahide_fl.audit.attack_result import RESULTS, adversary_for, save_result
-from instahide_fl.audit.pictures import save_attack_pictures
+from instahide_fl.audit.attack_result import RESULTS
 from instahide_fl.audit.recorded_run import open_recorded_run
-from instahide_fl.audit.run_attacks import run_attack
+from instahide_fl.audit.run_attacks import SkippedAttack, build_attacks, run_attacks
 from instahide_fl.audit.tracked_result import track_result
 from instahide_fl.config import Config, Scalar
 from instahide_fl.engine.inline import run_inline
 from instahide_fl.engine.run import check_run
-from instahide_fl.errors import AttackError, DataError, PoolError, ThreatModelError
+from instahide_fl.errors import AttackError
 from instahide_fl.files import explained
 from instahide_fl.run_folder import MODEL, PROVENANCE, RunFolder
 from instahide_fl.study.folder import AUDIT, StudyFolder
@@ -34,14 +31,14 @@ def perform(study: Path, run: PlannedRun) -> float:
     """Do what is missing of a run.
 
     Args:
-        study: the study's folder.
-        run: of the study.
+        study: The study's folder.
+        run: The run of the study to make.
 
     Returns:
-        Seconds that it took.
+        The time that it took, in seconds.
 
     Raises:
-        InstaHideError: it failed; the run's folder notes why.
+        InstaHideError: the run failed; its folder notes why.
     """
     torch.set_num_threads(1)
     start, folders = time.perf_counter(), StudyFolder(study)
@@ -83,38 +80,34 @@ def _audit(
         with explained(folder.path):
             shutil.rmtree(folder.path, ignore_errors=True)
         _train(folder, config.resolved())
-    left_out = _attack(folder, audit, config)
+    skipped = _attack(folder, audit, config)
     folder.write_json(
         AUDIT,
         {
             "name": audit.name,
             "start": audit.start,
             "attacks": audit.attacks,
-            "left_out": left_out,
+            "left_out": skipped,
             "seconds": time.perf_counter() - start,
         },
     )
 
 
 def _attack(folder: RunFolder, audit: AuditConfig, config: Config) -> dict[str, str]:
-    """Make an audit's attacks; return why some could not be made, by attack."""
+    """Make an audit's attacks; return why some were skipped, by attack."""
     try:
         recorded = open_recorded_run(folder.path)
     except AttackError as error:
         # Poisson samples may be empty, all of them.
         return dict.fromkeys(audit.attacks, str(error))
-    left_out: dict[str, str] = {}
-    for name in audit.attacks:
-        attack = build_attack(name, audit.attack_settings.get(name, {}))
-        adversary = adversary_for(attack, config, audit.threat_model)
-        try:
-            result = run_attack(
-                recorded, attack, adversary, config.seed, ignore_progress
-            )
-        except (AttackError, DataError, PoolError, ThreatModelError) as error:
-            left_out[name] = str(error)
-            continue
-        save_result(result, folder.path / RESULTS)
-        save_attack_pictures(result, folder.path / RESULTS)
-        track_result(result, folder)
-    return left_out
+    attacks = build_attacks(
+        audit.attacks, audit.attack_settings, config, audit.threat_model
+    )
+    results = folder.path / RESULTS
+    skipped: dict[str, str] = {}
+    for outcome in run_attacks(recorded, attacks, config.seed, results):
+        if isinstance(outcome, SkippedAttack):
+            skipped[outcome.name] = str(outcome.error)
+        else:
+            track_result(outcome, folder)
+    return skipped

@@ -17,7 +17,7 @@ def matched_noise(images: Tensor, rng: np.random.Generator) -> Tensor:
 
     Args:
         images: f32[M,C,H,W].
-        rng: draws the phases.
+        rng: The generator that draws the phases.
 
     Returns:
         f32[M,C,H,W].
@@ -27,24 +27,26 @@ def matched_noise(images: Tensor, rng: np.random.Generator) -> Tensor:
     phases = torch.fft.rfft2(white).angle()
     phases[:, :, 0, 0] = 0  # keeps the mean
     turn = torch.polar(torch.ones_like(phases), phases)
+    # [M,C,H,W/2+1] x [M,1,H,W/2+1]: one phase for all channels
     turned = torch.fft.rfft2(images.double()) * turn
     noise: Tensor = torch.fft.irfft2(turned, s=(height, width))
     return noise.float()
 
 
-def mean_of_others(images: Tensor, left_out: Tensor) -> Tensor:
+def mean_of_others(images: Tensor, excluded: Tensor) -> Tensor:
     """Return, for each victim, the mean of all images but its own.
 
     A mean that contains the victim would be a leak itself where there are few images.
 
     Args:
         images: f32[N,C,H,W].
-        left_out: i64[R,p], the rows of each victim; a row may appear twice in it.
+        excluded: i64[R,p], the rows of each victim; a row may appear twice in it.
 
     Returns:
         f32[R,C,H,W].
     """
-    kept = torch.ones(len(left_out), len(images), dtype=torch.float64)
-    kept.scatter_(1, left_out, 0.0)
-    kept /= kept.sum(dim=1, keepdim=True).clamp_min(1)
-    return torch.einsum("rn,nchw->rchw", kept, images.double()).float()
+    weights = torch.ones(len(excluded), len(images), dtype=torch.float64)
+    weights.scatter_(1, excluded, 0.0)
+    weights /= weights.sum(dim=1, keepdim=True).clamp_min(1)
+    # [R,N] x [N,C,H,W] -> [R,C,H,W]
+    return torch.einsum("rn,nchw->rchw", weights, images.double()).float()

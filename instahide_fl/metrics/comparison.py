@@ -18,15 +18,15 @@ class Comparison:
     """Reconstructions against originals, one row a pair.
 
     Attributes:
-        ssim: f64[R] in [-1, 1], as reconstructed.
-        psnr: f64[R] in dB.
-        mse: f64[R].
-        sign_ssim: f64[R], of the better of x and -x.
-        sign_psnr: f64[R], likewise.
-        affine_ssim: f64[R], after the oracle's fit of the colours.
-        affine_psnr: f64[R], likewise.
+        ssim: f64[R] in [-1, 1], SSIM as reconstructed.
+        psnr: f64[R] in dB, PSNR as reconstructed.
+        mse: f64[R], mean squared error as reconstructed.
+        sign_ssim: f64[R], SSIM of the better of x and -x.
+        sign_psnr: f64[R] in dB, PSNR of the better of x and -x.
+        affine_ssim: f64[R], SSIM after the oracle's fit of the colours.
+        affine_psnr: f64[R] in dB, PSNR after the oracle's fit of the colours.
         choice: i64[R], which of its candidates a reconstruction was compared with.
-        flipped: bool[R], whether -x resembles it more than x.
+        flipped: bool[R], whether -x resembles the original more than x.
     """
 
     ssim: Tensor
@@ -43,13 +43,13 @@ class Comparison:
         return len(self.ssim)
 
     @classmethod
-    def joined(cls, parts: Sequence[Comparison]) -> Comparison:
+    def concatenate(cls, comparisons: Sequence[Comparison]) -> Comparison:
         """Put comparisons, at least one, below each other."""
         return cls(
-            *(
-                torch.cat([getattr(part, column.name) for part in parts])
-                for column in fields(cls)
-            )
+            **{
+                field.name: torch.cat([getattr(c, field.name) for c in comparisons])
+                for field in fields(cls)
+            }
         )
 
 
@@ -58,8 +58,8 @@ class Comparer:
     """How images are brought into the units that they are compared in.
 
     Attributes:
-        statistics: constants that images are normalised with.
-        clip: whether to clip to [0, 1]: private images lie there, encodings do not.
+        statistics: Constants that images are normalised with.
+        clip: Whether to clip to [0, 1]: private images lie there, encodings do not.
     """
 
     statistics: ChannelStatistics
@@ -70,7 +70,7 @@ class Comparer:
         return images.clamp(0, 1) if self.clip else images
 
     def opposite(self, images: Tensor) -> Tensor:
-        """Return the negatives, likewise."""
+        """Return the negatives, clipped if these images are to be clipped."""
         return self.shown(negative(images, self.statistics))
 
     def pairwise(self, images: Tensor, originals: Tensor) -> Tensor:
@@ -91,7 +91,7 @@ class Comparer:
     def compare(self, images: Tensor, candidates: Tensor) -> Comparison:
         """Compare each image with the most similar of its own candidates.
 
-        All columns speak of the same candidate: that of highest SSIM in the better
+        All figures speak of the same candidate: the one of highest SSIM in the better
         sign.
 
         Args:
@@ -99,6 +99,7 @@ class Comparer:
             candidates: f32[R,p,C,H,W].
         """
         plain, opposite = self.shown(images), self.opposite(images)
+        # [R,1,C,H,W] with [R,p,C,H,W] -> [R,p]
         similar = torch.maximum(
             ssim(plain[:, None], candidates), ssim(opposite[:, None], candidates)
         )

@@ -17,6 +17,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -73,6 +74,10 @@ class ClientTruth:
     def components(self) -> Tensor:
         """i64[E,p]: the private images of each encoding, as rows of `images`."""
         return torch.searchsorted(self.rows, self.key.private_index.contiguous())
+
+
+Truths: TypeAlias = Mapping[tuple[int, str], ClientTruth]
+"""What each client hid in each recorded round, by round and client."""
 
 
 @dataclass

@@ -38,7 +38,7 @@ def searched(folder):
 
 def test_a_seeded_simulation_loses_its_keys_and_images(tmp_path):
     result = searched(start(run_inline, tmp_path / "run", **RECORDED))
-    assert result.scores.keys.found == result.scores.keys.count == 2 * 2 * 30
+    assert result.scores.keys.correct == result.scores.keys.count == 2 * 2 * 30
     assert result.verdict == "leaks"
     assert result.reconstruction.diagnostics["seed"] == 11
     # Four encodings for each unknown image part on average, but not for each image.
@@ -68,7 +68,7 @@ def test_secure_keys_are_not_found_and_are_in_no_file(tmp_path, monkeypatch, ref
         assert not any(form in content for form in secrets), path
         assert b"bit_generator" not in content
     result = searched(folder)
-    assert result.scores.keys.found == result.scores.keys.named == 0
+    assert result.scores.keys.correct == result.scores.keys.named == 0
     assert result.verdict == "no leak found by this attack (not a proof)"
     again = start(run_inline, tmp_path / "again", **RECORDED, **secure)
     assert model_bytes(folder) != model_bytes(again)

@@ -14,8 +14,9 @@ from instahide_fl.attacks.first_layer import FirstLayer
 from instahide_fl.attacks.hard_labels import HardLabels
 from instahide_fl.attacks.inverting_gradients import InvertingGradients
 from instahide_fl.attacks.soft_labels import SoftLabels
-from instahide_fl.audit.scoring.score_reconstruction import score
-from instahide_fl.audit.undefended import control_of
+from instahide_fl.audit.scoring.ground_truth import GroundTruth
+from instahide_fl.audit.scoring.score_reconstruction import score_reconstruction
+from instahide_fl.audit.undefended import undefended_transcripts
 from instahide_fl.errors import AttackError
 from instahide_fl.transcript.aggregate import ALL_CLIENTS, truths_together
 from instahide_fl.transcript.build_view import build_view
@@ -30,7 +31,8 @@ def attacked(attack, config, seen, truths, model="participant"):
     found = attack.reconstruct(view, np.random.default_rng(1), lambda *_: None)
     (one,) = found.recovered
     rng = np.random.default_rng(2)
-    return one, score(found, truths, seen.statistics, 10, rng)
+    ground_truth = GroundTruth(truths, seen.statistics, 10)
+    return one, score_reconstruction(found, ground_truth, rng)
 
 
 @pytest.mark.parametrize("model", ["participant", "secure-aggregation-server"])
@@ -97,10 +99,10 @@ def test_an_aggregate_that_is_no_gradient_of_one_batch_is_refused(
         attacked(attack, config, seen, truths)
 
 
-def test_the_control_has_an_aggregate_of_its_own():
+def test_the_undefended_reference_has_an_aggregate_of_its_own():
     config = settings("inside", 1)
     seen, truths = recorded_round(config, clients=2)
-    (plain,), truths = control_of(config, [seen], truths)
+    (plain,), truths = undefended_transcripts(config, [seen], truths)
     one, _ = attacked(FirstLayer(), config, plain, truths)
     there = torch.cat([truth.encodings for truth in truths.values()])
     assert (one.images[:, None] - there).abs().amax((2, 3, 4)).amin(0).max() < 1e-4

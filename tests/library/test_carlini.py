@@ -15,8 +15,9 @@ from instahide_fl.attacks.carlini.label_slots import Slots
 from instahide_fl.attacks.carlini.matching_pursuit import PublicPart, PublicPursuit
 from instahide_fl.attacks.carlini.stage_cache import Stages
 from instahide_fl.attacks.decoding.mixtures import largest_pixel, public_part
+from instahide_fl.audit.scoring.ground_truth import GroundTruth
 from instahide_fl.audit.scoring.link_scores import score_links
-from instahide_fl.audit.scoring.score_reconstruction import score
+from instahide_fl.audit.scoring.score_reconstruction import score_reconstruction
 from instahide_fl.config import Config
 from instahide_fl.data.datasets import load_dataset
 from instahide_fl.data.pool import MixingPool
@@ -114,7 +115,8 @@ def problem_of(slots, split):
 def test_images_come_back_without_any_key(rng, split, pool, settings, changes, least):
     view, truth = observe(split, pool, 40, rng, **changes)
     found = attack(view, **settings)
-    scores = score(found, {(1, "0"): truth}, split.statistics, CLASSES, rng)
+    ground_truth = GroundTruth({(1, "0"): truth}, split.statistics, CLASSES)
+    scores = score_reconstruction(found, ground_truth, rng)
     assert scores.private.attack.ssim.mean > least
     assert scores.private.matched_noise.ssim.mean < 0.2
     (recovered,) = found.recovered
@@ -290,5 +292,6 @@ def test_photographs_come_back_without_any_key(rng):
     pool = MixingPool.from_images(MixingPool.photos().sample(3000))
     view, truth = observe(split, pool, 30, rng, **{"num-mixed": 6})
     found = attack(view)
-    scores = score(found, {(1, "0"): truth}, split.statistics, 10, rng)
+    ground_truth = GroundTruth({(1, "0"): truth}, split.statistics, 10)
+    scores = score_reconstruction(found, ground_truth, rng)
     assert scores.private.attack.ssim.mean > 0.9

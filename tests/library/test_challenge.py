@@ -1,4 +1,4 @@
-"""Making challenges, their files, decryptions, scores and costs."""
+"""Making challenges, their files, decryptions and scores."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from skimage.metrics import structural_similarity
 
 from instahide_fl.attacks.base import Reconstruction, Recovered
-from instahide_fl.challenge.cost import conjectured, measured_costs
+from instahide_fl.challenge.challenge_target import open_challenge, open_truth
 from instahide_fl.challenge.decryption import assign, decryption_of
 from instahide_fl.challenge.files import (
     PublishedChallenge,
@@ -21,7 +21,6 @@ from instahide_fl.challenge.files import (
 )
 from instahide_fl.challenge.make import balanced_rows, make_challenge, write_challenge
 from instahide_fl.challenge.score import measure, score_challenge
-from instahide_fl.challenge.subject import open_challenge, open_truth
 from instahide_fl.config import Config
 from instahide_fl.encoding.encoder import build_encoder
 from instahide_fl.errors import ConfigError, DataError, PoolError, ThreatModelError
@@ -142,14 +141,14 @@ def test_what_is_written_is_read_back_and_opens_without_the_truth(folder, made):
     known = open_challenge(folder).view(auditor).observations[0]
     assert torch.equal(known.mapping.private_index, made.truth.key.private_index)
     (folder / "truth").rename(folder.parent / "elsewhere")
-    subject = open_challenge(folder)
-    seen = subject.view(THREAT_MODELS["encodings-holder"]).observations[0]
+    challenge = open_challenge(folder)
+    seen = challenge.view(THREAT_MODELS["encodings-holder"]).observations[0]
     assert seen.mapping is None
     assert torch.equal(seen.encodings, published.encodings)
     with pytest.raises(ThreatModelError, match="only truth/ tells"):
-        subject.view(auditor)
+        challenge.view(auditor)
     with pytest.raises(ThreatModelError, match="consists of encodings"):
-        subject.view(THREAT_MODELS["honest-server"])
+        challenge.view(THREAT_MODELS["honest-server"])
     with pytest.raises(DataError, match="only whoever made a challenge can score it"):
         open_truth(folder)
 
@@ -292,10 +291,10 @@ def test_baselines_stand_beside_the_score(made):
 @pytest.mark.parametrize("how", ["mapping", "links", "residual"])
 def test_each_encoding_gets_the_image_that_weighs_most(folder, made, how):
     truth, statistics = made.truth, made.published.settings.statistics
-    subject = open_challenge(folder)
+    challenge = open_challenge(folder)
     holder = how != "mapping"
     name = "encodings-holder" if holder else "auditor-of-encodings"
-    view = subject.view(THREAT_MODELS[name])
+    view = challenge.view(THREAT_MODELS[name])
     weights = torch.zeros(IMAGES * TIMES, IMAGES)
     weights.scatter_(1, truth.key.private_index, truth.key.coefficients[:, :2])
     order = torch.randperm(IMAGES, generator=torch.Generator().manual_seed(0))
@@ -320,17 +319,3 @@ def test_the_public_form_has_no_room_for_the_truth(made, tmp_path):
     }
     write_published(tmp_path / "public", made.published)
     assert len(list((tmp_path / "public").iterdir())) == 3
-
-
-def test_costs_are_counted_and_read(tmp_path):
-    public, private = conjectured(6, 2, 10_000_000, 100)
-    assert public.count == "1.0e28"
-    assert private.count == "10,000"
-    with pytest.raises(ConfigError, match="--num-private must be in"):
-        conjectured(6, 7, 10, 10)
-    with pytest.raises(DataError, match="no results of attacks"):
-        measured_costs([tmp_path])
-    (tmp_path / "attacks").mkdir()
-    (tmp_path / "attacks" / "a.json").write_text("{")
-    with pytest.raises(DataError, match="cannot read the result"):
-        measured_costs([tmp_path])

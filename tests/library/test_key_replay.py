@@ -87,7 +87,7 @@ def search(seen, **changes):
 
 def assert_all_found(found, truth):
     scored = score_keys(found, {(1, "5"): truth})
-    assert scored.found == scored.named == scored.count == len(truth.key)
+    assert scored.correct == scored.named == scored.count == len(truth.key)
     assert found.diagnostics["seed"] == SEED
 
 
@@ -153,7 +153,7 @@ def test_keys_of_the_operating_system_are_not_found(split, pool):
     assert found.keys == {}
     assert not found.recovered
     assert found.diagnostics["seeds_tried"] == 300
-    assert score_keys(found, {(1, "5"): truth}).found == 0
+    assert score_keys(found, {(1, "5"): truth}).correct == 0
 
 
 def test_a_range_that_begins_elsewhere_is_searched_from_there(split, pool):

@@ -25,8 +25,9 @@ from instahide_fl.attacks.pool_search.pool_ranking import (
 )
 from instahide_fl.attacks.pool_search.training_mixtures import own_mixtures
 from instahide_fl.attacks.whitening import Whitening
+from instahide_fl.audit.scoring.ground_truth import GroundTruth
 from instahide_fl.audit.scoring.public_image_scores import score_components
-from instahide_fl.audit.scoring.score_reconstruction import score
+from instahide_fl.audit.scoring.score_reconstruction import score_reconstruction
 from instahide_fl.audit.scoring.verdict import LEAKS, NO_LEAK, verdict
 from instahide_fl.data.pool import MixingPool
 from instahide_fl.encoding.encoder import build_encoder
@@ -34,7 +35,7 @@ from instahide_fl.errors import AttackError, PoolError, ShapeError
 from instahide_fl.transcript.threat_model import threat_model
 from instahide_fl.transcript.truth import RecordingEncoder
 from instahide_fl.transcript.view import AdversaryView, Observation
-from instahide_fl.types import PrivateSplit
+from instahide_fl.types import ChannelStatistics, PrivateSplit
 from tests.library.attack_views import settings
 
 HOLDER = threat_model("encodings-holder")
@@ -69,7 +70,15 @@ def searched(view, **changes):
 
 
 def scored(found, view, truth, rng):
-    return score(found, {(1, "0"): truth}, view.statistics, 2, rng)
+    ground_truth = GroundTruth({(1, "0"): truth}, view.statistics, 2)
+    return score_reconstruction(found, ground_truth, rng)
+
+
+def ranking_scores(truths, *recovered):
+    """Score rankings of the pool alone."""
+    ground_truth = GroundTruth(truths, ChannelStatistics((0,) * 3, (1,) * 3), 2)
+    reconstruction = Reconstruction("components", recovered)
+    return score_components(ground_truth.recovered_clients(reconstruction))
 
 
 @pytest.mark.parametrize("ignore_signs", [True, False])
@@ -141,7 +150,7 @@ def test_scores_count_the_true_public_images_by_weight(photos):
     other[2, 5] = public[2, 1 - largest[2]]  # the smaller one
     ranked = RankedComponents(other, torch.zeros(3, 100), 600)
     one = Recovered("0", 1, components={"correlation": ranked})
-    found = score_components(Reconstruction("components", (one,)), {(1, "0"): truth})
+    found = ranking_scores({(1, "0"): truth}, one)
     scores = found["correlation"]
     assert scores.largest() == pytest.approx(1 / 3)
     assert scores.recall(1) == pytest.approx(1 / 6)
@@ -155,7 +164,7 @@ def test_encodings_that_are_sent_again_count_once(photos):
     ranked = RankedComponents(torch.zeros(5, 100).long(), torch.zeros(5, 100), 600)
     rounds = [Recovered("0", r, components={"correlation": ranked}) for r in (1, 2)]
     truths = {(1, "0"): truth, (2, "0"): replace(truth, round=2)}
-    found = score_components(Reconstruction("components", tuple(rounds)), truths)
+    found = ranking_scores(truths, *rounds)
     assert found["correlation"].encodings == 5
 
 
@@ -164,7 +173,7 @@ def test_fewer_rankings_than_encodings_are_an_error(photos):
     ranked = RankedComponents(torch.zeros(4, 100).long(), torch.zeros(4, 100), 600)
     one = Recovered("0", 1, components={"correlation": ranked})
     with pytest.raises(ShapeError, match="5 encodings need as many rankings, got 4"):
-        score_components(Reconstruction("components", (one,)), {(1, "0"): truth})
+        ranking_scores({(1, "0"): truth}, one)
 
 
 @pytest.mark.parametrize("method", ["none", "inside"])

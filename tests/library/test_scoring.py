@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 
 from instahide_fl.attacks.base import Reconstruction, Recovered
-from instahide_fl.audit.scoring.attack_scores import Column
+from instahide_fl.audit.scoring.attack_scores import ImageSimilarity
+from instahide_fl.audit.scoring.ground_truth import GroundTruth
 from instahide_fl.audit.scoring.originals import Originals
-from instahide_fl.audit.scoring.score_reconstruction import score
+from instahide_fl.audit.scoring.score_reconstruction import score_reconstruction
 from instahide_fl.audit.scoring.verdict import (
     FROM_WORST,
     LEAKS,
@@ -19,7 +20,7 @@ from instahide_fl.audit.scoring.verdict import (
     NO_LEAK,
     NO_VERDICT,
     beats_baseline,
-    column_beats,
+    similarity_beats,
     verdict,
     worst,
 )
@@ -73,8 +74,9 @@ def federation(rng, method="none", clients=1, rounds=1, batch=12, augmentation=N
 
 
 def scored(truths, statistics, target, rng, **fields):
-    one = Recovered("0", 1, **fields)
-    return score(Reconstruction(target, (one,)), truths, statistics, CLASSES, rng)
+    reconstruction = Reconstruction(target, (Recovered("0", 1, **fields),))
+    ground_truth = GroundTruth(truths, statistics, CLASSES)
+    return score_reconstruction(reconstruction, ground_truth, rng)
 
 
 def noise_like(truths, statistics, rng, count):
@@ -116,7 +118,7 @@ def test_images_that_look_like_the_data_are_no_leak(kind, batch, rng):
         guess = drawn[:batch] if kind == "other images" else drawn.float().mean(0)[None]
         images = digits.statistics.normalise(guess.clone())
         scores = scored(truths, digits.statistics, "encoding", rng, images=images)
-        assert not column_beats(scores.private), trial
+        assert not similarity_beats(scores.private), trial
 
 
 def test_images_that_another_round_mixed_are_no_baseline(rng):
@@ -156,7 +158,7 @@ def test_an_encoding_recovered_exactly_is_no_leak_by_itself(rng):
     images = truths[1, "0"].encodings.flip(0)
     scores = scored(truths, statistics, "encoding", rng, images=images)
     assert scores.encoding.attack.ssim.mean == pytest.approx(1)
-    assert column_beats(scores.encoding)
+    assert similarity_beats(scores.encoding)
     assert scores.private.attack.sign_ssim.mean < 0.3
     assert verdict(SERVER, scores) == NO_LEAK
 
@@ -179,9 +181,11 @@ def test_private_images_are_sought_in_all_rounds_and_rows_are_believed(rng):
         images[at] = statistics.normalise(truth.images)
     joined = Recovered("0", 0, images=images.flip(0))
 
-    def make(one):
-        found = Reconstruction("private", (one,))
-        return score(found, truths, statistics, CLASSES, rng)
+    ground_truth = GroundTruth(truths, statistics, CLASSES)
+
+    def make(recovered):
+        reconstruction = Reconstruction("private", (recovered,))
+        return score_reconstruction(reconstruction, ground_truth, rng)
 
     assert make(joined).private.attack.ssim.mean == pytest.approx(1)
     assert make(joined).identified is None
@@ -200,8 +204,10 @@ def test_the_figures_are_written_as_json_without_nan(rng):
     images = truths[1, "1"].encodings[:9]
     one = Recovered("1", 1, images=images)
     other = Recovered("0", 1, images=torch.full_like(images, torch.nan))
-    scores = score(
-        Reconstruction("encoding", (one, other)), truths, statistics, CLASSES, rng
+    scores = score_reconstruction(
+        Reconstruction("encoding", (one, other)),
+        GroundTruth(truths, statistics, CLASSES),
+        rng,
     )
     written = json.loads(json.dumps(scores.to_json(), allow_nan=False))
     private = written["metrics"]["private"]
@@ -240,10 +246,11 @@ def test_encodings_are_held_against_images_as_they_were_cropped(rng):
     truths, statistics = federation(rng, augmentation=augmentation)
     one = Recovered("0", 1, images=truths[1, "0"].encodings)
     made = Reconstruction("encoding", (one,))
-    known = score(made, truths, statistics, CLASSES, rng, augmentation)
+    ground_truth = GroundTruth(truths, statistics, CLASSES, augmentation)
+    known = score_reconstruction(made, ground_truth, rng)
     assert known.private.attack.ssim.mean == pytest.approx(1)
     assert known.caveats == ()
-    unknown = score(made, truths, statistics, CLASSES, rng)
+    unknown = score_reconstruction(made, replace(ground_truth, augmentation=None), rng)
     assert unknown.private.attack.ssim.mean < 0.8
     assert "cropped and mirrored" in unknown.caveats[0]
 
@@ -255,15 +262,16 @@ def test_augmentation_is_no_defence_before_somebody_looked_for_it(rng):
     mirrored = statistics.normalise(truth.images).flip(3)
     one = Recovered("0", 0, images=mirrored, rows=truth.rows)
     naive = Reconstruction("private", (one,))
-    found = score(naive, truths, statistics, CLASSES, rng, augmentation)
-    assert any("registered_decoding has run" in one for one in found.caveats)
-    written = found.to_json()["metrics"]["private"]["registered"]
+    ground_truth = GroundTruth(truths, statistics, CLASSES, augmentation)
+    scores = score_reconstruction(naive, ground_truth, rng)
+    assert any("registered_decoding has run" in text for text in scores.caveats)
+    written = scores.to_json()["metrics"]["private"]["registered"]
     assert written["ssim"]["mean"] == pytest.approx(1)
     assert written["no_information"]["mean"] < 0.9
 
     looked = replace(naive, aligned=True)
-    found = score(looked, truths, statistics, CLASSES, rng, augmentation)
-    assert not any("registered_decoding" in one for one in found.caveats)
+    scores = score_reconstruction(looked, ground_truth, rng)
+    assert not any("registered_decoding" in text for text in scores.caveats)
 
 
 def test_labels_count_unless_they_were_given(rng):
@@ -300,9 +308,9 @@ def test_an_attack_that_fails_where_nothing_is_hidden_has_no_verdict(rng):
     failed = scored(truths, statistics, "private", rng, images=noise)
     images = truths[1, "0"].encodings
     worked = scored(truths, statistics, "private", rng, images=images)
-    assert verdict(SERVER, failed, control=failed) == NO_VERDICT
-    assert verdict(SERVER, failed, control=worked) == NO_LEAK
-    assert verdict(SERVER, worked, control=failed) == LEAKS
+    assert verdict(SERVER, failed, undefended=failed) == NO_VERDICT
+    assert verdict(SERVER, failed, undefended=worked) == NO_LEAK
+    assert verdict(SERVER, worked, undefended=failed) == LEAKS
     nothing = scored(truths, statistics, "private", rng)
     assert nothing.private is None
     assert verdict(SERVER, nothing) == NO_LEAK
@@ -323,19 +331,19 @@ def test_reconstructions_that_do_not_fit_the_truth_are_refused(rng):
         "private", (Recovered("7", 1, torch.zeros(1, 3, 20, 20)),)
     )
     with pytest.raises(TranscriptError, match=r"record\.truth"):
-        score(stranger, truths, statistics, CLASSES, rng)
+        score_reconstruction(stranger, GroundTruth(truths, statistics, CLASSES), rng)
 
 
 @pytest.mark.parametrize(("share", "leaks"), [(0.1, True), (0.01, False)])
 def test_a_few_recognisable_images_leak_though_none_stands_out(share, leaks, rng):
     truths, statistics = federation(rng)
     images = truths[1, "0"].encodings
-    column = scored(truths, statistics, "private", rng, images=images).private
+    scores = scored(truths, statistics, "private", rng, images=images).private
     attack = Summary(mean=0.15, best=0.6, spread=0.1, share_above_half=share)
     chance = Summary(mean=0.12, best=0.45, spread=0.1, share_above_half=0.0)
-    column = Column(
-        replace(column.attack, count=100, sign_ssim=attack),
-        replace(column.no_information, count=100, sign_ssim=chance),
-        replace(column.matched_noise, count=500, sign_ssim=chance),
+    similarity = ImageSimilarity(
+        replace(scores.attack, count=100, sign_ssim=attack),
+        replace(scores.no_information, count=100, sign_ssim=chance),
+        replace(scores.matched_noise, count=500, sign_ssim=chance),
     )
-    assert column_beats(column) == leaks
+    assert similarity_beats(similarity) == leaks

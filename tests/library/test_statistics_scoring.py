@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from instahide_fl.attacks.batch_statistics import BatchStatistics
-from instahide_fl.audit.scoring.score_reconstruction import score
+from instahide_fl.audit.scoring.ground_truth import GroundTruth
+from instahide_fl.audit.scoring.score_reconstruction import score_reconstruction
 from instahide_fl.audit.scoring.statistics_scores import score_statistics
 from instahide_fl.audit.scoring.verdict import LEAKS, NO_LEAK, NO_VERDICT, verdict
-from instahide_fl.audit.undefended import control_of, undefended
+from instahide_fl.audit.undefended import undefended_config, undefended_transcripts
 from instahide_fl.transcript.build_view import build_view
 from instahide_fl.transcript.threat_model import threat_model
 from tests.library.attack_views import recorded_round, settings
@@ -31,8 +32,9 @@ def scored(config, seen, truths, change=0.0):
         for one in found.recovered
     )
     found = replace(found, recovered=recovered)
-    off = score_statistics(found, truths, config, [seen])
-    return replace(score(found, truths, seen.statistics, 10, rng), statistics=off)
+    ground_truth = GroundTruth(truths, seen.statistics, 10)
+    errors = score_statistics(found, ground_truth, config, [seen])
+    return replace(score_reconstruction(found, ground_truth, rng), statistics=errors)
 
 
 @pytest.mark.parametrize("mode", ["gradient", "update"])
@@ -40,15 +42,15 @@ def scored(config, seen, truths, change=0.0):
 def test_statistics_of_plain_batches_leak_and_those_of_encodings_do_not(method, mode):
     config = settings(method, 8, train__mode=mode).with_values(BATCH_NORM)
     seen, truths = recorded_round(config, clients=3, size=8)
-    (plain,), bare = control_of(config, [seen], truths)
-    scores, control = (
+    (plain,), bare = undefended_transcripts(config, [seen], truths)
+    scores, undefended = (
         scored(config, seen, truths),
-        scored(undefended(config), plain, bare),
+        scored(undefended_config(config), plain, bare),
     )
     assert scores.statistics.encoding.max() < 1e-4
-    assert control.statistics.private.max() < 1e-4
+    assert undefended.statistics.private.max() < 1e-4
     expected = LEAKS if method == "none" else NO_LEAK
-    assert verdict(SERVER, scores, control) == expected
+    assert verdict(SERVER, scores, undefended) == expected
     written = scores.to_json()["metrics"]["statistics"]
     assert written["encoding"]["max_error"] < 1e-4
     assert written["count"] == 3 * 2 * (16 + 32 + 64)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from instahide_fl.attacks.base import Reconstruction, Target
-from instahide_fl.audit.scoring.key_scores import FoundKeys
+from instahide_fl.audit.scoring.key_scores import KeyCounts
 from instahide_fl.audit.scoring.public_image_scores import (
     ComponentScores,
     ShownComponents,
@@ -20,16 +20,16 @@ from instahide_fl.metrics.scores import ImageScores, Summary
 
 
 @dataclass(frozen=True)
-class Column:
-    """Reconstructed images against one kind of truth, and the same of baselines.
+class ImageSimilarity:
+    """How alike reconstructions and one kind of truth are, and what baselines reach.
 
     Attributes:
-        attack: of the reconstructions.
-        no_information: of the mean of other images, for the same victims.
-        matched_noise: of noise with the statistics of the reconstructions, matched to
-            victims by the same rule; several draws together.
-        other_images: of private images that the attack cannot be after, matched in the
-            same way; None where there are none.
+        attack: The scores of the reconstructions.
+        no_information: The scores of the mean of other images, for the same victims.
+        matched_noise: The scores of noise with the statistics of the reconstructions,
+            matched to victims by the same rule; several draws together.
+        other_images: The scores of private images that the attack cannot be after,
+            matched in the same way; None where there are none.
     """
 
     attack: ImageScores
@@ -40,16 +40,17 @@ class Column:
     @property
     def baselines(self) -> dict[str, ImageScores]:
         """What the attack is held against, by name."""
-        known = {
+        baselines = {
             "no_information": self.no_information,
             "matched_noise": self.matched_noise,
         }
-        others = self.other_images
-        return known if others is None else {**known, "other_images": others}
+        if self.other_images is not None:
+            baselines["other_images"] = self.other_images
+        return baselines
 
 
 @dataclass(frozen=True)
-class Identified:
+class IdentificationScores:
     """How often reconstructions, and the matched noise, pointed at their image."""
 
     attack: Identification
@@ -68,15 +69,15 @@ class Identified:
 
 
 @dataclass(frozen=True)
-class Registered:
+class BestPositionSimilarity:
     """SSIM in the best position: shifted by up to four pixels, plain or mirrored.
 
     The best of many positions lifts any image, so the same is done to the guess. It
     does not enter the verdict.
 
     Attributes:
-        attack: of the reconstructions, in their better sign.
-        no_information: of the mean of other images.
+        attack: The SSIM of the reconstructions, in their better sign.
+        no_information: The SSIM of the mean of other images.
     """
 
     attack: Summary
@@ -91,55 +92,59 @@ class Registered:
 
 
 @dataclass(frozen=True)
-class Scores:
+class AttackScores:
     """How well an attack did.
 
     Attributes:
-        target: what it recovered.
-        reconstructions: images that it returned.
-        private: its images against private ones; None if there are none.
-        encoding: against encodings; None likewise, or if it recovered private images.
-        identified: None where the scorer had to match by similarity.
-        lpips: of the private column in the better sign, or why there is none.
-        hard_labels: None if it named no classes.
-        soft_labels: None if it gave none.
-        registered: None unless private images were recovered from augmented ones.
-        shown: to draw.
-        caveats: what to know when reading the figures.
-        keys: None if it looked for none.
-        statistics: of batches; a reason why they were not scored, or None if it gave
-            none.
-        components: how well public images were found, by the score used; empty if none
-            were sought.
-        shown_components: to draw; None likewise.
+        target: What it recovered.
+        reconstructions: The number of images that it returned.
+        private: Its images against private ones; None if there are none.
+        encoding: Its images against encodings; None if there are none, or if it
+            recovered private images.
+        identified: How often its images point at the right one; None where the scorer
+            had to match by similarity.
+        lpips: The perceptual distance to private images, in the better sign, or why
+            there is none.
+        hard_labels: The classes that it named; None if it named none.
+        soft_labels: The soft labels that it gave; None if it gave none.
+        best_position: SSIM in the best position; None unless private images were
+            recovered from augmented ones.
+        shown: The images to draw.
+        caveats: Sentences to know when reading the figures.
+        keys: The keys that are right; None if it looked for none.
+        statistics: The errors of statistics of batches, or why they were not scored;
+            None if it gave none.
+        components: How well public images were ranked, by the name of the ranking;
+            empty if none were sought.
+        shown_components: Rankings to draw; None if no public images were sought.
     """
 
     target: Target
     reconstructions: int
-    private: Column | None
-    encoding: Column | None
-    identified: Identified | None
+    private: ImageSimilarity | None
+    encoding: ImageSimilarity | None
+    identified: IdentificationScores | None
     lpips: Summary | str
     hard_labels: HardLabels | None
     soft_labels: SoftLabels | None
-    registered: Registered | None
+    best_position: BestPositionSimilarity | None
     shown: tuple[ShownImages, ...]
     caveats: tuple[str, ...]
-    keys: FoundKeys | None = None
+    keys: KeyCounts | None = None
     statistics: StatisticsErrors | str | None = None
     components: Mapping[str, ComponentScores] = field(default_factory=dict)
     shown_components: ShownComponents | None = None
 
     @classmethod
-    def without_truth(cls, reconstruction: Reconstruction) -> Scores:
+    def without_truth(cls, reconstruction: Reconstruction) -> AttackScores:
         """Return what can be said of an attack where nobody knows the truth."""
         reason = "the truth is not known, so nothing was scored"
         return cls(
             target=reconstruction.target,
             reconstructions=sum(
-                len(one.images)
-                for one in reconstruction.recovered
-                if one.images is not None
+                len(recovered.images)
+                for recovered in reconstruction.recovered
+                if recovered.images is not None
             ),
             private=None,
             encoding=None,
@@ -147,44 +152,49 @@ class Scores:
             lpips=reason,
             hard_labels=None,
             soft_labels=None,
-            registered=None,
+            best_position=None,
             shown=(),
             caveats=(reason,),
         )
 
+    @property
+    def similarities(self) -> dict[str, ImageSimilarity]:
+        """The similarity of images to each kind of truth that there is, by its name."""
+        by_truth = {"private": self.private, "encoding": self.encoding}
+        return {name: scores for name, scores in by_truth.items() if scores}
+
     def to_json(self) -> dict[str, Any]:
         """Return what is written into an attack's file: metrics, baseline and so on."""
+        return {
+            "metrics": self._metrics(),
+            "baseline": self._baseline(),
+            "per_image": self._per_image(),
+            "caveats": list(self.caveats),
+        }
+
+    def _metrics(self) -> dict[str, Any]:
         metrics: dict[str, Any] = {}
         if self.private:
             metrics["private"] = {
                 **self.private.attack.to_json(),
                 "identification": self._identification(),
-                "lpips": self.lpips.to_json()
-                if isinstance(self.lpips, Summary)
-                else {"absent": self.lpips},
+                "lpips": _or_absent(self.lpips),
             }
-        if self.registered:
-            metrics["private"]["registered"] = self.registered.to_json()
+        if self.best_position:
+            metrics["private"]["registered"] = self.best_position.to_json()
         if self.encoding:
             metrics["encoding"] = self.encoding.attack.to_json()
         if labels := self._labels():
             metrics["labels"] = labels
         if self.keys:
             metrics["keys"] = self.keys.to_json()
-        if isinstance(self.statistics, str):
-            metrics["statistics"] = {"absent": self.statistics}
-        elif self.statistics is not None:
-            metrics["statistics"] = self.statistics.to_json()
+        if self.statistics is not None:
+            metrics["statistics"] = _or_absent(self.statistics)
         if self.components:
             metrics["components"] = {
-                name: one.to_json() for name, one in self.components.items()
+                ranking: scores.to_json() for ranking, scores in self.components.items()
             }
-        return {
-            "metrics": metrics,
-            "baseline": self._baseline(),
-            "per_image": self._per_image(),
-            "caveats": list(self.caveats),
-        }
+        return metrics
 
     def _identification(self) -> dict[str, Any]:
         if self.identified is None:
@@ -192,29 +202,27 @@ class Scores:
         return self.identified.to_json()
 
     def _labels(self) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+        labels: dict[str, Any] = {}
         if self.hard_labels:
-            found["hard"] = self.hard_labels.to_json()
+            labels["hard"] = self.hard_labels.to_json()
         if self.soft_labels:
-            found["soft"] = self.soft_labels.to_json()
-        return found
+            labels["soft"] = self.soft_labels.to_json()
+        return labels
 
     def _per_image(self) -> dict[str, list[float]]:
         """Return SSIM in the better sign, image by image, and that of the guesses."""
-        columns: dict[str, ImageScores] = {}
+        scores: dict[str, ImageScores] = {}
         if self.private:
-            columns["private"] = self.private.attack
-            columns["no_information"] = self.private.no_information
+            scores["private"] = self.private.attack
+            scores["no_information"] = self.private.no_information
         if self.encoding:
-            columns["encoding"] = self.encoding.attack
+            scores["encoding"] = self.encoding.attack
         return {
-            name: [round(value, 4) for value in scores.each.tolist()]
-            for name, scores in columns.items()
+            name: [round(value, 4) for value in images.each.tolist()]
+            for name, images in scores.items()
         }
 
     def _baseline(self) -> dict[str, Any]:
-        columns = {"private": self.private, "encoding": self.encoding}
-        present = {name: column for name, column in columns.items() if column}
         if not self.private:
             return {}
         uninformed = self.private.no_information
@@ -223,10 +231,15 @@ class Scores:
             "psnr": uninformed.psnr.mean,
             **{
                 baseline: {
-                    name: column.baselines[baseline].to_json()
-                    for name, column in present.items()
-                    if baseline in column.baselines
+                    truth: similarity.baselines[baseline].to_json()
+                    for truth, similarity in self.similarities.items()
+                    if baseline in similarity.baselines
                 }
                 for baseline in self.private.baselines
             },
         }
+
+
+def _or_absent(scores: Summary | StatisticsErrors | str) -> dict[str, Any]:
+    """Return figures, or the reason why there are none."""
+    return {"absent": scores} if isinstance(scores, str) else {**scores.to_json()}

@@ -1,8 +1,7 @@
-"""Scoring keys that an attack found."""
+"""Scoring the keys that an attack recovered."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,58 +9,59 @@ import torch
 from torch import Tensor
 
 from instahide_fl.attacks.base import Reconstruction
-from instahide_fl.transcript.truth import ClientTruth
+from instahide_fl.transcript.truth import Truths
 from instahide_fl.types import EncodingKey
 
 
 @dataclass(frozen=True)
-class FoundKeys:
-    """Keys against the truth.
+class KeyCounts:
+    """How many encodings an attack has the key of.
 
     Attributes:
-        found: encodings whose key is right in every part: images, coefficients, mask,
-            crops and flips.
-        named: encodings that the attack gave a key for.
-        count: encodings that it looked at.
+        correct: The encodings whose key is right in every part: images, coefficients,
+            mask, crops and flips.
+        named: The encodings that the attack gave a key for.
+        count: The encodings that it looked at.
     """
 
-    found: int
+    correct: int
     named: int
     count: int
 
     def to_json(self) -> dict[str, Any]:
         """Return it as it is written into an attack's file."""
-        return {"found": self.found, "named": self.named, "count": self.count}
+        return {"found": self.correct, "named": self.named, "count": self.count}
 
 
-def score_keys(
-    reconstruction: Reconstruction, truths: Mapping[tuple[int, str], ClientTruth]
-) -> FoundKeys | None:
-    """Count the encodings whose key was found.
+def score_keys(reconstruction: Reconstruction, truths: Truths) -> KeyCounts | None:
+    """Count the encodings whose key was recovered.
 
     Args:
-        reconstruction: of the attack.
-        truths: by round and client.
+        reconstruction: What the attack returned.
+        truths: The truth of each client in each recorded round.
 
     Returns:
-        None if the attack looks for no keys.
+        The counts; None if the attack looks for no keys.
     """
     if reconstruction.keys is None:
         return None
-    found, named = 0, 0
-    for place, key in reconstruction.keys.items():
+    correct, named = 0, 0
+    for round_and_client, key in reconstruction.keys.items():
         named += len(key)
-        truth = truths[place].key
-        if len(truth) == len(key):
-            found += int(_equal(key, truth).sum())
-    return FoundKeys(found, named, sum(len(truth.key) for truth in truths.values()))
+        true_key = truths[round_and_client].key
+        if len(true_key) == len(key):
+            correct += int(_equal(key, true_key).sum())
+    return KeyCounts(correct, named, sum(len(truth.key) for truth in truths.values()))
 
 
-def _equal(key: EncodingKey, truth: EncodingKey) -> Tensor:
+def _equal(key: EncodingKey, true_key: EncodingKey) -> Tensor:
     """Return which encodings have the same key, bool[E]."""
     equal = torch.ones(len(key), dtype=torch.bool)
-    for one, other in zip(_parts(key), _parts(truth), strict=True):
-        equal &= (one == other).all(dim=1) if one.shape == other.shape else False
+    for part, true_part in zip(_parts(key), _parts(true_key), strict=True):
+        if part.shape == true_part.shape:
+            equal &= (part == true_part).all(dim=1)
+        else:
+            equal &= False
     return equal
 
 

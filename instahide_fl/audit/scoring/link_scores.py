@@ -6,18 +6,19 @@ The attack itself never sees the truth; the scorer compares its evidence
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from instahide_fl.attacks.encoding_links import LinkedEncodings
+from instahide_fl.audit.scoring.ground_truth import GroundTruth
 from instahide_fl.audit.scoring.originals import ClientImages
 from instahide_fl.errors import ShapeError
 from instahide_fl.transcript.truth import ClientTruth
 
-COMPARED = 1500  # encodings, of which all pairs are judged
+MAX_COMPARED = 1500  # encodings, of which all pairs are judged
 
 
 def score_links(
@@ -26,8 +27,8 @@ def score_links(
     """Compare the stages of an attack with the keys of one client.
 
     Args:
-        links: what the attack believes.
-        truths: of the client's rounds, in the order of rounds.
+        links: What the attack believes.
+        truths: The client's truth in each recorded round, in their order.
 
     Returns:
         `pair_auc`, `pair_average_precision` and `pair_share`: of telling pairs of
@@ -50,36 +51,35 @@ def score_links(
 
 
 def link_scores(
-    links: LinkedEncodings | None,
-    client: str,
-    truths: Mapping[tuple[int, str], ClientTruth],
+    links: LinkedEncodings | None, client: str, ground_truth: GroundTruth | None
 ) -> dict[str, float]:
-    """Return `score_links` of a client; nothing where there are no links."""
-    if links is None:
+    """Return `score_links` of a client; nothing without links or without the truth."""
+    if links is None or ground_truth is None:
         return {}
-    rounds = sorted(number for number, name in truths if name == client)
-    return score_links(links, [truths[number, client] for number in rounds])
+    return score_links(links, ground_truth.of_client(client))
 
 
 def _shown(links: LinkedEncodings, truths: Sequence[ClientTruth]) -> Tensor:
     """Return which private images each slot shows, bool[S,n]."""
-    own = ClientImages.of(truths)
-    mixed = torch.cat([own.located(truth.key.private_index) for truth in truths])
+    images = ClientImages.of(truths)
+    mixed = torch.cat([images.located(truth.key.private_index) for truth in truths])
     if len(links.encodings) and int(links.encodings.max()) >= len(mixed):
         raise ShapeError(
             f"links name encoding {int(links.encodings.max())}, the truth has "
             f"{len(mixed)}"
         )
-    member = torch.zeros(len(mixed), len(own.rows), dtype=torch.bool)
+    member = torch.zeros(len(mixed), len(images.rows), dtype=torch.bool)
     member.scatter_(1, mixed, True)
-    same_class = links.classes[:, None] == own.targets
+    same_class = links.classes[:, None] == images.targets  # [S,n]
     return member[links.encodings] & same_class
 
 
 def _pairs(links: LinkedEncodings, shown: Tensor) -> dict[str, float]:
+    """Return how well pairs that share an image are told from others."""
     rng = np.random.default_rng(0)  # chooses what is judged, nothing else
-    every = torch.unique(links.encodings)
-    chosen = every[torch.from_numpy(rng.permutation(len(every))[:COMPARED])]
+    encodings = torch.unique(links.encodings)
+    order = torch.from_numpy(rng.permutation(len(encodings))[:MAX_COMPARED])
+    chosen = encodings[order]
     slots = torch.isin(links.encodings, chosen).nonzero()[:, 0]
     vectors, classes = links.vectors[links.vector_rows[slots]], links.classes[slots]
     similarity = vectors @ vectors.T
@@ -88,11 +88,12 @@ def _pairs(links: LinkedEncodings, shown: Tensor) -> dict[str, float]:
     same = visible @ visible.T > 0
     other = links.encodings[slots]
     apart = (other[:, None] < other) & (classes[:, None] == classes)
-    place = torch.searchsorted(chosen.sort().values, other)
+    # From pairs of slots [s,s] to pairs of encodings [e,e]: the best of their slots.
+    index = torch.searchsorted(chosen.sort().values, other)
     count = len(chosen)
     best = torch.full((count, count), -1.0)
     share = torch.zeros(count, count)
-    cells = (place[:, None] * count + place).flatten()
+    cells = (index[:, None] * count + index).flatten()
     best.view(-1).scatter_reduce_(0, cells, similarity.flatten(), "amax")
     share.view(-1).scatter_reduce_(0, cells, same.float().flatten(), "amax")
     upper = torch.ones(count, count, dtype=torch.bool).triu(1)

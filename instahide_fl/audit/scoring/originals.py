@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from instahide_fl.attacks.base import Recovered
-from instahide_fl.errors import TranscriptError
 from instahide_fl.metrics.baselines import mean_of_others
-from instahide_fl.transcript.truth import ClientTruth
+from instahide_fl.transcript.truth import ClientTruth, Truths
 from instahide_fl.types import ChannelStatistics
 
 MIN_FOR_A_MEAN = 8  # images; the mean of fewer still shows somebody's
@@ -19,7 +17,7 @@ MIN_FOR_A_MEAN = 8  # images; the mean of fewer still shows somebody's
 
 @dataclass(frozen=True)
 class ClientImages:
-    """All private images of a client in recorded rounds, each once.
+    """All private images of a client in the recorded rounds, each once.
 
     Attributes:
         images: f32[n,C,H,W] in [0, 1].
@@ -32,15 +30,11 @@ class ClientImages:
     rows: Tensor
 
     @classmethod
-    def of(cls, truths: Iterable[ClientTruth]) -> ClientImages:
-        """Join the rounds of one client, at least one."""
-        every = list(truths)
-        given = torch.cat([truth.rows for truth in every])
-        rows, place = torch.unique(given, return_inverse=True)
-        first = torch.empty_like(rows)
-        first[place] = torch.arange(len(given))  # a row's image is the same each round
-        images = torch.cat([truth.images for truth in every])[first]
-        targets = torch.cat([truth.targets for truth in every])[first]
+    def of(cls, truths: Sequence[ClientTruth]) -> ClientImages:
+        """Join the rounds, at least one, of a client."""
+        rows, index = _each_row_once(torch.cat([truth.rows for truth in truths]))
+        images = torch.cat([truth.images for truth in truths])[index]
+        targets = torch.cat([truth.targets for truth in truths])[index]
         return cls(images.float() / 255, targets, rows)
 
     def located(self, rows: Tensor) -> Tensor:
@@ -53,8 +47,8 @@ class Originals:
     """The private images of all clients that an attack is scored on.
 
     Attributes:
-        clients: by key.
-        statistics: constants that images are normalised with.
+        clients: Each client's images, by client key.
+        statistics: Constants that images are normalised with.
         unrecorded: f32[m,C,H,W] in [0, 1], images of clients that no recorded round
             mixed.
     """
@@ -64,18 +58,16 @@ class Originals:
     unrecorded: Tensor
 
     @classmethod
-    def of(
-        cls,
-        truths: Mapping[tuple[int, str], ClientTruth],
-        statistics: ChannelStatistics,
-    ) -> Originals:
-        """Join all rounds of all clients."""
+    def of(cls, truths: Truths, statistics: ChannelStatistics) -> Originals:
+        """Join all rounds of each client."""
         by_client: dict[str, list[ClientTruth]] = {}
         for (_, client), truth in truths.items():
             by_client.setdefault(client, []).append(truth)
-        clients = {name: ClientImages.of(every) for name, every in by_client.items()}
+        clients = {
+            client: ClientImages.of(rounds) for client, rounds in by_client.items()
+        }
         unrecorded = [
-            _never_mixed(by_client[name], own) for name, own in clients.items()
+            _never_mixed(by_client[client], mixed) for client, mixed in clients.items()
         ]
         return cls(clients, statistics, torch.cat(unrecorded))
 
@@ -83,79 +75,67 @@ class Originals:
         """Return images that no attack on a client can be after.
 
         Returns:
-            f32[m,C,H,W] in [0, 1]: those of other clients, and its own that were never
-            mixed.
+            f32[m,C,H,W] in [0, 1]: those of other clients, and images of any client
+            that were never mixed.
         """
-        others = [some.images for name, some in self.clients.items() if name != client]
+        others = [
+            mixed.images for name, mixed in self.clients.items() if name != client
+        ]
         return torch.cat([*others, self.unrecorded])
 
     def mean_of_others(self, client: str, components: Tensor) -> Tensor:
-        """Return what an adversary would guess who knows only what such images are.
+        """Return the guess of an adversary who only knows what such images look like.
 
         Args:
-            client: whose images they are.
+            client: The client that the victims belong to.
             components: i64[R,p], the images of each victim.
 
         Returns:
             f32[R,C,H,W] in [0, 1].
         """
-        before = 0
-        for name, some in self.clients.items():
+        offset = 0
+        for name, mixed in self.clients.items():
             if name == client:
                 break
-            before += len(some.images)
-        recorded = [some.images for some in self.clients.values()]
-        every = torch.cat([*recorded, self.unrecorded])
-        return uninformed_guess(every, components + before, self.statistics)
+            offset += len(mixed.images)
+        recorded = [mixed.images for mixed in self.clients.values()]
+        images = torch.cat([*recorded, self.unrecorded])
+        return uninformed_guess(images, components + offset, self.statistics)
 
 
-def _never_mixed(truths: Sequence[ClientTruth], own: ClientImages) -> Tensor:
-    """Return a client's images that were put aside in all rounds and mixed in none."""
-    rows = torch.cat([truth.other_rows for truth in truths])
+def _never_mixed(truths: Sequence[ClientTruth], mixed: ClientImages) -> Tensor:
+    """Return a client's images that were put aside in a round and mixed in none."""
+    rows, index = _each_row_once(torch.cat([truth.other_rows for truth in truths]))
     images = torch.cat([truth.others for truth in truths])
-    rows, place = torch.unique(rows, return_inverse=True)
-    first = torch.empty_like(rows)
-    first[place] = torch.arange(len(place))
-    kept = ~torch.isin(rows, own.rows)
-    return images[first[kept]].float() / 255
+    never = ~torch.isin(rows, mixed.rows)
+    return images[index[never]].float() / 255
+
+
+def _each_row_once(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the distinct rows, ascending, and where each of them is in `rows`.
+
+    A row names the same image in every round, so any of its places will do.
+    """
+    distinct, inverse = torch.unique(rows, return_inverse=True)
+    index = torch.empty_like(distinct)
+    index[inverse] = torch.arange(len(rows))
+    return distinct, index
 
 
 def uninformed_guess(
-    images: Tensor, left_out: Tensor, statistics: ChannelStatistics
+    images: Tensor, excluded: Tensor, statistics: ChannelStatistics
 ) -> Tensor:
     """Return the mean of all images but a victim's own; of too few, the mean colour.
 
     Args:
         images: f32[n,C,H,W], in units of [0, 1].
-        left_out: i64[R,p], the images of each victim.
-        statistics: constants that images are normalised with.
+        excluded: i64[R,p], the images of each victim.
+        statistics: Constants that images are normalised with.
 
     Returns:
-        f32[R,C,H,W].
+        f32[R,C,H,W], in units of [0, 1].
     """
-    if len(images) - left_out.shape[1] >= MIN_FOR_A_MEAN:
-        return mean_of_others(images, left_out)
-    plain = torch.zeros(len(left_out), *images.shape[1:])
-    return statistics.restore(plain)
-
-
-def truths_of(
-    recovered: Recovered, truths: Mapping[tuple[int, str], ClientTruth]
-) -> list[ClientTruth]:
-    """Return the truth of a client: of the round named, of all for round 0.
-
-    Raises:
-        TranscriptError: it is missing.
-    """
-    found = [
-        truth
-        for (number, client), truth in truths.items()
-        if client == recovered.client and recovered.round in (0, number)
-    ]
-    if not found:
-        when = f"round {recovered.round}" if recovered.round else "every round"
-        raise TranscriptError(
-            f"the truth of client {recovered.client} is missing for {when}: scoring an "
-            f"attack needs a simulation that ran with --set record.truth=true"
-        )
-    return found
+    if len(images) - excluded.shape[1] >= MIN_FOR_A_MEAN:
+        return mean_of_others(images, excluded)
+    mean_colour = torch.zeros(len(excluded), *images.shape[1:])  # once restored
+    return statistics.restore(mean_colour)

@@ -28,15 +28,17 @@ class Pairing:
     """Reconstructions, each with the truth that it is held against.
 
     Attributes:
-        index: i64[R], which reconstructions.
+        index: i64[R], the rows of the reconstructions that were paired.
         candidates: f32[R,p,C,H,W] in [0, 1], the private images behind each.
-        components: i64[R,p], which of the client's images these are.
-        encodings: f32[R,C,H,W], in units of [0, 1], not clipped: the one matched, or
-            one in which the private image has weight.
+        components: i64[R,p], which of the client's images the candidates are.
+        encodings: f32[R,C,H,W], in units of [0, 1], not clipped: the encoding matched,
+            or the one in which the private image weighs most.
         order: i64[R], which encodings (or private images) were matched.
-        private: against the best of the candidates.
-        encoding: against the encodings; None if private images were recovered.
-        identification: among the client's images; None where matching would decide it.
+        private: The comparison with the best of the candidates.
+        encoding: The comparison with the encodings; None if private images were
+            recovered.
+        identification: How often a reconstruction points at the right image of the
+            client; None where the matching by similarity would decide it.
     """
 
     index: Tensor
@@ -61,31 +63,32 @@ class EncodingTruth:
     Attributes:
         encodings: f32[E,C,H,W], in units of [0, 1], not clipped.
         sources: f32[E,p,C,H,W] in [0, 1], the private images as they were mixed.
-        components: i64[E,p] in `own`.
-        own: all images of the client.
-        statistics: constants that images are normalised with.
+        components: i64[E,p], the rows of the sources in `client_images`.
+        client_images: All images of the client.
+        statistics: Constants that images are normalised with.
     """
 
     encodings: Tensor
     sources: Tensor
     components: Tensor
-    own: ClientImages
+    client_images: ClientImages
     statistics: ChannelStatistics
 
     @classmethod
     def of(
         cls,
         truths: Sequence[ClientTruth],
-        own: ClientImages,
+        client_images: ClientImages,
         statistics: ChannelStatistics,
         augmentation: Augmentation | None,
     ) -> EncodingTruth:
         """Prepare the truth of a client, of one round or several."""
+        private = [truth.key.private_index for truth in truths]
         return cls(
             torch.cat([statistics.restore(truth.encodings) for truth in truths]),
             torch.cat([_as_mixed(truth, augmentation) for truth in truths]),
-            torch.cat([own.located(truth.key.private_index) for truth in truths]),
-            own,
+            torch.cat([client_images.located(rows) for rows in private]),
+            client_images,
             statistics,
         )
 
@@ -94,21 +97,22 @@ class EncodingTruth:
 
     def pair(self, images: Tensor) -> Pairing:
         """Match f32[M,C,H,W], in units of [0, 1], to the encodings."""
-        mixed = Comparer(self.statistics, clip=False)
-        plain = Comparer(self.statistics, clip=True)
-        index, truth = match_one_to_one(mixed.pairwise(images, self.encodings))
-        found, encodings = images[index], self.encodings[truth]
-        candidates, components = self.sources[truth], self.components[truth]
-        neighbours = plain.pairwise(found, self.own.images)
+        unclipped = Comparer(self.statistics, clip=False)
+        clipped = Comparer(self.statistics, clip=True)
+        index, order = match_one_to_one(unclipped.pairwise(images, self.encodings))
+        paired, encodings = images[index], self.encodings[order]
+        candidates, components = self.sources[order], self.components[order]
+        similarity = clipped.pairwise(paired, self.client_images.images)
         return Pairing(
             index=index,
             candidates=candidates,
             components=components,
             encodings=encodings,
-            order=truth,
-            private=plain.compare(found, candidates),
-            encoding=mixed.compare(found, encodings[:, None]),
-            identification=identify(neighbours, components, self.own.targets),
+            order=order,
+            private=clipped.compare(paired, candidates),
+            # [R,C,H,W] -> [R,1,C,H,W]: one candidate each
+            encoding=unclipped.compare(paired, encodings[:, None]),
+            identification=identify(similarity, components, self.client_images.targets),
         )
 
 
@@ -117,15 +121,16 @@ class PrivateTruth:
     """What recovered private images are held against.
 
     Attributes:
-        own: all images of the client.
-        place: i64[M] in `own`, which they are; None to match them.
+        client_images: All images of the client.
+        rows: i64[M], which of `client_images` the recovered images are; None to match
+            them by similarity.
         encodings: f32[n,C,H,W], of each image the encoding in which it weighs most, in
             units of [0, 1], not clipped.
-        statistics: constants that images are normalised with.
+        statistics: Constants that images are normalised with.
     """
 
-    own: ClientImages
-    place: Tensor | None
+    client_images: ClientImages
+    rows: Tensor | None
     encodings: Tensor
     statistics: ChannelStatistics
 
@@ -133,44 +138,51 @@ class PrivateTruth:
     def of(
         cls,
         truths: Sequence[ClientTruth],
-        own: ClientImages,
+        client_images: ClientImages,
         statistics: ChannelStatistics,
         rows: Tensor | None,
     ) -> PrivateTruth:
         """Prepare the truth of a client.
 
         Args:
-            truths: of all its rounds.
-            own: its images.
-            statistics: constants that images are normalised with.
+            truths: The client's truth in all rounds.
+            client_images: All images of the client.
+            statistics: Constants that images are normalised with.
             rows: i64[M], which images of the client were recovered, if that is known.
         """
-        every = torch.cat([truth.encodings for truth in truths])
-        place = None if rows is None else own.located(rows)
-        strongest = every[_strongest(truths, own)]
-        return cls(own, place, statistics.restore(strongest), statistics)
+        encodings = torch.cat([truth.encodings for truth in truths])
+        strongest = encodings[_strongest(truths, client_images)]
+        return cls(
+            client_images,
+            None if rows is None else client_images.located(rows),
+            statistics.restore(strongest),
+            statistics,
+        )
 
     def __len__(self) -> int:
-        return len(self.own.images)
+        return len(self.client_images.images)
 
     def pair(self, images: Tensor) -> Pairing:
         """Match f32[M,C,H,W], in units of [0, 1], to the private images."""
-        plain = Comparer(self.statistics, clip=True)
-        similarity = plain.pairwise(images, self.own.images)
+        clipped = Comparer(self.statistics, clip=True)
+        similarity = clipped.pairwise(images, self.client_images.images)
         identification = None
-        if self.place is None:
-            index, truth = match_one_to_one(similarity)
+        if self.rows is None:
+            index, order = match_one_to_one(similarity)
         else:
-            index, truth = torch.arange(len(images)), self.place
-            identification = identify(similarity, truth[:, None], self.own.targets)
-        candidates = self.own.images[truth][:, None]
+            index, order = torch.arange(len(images)), self.rows
+            identification = identify(
+                similarity, order[:, None], self.client_images.targets
+            )
+        # [R,C,H,W] -> [R,1,C,H,W]: one candidate each
+        candidates = self.client_images.images[order][:, None]
         return Pairing(
             index=index,
             candidates=candidates,
-            components=truth[:, None],
-            encodings=self.encodings[truth],
-            order=truth,
-            private=plain.compare(images[index], candidates),
+            components=order[:, None],
+            encodings=self.encodings[order],
+            order=order,
+            private=clipped.compare(images[index], candidates),
             encoding=None,
             identification=identification,
         )
@@ -178,16 +190,20 @@ class PrivateTruth:
 
 def _as_mixed(truth: ClientTruth, augmentation: Augmentation | None) -> Tensor:
     """Return f32[E,p,C,H,W] in [0, 1], after crop and mirroring if they are known."""
-    sources = truth.images[truth.components.flatten()]
+    sources = truth.images[truth.components.flatten()]  # [n,C,H,W] -> [E*p,C,H,W]
     if augmentation is not None and truth.key.augmentation is not None:
         sources = augmentation.apply(sources, truth.key.augmentation)
+    # [E*p,C,H,W] -> [E,p,C,H,W]
     return sources.view(*truth.components.shape, *sources.shape[1:]).float() / 255
 
 
-def _strongest(truths: Sequence[ClientTruth], own: ClientImages) -> Tensor:
+def _strongest(truths: Sequence[ClientTruth], client_images: ClientImages) -> Tensor:
     """Return i64[n], the encoding of all rounds in which each image weighs most."""
-    weight = torch.zeros(sum(len(t.encodings) for t in truths), len(own.images))
+    num_encodings = sum(len(truth.encodings) for truth in truths)
+    weights = torch.zeros(num_encodings, len(client_images.images))
     private = torch.cat([truth.key.private_index for truth in truths])
     coefficients = torch.cat([truth.key.coefficients for truth in truths])
-    weight.scatter_(1, own.located(private), coefficients[:, : private.shape[1]])
-    return weight.argmax(dim=0)
+    weights.scatter_(
+        1, client_images.located(private), coefficients[:, : private.shape[1]]
+    )
+    return weights.argmax(dim=0)

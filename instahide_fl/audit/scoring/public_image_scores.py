@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from instahide_fl.attacks.base import RankedComponents, Reconstruction
+from instahide_fl.attacks.base import RankedComponents
 from instahide_fl.attacks.pool_search.attack import RANKED
-from instahide_fl.audit.scoring.originals import truths_of
+from instahide_fl.audit.scoring.ground_truth import RecoveredClient
 from instahide_fl.errors import ShapeError
 from instahide_fl.transcript.truth import ClientTruth
 
-FIRST = 10  # of them are looked at for the largest component
+FIRST = 10  # matches are looked at for the largest component
 SIGNIFICANCE = 0.001
 """Probability of as many hits by chance, at most."""
 TIMES_CHANCE = 2.0
@@ -29,8 +29,8 @@ class ComponentScores:
     """How well a search found the public images of encodings.
 
     Attributes:
-        ranks: i64[E,q], place of each true public image in the ranking, from 0; at
-            least `pool_size` if it was not returned. The largest coefficient first.
+        ranks: i64[E,q], the position of each true public image in the ranking, from 0;
+            at least `pool_size` if it was not returned. The largest coefficient first.
         pool_size: N.
     """
 
@@ -47,7 +47,7 @@ class ComponentScores:
 
     @property
     def encodings(self) -> int:
-        """How many were searched."""
+        """The number of encodings that were searched."""
         return len(self.ranks)
 
     def recall(self, first: int) -> float:
@@ -55,7 +55,7 @@ class ComponentScores:
         return float((self.ranks < first).double().mean())
 
     def largest(self, first: int = FIRST) -> float:
-        """Return how often that of the largest coefficient is among the best."""
+        """Return how often the one of largest coefficient is among the best `first`."""
         return float((self.ranks[:, 0] < first).double().mean())
 
     def chance(self, first: int) -> float:
@@ -114,7 +114,7 @@ class ShownComponents:
 
 
 def score_components(
-    reconstruction: Reconstruction, truths: Mapping[tuple[int, str], ClientTruth]
+    clients: Sequence[RecoveredClient],
 ) -> dict[str, ComponentScores]:
     """Hold rankings of the pool against the keys, each distinct encoding once.
 
@@ -122,51 +122,48 @@ def score_components(
     in many rounds, and counting them again would feign certainty.
 
     Args:
-        reconstruction: of a search.
-        truths: by round and client.
+        clients: What was recovered of each client, beside its truth.
 
     Returns:
-        By the name of the score that the search used.
+        The scores by the name of the ranking.
 
     Raises:
-        TranscriptError: the truth of a client is missing.
         ShapeError: there are not as many rankings as encodings.
     """
-    found: dict[str, ComponentScores] = {}
-    known: set[bytes] = set()
-    for recovered in reconstruction.recovered:
+    total: dict[str, ComponentScores] = {}
+    counted: set[bytes] = set()
+    for recovered, truths in clients:
         if not recovered.components:
             continue
-        true, new = _components(truths_of(recovered, truths), recovered.client, known)
-        for score, ranked in recovered.components.items():
-            own = ComponentScores(_ranks(ranked, true)[new], ranked.pool_size)
-            found[score] = found[score] + own if score in found else own
-    return found
+        true, new = _components(truths, recovered.client, counted)
+        for ranking, ranked in recovered.components.items():
+            scores = ComponentScores(_ranks(ranked, true)[new], ranked.pool_size)
+            total[ranking] = total[ranking] + scores if ranking in total else scores
+    return total
 
 
 def shown_components(
-    reconstruction: Reconstruction, truths: Mapping[tuple[int, str], ClientTruth]
+    clients: Sequence[RecoveredClient],
 ) -> ShownComponents | None:
-    """Return the first encodings of the first client, ranked by the last score."""
-    for recovered in reconstruction.recovered:
+    """Return the first encodings of the first client, in the last ranking."""
+    for recovered, truths in clients:
         if recovered.components:
-            known = truths_of(recovered, truths)
-            encodings = torch.cat([truth.encodings for truth in known])[:SHOWN]
-            true, _ = _components(known, recovered.client, set())
+            encodings = torch.cat([truth.encodings for truth in truths])[:SHOWN]
+            true, _ = _components(truths, recovered.client, set())
             ranked = list(recovered.components.values())[-1].index
             return ShownComponents(encodings, true[:SHOWN], ranked[:SHOWN])
     return None
 
 
 def _components(
-    truths: list[ClientTruth], client: str, known: set[bytes]
+    truths: Sequence[ClientTruth], client: str, counted: set[bytes]
 ) -> tuple[Tensor, Tensor]:
     """Return the public images i64[E,q], the largest first, and the rows that are new.
 
     Args:
-        truths: of one client.
-        client: its key.
-        known: keys that were seen; those of this client are added.
+        truths: The truth of one client.
+        client: The client's key.
+        counted: Digests of encodings counted before; those of this client are added.
     """
     index = torch.cat([truth.key.public_index for truth in truths])
     weights = torch.cat([truth.key.coefficients for truth in truths])
@@ -177,19 +174,19 @@ def _components(
         zip(index.numpy(), weights.numpy(), strict=True)
     ):
         key = client.encode() + images.tobytes() + np.asarray(coefficients).tobytes()
-        if key not in known:
-            known.add(key)
+        if key not in counted:
+            counted.add(key)
             new.append(row)
     return index.gather(1, order), torch.tensor(new, dtype=torch.int64)
 
 
 def _ranks(ranked: RankedComponents, true: Tensor) -> Tensor:
-    """Return i64[E,q], the place of each true image in its ranking."""
+    """Return i64[E,q], the position of each true image in its ranking."""
     if len(ranked.index) != len(true):
         raise ShapeError(
             f"{len(true)} encodings need as many rankings, got {len(ranked.index)}"
         )
-    same = ranked.index[:, None, :] == true[:, :, None]
-    place = same.int().argmax(dim=2)
+    same = ranked.index[:, None, :] == true[:, :, None]  # [E,q,m]
+    position = same.int().argmax(dim=2)
     absent = max(ranked.pool_size, RANKED)
-    return torch.where(same.any(dim=2), place, torch.full_like(place, absent))
+    return torch.where(same.any(dim=2), position, torch.full_like(position, absent))

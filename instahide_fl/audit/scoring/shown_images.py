@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,16 +20,16 @@ class ShownImages:
     """Images of one client to draw in aligned rows: the first few, not the best.
 
     Attributes:
-        client: its key.
-        originals: f32[n,C,H,W] in [0, 1].
-        encodings: f32[n,C,H,W], in units of [0, 1], not clipped: the one that was
+        client: The client's key.
+        originals: f32[n,C,H,W] in [0, 1], private images.
+        encodings: f32[n,C,H,W], in units of [0, 1], not clipped: the encoding that was
             recovered, or the one in which the original weighs most.
         reconstructions: f32[n,C,H,W], not clipped, in the sign that resembles its
             target more.
-        ssim: f64[n], with the original, in the better sign.
+        ssim: f64[n], SSIM with the original, in the better sign.
         sources: f32[n,C,H,W] in [0, 1], the image that was encoded, whichever of those
-            mixed into it the reconstruction resembles. Of runs with the same seed it
-            is the same, whatever the method.
+            mixed into it the reconstruction resembles. It is the same in all runs with
+            the same seed, whatever the method.
     """
 
     client: str
@@ -41,42 +41,44 @@ class ShownImages:
 
 
 def align_shown(
-    client: str, images: Tensor, paired: Pairing, statistics: ChannelStatistics
+    client: str, images: Tensor, pairing: Pairing, statistics: ChannelStatistics
 ) -> ShownImages:
     """Take a client's first victims, in the order of the truth.
 
     Args:
-        client: its key.
+        client: The client's key.
         images: f32[M,C,H,W], recovered, in units of [0, 1], not clipped.
-        paired: with what they were held against.
-        statistics: constants that images are normalised with.
+        pairing: What the images were held against.
+        statistics: Constants that images are normalised with.
     """
-    first = paired.order.argsort(stable=True)[:SHOWN]
-    judged = paired.encoding or paired.private
-    plain = images[paired.index[first]]
-    flipped = judged.flipped[first][:, None, None, None]
+    first = pairing.order.argsort(stable=True)[:SHOWN]
+    judged = pairing.encoding or pairing.private
+    plain = images[pairing.index[first]]
+    flipped = judged.flipped[first][:, None, None, None]  # [n] -> [n,1,1,1]
     return ShownImages(
-        client,
-        paired.originals[first],
-        paired.encodings[first],
-        torch.where(flipped, negative(plain, statistics), plain),
-        paired.private.sign_ssim[first],
-        paired.candidates[first, 0],
+        client=client,
+        originals=pairing.originals[first],
+        encodings=pairing.encodings[first],
+        reconstructions=torch.where(flipped, negative(plain, statistics), plain),
+        ssim=pairing.private.sign_ssim[first],
+        sources=pairing.candidates[first, 0],
     )
 
 
 def first_of_each_client(victims: Iterable[ShownImages]) -> tuple[ShownImages, ...]:
-    """Join the victims of a client's rounds, and keep the first few."""
+    """Join the victims of each client's rounds, and keep the first few."""
     by_client: dict[str, list[ShownImages]] = {}
-    for some in victims:
-        by_client.setdefault(some.client, []).append(some)
-    return tuple(
-        ShownImages(
-            client,
-            *(
-                torch.cat([getattr(some, column.name) for some in parts])[:SHOWN]
-                for column in fields(ShownImages)[1:]
-            ),
-        )
-        for client, parts in by_client.items()
+    for images in victims:
+        by_client.setdefault(images.client, []).append(images)
+    return tuple(_first(client, rounds) for client, rounds in by_client.items())
+
+
+def _first(client: str, rounds: Sequence[ShownImages]) -> ShownImages:
+    return ShownImages(
+        client=client,
+        originals=torch.cat([images.originals for images in rounds])[:SHOWN],
+        encodings=torch.cat([images.encodings for images in rounds])[:SHOWN],
+        reconstructions=torch.cat([i.reconstructions for i in rounds])[:SHOWN],
+        ssim=torch.cat([images.ssim for images in rounds])[:SHOWN],
+        sources=torch.cat([images.sources for images in rounds])[:SHOWN],
     )

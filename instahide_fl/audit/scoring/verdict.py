@@ -9,7 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from instahide_fl.audit.scoring.attack_scores import Column, Identified, Scores
+from instahide_fl.audit.scoring.attack_scores import (
+    AttackScores,
+    IdentificationScores,
+    ImageSimilarity,
+)
 from instahide_fl.audit.scoring.statistics_scores import StatisticsErrors
 from instahide_fl.errors import AttackError
 from instahide_fl.metrics.labels import HardLabels, SoftLabels
@@ -24,22 +28,24 @@ NOT_SCORED = "not scored: the truth is not known"
 FROM_WORST = (LEAKS, LEAKS_TO_ADVERSARY, NO_VERDICT, NOT_SCORED, NO_LEAK)
 
 MEAN_MARGIN = 0.1
-"""SSIM by which the mean exceeds both baselines, at least."""
+"""SSIM by which the mean exceeds every baseline, at least."""
 STANDARD_ERRORS = 3.0
-"""Of a drawn baseline's mean over as many images, which the mean exceeds it by too."""
+"""Standard errors of a drawn baseline, over as many images, by which the mean exceeds
+it, at least."""
 BEST_MARGIN = 0.2
-"""SSIM by which the best image exceeds the best of both baselines."""
+"""SSIM by which the best image exceeds the best of every baseline, at least."""
 SHARE_MARGIN = 0.1
 """Share of hits (nearest neighbours, classes) above chance, at least."""
 SIGNIFICANCE = 0.001
 """Probability of as many hits, or images above 0.5, by chance, at most."""
 SOFT_LABEL_FRACTION = 0.2
-"""Mean error of soft labels, of that of an even guess, at most."""
+"""Mean error of soft labels, as a share of that of an even guess, at most."""
 STATISTICS_FRACTION = 0.2
-"""Mean error of statistics of private batches, of that of an uninformed guess."""
+"""Mean error of statistics of private batches, as a share of that of an uninformed
+guess, at most."""
 
 
-def beats_baseline(scores: Scores, labels: bool = True) -> bool:
+def beats_baseline(scores: AttackScores, labels: bool = True) -> bool:
     """Tell whether an attack got private images, labels or keys better than by chance.
 
     An encoding recovered does not count by itself: only what it shows of the private
@@ -47,37 +53,47 @@ def beats_baseline(scores: Scores, labels: bool = True) -> bool:
     So do statistics of batches of private images.
 
     Args:
-        scores: of the attack.
-        labels: whether labels count; not where the adversary was given them.
+        scores: The scores of the attack.
+        labels: Whether labels count; not where the adversary was given them.
     """
-    images = scores.private is not None and column_beats(scores.private)
-    named = scores.identified is not None and _identifies(scores.identified)
-    keys = scores.keys is not None and scores.keys.found > 0
-    public = any(one.beats_chance for one in scores.components.values())
-    measured = _statistics_beat(scores.statistics)
-    found = images or named or keys or public or measured
-    return found or (labels and _labels_beat(scores))
+    images = scores.private is not None and similarity_beats(scores.private)
+    identified = scores.identified is not None and _identifies(scores.identified)
+    keys = scores.keys is not None and scores.keys.correct > 0
+    public = any(ranking.beats_chance for ranking in scores.components.values())
+    statistics = _statistics_beat(scores.statistics)
+    return (
+        images
+        or identified
+        or keys
+        or public
+        or statistics
+        or (labels and _labels_beat(scores))
+    )
 
 
-def column_beats(column: Column) -> bool:
+def similarity_beats(similarity: ImageSimilarity) -> bool:
     """Tell whether images resemble their truth more than all baselines do.
 
     Either on average, or one of them clearly, or more of them above 0.5 than chance
     explains. SSIM in the better sign is what counts.
 
     Args:
-        column: of private images; of encodings, to say whether those were recovered.
+        similarity: To private images; or to encodings, to say whether they were
+            recovered.
     """
-    attack, count = column.attack.sign_ssim, column.attack.count
-    baselines = {name: one.sign_ssim for name, one in column.baselines.items()}
-    best = max(one.best for one in baselines.values()) + BEST_MARGIN
+    attack, count = similarity.attack.sign_ssim, similarity.attack.count
+    baselines = {
+        name: scores.sign_ssim for name, scores in similarity.baselines.items()
+    }
+    best = max(ssim.best for ssim in baselines.values()) + BEST_MARGIN
     return (
         all(
-            attack.mean > one.mean + _margin(one, count, drawn=name != "no_information")
-            for name, one in baselines.items()
+            attack.mean
+            > ssim.mean + _margin(ssim, count, drawn=name != "no_information")
+            for name, ssim in baselines.items()
         )
         or attack.best > max(RECOGNISABLE, best)
-        or _more_above_half(column)
+        or _more_above_half(similarity)
     )
 
 
@@ -90,14 +106,14 @@ def _margin(baseline: Summary, count: int, drawn: bool) -> float:
     return max(MEAN_MARGIN, error)
 
 
-def _more_above_half(column: Column) -> bool:
+def _more_above_half(similarity: ImageSimilarity) -> bool:
     # One image is added to each baseline: none above 0.5 is no proof of a share of 0.
     rates = [
         (_above_half(baseline) + 1) / (baseline.count + 1)
-        for baseline in column.baselines.values()
+        for baseline in similarity.baselines.values()
     ]
-    hits = _above_half(column.attack)
-    return _by_chance(hits, column.attack.count, max(rates)) <= SIGNIFICANCE
+    hits = _above_half(similarity.attack)
+    return _by_chance(hits, similarity.attack.count, max(rates)) <= SIGNIFICANCE
 
 
 def _above_half(scores: ImageScores) -> int:
@@ -105,24 +121,26 @@ def _above_half(scores: ImageScores) -> int:
 
 
 def verdict(
-    threat_model: ThreatModel, scores: Scores, control: Scores | None = None
+    threat_model: ThreatModel,
+    scores: AttackScores,
+    undefended: AttackScores | None = None,
 ) -> str:
     """Put scores into words.
 
     Args:
-        threat_model: of the adversary.
-        scores: of the attack on the run.
-        control: of the same attack on a run that hides nothing; None for none. A leak
-            is a leak whatever the control says; without one, an attack that fails on
-            the control too has shown nothing.
+        threat_model: The adversary.
+        scores: The scores of the attack on the run.
+        undefended: The scores of the same attack on the undefended reference, which
+            hides nothing; None if it was not run. A leak is a leak whatever these say.
+            An attack that fails on the reference too has shown nothing.
 
     Returns:
-        one of `FROM_WORST`.
+        One of `FROM_WORST`.
     """
     labels = Knowledge.LABELS not in threat_model.knows
     if beats_baseline(scores, labels):
         return LEAKS if threat_model.ordinary else LEAKS_TO_ADVERSARY
-    if control is not None and not beats_baseline(control, labels):
+    if undefended is not None and not beats_baseline(undefended, labels):
         return NO_VERDICT
     return NO_LEAK
 
@@ -136,17 +154,17 @@ def worst(verdicts: Iterable[str]) -> str:
     Raises:
         AttackError: there is no verdict to choose from.
     """
-    every = list(verdicts)
-    if not every:
+    verdicts = list(verdicts)
+    if not verdicts:
         raise AttackError("a method without any attack has no verdict: run one")
-    return min(every, key=FROM_WORST.index)
+    return min(verdicts, key=FROM_WORST.index)
 
 
-def _identifies(identified: Identified) -> bool:
-    found, chance = identified.attack, identified.chance
-    if not found.count or found.precision < chance + SHARE_MARGIN:
+def _identifies(identified: IdentificationScores) -> bool:
+    attack, chance = identified.attack, identified.chance
+    if not attack.count or attack.precision < chance + SHARE_MARGIN:
         return False
-    return _by_chance(found.hits, found.count, chance) <= SIGNIFICANCE
+    return _by_chance(attack.hits, attack.count, chance) <= SIGNIFICANCE
 
 
 def _by_chance(hits: int, count: int, chance: float) -> float:
@@ -164,7 +182,7 @@ def _statistics_beat(statistics: StatisticsErrors | str | None) -> bool:
     return float(statistics.private.mean()) <= limit
 
 
-def _labels_beat(scores: Scores) -> bool:
+def _labels_beat(scores: AttackScores) -> bool:
     hard, soft = scores.hard_labels, scores.soft_labels
     return (hard is not None and _names_classes(hard)) or (
         soft is not None and _names_weights(soft)

@@ -1,21 +1,22 @@
-"""A challenge as something to attack: the same audit as that of a recorded run."""
+"""A challenge as something to attack, audited in the same way as a recorded run."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from instahide_fl.attacks.registry import ATTACKS
-from instahide_fl.audit.undefended import Truths, undefended, undefended_truth
+from instahide_fl.audit.scoring.ground_truth import GroundTruth
+from instahide_fl.audit.undefended import undefended_config, undefended_truth
 from instahide_fl.challenge.files import SETTINGS, PublishedChallenge, read_published
 from instahide_fl.challenge.make import CLIENT, ROUND
 from instahide_fl.challenge.settings import ChallengeSettings, PublishedPool
 from instahide_fl.config import Config
-from instahide_fl.data.augment import Augmentation
 from instahide_fl.data.datasets import augmentation_for
 from instahide_fl.data.pool import MixingPool
 from instahide_fl.errors import (
@@ -32,22 +33,23 @@ from instahide_fl.transcript.view import AdversaryView, KnownMapping, Observatio
 from instahide_fl.types import ChannelStatistics
 
 HOLDERS = ("encodings-holder", "auditor-of-encodings")
+"""Adversaries who have encodings."""
 EXPECTED = ("decode_encodings", "carlini")
 """Attacks that run unasked even where they are slow: what a challenge is for."""
 
 
 @dataclass(frozen=True)
-class ChallengeSubject:
+class ChallengeTarget:
     """Encodings of one client, "challenge", in one round.
 
     Attributes:
-        config: the settings that were published, as those of a run.
-        statistics: constants that private images are normalised with.
+        config: The settings that were published, as those of a run.
+        statistics: Constants that private images are normalised with.
         encodings: f32[E,C,H,W], normalised.
         soft_targets: f32[E,K].
-        pool: the public images; None if they are not at hand, or none were mixed in.
-        truth: None where nobody knows it.
-        notes: what had to be assumed, or is not at hand.
+        pool: The public images; None if they are not at hand, or none were mixed in.
+        truth: Originals and keys; None where nobody knows them.
+        notes: Sentences that say what had to be assumed, or is not at hand.
     """
 
     config: Config
@@ -60,13 +62,20 @@ class ChallengeSubject:
 
     @property
     def transcripts(self) -> Sequence[RoundTranscript]:
-        """None: nothing was trained."""
+        """No transcripts: nothing was trained."""
         return ()
 
-    @property
-    def truths(self) -> Truths:
-        """The truth by round and client; empty where nobody knows it."""
-        return {} if self.truth is None else {(ROUND, CLIENT): self.truth}
+    @cached_property
+    def ground_truth(self) -> GroundTruth | None:
+        """Originals and keys, prepared for scoring; None where nobody knows them."""
+        if self.truth is None:
+            return None
+        return GroundTruth(
+            {(ROUND, CLIENT): self.truth},
+            self.statistics,
+            self.num_classes,
+            augmentation_for(self.config.data, self.image_shape),
+        )
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -79,36 +88,31 @@ class ChallengeSubject:
         """K."""
         return self.soft_targets.shape[1]
 
-    @property
-    def augmentation(self) -> Augmentation | None:
-        """What was done to private images before mixing."""
-        return augmentation_for(self.config.data, self.image_shape)
-
-    def view(self, model: ThreatModel) -> AdversaryView:
+    def view(self, adversary: ThreatModel) -> AdversaryView:
         """Return what an adversary has of the challenge.
 
         Raises:
             ThreatModelError: it holds no encodings, or knows what only the truth tells.
         """
-        knows = model.knows
+        knows = adversary.knows
         if Knowledge.ENCODINGS not in knows:
             raise ThreatModelError(
                 f"a challenge consists of encodings, which the threat model "
-                f"{model.name} does not have: choose {' or '.join(HOLDERS)}"
+                f"{adversary.name} does not have: choose {' or '.join(HOLDERS)}"
             )
         mapping = None
         if Knowledge.MAPPING in knows:
             if self.truth is None:
                 raise ThreatModelError(
-                    f"the threat model {model.name} gives mapping and coefficients of "
-                    f"the key, which only truth/ tells, and this challenge has none: "
-                    f"choose encodings-holder"
+                    f"the threat model {adversary.name} gives mapping and coefficients "
+                    f"of the key, which only truth/ tells, and this challenge has "
+                    f"none: choose encodings-holder"
                 )
             key = self.truth.key
             mapping = KnownMapping(key.private_index, key.coefficients)
         observation = Observation(
-            ROUND,
-            CLIENT,
+            round=ROUND,
+            client=CLIENT,
             num_examples=0,
             learning_rate_factor=1.0,
             kind="gradient",
@@ -117,17 +121,17 @@ class ChallengeSubject:
             mapping=mapping,
         )
         return AdversaryView(
-            model,
-            self.config,
-            self.statistics,
-            self.image_shape,
-            self.num_classes,
-            (observation,),
-            (),
-            self.pool if Knowledge.POOL in knows else None,
+            threat_model=adversary,
+            config=self.config,
+            statistics=self.statistics,
+            image_shape=self.image_shape,
+            num_classes=self.num_classes,
+            observations=(observation,),
+            rounds=(),
+            pool=self.pool if Knowledge.POOL in knows else None,
         )
 
-    def control(self) -> ChallengeSubject:
+    def undefended_reference(self) -> ChallengeTarget:
         """Return a challenge of the same images with nothing hidden.
 
         Raises:
@@ -138,9 +142,11 @@ class ChallengeSubject:
                 "the truth is not known, so neither are the images to hide nothing of"
             )
         plain = undefended_truth(self.truth, self.statistics, self.num_classes)
-        config = undefended(self.config)
-        return ChallengeSubject(
-            *(config, self.statistics, plain.encodings, plain.soft_targets),
+        return ChallengeTarget(
+            config=undefended_config(self.config),
+            statistics=self.statistics,
+            encodings=plain.encodings,
+            soft_targets=plain.soft_targets,
             pool=None,
             truth=plain,
         )
@@ -162,15 +168,15 @@ class ChallengeSubject:
 
 def open_challenge(
     folder: Path, pool: str | None = None, dataset: str | None = None
-) -> ChallengeSubject:
+) -> ChallengeTarget:
     """Open a challenge to attack it.
 
     Args:
-        folder: of the challenge, with or without `truth/`.
-        pool: where the public images are: a folder, or `photos`. None takes the
-            embedded pool if the challenge was made with it, and else does without.
-        dataset: as in `data.dataset`: where an attack that trains finds images like the
-            private ones. None leaves the name that was published.
+        folder: The challenge's folder, with or without `truth/`.
+        pool: The folder of the public images, or `photos`. None takes the embedded pool
+            if the challenge was made with it, and else does without.
+        dataset: The images like the private ones that attacks may train on, named as in
+            `data.dataset`. None leaves the name that was published.
 
     Raises:
         DataError: a file is missing, damaged, or does not fit the others.
@@ -182,14 +188,14 @@ def open_challenge(
     config = _config(settings, dataset or settings.data.dataset)
     if opened is not None and opened.folder is not None:
         config = config.with_values({"pool.source": str(opened.folder)})
-    return ChallengeSubject(
-        config,
-        settings.statistics,
-        published.encodings,
-        published.soft_targets,
-        opened,
-        _truth(folder, published),
-        tuple(_notes(published, opened)),
+    return ChallengeTarget(
+        config=config,
+        statistics=settings.statistics,
+        encodings=published.encodings,
+        soft_targets=published.soft_targets,
+        pool=opened,
+        truth=_truth(folder, published),
+        notes=tuple(_notes(published, opened)),
     )
 
 
@@ -197,18 +203,18 @@ def attacks_on_encodings(adversary: str | None) -> list[str]:
     """Return the attacks to run where none is named: registering one is enough.
 
     Args:
-        adversary: whom all are run as; None for each attack's own, of which only those
-            who hold encodings count.
+        adversary: The adversary that all are run as; None for each attack's own, of
+            which only those who hold encodings count.
 
     Raises:
         ConfigError: there is no such adversary.
     """
-    known = None if adversary is None else threat_model(adversary).knows
+    knows = None if adversary is None else threat_model(adversary).knows
     return [
         name
         for name, attack in ATTACKS.items()
         if (attack.by_default or name in EXPECTED)
-        and (attack.threat_model in HOLDERS if known is None else attack.needs <= known)
+        and (attack.threat_model in HOLDERS if knows is None else attack.needs <= knows)
     ]
 
 
@@ -237,18 +243,18 @@ def _opened_pool(settings: ChallengeSettings, source: str | None) -> MixingPool 
         return None
     channels, height, _ = settings.image_shape
     if source in (None, "photos"):
-        found = MixingPool.photos(height, channels)
+        pool = MixingPool.photos(height, channels)
     else:
-        found = MixingPool.open(Path(str(source)).expanduser())
-    if _is_another(found, about):
+        pool = MixingPool.open(Path(str(source)).expanduser())
+    if _is_another(pool, about):
         if source is None:
             return None
         raise PoolError(
-            f"--pool {source} has sha256 {found.sha256[:12]}, the challenge was made "
+            f"--pool {source} has sha256 {pool.sha256[:12]}, the challenge was made "
             f"with {about.sha256[:12] if about else ''}: give that one, or none"
         )
-    found.check_fits(settings.image_shape, settings.instahide.public_count)
-    return found
+    pool.check_fits(settings.image_shape, settings.instahide.public_count)
+    return pool
 
 
 def _is_another(pool: MixingPool, about: PublishedPool | None) -> bool:
