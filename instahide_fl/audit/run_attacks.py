@@ -101,7 +101,12 @@ def run_attacks(
         try:
             with display as progress:
                 result = run_attack(
-                    attack_target, attack, adversary, seed, progress, with_reference
+                    attack_target=attack_target,
+                    attack=attack,
+                    adversary=adversary,
+                    seed=seed,
+                    progress=progress,
+                    with_reference=with_reference,
                 )
         except (AttackError, DataError, PoolError, ThreatModelError) as error:
             yield SkippedAttack(attack.name, error)

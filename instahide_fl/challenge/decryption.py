@@ -26,20 +26,22 @@ def decryption_of(reconstruction: Reconstruction, view: AdversaryView) -> Tensor
     """Return one image for each encoding of a challenge.
 
     Args:
-        reconstruction: of an attack on it.
-        view: that the attack had.
+        reconstruction: What an attack on the challenge returned.
+        view: The view that the attack had.
 
     Returns:
         f32[E,C,H,W] in [0, 1]; None if no private images were recovered.
     """
     if reconstruction.target != "private":
         return None
-    seen = view.observations[0]
-    for found in reconstruction.recovered:
-        if found.images is None or not len(found.images) or seen.encodings is None:
+    observation = view.observations[0]
+    encodings = observation.encodings
+    for recovered in reconstruction.recovered:
+        images = recovered.images
+        if images is None or not len(images) or encodings is None:
             continue
-        images = found.images.detach().cpu().float().nan_to_num(0.0, 0.0, 0.0)
-        chosen = assign(found, images, seen.encodings, seen.mapping)
+        images = images.detach().cpu().float().nan_to_num(0.0, 0.0, 0.0)
+        chosen = assign(recovered, images, encodings, observation.mapping)
         likelier = in_likelier_sign(images, view.statistics)
         return view.statistics.restore(likelier).clamp(0, 1)[chosen]
     return None
@@ -54,10 +56,10 @@ def assign(
     """Return which recovered image each encoding shows most of.
 
     Args:
-        recovered: with weights or rows, or without.
+        recovered: What the attack recovered, with weights or rows or without them.
         images: f32[M,C,H,W], normalised.
         encodings: f32[E,C,H,W], normalised.
-        mapping: of the key; None if the adversary was not given it.
+        mapping: The mapping of the key; None if the adversary was not given it.
 
     Returns:
         i64[E] in 0..M-1.
@@ -65,9 +67,9 @@ def assign(
     weights = recovered.weights
     if weights is None and recovered.rows is not None and mapping is not None:
         private = mapping.private_index
-        own = mapping.coefficients[:, : private.shape[1]]
-        same = private[:, :, None] == recovered.rows[None, None, :]
-        weights = (own[:, :, None] * same).sum(dim=1)
+        coefficients = mapping.coefficients[:, : private.shape[1]]
+        same = private[:, :, None] == recovered.rows[None, None, :]  # [E,p,M]
+        weights = (coefficients[:, :, None] * same).sum(dim=1)  # [E,p,M] -> [E,M]
     folded = folded_similarity(encodings, images)
     if weights is None:
         return folded.argmax(dim=1)
@@ -94,7 +96,7 @@ def folded_similarity(encodings: Tensor, images: Tensor) -> Tensor:
 
 
 def _standardised(images: Tensor) -> Tensor:
-    folded = images.abs().flatten(1)
+    folded = images.abs().flatten(1)  # [n,C,H,W] -> [n,D]
     centred = folded - folded.mean(dim=1, keepdim=True)
     length = centred.square().sum(dim=1, keepdim=True).sqrt()
     return centred / length.clamp_min(1e-12)

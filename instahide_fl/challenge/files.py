@@ -29,8 +29,8 @@ LABEL = "label.npy"
 SETTINGS = "settings.toml"
 DECRYPTION = "decryption.npy"
 
-ROUNDING = 1e-3
-"""By which a row of soft labels may exceed 1, and a decryption may leave [0, 1]."""
+MAX_ROUNDING = 1e-3
+"""How far a row of soft labels may exceed 1, and a decryption may leave [0, 1]."""
 
 Array: TypeAlias = NDArray[Any]
 
@@ -42,8 +42,8 @@ class PublishedChallenge:
     Attributes:
         encodings: f32[E,C,H,W], normalised.
         soft_targets: f32[E,K].
-        settings: what is said about them.
-        assumed: whether there was no settings file, so that those of the original
+        settings: The public settings.
+        assumed: Whether there was no settings file, so that those of the original
             challenge were assumed.
     """
 
@@ -57,8 +57,8 @@ def write_published(folder: Path, published: PublishedChallenge) -> None:
     """Write the three published files.
 
     Args:
-        folder: where to.
-        published: what may be known.
+        folder: The folder to write to.
+        published: What may be known.
 
     Raises:
         OutputError: a file cannot be written.
@@ -74,6 +74,9 @@ def read_published(folder: Path) -> PublishedChallenge:
     `encryption.npy` may be float16, float32 or float64, taken as normalised values, or
     uint8, taken as a picture: v / 255 is in units of [0, 1] and is normalised as the
     settings say, so that 127.5 is zero for pixels mapped to [-1, 1].
+
+    Args:
+        folder: The challenge's folder.
 
     Raises:
         DataError: a file is missing, damaged or does not fit the others.
@@ -105,7 +108,7 @@ def write_decryption(path: Path, images: Tensor) -> None:
     """Write a decryption.
 
     Args:
-        path: of the .npy file.
+        path: The .npy file.
         images: f32[E,C,H,W] in [0, 1].
 
     Raises:
@@ -118,8 +121,8 @@ def read_decryption(path: Path, shape: tuple[int, ...]) -> Tensor:
     """Read a decryption: floats in [0, 1], or uint8 in 0..255.
 
     Args:
-        path: of the .npy file.
-        shape: E, C, H, W, of the encodings.
+        path: The .npy file.
+        shape: The shape of the encodings: E, C, H, W.
 
     Returns:
         f32[E,C,H,W] in [0, 1].
@@ -138,7 +141,7 @@ def read_decryption(path: Path, shape: tuple[int, ...]) -> Tensor:
     if array.dtype == np.uint8:
         return _channels_first(array).float() / 255
     _check_floats(path, array)
-    if array.min() < -ROUNDING or array.max() > 1 + ROUNDING:
+    if array.min() < -MAX_ROUNDING or array.max() > 1 + MAX_ROUNDING:
         raise DataError(
             f"{path} must hold pixels in [0, 1] (or uint8 in 0..255), got "
             f"{array.min():.4g}..{array.max():.4g}: undo the normalisation and clip"
@@ -179,7 +182,7 @@ def _checked_labels(path: Path, count: int) -> Array:
         )
     _check_floats(path, array)
     sums = array.sum(axis=1)
-    bad = (array.min(axis=1) < 0) | (sums <= 0) | (sums > 1 + ROUNDING)
+    bad = (array.min(axis=1) < 0) | (sums <= 0) | (sums > 1 + MAX_ROUNDING)
     if bad.any():
         row = int(bad.argmax())
         raise DataError(

@@ -40,13 +40,13 @@ ORIGIN = "origin.json"
 
 @dataclass(frozen=True)
 class Challenge:
-    """A new challenge: what to publish, and what to keep.
+    """A new challenge: what to publish, and what to keep secret.
 
     Attributes:
-        published: for everybody.
-        truth: originals and keys, for scoring only.
+        published: The part for everybody.
+        truth: Originals and keys, for scoring only.
         test_rows: i64[n], which test images of the data set the originals are.
-        dataset: its full name.
+        dataset: The data set's full name.
     """
 
     published: PublishedChallenge
@@ -61,12 +61,12 @@ def make_challenge(
     """Draw private images and encode each of them several times.
 
     Args:
-        config: `[data]`, `[pool]` and `[instahide]`.
-        images: n, taken from the test images and balanced over classes, so that an
-            attacker may train on the training images.
+        config: The settings; of them `[data]`, `[pool]` and `[instahide]` are used.
+        images: n, the number of private images. They are test images, so that an
+            attacker may train on the training images, and balanced over classes.
         encodings_per_image: T.
-        rng: draws images, keys and the order of encodings. Of the operating system,
-            unless the challenge is to be repeatable and insecure.
+        rng: The generator that draws images, keys and the order of encodings: the
+            operating system's, unless the challenge is to be repeatable and insecure.
 
     Raises:
         ConfigError: settings contradict each other or ask for too few images.
@@ -79,9 +79,9 @@ def make_challenge(
     augmentation = augmentation_for(config.data, dataset.image_shape)
     encoder = build_encoder(config.instahide, pool, augmentation)
     rows = balanced_rows(dataset.test, images, rng)
-    private = _own_images(dataset.test, rows)
+    private = _copied(dataset.test, rows)
     epochs = [draw_epoch(encoder, private, rng) for _ in range(encodings_per_image)]
-    # Otherwise the place of an encoding would tell which image it shows.
+    # Otherwise the position of an encoding would tell which image it shows.
     order = torch.from_numpy(rng.permutation(images * encodings_per_image))
     key = EncodingKey.concatenate(epochs).select(order)
     batch = _applied(encoder, key, private)
@@ -106,8 +106,8 @@ def write_challenge(folder: Path, challenge: Challenge) -> None:
     """Write the published files, and the truth below `truth/`, in one step.
 
     Args:
-        folder: of the challenge; it must not be there yet.
-        challenge: what to write.
+        folder: The challenge's folder; it must not be there yet.
+        challenge: The challenge to write.
 
     Raises:
         OutputError: it cannot be written.
@@ -125,6 +125,10 @@ def write_challenge(folder: Path, challenge: Challenge) -> None:
 def check_counts(config: Config, images: int) -> None:
     """Refuse too few images to draw partners from.
 
+    Args:
+        config: The settings.
+        images: n, the number of private images.
+
     Raises:
         ConfigError: there are less than two for each private image of an encoding.
     """
@@ -140,9 +144,9 @@ def balanced_rows(split: PrivateSplit, count: int, rng: np.random.Generator) -> 
     """Draw images so that classes differ by one image at most.
 
     Args:
-        split: to draw from.
-        count: n.
-        rng: draws.
+        split: The images to draw from.
+        count: n, the number of images to draw.
+        rng: The generator that draws them.
 
     Returns:
         i64[n], rows of the split, in random order.
@@ -151,18 +155,18 @@ def balanced_rows(split: PrivateSplit, count: int, rng: np.random.Generator) -> 
         DataError: a class has too few images.
     """
     classes = split.num_classes
-    wanted = np.full(classes, count // classes)
-    wanted[rng.permutation(classes)[: count % classes]] += 1
+    sizes = np.full(classes, count // classes)
+    sizes[rng.permutation(classes)[: count % classes]] += 1
     targets = split.targets.numpy()
     parts = []
-    for number, size in enumerate(wanted):
-        own = np.flatnonzero(targets == number)
-        if len(own) < size:
+    for number, size in enumerate(sizes):
+        rows = np.flatnonzero(targets == number)
+        if len(rows) < size:
             raise DataError(
                 f"--images {count} needs {size} test images of class {number}, the "
-                f"data set has {len(own)}: take fewer"
+                f"data set has {len(rows)}: take fewer"
             )
-        parts.append(rng.permutation(own)[:size])
+        parts.append(rng.permutation(rows)[:size])
     return torch.from_numpy(rng.permutation(np.concatenate(parts)))
 
 
@@ -172,9 +176,9 @@ def draw_epoch(
     """Draw one encoding of each image, with permutations of the images as partners.
 
     Args:
-        encoder: draws all but the partners.
-        split: n images.
-        rng: draws the key.
+        encoder: The encoder, which draws all but the partners.
+        split: The n images.
+        rng: The generator that draws the key.
 
     Returns:
         The key of n encodings; every column of its private index is a permutation, and
@@ -208,21 +212,21 @@ def _partners(
 
 def _truth(private: PrivateSplit, batch: EncodedBatch, key: EncodingKey) -> ClientTruth:
     return ClientTruth(
-        ROUND,
-        CLIENT,
-        private.images,
-        private.targets,
-        torch.arange(len(private)),
-        batch.images,
-        batch.soft_targets,
-        key,
-        (len(key),),
-        private.images[:0],
-        private.targets[:0],
+        round=ROUND,
+        client=CLIENT,
+        images=private.images,
+        targets=private.targets,
+        rows=torch.arange(len(private)),
+        encodings=batch.images,
+        soft_targets=batch.soft_targets,
+        key=key,
+        batch_sizes=(len(key),),
+        others=private.images[:0],
+        other_rows=private.targets[:0],
     )
 
 
-def _own_images(split: PrivateSplit, rows: Tensor) -> PrivateSplit:
+def _copied(split: PrivateSplit, rows: Tensor) -> PrivateSplit:
     """Copy the images drawn, away from the memory that the data set shares."""
     located = split.image_rows(rows)
     return PrivateSplit(
@@ -237,10 +241,10 @@ def _applied(
     encoder: MixingEncoder, key: EncodingKey, split: PrivateSplit, chunk: int = 1000
 ) -> EncodedBatch:
     parts = torch.split(torch.arange(len(key)), chunk)
-    every = [encoder.apply_key(key.select(rows), split) for rows in parts]
+    batches = [encoder.apply_key(key.select(rows), split) for rows in parts]
     return EncodedBatch(
-        torch.cat([one.images for one in every]),
-        torch.cat([one.soft_targets for one in every]),
+        torch.cat([batch.images for batch in batches]),
+        torch.cat([batch.soft_targets for batch in batches]),
     )
 
 
@@ -250,7 +254,7 @@ def _about_data(config: Config, dataset: ImageDataset) -> PublishedData:
     if augment == "auto":
         augment = "crop-flip" if dataset.image_shape[0] == 3 else "none"
     return PublishedData(
-        # The place of a folder is nobody's business; its name says which data they are.
+        # Where a folder lies is nobody's business; its name says which data they are.
         dataset=Path(config.data.dataset.partition(":")[2] or dataset.name).name,
         image_shape=list(dataset.image_shape),
         mean=list(statistics.mean),

@@ -11,8 +11,8 @@ from instahide_fl.pictures.contact_sheet import save_contact_sheet
 from instahide_fl.transcript.truth import ClientTruth
 from instahide_fl.types import ChannelStatistics
 
-SHOWN = 12
-MAX_PRIVATE = 4  # private images drawn for each encoding, at most
+SHOWN = 12  # encodings that are drawn
+MAX_PRIVATE = 4  # private images drawn for each encoding
 
 
 def save_score_picture(
@@ -25,11 +25,11 @@ def save_score_picture(
     """Draw the first encodings, not the best, with what they hide and what came out.
 
     Args:
-        path: of the PNG file.
+        path: The PNG file.
         decryption: f32[E,C,H,W] in [0, 1].
-        truth: originals and keys.
-        statistics: constants that images are normalised with.
-        title: above all.
+        truth: Originals and keys.
+        statistics: Constants that images are normalised with.
+        title: The text above all rows.
 
     Raises:
         OutputError: the file cannot be written.

@@ -1,4 +1,4 @@
-"""The metrics of the challenge's rules, of a decryption and of its baselines.
+"""The metrics of the challenge's rules, for a decryption and for its baselines.
 
 For each encoding the decryption is compared with every private image in it: SSIM as
 scikit-image computes it, and the squared difference. The rules take the best and the
@@ -31,20 +31,23 @@ from instahide_fl.types import ChannelStatistics
 
 SCORE = "score.json"
 CHUNK = 500  # encodings compared at a time
-L2_SCALE = 4.0  # squared, from [0, 1] to [-1, 1]
+L2_SCALE = 4.0  # of squared differences, from [0, 1] to [-1, 1]
 
 
 @dataclass(frozen=True)
-class Metrics:
+class ChallengeMetrics:
     """The four metrics of the rules, and two that the mean hides.
 
     Attributes:
-        max_ssim: mean over encodings of the best SSIM over their private images.
-        mean_ssim: mean over encodings of the mean.
-        min_l2: mean over encodings of the least mean squared difference, in [-1, 1].
-        mean_l2: mean over encodings of the mean.
-        best_ssim: of all encodings, the worst case for the victims.
-        share_above_half: of encodings, those whose best SSIM is above 0.5.
+        max_ssim: The best SSIM with the private images of an encoding, mean over
+            encodings.
+        mean_ssim: The mean SSIM with the private images of an encoding, mean over
+            encodings.
+        min_l2: The least mean squared difference to the private images of an encoding,
+            pixels in [-1, 1], mean over encodings.
+        mean_l2: The mean of these differences, mean over encodings.
+        best_ssim: The best SSIM of all encodings, the worst case for the victims.
+        share_above_half: The share of encodings whose best SSIM is above 0.5.
     """
 
     max_ssim: float
@@ -68,26 +71,26 @@ class Metrics:
 
 @dataclass(frozen=True)
 class ChallengeScore:
-    """A decryption's metrics, and those of others on the same challenge.
+    """A decryption's metrics, and those of its baselines on the same challenge.
 
     Attributes:
-        submitted: of the decryption.
-        negative: of its negative: one sign stays open in most attacks.
-        mean_image: of the mean of the images that are not in the encoding: what is
-            reached without any information on it.
-        perfect: of the private image that weighs most: the ceiling.
+        submitted: The metrics of the decryption.
+        negative: The metrics of its negative: one sign stays open in most attacks.
+        mean_image: The metrics of the mean of the images that are not in the encoding:
+            what is reached without any information on it.
+        perfect: The metrics of the private image that weighs most: the ceiling.
         encodings: E.
-        private_images: p, in each encoding.
+        private_images: p, the number of private images in each encoding.
     """
 
-    submitted: Metrics
-    negative: Metrics
-    mean_image: Metrics
-    perfect: Metrics
+    submitted: ChallengeMetrics
+    negative: ChallengeMetrics
+    mean_image: ChallengeMetrics
+    perfect: ChallengeMetrics
     encodings: int
     private_images: int
 
-    def rows(self) -> dict[str, Metrics]:
+    def rows(self) -> dict[str, ChallengeMetrics]:
         """Return the metrics by name, to print."""
         return {
             "this decryption": self.submitted,
@@ -105,7 +108,7 @@ class ChallengeScore:
             "ceiling": self.perfect.to_json(),
             "encodings": self.encodings,
             "private_images_per_encoding": self.private_images,
-            "leaderboard": [one.to_json() for one in LEADERBOARD],
+            "leaderboard": [submission.to_json() for submission in LEADERBOARD],
             "how_to_read": HOW_TO_READ,
         }
 
@@ -117,8 +120,8 @@ def score_challenge(
 
     Args:
         decryption: f32[E,C,H,W] in [0, 1].
-        truth: originals and keys of the E encodings.
-        statistics: constants that private images are normalised with.
+        truth: Originals and keys of the E encodings.
+        statistics: Constants that private images are normalised with.
     """
     originals = truth.images.float() / 255
     components = truth.components
@@ -127,16 +130,18 @@ def score_challenge(
     opposite = negative(decryption, statistics).clamp(0, 1)
     guess = uninformed_guess(originals, components, statistics).clamp(0, 1)
     return ChallengeScore(
-        measure(decryption, originals, components),
-        measure(opposite, originals, components),
-        measure(guess, originals, components),
-        measure(perfect, originals, components),
-        len(components),
-        components.shape[1],
+        submitted=measure(decryption, originals, components),
+        negative=measure(opposite, originals, components),
+        mean_image=measure(guess, originals, components),
+        perfect=measure(perfect, originals, components),
+        encodings=len(components),
+        private_images=components.shape[1],
     )
 
 
-def measure(decryption: Tensor, originals: Tensor, components: Tensor) -> Metrics:
+def measure(
+    decryption: Tensor, originals: Tensor, components: Tensor
+) -> ChallengeMetrics:
     """Return the metrics of the rules.
 
     Args:
@@ -149,18 +154,18 @@ def measure(decryption: Tensor, originals: Tensor, components: Tensor) -> Metric
         torch.split(decryption, CHUNK), torch.split(components, CHUNK), strict=True
     )
     for images, index in parts:
-        private = originals[index]
+        private = originals[index]  # [E,p,C,H,W]
         similar.append(ssim(images[:, None], private))
         distant.append(L2_SCALE * mse(images[:, None], private))
     ssims, distances = torch.cat(similar), torch.cat(distant)
     best = ssims.amax(dim=1)
-    return Metrics(
-        float(best.mean()),
-        float(ssims.mean()),
-        float(distances.amin(dim=1).mean()),
-        float(distances.mean()),
-        float(best.max()),
-        float((best > RECOGNISABLE).double().mean()),
+    return ChallengeMetrics(
+        max_ssim=float(best.mean()),
+        mean_ssim=float(ssims.mean()),
+        min_l2=float(distances.amin(dim=1).mean()),
+        mean_l2=float(distances.mean()),
+        best_ssim=float(best.max()),
+        share_above_half=float((best > RECOGNISABLE).double().mean()),
     )
 
 
@@ -168,9 +173,9 @@ def describe_decryption(path: Path, attack: str, threat_model: str) -> None:
     """Write beside a decryption what made it.
 
     Args:
-        path: of the decryption.
-        attack: its name.
-        threat_model: of the adversary.
+        path: The decryption's file.
+        attack: The attack's name.
+        threat_model: The adversary's name.
 
     Raises:
         OutputError: it cannot be written.
@@ -187,14 +192,11 @@ def made_by(path: Path) -> dict[str, str]:
     """Return what made a decryption, as far as that was written down.
 
     Args:
-        path: of the decryption.
+        path: The decryption's file.
 
     Returns:
-        attack and threat_model; empty for a file from elsewhere, or one that was
-        changed since.
-
-    Raises:
-        DataError: the decryption cannot be read.
+        The names "attack" and "threat_model"; empty for a file from elsewhere, or one
+        that was changed since.
     """
     try:
         about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
@@ -209,9 +211,9 @@ def save_score(path: Path, score: ChallengeScore, decryption: Path) -> None:
     """Write score.json.
 
     Args:
-        path: of the file.
-        score: to write.
-        decryption: that was scored.
+        path: The file to write.
+        score: The score.
+        decryption: The file of the decryption that was scored.
 
     Raises:
         OutputError: it cannot be written.

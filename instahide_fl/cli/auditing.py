@@ -136,10 +136,14 @@ def attack_and_print(
     from instahide_fl.audit.run_attacks import SkippedAttack, run_attacks
     from instahide_fl.progress import steps_bar
 
-    results = []
-    show_progress = partial(steps_bar, console)
+    results, show_progress = [], partial(steps_bar, console)
     for outcome in run_attacks(
-        attack_target, attacks, seed, folder, with_reference, show_progress
+        attack_target=attack_target,
+        attacks=attacks,
+        seed=seed,
+        folder=folder,
+        with_reference=with_reference,
+        show_progress=show_progress,
     ):
         if not isinstance(outcome, SkippedAttack):
             results.append(outcome)
@@ -158,17 +162,7 @@ def print_results(results: Sequence[AttackResult]) -> None:
     for heading in ("attack", "adversary", "encoding", "private", "chance", "verdict"):
         table.add_column(heading, overflow="fold")
     for result in results:
-        scores = result.scores
-        table.add_row(
-            result.attack.name,
-            result.threat_model.name,
-            _ssim(scores.encoding),
-            _ssim(scores.private),
-            f"{scores.private.no_information.sign_ssim.mean:.2f}"
-            if scores.private
-            else "",
-            result.verdict,
-        )
+        table.add_row(*_cells(result))
     console.print(table)
     console.print("SSIM, mean (best), in the better sign")
     config = results[0].attack_target.config.instahide
@@ -179,6 +173,20 @@ def print_results(results: Sequence[AttackResult]) -> None:
             console.print(f"{result.attack.name}{line}", markup=False)
         for caveat in result.scores.caveats:
             errors.print(f"{result.attack.name}: {caveat}")
+
+
+def _cells(result: AttackResult) -> list[str]:
+    private, chance = result.scores.private, ""
+    if private is not None:
+        chance = f"{private.no_information.sign_ssim.mean:.2f}"
+    return [
+        result.attack.name,
+        result.threat_model.name,
+        _ssim(result.scores.encoding),
+        _ssim(private),
+        chance,
+        result.verdict,
+    ]
 
 
 def _key_parts(result: AttackResult) -> Iterator[str]:

@@ -71,7 +71,14 @@ def challenge_make(
     from instahide_fl.rng import operating_system_stream, stream
 
     refuse_existing(out)
-    config = _challenge_config(dataset, pool, num_mixed, method, scope, assignments)
+    config = _challenge_config(
+        dataset=dataset,
+        pool=pool,
+        num_mixed=num_mixed,
+        method=method,
+        scope=scope,
+        assignments=assignments,
+    )
     # The seed is of keys and images alone: were it the configuration's too, it would
     # divide training from test images, and attackers could not know the former.
     rng = operating_system_stream() if seed is None else stream(seed, "challenge")
@@ -229,15 +236,15 @@ def _print_score(score: ChallengeScore, maker: str) -> None:
     for heading in ("Max_SSIM", "Mean_SSIM", "Min_L2", "Mean_L2", "best", "> 0.5"):
         table.add_column(heading, justify="right")
     for name, metrics in score.rows().items():
-        table.add_row(
-            name,
+        cells = [
             f"{metrics.max_ssim:.3f}",
             f"{metrics.mean_ssim:.3f}",
             f"{metrics.min_l2:.3f}",
             f"{metrics.mean_l2:.3f}",
             f"{metrics.best_ssim:.2f}",
             f"{metrics.share_above_half:.0%}",
-        )
+        ]
+        table.add_row(name, *cells)
     table.add_section()
     for row in LEADERBOARD:
         figures = (row.max_ssim, row.mean_ssim, row.min_l2, row.mean_l2)

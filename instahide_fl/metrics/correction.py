@@ -19,10 +19,10 @@ def negative(images: Tensor, statistics: ChannelStatistics) -> Tensor:
 
     Args:
         images: f32[...,C,H,W], in units of [0, 1], not clipped.
-        statistics: constants that images are normalised with.
+        statistics: Constants that images are normalised with.
 
     Returns:
-        the same shape; 2 mean - x.
+        2 mean - x, of the same shape.
     """
     mean = torch.tensor(statistics.mean, dtype=images.dtype).view(-1, 1, 1)
     return 2 * mean - images
@@ -33,16 +33,16 @@ def in_likelier_sign(images: Tensor, statistics: ChannelStatistics) -> Tensor:
 
     Args:
         images: f32[n,C,H,W], normalised.
-        statistics: constants that they are normalised with.
+        statistics: Constants that images are normalised with.
 
     Returns:
         f32[n,C,H,W], normalised.
     """
-    excess = [
-        (one - one.clamp(0, 1)).square().sum()
-        for one in (statistics.restore(images), statistics.restore(-images))
-    ]
-    return -images if excess[1] < excess[0] else images
+    excess, negative_excess = (
+        (pixels - pixels.clamp(0, 1)).square().sum()
+        for pixels in (statistics.restore(images), statistics.restore(-images))
+    )
+    return -images if negative_excess < excess else images
 
 
 def fit_colours(images: Tensor, originals: Tensor) -> Tensor:
@@ -50,11 +50,11 @@ def fit_colours(images: Tensor, originals: Tensor) -> Tensor:
 
     Args:
         images: f32[...,C,H,W].
-        originals: of the same shape.
+        originals: f32[...,C,H,W], of the same shape.
 
     Returns:
-        f64 of the same shape; a x + b with least squared error to the original. A
-        channel without any contrast becomes the original's mean.
+        f64[...,C,H,W], a x + b with least squared error to the original. A channel
+        without any contrast becomes the original's mean.
     """
     images, originals = images.double(), originals.double()
     mean = images.mean(dim=(-2, -1), keepdim=True)

@@ -16,12 +16,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Identification:
-    """How many reconstructions found their image.
+    """How many reconstructions point at their image.
 
     Attributes:
-        hits: reconstructions whose nearest neighbour is a true component.
-        chance: hits that a neighbour drawn at random would have, on average.
-        count: reconstructions with at least one wrong image to choose from.
+        hits: The number of reconstructions whose nearest neighbour is a true component.
+        chance: The number of hits that neighbours drawn at random have, on average.
+        count: The number of reconstructions with at least one wrong image to choose
+            from.
     """
 
     hits: int = 0
@@ -37,7 +38,7 @@ class Identification:
 
     @property
     def precision(self) -> float:
-        """Share of hits; 0 if there was nothing to choose from."""
+        """The share of hits; 0 if there was nothing to choose from."""
         return self.hits / self.count if self.count else 0.0
 
     def to_json(self) -> dict[str, Any]:
@@ -55,22 +56,23 @@ def identify(similarity: Tensor, components: Tensor, targets: Tensor) -> Identif
     """Count reconstructions whose nearest neighbour is a true component.
 
     Args:
-        similarity: f64[R,n], of each reconstruction with each private image of the
-            client.
+        similarity: f64[R,n], the similarity of each reconstruction to each private
+            image of the client.
         components: i64[R,p], the true images of each reconstruction.
-        targets: i64[n], their classes; neighbours are sought among the images of the
-            components' classes.
+        targets: i64[n], the classes of the private images; neighbours are sought among
+            the images of the components' classes.
     """
     true = torch.zeros_like(similarity, dtype=torch.bool)
     true.scatter_(1, components, True)
-    wanted = targets[components]  # (R, p)
-    allowed = (targets[None, :, None] == wanted[:, None, :]).any(dim=2)
+    true_classes = targets[components]  # [R,p]
+    # [1,n,1] == [R,1,p] -> [R,n]: images of a class that the reconstruction may have
+    allowed = (targets[None, :, None] == true_classes[:, None, :]).any(dim=2)
     nearest = similarity.masked_fill(~allowed, -torch.inf).argmax(dim=1, keepdim=True)
     choices, right = allowed.sum(dim=1), true.sum(dim=1)
-    open_rows = choices > right
+    undecided = choices > right
     hit = true.gather(1, nearest)[:, 0]
     return Identification(
-        int(hit[open_rows].sum()),
-        float((right / choices)[open_rows].double().sum()),
-        int(open_rows.sum()),
+        hits=int(hit[undecided].sum()),
+        chance=float((right / choices)[undecided].double().sum()),
+        count=int(undecided.sum()),
     )

@@ -1,4 +1,4 @@
-"""How much of the labels was recovered."""
+"""Labels recovered by an attack against the true ones, and against guesses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from instahide_fl.metrics.matching import match_one_to_one
 
-GUESSES = 2000  # at random, that hard labels are held against
+GUESSES = 2000  # random guesses that hard labels are held against
 
 
 @dataclass(frozen=True)
@@ -19,9 +19,10 @@ class HardLabels:
     """Classes named by an attack, against those that are there.
 
     Attributes:
-        hits: of them in the truth's multiset.
-        count: named.
-        guessed: f64[GUESSES], hits of as many classes drawn at random.
+        hits: The number of named classes that are in the truth, each as often as it is
+            there.
+        count: The number of named classes.
+        guessed: f64[GUESSES], the hits of as many classes drawn at random.
     """
 
     hits: int
@@ -34,17 +35,17 @@ class HardLabels:
 
     @property
     def overlap(self) -> float:
-        """Share of the named classes that are there."""
+        """The share of the named classes that are there."""
         return self.hits / self.count
 
     @property
     def chance(self) -> float:
-        """The same of random guesses, on average."""
+        """The share of random guesses that are there, on average."""
         return float(self.guessed.mean()) / self.count
 
     @property
     def p_value(self) -> float:
-        """Share of random guesses that are as good."""
+        """The share of random guesses that are as good."""
         as_good = int((self.guessed >= self.hits).sum())
         return (as_good + 1) / (len(self.guessed) + 1)
 
@@ -59,7 +60,8 @@ class SoftLabels:
 
     Attributes:
         errors: f64[R], the largest absolute error of each row.
-        uninformed: f64[R], the same of a row of the right sum, spread evenly.
+        uninformed: f64[R], the largest absolute error of a guess: the right sum of the
+            row, spread evenly over the classes.
     """
 
     errors: Tensor
@@ -88,15 +90,15 @@ def hard_label_overlap(
     """Count the named classes that are in the truth, each as often as it is there.
 
     Args:
-        classes: i64[M], named by the attack, at least one.
-        truth: i64[n], classes of all private images in the batch.
+        classes: i64[M], the classes named by the attack, at least one.
+        truth: i64[n], the classes of all private images in the batch.
         num_classes: K.
-        rng: draws the guesses.
+        rng: The generator that draws the guesses.
     """
     there = torch.bincount(truth, minlength=num_classes)
     guesses = torch.from_numpy(rng.integers(0, num_classes, (GUESSES, len(classes))))
     counts = torch.zeros(GUESSES, num_classes, dtype=torch.long)
-    counts.scatter_add_(1, guesses, torch.ones_like(guesses))
+    counts.scatter_add_(1, guesses, torch.ones_like(guesses))  # [GUESSES,K]
     guessed = torch.minimum(counts, there).sum(dim=1).double()
     named = torch.bincount(classes, minlength=num_classes)
     hits = int(torch.minimum(named, there).sum())
@@ -104,7 +106,7 @@ def hard_label_overlap(
 
 
 def soft_label_errors(recovered: Tensor, truth: Tensor) -> SoftLabels:
-    """Compare soft labels.
+    """Return the errors of soft labels.
 
     Several rows are matched to the truth one-to-one by their largest error. A single
     row of a larger batch may be the mean or the sum of the batch's soft labels: it is
@@ -121,6 +123,7 @@ def soft_label_errors(recovered: Tensor, truth: Tensor) -> SoftLabels:
         both = torch.stack([recovered[0], recovered[0] / len(truth)])
         error = (both - mean).abs().amax(dim=1).min()
         return SoftLabels(error[None], _uninformed(mean[None]))
+    # [M,1,K] - [1,E,K] -> [M,E]
     distance = (recovered[:, None] - truth[None]).abs().amax(dim=2)
     rows, columns = match_one_to_one(-distance)
     return SoftLabels(distance[rows, columns], _uninformed(truth[columns]))

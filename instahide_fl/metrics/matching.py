@@ -1,7 +1,7 @@
-"""Which reconstruction belongs to which original, where nobody knows.
+"""Matching reconstructions to originals one-to-one, by similarity.
 
-One-to-one: a reconstruction that resembles all originals a little is counted once.
-Matching alone lifts the mean similarity of noise, so a baseline must go through it too.
+A reconstruction that resembles all originals a little is then counted once. Matching
+alone lifts the mean similarity of noise, so a baseline must go through it too.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ def match_one_to_one(similarity: Tensor) -> tuple[Tensor, Tensor]:
     """Pair rows with columns so that the sum of similarities is greatest.
 
     Args:
-        similarity: [M,N], finite; M and N may differ.
+        similarity: f64[M,N], finite; M and N may differ.
 
     Returns:
-        rows i64[R] and columns i64[R], R = min(M, N), each at most once; rows ascend.
+        Rows i64[R] and columns i64[R], R = min(M, N), each at most once; rows ascend.
     """
     # Imported here: only the scorer needs it, and it takes a while.
     from scipy.optimize import linear_sum_assignment

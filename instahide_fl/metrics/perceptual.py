@@ -15,13 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-SMALLEST = 64  # pixels; smaller images vanish in AlexNet and are enlarged
+MIN_SIDE = 64  # pixels; smaller images vanish in AlexNet and are enlarged
 BATCH = 64
 BACKBONE = "alexnet-owt-7be5be79.pth"  # torchvision's name for it
 
 
 def lpips_absent() -> str | None:
-    """Tell why LPIPS cannot be computed here; None if it can."""
+    """Return why LPIPS cannot be computed here; None if it can."""
     if importlib.util.find_spec("lpips") is None:
         return "the package lpips is not installed (pip install 'instahide-fl[lpips]')"
     weights = _backbone_file()
@@ -36,7 +36,7 @@ def lpips(first: Tensor, second: Tensor) -> Tensor:
 
     Args:
         first: f32[R,C,H,W] in [0, 1], C 1 or 3.
-        second: the same.
+        second: f32[R,C,H,W] in [0, 1], the images to compare them with.
 
     Returns:
         f64[R], 0 for identical images. Images with a side below 64 are enlarged, which
@@ -44,14 +44,14 @@ def lpips(first: Tensor, second: Tensor) -> Tensor:
     """
     network = _network()
     parts = zip(torch.split(first, BATCH), torch.split(second, BATCH), strict=True)
-    found = [network(_prepared(a), _prepared(b), normalize=True) for a, b in parts]
-    return torch.cat(found).flatten().double()
+    distances = [network(_prepared(a), _prepared(b), normalize=True) for a, b in parts]
+    return torch.cat(distances).flatten().double()  # [R,1,1,1] -> [R]
 
 
 def _prepared(images: Tensor) -> Tensor:
-    images = images.float().expand(-1, 3, -1, -1)
+    images = images.float().expand(-1, 3, -1, -1)  # [R,1 or 3,H,W] -> [R,3,H,W]
     height, width = images.shape[-2:]
-    factor = max(1.0, SMALLEST / min(height, width))
+    factor = max(1.0, MIN_SIDE / min(height, width))
     if factor == 1.0:
         return images
     size = round(height * factor), round(width * factor)
@@ -73,10 +73,10 @@ def _network() -> nn.Module:
         warnings.simplefilter("ignore")  # it calls torchvision in an old way
         network = cast(nn.Module, LPIPS(net="alex", pnet_rand=True, verbose=False))
     stored = torch.load(_backbone_file(), map_location="cpu", weights_only=True)
-    own = network.state_dict()
-    for name in own:
-        place = name.split(".")  # net, slice1, 0, weight
-        if place[0] == "net":
-            own[name] = stored[".".join(["features", *place[2:]])]
-    network.load_state_dict(own)
+    weights = network.state_dict()
+    for name in weights:
+        parts = name.split(".")  # net, slice1, 0, weight
+        if parts[0] == "net":
+            weights[name] = stored[".".join(["features", *parts[2:]])]
+    network.load_state_dict(weights)
     return network.eval()

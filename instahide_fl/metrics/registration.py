@@ -12,19 +12,21 @@ from torch import Tensor
 
 from instahide_fl.metrics.similarity import ssim
 
-REACH = 4  # pixels in each direction
+MAX_SHIFT = 4  # pixels in each direction
 
 
-def registered_ssim(images: Tensor, originals: Tensor, reach: int = REACH) -> Tensor:
+def registered_ssim(
+    images: Tensor, originals: Tensor, max_shift: int = MAX_SHIFT
+) -> Tensor:
     """Return the SSIM of each image in its best position.
 
-    Positions are all shifts by up to `reach` pixels, edges repeated, plain and
+    Positions are all shifts by up to `max_shift` pixels, edges repeated, plain and
     mirrored left to right.
 
     Args:
         images: f32[R,C,H,W] in [0, 1].
         originals: f32[R,C,H,W] in [0, 1].
-        reach: pixels; 0 tries mirroring alone.
+        max_shift: The largest shift in pixels; 0 tries mirroring alone.
 
     Returns:
         f64[R].
@@ -32,9 +34,9 @@ def registered_ssim(images: Tensor, originals: Tensor, reach: int = REACH) -> Te
     height, width = images.shape[2:]
     best = ssim(images, originals)
     for turned in (images, images.flip(3)):
-        padded = torch.nn.functional.pad(turned, [reach] * 4, mode="replicate")
-        for top in range(2 * reach + 1):
-            for left in range(2 * reach + 1):
-                shifted = padded[:, :, top : top + height, left : left + width]
+        padded = torch.nn.functional.pad(turned, [max_shift] * 4, mode="replicate")
+        for row in range(2 * max_shift + 1):
+            for column in range(2 * max_shift + 1):
+                shifted = padded[:, :, row : row + height, column : column + width]
                 best = torch.maximum(best, ssim(shifted, originals))
     return best

@@ -1,4 +1,4 @@
-"""Figures that sum up a comparison: the mean, and the worst case for the victims."""
+"""Summaries of a comparison: the mean, and the worst case for the victims."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class Summary:
     """One metric over all pairs.
 
     Attributes:
-        mean: over pairs.
-        best: for the attacker, so the worst case for the victims.
-        spread: standard deviation between pairs.
-        share_above_half: of pairs, for SSIM only.
+        mean: The mean over pairs.
+        best: The best value for the attacker, so the worst case for the victims.
+        spread: The standard deviation between pairs.
+        share_above_half: The share of pairs above 0.5, for SSIM only.
     """
 
     mean: float
@@ -31,23 +31,30 @@ class Summary:
 
     @classmethod
     def of_ssim(cls, values: Tensor) -> Summary:
-        """Sum up SSIM.
-
-        Args:
-            values: [R], at least one.
-        """
+        """Sum up SSIM, f64[R], at least one value."""
         above = float((values > RECOGNISABLE).double().mean())
-        return cls(*_mean_and_spread(values, float(values.max())), above)
+        return cls._of(values, best=float(values.max()), share_above_half=above)
 
     @classmethod
     def of_psnr(cls, values: Tensor) -> Summary:
-        """Sum up PSNR in dB ([R], at least one)."""
-        return cls(*_mean_and_spread(values, float(values.max())))
+        """Sum up PSNR in dB, f64[R], at least one value."""
+        return cls._of(values, best=float(values.max()))
 
     @classmethod
     def of_error(cls, values: Tensor) -> Summary:
-        """Sum up what is better for the attacker the lower it is ([R])."""
-        return cls(*_mean_and_spread(values, float(values.min())))
+        """Sum up errors, f64[R], at least one value: low is good for the attacker."""
+        return cls._of(values, best=float(values.min()))
+
+    @classmethod
+    def _of(
+        cls, values: Tensor, best: float, share_above_half: float | None = None
+    ) -> Summary:
+        return cls(
+            mean=float(values.mean()),
+            best=best,
+            spread=float(values.std(correction=0)),
+            share_above_half=share_above_half,
+        )
 
     def to_json(self) -> dict[str, float]:
         """Return it as it is written into an attack's file."""
@@ -56,19 +63,19 @@ class Summary:
         return {"mean": self.mean, "best": self.best, **above, "spread": self.spread}
 
 
-def _mean_and_spread(values: Tensor, best: float) -> tuple[float, float, float]:
-    return float(values.mean()), best, float(values.std(correction=0))
-
-
 @dataclass(frozen=True)
 class ImageScores:
     """All figures of reconstructed images against one kind of truth.
 
     Attributes:
-        count: pairs compared.
-        ssim, psnr, mse: as reconstructed.
-        sign_ssim, sign_psnr: in the better sign.
-        affine_ssim, affine_psnr: after the oracle's fit of the colours.
+        count: The number of pairs compared.
+        ssim: SSIM as reconstructed.
+        psnr: PSNR as reconstructed, in dB.
+        mse: Mean squared error as reconstructed.
+        sign_ssim: SSIM in the better sign.
+        sign_psnr: PSNR in the better sign, in dB.
+        affine_ssim: SSIM after the oracle's fit of the colours.
+        affine_psnr: PSNR after the oracle's fit of the colours, in dB.
         each: f64[R], SSIM in the better sign, pair by pair.
     """
 
@@ -86,15 +93,15 @@ class ImageScores:
     def of(cls, compared: Comparison) -> ImageScores:
         """Sum up a comparison of at least one pair."""
         return cls(
-            len(compared),
-            Summary.of_ssim(compared.ssim),
-            Summary.of_psnr(compared.psnr),
-            Summary.of_error(compared.mse),
-            Summary.of_ssim(compared.sign_ssim),
-            Summary.of_psnr(compared.sign_psnr),
-            Summary.of_ssim(compared.affine_ssim),
-            Summary.of_psnr(compared.affine_psnr),
-            compared.sign_ssim,
+            count=len(compared),
+            ssim=Summary.of_ssim(compared.ssim),
+            psnr=Summary.of_psnr(compared.psnr),
+            mse=Summary.of_error(compared.mse),
+            sign_ssim=Summary.of_ssim(compared.sign_ssim),
+            sign_psnr=Summary.of_psnr(compared.sign_psnr),
+            affine_ssim=Summary.of_ssim(compared.affine_ssim),
+            affine_psnr=Summary.of_psnr(compared.affine_psnr),
+            each=compared.sign_ssim,
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from instahide_fl.errors import ShapeError
 
-HIGHEST_PSNR = 100.0
+MAX_PSNR = 100.0
 """dB; given to identical images, and to all that differ less."""
 
 WINDOW = 7  # pixels; uniform, scikit-image's default
@@ -21,7 +21,7 @@ WINDOW = 7  # pixels; uniform, scikit-image's default
 C1 = 0.01**2
 C2 = 0.03**2
 
-PAIRS_AT_A_TIME = 2**22  # pixels of image pairs held at once, 16 MB
+MAX_PIXELS = 2**22  # of image pairs held at once, 16 MB
 
 Moments: TypeAlias = tuple[Tensor, Tensor, Tensor]
 """Images less 0.5, and their mean and mean square in each window."""
@@ -32,7 +32,7 @@ def mse(first: Tensor, second: Tensor) -> Tensor:
 
     Args:
         first: f32[...,C,H,W], in units of [0, 1].
-        second: the same; leading dimensions broadcast.
+        second: f32[...,C,H,W], in units of [0, 1]; leading dimensions broadcast.
 
     Returns:
         f64[...].
@@ -49,15 +49,15 @@ def psnr(first: Tensor, second: Tensor) -> Tensor:
 
     Args:
         first: f32[...,C,H,W], in units of [0, 1].
-        second: the same; leading dimensions broadcast.
+        second: f32[...,C,H,W], in units of [0, 1]; leading dimensions broadcast.
 
     Returns:
-        f64[...] in dB, at most `HIGHEST_PSNR`.
+        f64[...] in dB, at most `MAX_PSNR`.
 
     Raises:
         ShapeError: the images differ in shape.
     """
-    floor = 10 ** (-HIGHEST_PSNR / 10)
+    floor = 10 ** (-MAX_PSNR / 10)
     return -10 * mse(first, second).clamp_min(floor).log10()
 
 
@@ -71,7 +71,7 @@ def ssim(first: Tensor, second: Tensor) -> Tensor:
 
     Args:
         first: f32[...,C,H,W], in units of [0, 1].
-        second: the same; leading dimensions broadcast.
+        second: f32[...,C,H,W], in units of [0, 1]; leading dimensions broadcast.
 
     Returns:
         f64[...] in [-1, 1].
@@ -85,11 +85,11 @@ def ssim(first: Tensor, second: Tensor) -> Tensor:
 
 
 def pairwise_ssim(first: Tensor, second: Tensor) -> Tensor:
-    """Return the structural similarity of each image with each other.
+    """Return the structural similarity of each first image with each second one.
 
     Args:
         first: f32[M,C,H,W], in units of [0, 1].
-        second: f32[N,C,H,W].
+        second: f32[N,C,H,W], in units of [0, 1].
 
     Returns:
         f64[M,N] in [-1, 1].
@@ -99,8 +99,9 @@ def pairwise_ssim(first: Tensor, second: Tensor) -> Tensor:
     """
     _check(first, second)
     window = _window(first)
-    rows = max(1, PAIRS_AT_A_TIME // max(1, second.numel()))
+    rows = max(1, MAX_PIXELS // max(1, second.numel()))
     others = _moments(second, window)
+    # [rows,1,C,H,W] with [N,C,H,W] -> [rows,N]
     parts = [
         _similarity(_moments(part[:, None], window), others, window)
         for part in torch.split(first, rows)
@@ -146,11 +147,11 @@ def _similarity(first: Moments, second: Moments, window: int) -> Tensor:
 def _local(images: Tensor, window: int) -> Tensor:
     """Return means over all windows inside the image, as two matrix products."""
     height, width = images.shape[-2:]
-    across = images @ _band(width, window).T
-    return _band(height, window) @ across
+    across = images @ _band(width, window).T  # [...,H,W] -> [...,H,W-window+1]
+    return _band(height, window) @ across  # -> [...,H-window+1,W-window+1]
 
 
 def _band(side: int, window: int) -> Tensor:
     """Return f32[side-window+1,side], each row the mean over one window."""
-    places = torch.arange(side) - torch.arange(side - window + 1)[:, None]
-    return ((places >= 0) & (places < window)).float() / window
+    offset = torch.arange(side) - torch.arange(side - window + 1)[:, None]
+    return ((offset >= 0) & (offset < window)).float() / window

@@ -1,35 +1,35 @@
-"""All clients of a round as one: what is known where only aggregates are seen.
+"""All clients of a round as one, for whoever sees only aggregates.
 
 The mean of the clients' gradients, each weighted by its images, is the gradient of the
 mean loss over all their images. So whoever sees a round's aggregate alone faces the
 problem that the server faces with one client, who would have trained on the batches of
-all: everything here gives that client the name `ALL_CLIENTS`.
+all. That client is called `ALL_CLIENTS`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 
 from instahide_fl.aggregation.weights import WEIGHTS
 from instahide_fl.config import Config
-from instahide_fl.transcript.truth import ClientTruth
+from instahide_fl.transcript.truth import ClientTruth, Truths
 from instahide_fl.types import EncodingKey
 
 ALL_CLIENTS = "all"
 
 
-def why_not_one(config: Config, clients: int) -> str:
+def why_not_as_one_client(config: Config, clients: int) -> str:
     """Return why an aggregate is not what one client with all images would have sent.
 
     Args:
-        config: the run's settings.
-        clients: whose updates are in the aggregate.
+        config: The run's settings.
+        clients: The number of clients whose updates are in the aggregate.
 
     Returns:
-        A sentence with a remedy; empty if it is.
+        A sentence with a remedy; empty if the aggregate is just that.
     """
     rule = config.server.aggregation
     if rule not in WEIGHTS:
@@ -50,8 +50,8 @@ def expected_cohort(config: Config) -> tuple[int, int]:
     """Return what the settings tell of a round of which only the sum was recorded.
 
     Returns:
-        Clients, and images that they computed on together: the full batches of clients
-        that hold enough; 0 if unknown (mode update).
+        The number of clients, and the number of images that they computed on together:
+        the full batches of clients that hold enough; 0 if unknown (mode update).
     """
     train = config.train
     clients = train.clients_per_round or config.partition.num_clients
@@ -60,25 +60,24 @@ def expected_cohort(config: Config) -> tuple[int, int]:
     return clients, clients * train.batch_size * train.local_batches
 
 
-def truths_together(
-    truths: Mapping[tuple[int, str], ClientTruth],
-) -> dict[tuple[int, str], ClientTruth]:
+def truths_together(truths: Truths) -> dict[tuple[int, str], ClientTruth]:
     """Join the truths of each round's clients.
 
     Args:
-        truths: by round and client.
+        truths: The truth of each client in each recorded round.
 
     Returns:
-        By round and `ALL_CLIENTS`. Rows are counted on from client to client, so an
-        image has the same row in every round.
+        The truth of `ALL_CLIENTS` in each round. Rows are counted on from client to
+        client, so an image has the same row in every round.
     """
     ends: dict[str, int] = {}
     for (_, client), truth in truths.items():
         last = int(torch.cat([truth.rows, truth.other_rows]).max())
         ends[client] = max(ends.get(client, 0), last + 1)
-    offsets, before = {}, 0
+    offsets, offset = {}, 0
     for client, end in ends.items():
-        offsets[client], before = before, before + end
+        offsets[client] = offset
+        offset += end
     by_round: dict[int, list[ClientTruth]] = {}
     for client in ends:
         for (number, name), truth in truths.items():
@@ -86,8 +85,8 @@ def truths_together(
                 shifted = _with_rows_from(truth, offsets[client])
                 by_round.setdefault(number, []).append(shifted)
     return {
-        (number, ALL_CLIENTS): _joined(number, every)
-        for number, every in sorted(by_round.items())
+        (number, ALL_CLIENTS): _concatenate(number, clients)
+        for number, clients in sorted(by_round.items())
     }
 
 
@@ -101,18 +100,18 @@ def _with_rows_from(truth: ClientTruth, offset: int) -> ClientTruth:
     )
 
 
-def _joined(number: int, truths: Sequence[ClientTruth]) -> ClientTruth:
-    """Join clients whose rows ascend from one to the next."""
+def _concatenate(number: int, truths: Sequence[ClientTruth]) -> ClientTruth:
+    """Join the truths of clients whose rows ascend from one client to the next."""
     return ClientTruth(
-        number,
-        ALL_CLIENTS,
-        torch.cat([one.images for one in truths]),
-        torch.cat([one.targets for one in truths]),
-        torch.cat([one.rows for one in truths]),
-        torch.cat([one.encodings for one in truths]),
-        torch.cat([one.soft_targets for one in truths]),
-        EncodingKey.concatenate([one.key for one in truths]),
-        tuple(size for one in truths for size in one.batch_sizes),
-        torch.cat([one.others for one in truths]),
-        torch.cat([one.other_rows for one in truths]),
+        round=number,
+        client=ALL_CLIENTS,
+        images=torch.cat([truth.images for truth in truths]),
+        targets=torch.cat([truth.targets for truth in truths]),
+        rows=torch.cat([truth.rows for truth in truths]),
+        encodings=torch.cat([truth.encodings for truth in truths]),
+        soft_targets=torch.cat([truth.soft_targets for truth in truths]),
+        key=EncodingKey.concatenate([truth.key for truth in truths]),
+        batch_sizes=tuple(size for truth in truths for size in truth.batch_sizes),
+        others=torch.cat([truth.others for truth in truths]),
+        other_rows=torch.cat([truth.other_rows for truth in truths]),
     )

@@ -1,4 +1,4 @@
-"""From a run's transcript to the view of one adversary: only what its model permits."""
+"""Builds the view of one adversary from a run's transcript: only what it may know."""
 
 from __future__ import annotations
 
@@ -10,10 +10,15 @@ from torch import Tensor
 from instahide_fl.config import Config
 from instahide_fl.data.federated_data import load_pool
 from instahide_fl.errors import ThreatModelError
-from instahide_fl.transcript.aggregate import expected_cohort, why_not_one
+from instahide_fl.transcript.aggregate import expected_cohort, why_not_as_one_client
 from instahide_fl.transcript.recorded import RoundTranscript
 from instahide_fl.transcript.threat_model import Knowledge, ThreatModel
-from instahide_fl.transcript.truth import ClientTruth, clients_with_truth, read_truth
+from instahide_fl.transcript.truth import (
+    ClientTruth,
+    Truths,
+    clients_with_truth,
+    read_truth,
+)
 from instahide_fl.transcript.view import (
     AdversaryView,
     KnownMapping,
@@ -28,18 +33,18 @@ def build_view(
     model: ThreatModel,
     config: Config,
     transcripts: Sequence[RoundTranscript],
-    truths: Mapping[tuple[int, str], ClientTruth],
+    truths: Truths,
     buffers: Iterable[str],
 ) -> AdversaryView:
-    """Copy what a threat model permits.
+    """Return what a threat model permits of a run.
 
     Args:
-        model: the adversary.
-        config: the run's settings.
-        transcripts: recorded rounds, at least one.
-        truths: by round and client; opened only for what no server sees. May be empty
-            if the threat model gives nothing of it.
-        buffers: names of the network's running statistics among its arrays.
+        model: The adversary.
+        config: The run's settings.
+        transcripts: The recorded rounds, at least one.
+        truths: The truth of each client in each recorded round, read only for what no
+            server sees. It may be empty if the threat model gives nothing of it.
+        buffers: The names of the network's running statistics among its arrays.
 
     Raises:
         ThreatModelError: the threat model gives what `truths` lacks.
@@ -52,41 +57,48 @@ def build_view(
     observations: list[Observation] = []
     _require_updates(model, transcripts)
     if knows & {Knowledge.UPDATES, Knowledge.ENCODINGS}:
-        for seen in transcripts:
-            for client in seen.updates or _clients_of(truths, seen.round):
-                truth = truths.get((seen.round, client))
+        for transcript in transcripts:
+            for client in transcript.updates or _clients_of(truths, transcript.round):
+                truth = truths.get((transcript.round, client))
                 observations.append(
-                    _observe(model, config, seen, client, truth, hidden)
+                    _observe(
+                        model=model,
+                        config=config,
+                        transcript=transcript,
+                        client=client,
+                        truth=truth,
+                        hidden=hidden,
+                    )
                 )
     rounds = [
-        _observe_round(config, seen, hidden)
-        for seen in transcripts
+        _observe_round(config, transcript, hidden)
+        for transcript in transcripts
         if {Knowledge.PARAMETERS, Knowledge.AGGREGATE} <= knows
     ]
     if Knowledge.UPDATES not in knows:
         observations += [
-            one.as_one_client(config)
-            for one in rounds
-            if not why_not_one(config, one.clients)
+            observed.as_one_client(config)
+            for observed in rounds
+            if not why_not_as_one_client(config, observed.clients)
         ]
     pool = load_pool(config, first.image_shape) if Knowledge.POOL in knows else None
     return AdversaryView(
-        model,
-        config.with_values({"seed": 0}),
-        first.statistics,
-        first.image_shape,
-        first.num_classes,
-        tuple(observations),
-        tuple(rounds),
-        pool,
+        threat_model=model,
+        config=config.with_values({"seed": 0}),
+        statistics=first.statistics,
+        image_shape=first.image_shape,
+        num_classes=first.num_classes,
+        observations=tuple(observations),
+        rounds=tuple(rounds),
+        pool=pool,
     )
 
 
 def _require_updates(
     model: ThreatModel, transcripts: Sequence[RoundTranscript]
 ) -> None:
-    seen = all(one.updates for one in transcripts)
-    if Knowledge.UPDATES in model.knows and not seen:
+    recorded = all(transcript.updates for transcript in transcripts)
+    if Knowledge.UPDATES in model.knows and not recorded:
         raise ThreatModelError(
             f"the threat model {model.name} gives single updates, and the server of "
             f"this run saw sums only (secure-aggregation.enabled): choose "
@@ -97,13 +109,13 @@ def _require_updates(
 def _observe(
     model: ThreatModel,
     config: Config,
-    seen: RoundTranscript,
+    transcript: RoundTranscript,
     client: str,
     truth: ClientTruth | None,
     hidden: set[str],
 ) -> Observation:
     knows = model.knows
-    update = seen.updates[client] if Knowledge.UPDATES in knows else None
+    update = transcript.updates[client] if Knowledge.UPDATES in knows else None
     secret = knows & {Knowledge.ENCODINGS, Knowledge.LABELS, Knowledge.MAPPING}
     if secret and truth is None:
         raise ThreatModelError(
@@ -112,14 +124,14 @@ def _observe(
         )
     parameters = None
     if Knowledge.PARAMETERS in knows:
-        parameters = _without(seen.parameters, hidden)
+        parameters = _without(transcript.parameters, hidden)
     examples = update.num_examples if update else 0
     return Observation(
-        round=seen.round,
+        round=transcript.round,
         client=client,
         num_examples=examples,
-        learning_rate_factor=seen.learning_rate_factor,
-        kind=seen.kind,
+        learning_rate_factor=transcript.learning_rate_factor,
+        kind=transcript.kind,
         parameters=parameters,
         update=_without(update.arrays, hidden) if update else None,
         batch_sizes=step_sizes(config, examples),
@@ -130,7 +142,7 @@ def _observe(
         mapping=_known_mapping(truth.key, knows)
         if truth and Knowledge.MAPPING in secret
         else None,
-        images_held=seen.images_held.get(client, 0),
+        images_held=transcript.images_held.get(client, 0),
     )
 
 
@@ -141,19 +153,19 @@ def _known_mapping(key: EncodingKey, knows: frozenset[Knowledge]) -> KnownMappin
 
 
 def _observe_round(
-    config: Config, seen: RoundTranscript, hidden: set[str]
+    config: Config, transcript: RoundTranscript, hidden: set[str]
 ) -> ObservedRound:
-    sizes = [one.num_examples for one in seen.updates.values()]
+    sizes = [update.num_examples for update in transcript.updates.values()]
     # Whoever averages a sum divides by the images in it.
     clients, images = (len(sizes), sum(sizes)) if sizes else expected_cohort(config)
     return ObservedRound(
-        round=seen.round,
-        parameters=_without(seen.parameters, hidden),
-        aggregate=_without(seen.aggregate, hidden),
-        kind=seen.kind,
+        round=transcript.round,
+        parameters=_without(transcript.parameters, hidden),
+        aggregate=_without(transcript.aggregate, hidden),
+        kind=transcript.kind,
         clients=clients,
         num_examples=images,
-        learning_rate_factor=seen.learning_rate_factor,
+        learning_rate_factor=transcript.learning_rate_factor,
     )
 
 
@@ -162,22 +174,27 @@ def read_truths(
 ) -> dict[tuple[int, str], ClientTruth]:
     """Read the truth of recorded rounds, where it was written.
 
-    Of a round whose transcript holds the sum alone, that of all clients is read.
+    Where a transcript holds the sum alone, the truth of all clients is read.
+
+    Args:
+        folder: The run's folder.
+        transcripts: The recorded rounds.
+
+    Returns:
+        The truth of each client in each of these rounds.
 
     Raises:
         TranscriptError: a file is damaged.
     """
     return {
-        (seen.round, client): read_truth(folder, seen.round, client)
-        for seen in transcripts
-        for client in clients_with_truth(folder, seen.round)
-        if client in seen.updates or not seen.updates
+        (transcript.round, client): read_truth(folder, transcript.round, client)
+        for transcript in transcripts
+        for client in clients_with_truth(folder, transcript.round)
+        if client in transcript.updates or not transcript.updates
     }
 
 
-def _clients_of(
-    truths: Mapping[tuple[int, str], ClientTruth], round_number: int
-) -> list[str]:
+def _clients_of(truths: Truths, round_number: int) -> list[str]:
     return [client for number, client in truths if number == round_number]
 
 

@@ -1,12 +1,12 @@
-"""Transcripts: what the server sent and received in a round, on disk.
+"""Transcripts: files of what the server sent and received in a round.
 
-transcript/round-00001.safetensors    one file a round
-    global/NAME             the parameters sent
-    update/CLIENT/NAME      a client's update, as received
-    aggregate/NAME          the mean that the server stepped with
-    and, as metadata, the numbers that came with the updates
+    transcript/round-00001.safetensors    one file for each recorded round
+        global/NAME             the parameters sent
+        update/CLIENT/NAME      a client's update, as received
+        aggregate/NAME          the mean that the server stepped with
 
-Nothing else can be in it: the recorder is handed what crossed the wire and no more.
+The numbers that came with the updates are in the file's metadata. Nothing else can be
+in a transcript: the recorder is handed what crossed the wire and no more.
 """
 
 from __future__ import annotations
@@ -34,18 +34,19 @@ class RoundTranscript:
 
     Attributes:
         round: 1, 2, ...
-        parameters: sent to every client, by name; running statistics among them.
-        updates: as received, after the client's own defences, by client key in order.
-            Empty where the server sees only the sum.
-        aggregate: what the server stepped with, by name.
-        kind: what an update is: "gradient" or "delta".
-        statistics: constants to normalise private images with, sent to clients.
+        parameters: The parameters sent to every client, by name; running statistics
+            are among them.
+        updates: The updates as received, after the client's own defences, in the order
+            of client keys. Empty where the server sees only the sum.
+        aggregate: The arrays that the server stepped with, by name.
+        kind: What an update is: "gradient" or "delta".
+        statistics: Constants to normalise private images with, sent to clients.
         image_shape: C, H, W of a private image.
         num_classes: K.
-        learning_rate_factor: of the schedule, sent to clients.
-        pool_sha256: of the agreed pool; empty for none.
-        images_held: by client, what it told the server before the first round; empty
-            in transcripts of older versions.
+        learning_rate_factor: The factor of the schedule, sent to clients.
+        pool_sha256: The digest of the agreed pool; empty for no pool.
+        images_held: The number of images that each client told the server before the
+            first round, by client key; empty in transcripts of older versions.
     """
 
     round: int
@@ -66,39 +67,40 @@ def transcript_path(folder: Path, round_number: int) -> Path:
     return folder / TRANSCRIPT / f"round-{round_number:05d}.safetensors"
 
 
-def write_transcript(folder: Path, seen: RoundTranscript) -> None:
+def write_transcript(folder: Path, transcript: RoundTranscript) -> None:
     """Write a round, in one step.
 
     Args:
-        folder: of the run.
-        seen: the round.
+        folder: The run's folder.
+        transcript: The round.
 
     Raises:
         OutputError: it cannot be written.
     """
-    tensors = {f"global/{name}": array for name, array in seen.parameters.items()}
-    tensors |= {f"aggregate/{name}": array for name, array in seen.aggregate.items()}
-    for client, update in seen.updates.items():
+    sent, aggregate = transcript.parameters, transcript.aggregate
+    tensors = {f"global/{name}": array for name, array in sent.items()}
+    tensors |= {f"aggregate/{name}": array for name, array in aggregate.items()}
+    for client, update in transcript.updates.items():
         for name, array in update.arrays.items():
             tensors[f"update/{client}/{name}"] = array
     about = {
         "schema": SCHEMA,
-        "round": seen.round,
-        "kind": seen.kind,
+        "round": transcript.round,
+        "kind": transcript.kind,
         "clients": {
             client: {"num_examples": update.num_examples, "metrics": update.metrics}
-            for client, update in seen.updates.items()
+            for client, update in transcript.updates.items()
         },
-        "mean": seen.statistics.mean,
-        "std": seen.statistics.std,
-        "image_shape": seen.image_shape,
-        "num_classes": seen.num_classes,
-        "learning_rate_factor": seen.learning_rate_factor,
-        "pool_sha256": seen.pool_sha256,
-        "images_held": dict(seen.images_held),
+        "mean": transcript.statistics.mean,
+        "std": transcript.statistics.std,
+        "image_shape": transcript.image_shape,
+        "num_classes": transcript.num_classes,
+        "learning_rate_factor": transcript.learning_rate_factor,
+        "pool_sha256": transcript.pool_sha256,
+        "images_held": dict(transcript.images_held),
     }
     save_tensors(
-        transcript_path(folder, seen.round), tensors, {"about": json.dumps(about)}
+        transcript_path(folder, transcript.round), tensors, {"about": json.dumps(about)}
     )
 
 
@@ -113,7 +115,7 @@ def read_transcript(folder: Path, round_number: int) -> RoundTranscript:
     """Read a round.
 
     Args:
-        folder: of the run.
+        folder: The run's folder.
         round_number: 1, 2, ...
 
     Raises:
@@ -121,10 +123,10 @@ def read_transcript(folder: Path, round_number: int) -> RoundTranscript:
     """
     path = transcript_path(folder, round_number)
     if not path.is_file():
-        known = recorded_rounds(folder)
+        recorded = recorded_rounds(folder)
         raise TranscriptError(
             f"round {round_number} of {folder} was not recorded; "
-            + (f"recorded: {_listed(known)}" if known else HOW_TO_RECORD)
+            + (f"recorded: {_listed(recorded)}" if recorded else HOW_TO_RECORD)
         )
     tensors, about = load_described(path)
     try:

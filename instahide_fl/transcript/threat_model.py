@@ -1,6 +1,7 @@
 """Threat models: who knows which part of a run.
 
-`view` has what an attack then works on, `build_view` copies it from a run's transcript.
+An attack works on an `AdversaryView` (module `view`), which `build_view` makes from a
+run's transcript by one of these models.
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ class ThreatModel:
     """An adversary.
 
     Attributes:
-        name: as on the command line.
-        who: in one sentence.
-        knows: what it is given.
-        ordinary: whether somebody in every federation, or everybody the encodings are
+        name: The name on the command line.
+        who: The adversary, in one sentence.
+        knows: The knowledge that the adversary is given.
+        ordinary: Whether somebody in every federation, or everybody the encodings are
             released to, is in this position; an auditor is not.
     """
 

@@ -1,14 +1,14 @@
 """Truth: what a simulated client hid, written down so that attacks can be scored.
 
-truth/round-00001/client-3.safetensors    one file for a client in a recorded round
-    images, targets                 the private images that its encodings mix
-    encodings, soft_targets         what it trained on, in order
-    coefficients, private_rows, public_index, sign_bits, offset, flip: the keys
-    others, other_rows              some private images that were not mixed
+    truth/round-00001/client-3.safetensors    one file for a client in a recorded round
+        images, targets, rows           the private images that its encodings mix
+        encodings, soft_targets         what it trained on, in order
+        coefficients, private_index, public_index, sign_bits, offset, flip: the keys
+        others, other_rows              some private images that were not mixed
 
 Only simulated clients write it, if `record.truth` says so. The server and the attacks
-never open it; `transcript.build_view` does for adversaries who are given part of it,
-and the scorer does.
+never open it. `transcript.build_view` does for adversaries who are given part of it,
+and so does an audit, to score what attacks return.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from instahide_fl.types import (
 )
 
 TRUTH = "truth"
-OTHERS = 32  # images that were not mixed, at most: what a guess is made from
+MAX_OTHERS = 32  # images that were not mixed: what a guess is made from
 
 
 @dataclass(frozen=True)
@@ -45,14 +45,15 @@ class ClientTruth:
 
     Attributes:
         round: 1, 2, ...
-        client: its key.
+        client: The client's key.
         images: u8[n,C,H,W], the private images that were mixed.
         targets: i64[n].
-        rows: i64[n], which images of the client they are.
+        rows: i64[n], ascending: which images of the client they are.
         encodings: f32[E,C,H,W], normalised, in the order they were trained on.
         soft_targets: f32[E,K].
-        key: of the E encodings; `private_index` refers to the client's split.
-        batch_sizes: of the E encodings, step by step.
+        key: The key of the E encodings; `private_index` refers to the client's split.
+        batch_sizes: The sizes of the batches that the E encodings came in, step by
+            step.
         others: u8[m,C,H,W], private images of the client that were not mixed: what its
             images look like, without being what is attacked.
         other_rows: i64[m], which images of the client they are.
@@ -82,12 +83,12 @@ Truths: TypeAlias = Mapping[tuple[int, str], ClientTruth]
 
 @dataclass
 class RecordingEncoder:
-    """An encoder that keeps what it was asked for.
+    """An encoder that records the batches and the keys that it returns.
 
     Attributes:
-        inner: does the work.
-        batches: what it returned, in order.
-        keys: with which keys.
+        inner: The encoder that does the work.
+        batches: The batches that it returned, in order.
+        keys: The keys of these batches.
     """
 
     inner: Encoder
@@ -97,23 +98,23 @@ class RecordingEncoder:
     def encode(
         self, index: Tensor, split: PrivateSplit, rng: np.random.Generator
     ) -> tuple[EncodedBatch, EncodingKey]:
-        """Encode, and keep a copy."""
+        """Encode, and record a copy."""
         batch, key = self.inner.encode(index, split, rng)
-        kept = EncodedBatch(
+        copy = EncodedBatch(
             batch.images.detach().to("cpu", copy=True),
             batch.soft_targets.detach().to("cpu", copy=True),
         )
-        self.batches.append(kept)
+        self.batches.append(copy)
         self.keys.append(key)
         return batch, key
 
     def truth(self, round_number: int, client: str, split: PrivateSplit) -> ClientTruth:
-        """Return what was kept.
+        """Return what was recorded, at least one batch.
 
         Args:
             round_number: 1, 2, ...
-            client: its key.
-            split: the client's own images.
+            client: The client's key.
+            split: The client's own images.
         """
         key = EncodingKey.concatenate(self.keys)
         rows = torch.unique(key.private_index)
@@ -123,31 +124,31 @@ class RecordingEncoder:
             split.image_rows(other_rows).to(split.images.device)
         ].cpu()
         return ClientTruth(
-            round_number,
-            client,
-            split.images[located.to(split.images.device)].cpu(),
-            split.targets[located.to(split.targets.device)].cpu(),
-            rows,
-            torch.cat([batch.images for batch in self.batches]),
-            torch.cat([batch.soft_targets for batch in self.batches]),
-            key,
-            tuple(len(batch) for batch in self.batches),
-            others,
-            other_rows,
+            round=round_number,
+            client=client,
+            images=split.images[located.to(split.images.device)].cpu(),
+            targets=split.targets[located.to(split.targets.device)].cpu(),
+            rows=rows,
+            encodings=torch.cat([batch.images for batch in self.batches]),
+            soft_targets=torch.cat([batch.soft_targets for batch in self.batches]),
+            key=key,
+            batch_sizes=tuple(len(batch) for batch in self.batches),
+            others=others,
+            other_rows=other_rows,
         )
 
 
 def _spread_over_others(rows: Tensor, count: int) -> Tensor:
-    """Return up to `OTHERS` rows of `count` that are not in `rows`, evenly spread."""
+    """Return up to `MAX_OTHERS` of `count` rows, none in `rows`, evenly spread."""
     free = torch.ones(count, dtype=torch.bool)
     free[rows] = False
     others = free.nonzero().flatten()
-    taken = min(OTHERS, len(others))
+    taken = min(MAX_OTHERS, len(others))
     return others[torch.arange(taken) * len(others) // max(taken, 1)]
 
 
 def _others(tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Return a truth's other images; none where an older version wrote it."""
+    """Return a truth's other images and their rows; none in files of older versions."""
     images, rows = tensors["images"], tensors["rows"]
     return tensors.get("others", images[:0]), tensors.get("other_rows", rows[:0])
 
@@ -169,8 +170,8 @@ def write_truth(folder: Path, truth: ClientTruth) -> None:
     """Write a client's truth, in one step.
 
     Args:
-        folder: of the run.
-        truth: of one round.
+        folder: The run's folder.
+        truth: The client's truth in one round.
 
     Raises:
         OutputError: it cannot be written.
@@ -222,24 +223,26 @@ def read_truth(folder: Path, round_number: int, client: str) -> ClientTruth:
         if "offset" in tensors:
             drawn = AppliedAugmentation(tensors["offset"], tensors["flip"])
         key = EncodingKey(
-            tensors["coefficients"],
-            tensors["private_index"],
-            tensors["public_index"],
-            (channels, height, width),
-            tensors.get("sign_bits"),
-            drawn,
+            coefficients=tensors["coefficients"],
+            private_index=tensors["private_index"],
+            public_index=tensors["public_index"],
+            image_shape=(channels, height, width),
+            sign_bits=tensors.get("sign_bits"),
+            augmentation=drawn,
         )
+        others, other_rows = _others(tensors)
         return ClientTruth(
-            int(about["round"]),
-            str(about["client"]),
-            tensors["images"],
-            tensors["targets"],
-            tensors["rows"],
-            tensors["encodings"],
-            tensors["soft_targets"],
-            key,
-            tuple(about["batch_sizes"]),
-            *_others(tensors),
+            round=int(about["round"]),
+            client=str(about["client"]),
+            images=tensors["images"],
+            targets=tensors["targets"],
+            rows=tensors["rows"],
+            encodings=tensors["encodings"],
+            soft_targets=tensors["soft_targets"],
+            key=key,
+            batch_sizes=tuple(about["batch_sizes"]),
+            others=others,
+            other_rows=other_rows,
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise TranscriptError(f"{path} is not a client's truth: {error!r}") from None

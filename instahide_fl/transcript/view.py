@@ -1,7 +1,7 @@
-"""What an adversary sees of a run: all that an attack may use.
+"""The view of an adversary: all that an attack may use of a run.
 
 An attack works on an `AdversaryView` and on nothing else. `build_view` makes one from a
-run's transcript, and puts into it only what the threat model permits.
+run's transcript; only what the threat model permits is in it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 from instahide_fl.config import Config
 from instahide_fl.data.pool import MixingPool
 from instahide_fl.errors import AttackError, ThreatModelError
-from instahide_fl.transcript.aggregate import ALL_CLIENTS, why_not_one
+from instahide_fl.transcript.aggregate import ALL_CLIENTS, why_not_as_one_client
 from instahide_fl.transcript.threat_model import THREAT_MODELS, Knowledge, ThreatModel
 from instahide_fl.types import ChannelStatistics, UpdateKind
 
@@ -26,7 +26,8 @@ class KnownMapping:
     Attributes:
         private_index: i64[E,p] into the client's images.
         coefficients: f32[E,k], private images first.
-        public_index: i64[E,k-p] into the pool; None for who does not know the pool.
+        public_index: i64[E,k-p] into the pool; None for an adversary who does not know
+            the pool.
     """
 
     private_index: Tensor
@@ -42,20 +43,23 @@ class Observation:
 
     Attributes:
         round: 1, 2, ...
-        client: its key; `ALL_CLIENTS` for an aggregate.
-        num_examples: images that the update was computed on; 0 if unknown.
-        learning_rate_factor: of the schedule, in mode update.
-        kind: what an update is: "gradient" of the mean loss, or "delta".
-        parameters: what the client was sent, by name, or None. Running statistics of
-            BatchNorm are among them only where they are known.
-        update: what the client sent, by name, or None; as for `parameters`.
-        batch_sizes: of the client's steps, which follow from the settings.
+        client: The client's key; `ALL_CLIENTS` for an aggregate.
+        num_examples: The number of images that the update was computed on; 0 if
+            unknown.
+        learning_rate_factor: The factor of the schedule, in mode update.
+        kind: What an update is: "gradient" of the mean loss, or "delta".
+        parameters: The parameters that the client was sent, by name, or None. Running
+            statistics of BatchNorm are among them only where they are known.
+        update: The arrays that the client sent, by name, or None. Running statistics
+            are among them only where they are known.
+        batch_sizes: The batch size of each of the client's steps, which follows from
+            the settings.
         encodings: f32[E,C,H,W], normalised, or None.
         soft_targets: f32[E,K], or None.
-        mapping: part of the keys, or None.
-        images_held: by the client, which it tells the server, and a release of
-            encodings says; 0 if unknown.
-        clients: whose updates are in it.
+        mapping: The part of the keys that is known, or None.
+        images_held: The number of images that the client holds, which it tells the
+            server, and a release of encodings says; 0 if unknown.
+        clients: The number of clients whose updates are in it.
     """
 
     round: int
@@ -88,12 +92,13 @@ class ObservedRound:
 
     Attributes:
         round: 1, 2, ...
-        parameters: sent, by name.
-        aggregate: mean of the updates, by name.
-        kind: what the updates are: "gradient" or "delta".
-        clients: whose updates are in the aggregate.
-        num_examples: images that they were computed on, of all clients together.
-        learning_rate_factor: of the schedule, in mode update.
+        parameters: The parameters sent, by name.
+        aggregate: The mean of the updates, by name.
+        kind: What the updates are: "gradient" or "delta".
+        clients: The number of clients whose updates are in the aggregate.
+        num_examples: The number of images that they were computed on, of all clients
+            together.
+        learning_rate_factor: The factor of the schedule, in mode update.
     """
 
     round: int
@@ -108,7 +113,8 @@ class ObservedRound:
         """Return the round as if one client had trained on all images.
 
         Args:
-            config: the run's settings, for which `why_not_one` has no objection.
+            config: The run's settings; `why_not_as_one_client` has no objection to
+                them.
         """
         return Observation(
             round=self.round,
@@ -128,17 +134,17 @@ class AdversaryView:
     """What an adversary has: all that an attack may use.
 
     Attributes:
-        threat_model: which adversary.
-        config: the run's settings, which both sides of a federation know, but for the
-            seed: that of a simulation is withheld (0), as it is all of its keys.
-        statistics: constants that private images are normalised with.
+        threat_model: The adversary.
+        config: The run's settings, which both sides of a federation know. The seed of a
+            simulation is withheld (0): all of its keys follow from it.
+        statistics: Constants that private images are normalised with.
         image_shape: C, H, W.
         num_classes: K.
-        observations: clients in rounds, in this order. Of an adversary who sees no
-            single client: the aggregates, each as if one client had sent it; empty if
-            they cannot be read so.
-        rounds: aggregates; empty if the adversary sees none.
-        pool: the public images; None if unknown, or if encodings use none.
+        observations: The clients of each round, in the order of rounds. For an
+            adversary who sees no single client: the aggregates, each as if one client
+            had sent it; empty if they cannot be read so.
+        rounds: The aggregates; empty if the adversary sees none.
+        pool: The public images; None if unknown, or if encodings use none.
     """
 
     threat_model: ThreatModel
@@ -159,9 +165,9 @@ class AdversaryView:
         """Check that the threat model gives what an attack needs.
 
         Args:
-            attack: its name.
-            needs: what it cannot do without.
-            or_else: what it can also do with; None for nothing else.
+            attack: The attack's name.
+            needs: The knowledge that it cannot do without.
+            or_else: The knowledge that does instead; None if nothing does.
 
         Raises:
             ThreatModelError: something is withheld.
@@ -186,11 +192,11 @@ class AdversaryView:
             self._require_one_client(attack)
 
     def _require_one_client(self, attack: str) -> None:
-        for one in self.rounds:
-            if reason := why_not_one(self.config, one.clients):
+        for observed in self.rounds:
+            if reason := why_not_as_one_client(self.config, observed.clients):
                 raise AttackError(
-                    f"attack {attack} cannot use the aggregate of round {one.round}: "
-                    f"{reason}"
+                    f"attack {attack} cannot use the aggregate of round "
+                    f"{observed.round}: {reason}"
                 )
 
 
@@ -198,14 +204,16 @@ def step_sizes(config: Config, num_examples: int) -> tuple[int, ...]:
     """Return the batch sizes of a client's steps, which follow from the settings.
 
     Args:
-        config: the run's settings.
-        num_examples: images that the update was computed on.
+        config: The run's settings.
+        num_examples: The number of images that the update was computed on.
 
     Returns:
-        In mode gradient one size, all images; in mode update one for each local step.
+        In mode gradient one size, all images; in mode update one size for each local
+        step.
     """
     if config.train.mode == "gradient":
         return (num_examples,)
     size = config.train.batch_size
-    epoch = [min(size, num_examples - at) for at in range(0, num_examples, size)]
+    starts = range(0, num_examples, size)
+    epoch = [min(size, num_examples - start) for start in starts]
     return tuple(epoch * config.train.local_epochs)

@@ -17,7 +17,7 @@ from instahide_fl.metrics.labels import hard_label_overlap, soft_label_errors
 from instahide_fl.metrics.matching import match_one_to_one
 from instahide_fl.metrics.scores import ImageScores
 from instahide_fl.metrics.similarity import (
-    HIGHEST_PSNR,
+    MAX_PSNR,
     mse,
     pairwise_ssim,
     psnr,
@@ -46,7 +46,7 @@ def test_ssim_and_psnr_are_those_of_scikit_image(rng, shape):
         if (a != b).any():
             expected = peak_signal_noise_ratio(*arrays, data_range=1)
             assert ratio.item() == pytest.approx(expected, abs=1e-5)
-    assert psnr(first, second)[0] == HIGHEST_PSNR
+    assert psnr(first, second)[0] == MAX_PSNR
     assert mse(first, second)[0] == 0
 
 
@@ -63,7 +63,7 @@ def test_small_images_get_the_largest_odd_window_that_fits(rng):
 
 
 def test_all_pairs_are_compared_in_parts_as_one_by_one(rng, monkeypatch):
-    monkeypatch.setattr("instahide_fl.metrics.similarity.PAIRS_AT_A_TIME", 3 * 600)
+    monkeypatch.setattr("instahide_fl.metrics.similarity.MAX_PIXELS", 3 * 600)
     first, second = images(rng, 5, (3, 8, 8)), images(rng, 3, (3, 8, 8))
     torch.testing.assert_close(
         pairwise_ssim(first, second), ssim(first[:, None], second[None])

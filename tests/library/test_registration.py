@@ -42,7 +42,7 @@ def encoded(rng, split, times, config, augmentation):
 def similarity(images, split, rows=slice(None)):
     shown = split.statistics.restore(images).clamp(0, 1)
     originals = split.images[rows].float() / 255
-    return float(registered_ssim(shown, originals, reach=0).mean())
+    return float(registered_ssim(shown, originals, max_shift=0).mean())
 
 
 def test_positions_are_what_augmentation_does(rng):
