@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeAlias
 
 from instahide_fl.attacks.base import (
     Attack,
@@ -33,6 +34,15 @@ from instahide_fl.errors import (
 )
 from instahide_fl.rng import stream
 from instahide_fl.transcript.threat_model import ThreatModel
+
+
+ProgressDisplay: TypeAlias = Callable[[str], AbstractContextManager[ProgressCallback]]
+"""Opens a display for the name of an attack, and gives the callback to report to."""
+
+
+def no_display(name: str) -> AbstractContextManager[ProgressCallback]:
+    """Show no progress of an attack."""
+    return nullcontext(ignore_progress)
 
 
 @dataclass(frozen=True)
@@ -75,9 +85,7 @@ def run_attacks(
     seed: int,
     folder: Path,
     with_reference: bool = True,
-    show_progress: Callable[[str], AbstractContextManager[ProgressCallback]] | None = (
-        None
-    ),
+    show_progress: ProgressDisplay = no_display,
 ) -> Iterator[AttackResult | SkippedAttack]:
     """Run attacks one by one, and save the result and the pictures of each.
 
@@ -87,19 +95,15 @@ def run_attacks(
         seed: The seed of starting points.
         folder: The folder for NAME.json and NAME.png.
         with_reference: Whether to attack the undefended reference as well.
-        show_progress: Opens a display of progress for the name of an attack; None shows
-            nothing.
+        show_progress: Opens a display of progress for the name of an attack.
 
     Yields:
         The result of each attack when it is saved, or why it does not apply: it lacks
         knowledge, public images or images to train on, or is for other runs.
     """
     for attack, adversary in attacks:
-        display = nullcontext(ignore_progress)
-        if show_progress is not None:
-            display = show_progress(attack.name)
         try:
-            with display as progress:
+            with show_progress(attack.name) as progress:
                 result = run_attack(
                     attack_target=attack_target,
                     attack=attack,
