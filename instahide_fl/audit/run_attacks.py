@@ -35,7 +35,6 @@ from instahide_fl.errors import (
 from instahide_fl.rng import stream
 from instahide_fl.transcript.threat_model import ThreatModel
 
-
 ProgressDisplay: TypeAlias = Callable[[str], AbstractContextManager[ProgressCallback]]
 """Opens a display for the name of an attack, and gives the callback to report to."""
 
