@@ -22,7 +22,7 @@ from rich.console import Console
 from instahide_fl.attacks.carlini.attack import Carlini
 from instahide_fl.audit.scoring.attack_scores import AttackScores
 from instahide_fl.audit.scoring.ground_truth import GroundTruth
-from instahide_fl.audit.scoring.link_scores import link_scores
+from instahide_fl.audit.scoring.link_scores import score_client_links
 from instahide_fl.audit.scoring.score_reconstruction import score_reconstruction
 from instahide_fl.audit.scoring.verdict import verdict
 from instahide_fl.config import Config
@@ -148,7 +148,7 @@ def run_case(case: str, arguments: argparse.Namespace) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         **_figures(scores),
         **recovered.diagnostics,
-        **link_scores(recovered.links, "0", ground_truth),
+        **score_client_links(recovered.links, "0", ground_truth),
         "verdict": verdict(view.threat_model, scores, None),
     }
 

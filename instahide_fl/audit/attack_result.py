@@ -11,7 +11,7 @@ from typing import Any
 from instahide_fl.attacks.base import Attack, Reconstruction
 from instahide_fl.audit.attack_target import AttackTarget
 from instahide_fl.audit.scoring.attack_scores import AttackScores
-from instahide_fl.audit.scoring.link_scores import link_scores
+from instahide_fl.audit.scoring.link_scores import score_client_links
 from instahide_fl.audit.scoring.verdict import NOT_SCORED, beats_baseline, verdict
 from instahide_fl.config import Config
 from instahide_fl.files import write_text
@@ -120,7 +120,7 @@ class AttackResult:
                     "client": recovered.client,
                     "round": recovered.round,
                     **recovered.diagnostics,
-                    **link_scores(recovered.links, recovered.client, truth),
+                    **score_client_links(recovered.links, recovered.client, truth),
                 }
                 for recovered in self.reconstruction.recovered
             ],

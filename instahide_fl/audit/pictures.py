@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,14 +11,15 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from instahide_fl.audit.pool_search_picture import save_component_picture
+from instahide_fl.audit.scoring.shown_images import ShownImages
 from instahide_fl.files import atomic_file
 from instahide_fl.metrics.correction import negative
 from instahide_fl.pictures.contact_sheet import save_contact_sheet
+from instahide_fl.transcript.aggregate import ALL_CLIENTS
 
 if TYPE_CHECKING:
     from instahide_fl.audit.attack_result import AttackResult
     from instahide_fl.audit.scoring.attack_scores import ImageSimilarity
-    from instahide_fl.audit.scoring.shown_images import ShownImages
 
 COLUMNS = 12  # images side by side
 MAX_SAVED = 32  # images whose pixels are saved for the grids of a study
@@ -54,35 +54,25 @@ def save_attack_pictures(result: AttackResult, folder: Path) -> None:
 
 
 def _save_pixels(path: Path, result: AttackResult) -> None:
-    def first(part: Callable[[ShownImages], Tensor]) -> Tensor:
-        return _of_all_clients(result, part)[:MAX_SAVED]
-
+    shown = ShownImages.concatenate(ALL_CLIENTS, result.scores.shown, MAX_SAVED)
     with atomic_file(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(
             file,
-            sources=_bytes(first(lambda shown: shown.sources)).numpy(),
-            originals=_bytes(first(lambda shown: shown.originals)).numpy(),
-            encodings=_bytes(first(lambda shown: shown.encodings)).numpy(),
-            reconstructions=_bytes(first(lambda shown: shown.reconstructions)).numpy(),
-            ssim=first(lambda shown: shown.ssim).numpy(),
+            sources=_bytes(shown.sources).numpy(),
+            originals=_bytes(shown.originals).numpy(),
+            encodings=_bytes(shown.encodings).numpy(),
+            reconstructions=_bytes(shown.reconstructions).numpy(),
+            ssim=shown.ssim.numpy(),
         )
 
 
-def _of_all_clients(
-    result: AttackResult, part: Callable[[ShownImages], Tensor]
-) -> Tensor:
-    return torch.cat([part(shown) for shown in result.scores.shown])
-
-
 def _save_grid(path: Path, result: AttackResult) -> None:
-    def first(part: Callable[[ShownImages], Tensor]) -> Tensor:
-        return _bytes(_of_all_clients(result, part)[:COLUMNS])
-
-    rows = [("private image", first(lambda shown: shown.originals))]
+    shown = ShownImages.concatenate(ALL_CLIENTS, result.scores.shown, COLUMNS)
+    rows = [("private image", _bytes(shown.originals))]
     if result.attack_target.config.instahide.method != "none":
-        rows.append(("its encoding", first(lambda shown: shown.encodings)))
+        rows.append(("its encoding", _bytes(shown.encodings)))
     label = "decoded image" if result.scores.target == "private" else "recovered"
-    rows.append((label, first(lambda shown: shown.reconstructions)))
+    rows.append((label, _bytes(shown.reconstructions)))
     save_contact_sheet(path, rows, result.title)
 
 

@@ -1,4 +1,4 @@
-"""A run whose server kept transcripts, opened to attack it."""
+"""A run whose server recorded transcripts, opened to attack it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from instahide_fl.types import ChannelStatistics
 
 @dataclass(frozen=True)
 class RecordedRun:
-    """A run whose server kept transcripts.
+    """A run whose server recorded transcripts.
 
     Attributes:
         folder: The run's folder.
@@ -116,8 +116,8 @@ def open_recorded_run(path: Path, rounds: str = "") -> RecordedRun:
     Raises:
         OutputError: there is no run.
         ConfigError: its settings, or `rounds`, are not valid.
-        TranscriptError: no round was recorded, not these ones, without the truth, or a
-            file is damaged.
+        TranscriptError: no round was recorded, or not the ones asked for; the truth of
+            a client is missing; or a file is damaged.
         AttackError: no client trained on any image in these rounds.
     """
     folder = RunFolder(path)

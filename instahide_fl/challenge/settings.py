@@ -1,4 +1,4 @@
-"""What the publisher of a challenge says about it: `settings.toml`."""
+"""The public settings of a challenge: `settings.toml`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from instahide_fl.types import ChannelStatistics
 
 
 class PublishedData(Table):
-    """What is said of the private images."""
+    """What is published about the private images."""
 
     section = "data"
 
@@ -25,22 +25,22 @@ class PublishedData(Table):
     image_shape: Annotated[list[Count], Field(min_length=3, max_length=3)]
     """C, H, W."""
     mean: list[float]
-    """By channel, for images in [0, 1]: what was subtracted before mixing."""
+    """What was subtracted from images in [0, 1] before mixing, by channel."""
     std: list[Annotated[float, Field(gt=0)]]
-    """By channel: what was divided by."""
+    """What the difference was divided by, by channel."""
     augment: Literal["none", "crop", "crop-flip"] = "none"
     """What was done to private images before mixing."""
 
 
 class PublishedPool(Table):
-    """What is said of the public images."""
+    """What is published about the public images."""
 
     section = "pool"
 
     source: str
     """`photos` (the embedded pool), or the name of a pool's folder."""
     images: Count
-    """N, how many there are."""
+    """N, the number of public images."""
     sha256: str
     """Digest of the pool."""
 
@@ -50,16 +50,16 @@ class ChallengeSettings(Table):
 
     format: Literal[1] = 1
     images: Count = 100
-    """n, private images."""
+    """n, the number of private images."""
     encodings_per_image: Count = 50
-    """T: encodings in which an image is the first component."""
+    """T, the number of encodings in which an image is the first component."""
     keys: Literal["operating-system", "reproducible-insecure", "unknown"] = "unknown"
-    """Where keys come from; `reproducible-insecure`: from a seed, so whoever guesses it
+    """Where keys come from. `reproducible-insecure` is a seed: whoever guesses it
     decodes everything."""
     data: PublishedData
     instahide: EncoderConfig
     pool: PublishedPool | None = None
-    """None where no public image was mixed in, or where nothing is known of them."""
+    """The public images; None where none were mixed in, or nothing is known of them."""
 
     @property
     def statistics(self) -> ChannelStatistics:

@@ -39,7 +39,7 @@ SettingsOfAttacks = Annotated[
         help="A setting of an attack, e.g. dlg.restarts=5.",
     ),
 ]
-Seed = Annotated[int, typer.Option(min=0, help="Of starting points.")]
+Seed = Annotated[int, typer.Option(min=0, help="The seed of starting points.")]
 ReferenceOption = Annotated[
     bool,
     typer.Option(

@@ -30,7 +30,7 @@ from instahide_fl.types import EncodingKey
 
 
 def build_view(
-    model: ThreatModel,
+    adversary: ThreatModel,
     config: Config,
     transcripts: Sequence[RoundTranscript],
     truths: Truths,
@@ -39,7 +39,7 @@ def build_view(
     """Return what a threat model permits of a run.
 
     Args:
-        model: The adversary.
+        adversary: The adversary.
         config: The run's settings.
         transcripts: The recorded rounds, at least one.
         truths: The truth of each client in each recorded round, read only for what no
@@ -50,19 +50,19 @@ def build_view(
         ThreatModelError: the threat model gives what `truths` lacks.
         PoolError: the pool is missing or does not fit the images.
     """
-    knows, hidden = model.knows, set(buffers)
+    knows, hidden = adversary.knows, set(buffers)
     if Knowledge.BUFFERS in knows:
         hidden = set()
     first = transcripts[0]
     observations: list[Observation] = []
-    _require_updates(model, transcripts)
+    _require_updates(adversary, transcripts)
     if knows & {Knowledge.UPDATES, Knowledge.ENCODINGS}:
         for transcript in transcripts:
             for client in transcript.updates or _clients_of(truths, transcript.round):
                 truth = truths.get((transcript.round, client))
                 observations.append(
                     _observe(
-                        model=model,
+                        adversary=adversary,
                         config=config,
                         transcript=transcript,
                         client=client,
@@ -83,7 +83,7 @@ def build_view(
         ]
     pool = load_pool(config, first.image_shape) if Knowledge.POOL in knows else None
     return AdversaryView(
-        threat_model=model,
+        threat_model=adversary,
         config=config.with_values({"seed": 0}),
         statistics=first.statistics,
         image_shape=first.image_shape,
@@ -95,32 +95,32 @@ def build_view(
 
 
 def _require_updates(
-    model: ThreatModel, transcripts: Sequence[RoundTranscript]
+    adversary: ThreatModel, transcripts: Sequence[RoundTranscript]
 ) -> None:
     recorded = all(transcript.updates for transcript in transcripts)
-    if Knowledge.UPDATES in model.knows and not recorded:
+    if Knowledge.UPDATES in adversary.knows and not recorded:
         raise ThreatModelError(
-            f"the threat model {model.name} gives single updates, and the server of "
-            f"this run saw sums only (secure-aggregation.enabled): choose "
+            f"the threat model {adversary.name} gives single updates, and the server "
+            f"of this run saw sums only (secure-aggregation.enabled): choose "
             f"secure-aggregation-server"
         )
 
 
 def _observe(
-    model: ThreatModel,
+    adversary: ThreatModel,
     config: Config,
     transcript: RoundTranscript,
     client: str,
     truth: ClientTruth | None,
     hidden: set[str],
 ) -> Observation:
-    knows = model.knows
+    knows = adversary.knows
     update = transcript.updates[client] if Knowledge.UPDATES in knows else None
     secret = knows & {Knowledge.ENCODINGS, Knowledge.LABELS, Knowledge.MAPPING}
     if secret and truth is None:
         raise ThreatModelError(
-            f"the threat model {model.name} gives {', '.join(sorted(secret))}, which "
-            f"only a simulation knows: run it with --set record.truth=true"
+            f"the threat model {adversary.name} gives {', '.join(sorted(secret))}, "
+            f"which only a simulation knows: run it with --set record.truth=true"
         )
     parameters = None
     if Knowledge.PARAMETERS in knows:

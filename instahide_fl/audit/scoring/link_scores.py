@@ -1,7 +1,7 @@
 """How much of what an attack believes about shared images is right.
 
 The attack itself never sees the truth; the scorer compares its evidence
-(`attacks.links`) with the keys of a simulation.
+(`attacks.encoding_links`) with the keys of a simulation.
 """
 
 from __future__ import annotations
@@ -31,12 +31,13 @@ def score_links(
         truths: The client's truth in each recorded round, in their order.
 
     Returns:
-        `pair_auc`, `pair_average_precision` and `pair_share`: of telling pairs of
-        encodings that share an image from others, by similarity and labels; the same
-        with `_in_class` of pairs of slots of one class, where labels do not help; both
-        absent where there is only one kind of pair. `cluster_purity`,
-        `images_found`, and `link_accuracy` by clustering and when refined, for a
-        one-to-one matching of clusters and images.
+        Figures by name. `pair_auc`, `pair_average_precision` and `pair_share` say how
+        well pairs of encodings that share an image are told from others, by similarity
+        and labels. The same names with `_in_class` say it of pairs of slots of one
+        class, where labels do not help. Both are absent where there is only one kind
+        of pair. `cluster_purity` and `images_found` are about clusters;
+        `link_accuracy_clustered` and `link_accuracy`, before and after refinement, are
+        for a one-to-one matching of clusters and images.
 
     Raises:
         ShapeError: links name encodings that the truth does not have.
@@ -50,10 +51,10 @@ def score_links(
     }
 
 
-def link_scores(
+def score_client_links(
     links: LinkedEncodings | None, client: str, ground_truth: GroundTruth | None
 ) -> dict[str, float]:
-    """Return `score_links` of a client; nothing without links or without the truth."""
+    """Score a client's links; return nothing without links or without the truth."""
     if links is None or ground_truth is None:
         return {}
     return score_links(links, ground_truth.of_client(client))
@@ -87,6 +88,7 @@ def _pairs(links: LinkedEncodings, shown: Tensor) -> dict[str, float]:
     visible = shown[slots].float()
     same = visible @ visible.T > 0
     other = links.encodings[slots]
+    # Pairs of slots of two encodings and one class, each pair once.
     apart = (other[:, None] < other) & (classes[:, None] == classes)
     # From pairs of slots [s,s] to pairs of encodings [e,e]: the best of their slots.
     index = torch.searchsorted(chosen.sort().values, other)
@@ -104,6 +106,7 @@ def _pairs(links: LinkedEncodings, shown: Tensor) -> dict[str, float]:
 
 
 def _ranked(suffix: str, scores: Tensor, same: Tensor) -> dict[str, float]:
+    """Return how well scores tell pairs that share an image from others."""
     from sklearn.metrics import average_precision_score, roc_auc_score
 
     if not len(same) or bool(same.all()) or not bool(same.any()):
@@ -117,6 +120,7 @@ def _ranked(suffix: str, scores: Tensor, same: Tensor) -> dict[str, float]:
 
 
 def _clusters(links: LinkedEncodings, shown: Tensor) -> dict[str, float]:
+    """Return how pure clusters are, and how many images they are of."""
     purity, images = [], set()
     for nearest in links.clusters:
         slots = nearest[nearest >= 0]

@@ -59,12 +59,12 @@ class ComponentScores:
         return float((self.ranks[:, 0] < first).double().mean())
 
     def chance(self, first: int) -> float:
-        """Return what a random order of the pool reaches, for either."""
+        """Return what a random order of the pool reaches, for recall and largest."""
         return min(1.0, first / self.pool_size)
 
     @property
     def p_value(self) -> float:
-        """Probability that a random order finds the largest as often in the first."""
+        """The probability that a random order finds the largest at least as often."""
         # Imported here: only scoring needs it, and it takes a while.
         from scipy.stats import binomtest
 
@@ -104,8 +104,8 @@ class ShownComponents:
 
     Attributes:
         encodings: f32[n,C,H,W], normalised.
-        true: i64[n,q] into the pool, the largest coefficient first.
-        ranked: i64[n,m], the best matches.
+        true: i64[n,q], rows of the pool, the largest coefficient first.
+        ranked: i64[n,m], rows of the pool, the best match first.
     """
 
     encodings: Tensor

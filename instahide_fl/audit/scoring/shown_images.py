@@ -39,6 +39,26 @@ class ShownImages:
     ssim: Tensor
     sources: Tensor
 
+    @classmethod
+    def concatenate(
+        cls, client: str, parts: Sequence[ShownImages], limit: int
+    ) -> ShownImages:
+        """Put images below each other, and take the first few.
+
+        Args:
+            client: The key of the client, or of all clients together.
+            parts: The images, at least one part.
+            limit: The number of images to take, at most.
+        """
+        return cls(
+            client=client,
+            originals=torch.cat([part.originals for part in parts])[:limit],
+            encodings=torch.cat([part.encodings for part in parts])[:limit],
+            reconstructions=torch.cat([part.reconstructions for part in parts])[:limit],
+            ssim=torch.cat([part.ssim for part in parts])[:limit],
+            sources=torch.cat([part.sources for part in parts])[:limit],
+        )
+
 
 def align_shown(
     client: str, images: Tensor, pairing: Pairing, statistics: ChannelStatistics
@@ -70,15 +90,7 @@ def first_of_each_client(victims: Iterable[ShownImages]) -> tuple[ShownImages, .
     by_client: dict[str, list[ShownImages]] = {}
     for images in victims:
         by_client.setdefault(images.client, []).append(images)
-    return tuple(_first(client, rounds) for client, rounds in by_client.items())
-
-
-def _first(client: str, rounds: Sequence[ShownImages]) -> ShownImages:
-    return ShownImages(
-        client=client,
-        originals=torch.cat([images.originals for images in rounds])[:SHOWN],
-        encodings=torch.cat([images.encodings for images in rounds])[:SHOWN],
-        reconstructions=torch.cat([i.reconstructions for i in rounds])[:SHOWN],
-        ssim=torch.cat([images.ssim for images in rounds])[:SHOWN],
-        sources=torch.cat([images.sources for images in rounds])[:SHOWN],
+    return tuple(
+        ShownImages.concatenate(client, rounds, SHOWN)
+        for client, rounds in by_client.items()
     )
