@@ -48,6 +48,7 @@ SUMMARY = "summary.json"
 EVALUATION = "evaluation.json"
 EVALUATION_PICTURE = "evaluation.png"
 FAILURE = "failure.json"
+ATTACK_RESULTS = "attacks"
 LOGS = "logs"
 
 

@@ -17,8 +17,6 @@ from instahide_fl.config import Config
 from instahide_fl.files import write_text
 from instahide_fl.transcript.threat_model import ThreatModel, threat_model
 
-RESULTS = "attacks"
-
 
 @dataclass(frozen=True)
 class AttackResult:
@@ -75,6 +73,7 @@ class AttackResult:
         return {
             "attack": self.attack.name,
             "threat_model": self.threat_model.name,
+            "target": self.reconstruction.target,
             "method": config.instahide.method,
             "scope": config.instahide.scope,
             "num_mixed": config.instahide.num_mixed,

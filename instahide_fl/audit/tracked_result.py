@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from instahide_fl.audit.attack_result import RESULTS, AttackResult
-from instahide_fl.run_folder import RunFolder
+from instahide_fl.audit.attack_result import AttackResult
+from instahide_fl.run_folder import ATTACK_RESULTS, RunFolder
 from instahide_fl.tracking.tracked import log_results
 
 
@@ -18,7 +18,7 @@ def track_result(result: AttackResult, folder: RunFolder) -> None:
         ConfigError: a tracker's package is not installed any more.
         OutputError: a tracker cannot be written.
     """
-    name, results = result.file_stem, folder.path / RESULTS
+    name, results = result.file_stem, folder.path / ATTACK_RESULTS
     figures = {}
     for truth, similarity in result.scores.similarities.items():
         ssim = similarity.attack.ssim
@@ -26,4 +26,4 @@ def track_result(result: AttackResult, folder: RunFolder) -> None:
         figures[f"{truth}_ssim_best"] = ssim.best
     pictures = [results / f"{name}.png", results / f"{name}-rounds.png"]
     files = [*pictures, results / f"{name}.json"]
-    log_results(folder, f"{RESULTS}/{name}", figures, files)
+    log_results(folder, f"{ATTACK_RESULTS}/{name}", figures, files)

@@ -47,16 +47,15 @@ def attack(
         return
     if run_folder is None:
         raise ConfigError("give the folder of a run, or --list")
-    from instahide_fl.audit.attack_result import RESULTS
     from instahide_fl.audit.recorded_run import open_recorded_run
     from instahide_fl.audit.tracked_result import track_result
-    from instahide_fl.run_folder import RunFolder
+    from instahide_fl.run_folder import ATTACK_RESULTS, RunFolder
 
     settings = settings_by_attack(assignments or [])
     with console.status("opening the run"):
         run = open_recorded_run(run_folder, rounds)
     attacks = attacks_to_run(names, threat_model, run.config, settings)
-    folder = out or run_folder / RESULTS
+    folder = out or run_folder / ATTACK_RESULTS
     results = attack_and_print(
         attack_target=run,
         attacks=attacks,

@@ -117,11 +117,11 @@ def challenge_attack(
     with_reference: ReferenceOption = True,
 ) -> None:
     """Attack a challenge, and write a decryption of every encoding."""
-    from instahide_fl.audit.attack_result import RESULTS
     from instahide_fl.challenge.challenge_target import (
         attacks_on_encodings,
         open_challenge,
     )
+    from instahide_fl.run_folder import ATTACK_RESULTS
 
     settings = settings_by_attack(assignments or [])
     usual = attacks_on_encodings(threat_model)
@@ -134,14 +134,14 @@ def challenge_attack(
         attack_target=challenge,
         attacks=attacks,
         seed=seed,
-        folder=folder / RESULTS,
+        folder=folder / ATTACK_RESULTS,
         with_reference=with_reference,
         strict=bool(names),
     )
     if not results:
         raise AttackError(f"no attack applies to the challenge in {folder}")
     print_results(results)
-    console.print(f"written to {folder / RESULTS}", markup=False)
+    console.print(f"written to {folder / ATTACK_RESULTS}", markup=False)
     _decrypt(challenge, results, folder)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from rich.table import Table
 
 from instahide_fl.run_folder import RunFolder
-from instahide_fl.study.folder import AUDIT, StudyFolder
+from instahide_fl.study.folder import AUDIT_FILE, StudyFolder
 from instahide_fl.study.plan import PlannedRun
 
 
@@ -58,6 +58,7 @@ def _training(
 
 def _audits(folder: StudyFolder, run: PlannedRun) -> str:
     made = sum(
-        (folder.audit(run, audit).path / AUDIT).is_file() for audit, _ in run.audits
+        (folder.audit(run, audit).path / AUDIT_FILE).is_file()
+        for audit, _ in run.audits
     )
     return f"{made}/{len(run.audits)}" if run.audits else ""

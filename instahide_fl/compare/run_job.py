@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 
-from instahide_fl.audit.attack_result import RESULTS
 from instahide_fl.audit.recorded_run import open_recorded_run
 from instahide_fl.audit.run_attacks import SkippedAttack, build_attacks, run_attacks
 from instahide_fl.audit.tracked_result import track_result
@@ -21,8 +20,8 @@ from instahide_fl.engine.inline import run_inline
 from instahide_fl.engine.run import check_run
 from instahide_fl.errors import AttackError
 from instahide_fl.files import explained
-from instahide_fl.run_folder import MODEL, PROVENANCE, RunFolder
-from instahide_fl.study.folder import AUDIT, StudyFolder
+from instahide_fl.run_folder import ATTACK_RESULTS, MODEL, PROVENANCE, RunFolder
+from instahide_fl.study.folder import AUDIT_FILE, StudyFolder
 from instahide_fl.study.plan import PlannedRun
 from instahide_fl.study.settings import AuditConfig
 
@@ -82,7 +81,7 @@ def _audit(
         _train(folder, config.resolved())
     skipped = _attack(folder, audit, config)
     folder.write_json(
-        AUDIT,
+        AUDIT_FILE,
         {
             "name": audit.name,
             "start": audit.start,
@@ -103,7 +102,7 @@ def _attack(folder: RunFolder, audit: AuditConfig, config: Config) -> dict[str, 
     attacks = build_attacks(
         audit.attacks, audit.attack_settings, config, audit.threat_model
     )
-    results = folder.path / RESULTS
+    results = folder.path / ATTACK_RESULTS
     skipped: dict[str, str] = {}
     for outcome in run_attacks(recorded, attacks, config.seed, results):
         if isinstance(outcome, SkippedAttack):

@@ -9,22 +9,34 @@ from pathlib import Path
 from typing import Any
 
 from instahide_fl.errors import OutputError
-from instahide_fl.run_folder import RunFolder
-from instahide_fl.study.folder import AUDIT, AUDITS
+from instahide_fl.run_folder import ATTACK_RESULTS, RunFolder
+from instahide_fl.study.folder import AUDIT_FILE, AUDITS
 
-RESULTS = "attacks"
+# What was recovered, by the metric that shows it: files of earlier versions do not
+# name their target. An attack on images is scored on labels and keys as well, so the
+# images come first; "signs" are of an attack that exists no more.
+_TARGET_OF_METRIC = {
+    "signs": "mixture",
+    "encoding": "encoding",
+    "private": "private",
+    "keys": "private",
+    "labels": "labels",
+    "components": "components",
+    "statistics": "statistics",
+}
 
 
 @dataclass(frozen=True)
 class AttackFile:
-    """What one attack found.
+    """The file with the result of one attack.
 
     Attributes:
-        path: of its JSON file.
-        audit: that it belongs to, by name; empty where the run itself was attacked.
-        start: parameters that the audit started from, "initial" or "trained"; empty
-            likewise.
-        data: what the file holds.
+        path: The JSON file.
+        audit: The name of the audit that it belongs to; empty where the run itself was
+            attacked.
+        start: The parameters that the audit started from, "initial" or "trained"; empty
+            where the run itself was attacked.
+        data: The content of the file.
     """
 
     path: Path
@@ -33,34 +45,38 @@ class AttackFile:
     data: Mapping[str, Any]
 
     @property
+    def title(self) -> str:
+        """The attack, and the audit that it belongs to."""
+        return attack_title(self.data["attack"], self.audit)
+
+    @property
     def picture(self) -> Path | None:
-        """The grid that was drawn of it, if there is one."""
+        """The grid of images that was drawn beside it, if there is one."""
         return _existing(self.path.with_suffix(".png"))
 
     @property
     def pixels(self) -> Path | None:
-        """The images in that grid, if they were kept."""
+        """The file with the images of that grid, if they were saved."""
         return _existing(self.path.with_suffix(".npz"))
 
     def row(self) -> dict[str, Any]:
-        """Return its figures side by side; those that it lacks are left out.
+        """Return the result as one row of a table, without the figures that it lacks.
 
         Similarity is that in the better sign, as in the verdict.
         """
         data = self.data
-        rounds = data["round"]
-        control = data["control"]
+        metrics, control, rounds = data["metrics"], data["control"], data["round"]
         return {
             "audit": self.audit,
             "start": self.start,
             "attack": data["attack"],
             "threat_model": data["threat_model"],
-            "target": _target(data["metrics"]),
+            "target": data.get("target") or _target_of(metrics),
             "verdict": data["verdict"],
-            **_images(data["metrics"], "private"),
-            **_images(data["metrics"], "encoding"),
-            **_labels(data["metrics"]),
-            **_baselines(data["baseline"]),
+            **_image_scores(metrics, "private"),
+            **_image_scores(metrics, "encoding"),
+            **_label_scores(metrics),
+            **_baseline_scores(data["baseline"]),
             "control_succeeds": control.get("succeeds"),
             "images": data["images"],
             "batch_size": data["batch_size"],
@@ -73,95 +89,112 @@ class AttackFile:
 
 
 @dataclass(frozen=True)
-class LeftOut:
-    """An attack that an audit could not make, and why."""
+class SkippedAttack:
+    """An attack that an audit could not make.
+
+    Attributes:
+        audit: The name of the audit.
+        attack: The name of the attack.
+        reason: Why it does not apply.
+    """
 
     audit: str
     attack: str
     reason: str
 
 
+def attack_title(attack: str, audit: str) -> str:
+    """Return an attack's name, followed by that of its audit if there is one."""
+    return f"{attack}: {audit}" if audit else attack
+
+
 def attack_files(run: Path) -> Iterator[AttackFile]:
-    """Read what was found in a run, and in the audits below it.
+    """Read the results of all attacks on a run, and on the audits below it.
+
+    Args:
+        run: The run's folder.
 
     Raises:
         OutputError: a file is damaged.
     """
-    yield from _files(run, "", "")
-    for folder in _audits(run):
-        told = RunFolder(folder).read_json(AUDIT)
-        yield from _files(folder, told.get("name", folder.name), told.get("start", ""))
+    yield from _read_files(run, "", "")
+    for folder in _audit_folders(run):
+        audit = RunFolder(folder).read_json(AUDIT_FILE)
+        name, start = audit.get("name", folder.name), audit.get("start", "")
+        yield from _read_files(folder, name, start)
 
 
-def left_out(run: Path) -> Iterator[LeftOut]:
-    """Read which attacks a run's audits left out.
+def skipped_attacks(run: Path) -> Iterator[SkippedAttack]:
+    """Read which attacks the audits of a run could not make.
+
+    Args:
+        run: The run's folder.
 
     Raises:
         OutputError: a file is damaged.
     """
-    for folder in _audits(run):
-        told = RunFolder(folder).read_json(AUDIT)
-        for attack, reason in told.get("left_out", {}).items():
-            yield LeftOut(told["name"], attack, reason)
+    for folder in _audit_folders(run):
+        audit = RunFolder(folder).read_json(AUDIT_FILE)
+        for attack, reason in audit.get("left_out", {}).items():
+            yield SkippedAttack(audit["name"], attack, reason)
 
 
-def _audits(run: Path) -> list[Path]:
-    return sorted(path.parent for path in (run / AUDITS).glob(f"*/{AUDIT}"))
+def _audit_folders(run: Path) -> list[Path]:
+    return sorted(path.parent for path in (run / AUDITS).glob(f"*/{AUDIT_FILE}"))
 
 
-def _files(folder: Path, audit: str, start: str) -> Iterator[AttackFile]:
-    for path in sorted((folder / RESULTS).glob("*.json")):
+def _read_files(folder: Path, audit: str, start: str) -> Iterator[AttackFile]:
+    for path in sorted((folder / ATTACK_RESULTS).glob("*.json")):
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
-            found = AttackFile(path, audit, start, data)
-            found.row()
+            attack_file = AttackFile(path, audit, start, data)
+            attack_file.row()  # finds what is missing, before anything is drawn
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise OutputError(f"{path} is damaged: attack the run again") from error
-        yield found
+        yield attack_file
 
 
 def _existing(path: Path) -> Path | None:
     return path if path.is_file() else None
 
 
-def _target(metrics: Mapping[str, Any]) -> str:
-    for name in ("encoding", "private", "labels"):
-        if name in metrics:
-            return name
-    return "statistics"
+def _target_of(metrics: Mapping[str, Any]) -> str:
+    """Return what was recovered; empty where nothing was, or where it is not scored."""
+    for metric, target in _TARGET_OF_METRIC.items():
+        if metric in metrics:
+            return target
+    return ""
 
 
-def _images(metrics: Mapping[str, Any], kind: str) -> dict[str, float]:
+def _image_scores(metrics: Mapping[str, Any], kind: str) -> dict[str, float]:
     if kind not in metrics:
         return {}
-    found = metrics[kind]["sign_best"]
+    scores = metrics[kind]["sign_best"]
     return {
-        f"{kind}_ssim_mean": found["ssim"]["mean"],
-        f"{kind}_ssim_best": found["ssim"]["best"],
-        f"{kind}_ssim_spread": found["ssim"]["spread"],
-        f"{kind}_share_above_0.5": found["ssim"]["share_above_0.5"],
-        f"{kind}_psnr_mean": found["psnr"]["mean"],
+        f"{kind}_ssim_mean": scores["ssim"]["mean"],
+        f"{kind}_ssim_best": scores["ssim"]["best"],
+        f"{kind}_ssim_spread": scores["ssim"]["spread"],
+        f"{kind}_share_above_0.5": scores["ssim"]["share_above_0.5"],
+        f"{kind}_psnr_mean": scores["psnr"]["mean"],
     }
 
 
-def _labels(metrics: Mapping[str, Any]) -> dict[str, float]:
+def _label_scores(metrics: Mapping[str, Any]) -> dict[str, float]:
     labels = metrics.get("labels", {})
     hard, soft = labels.get("hard", {}), labels.get("soft", {})
-    found = {
+    scores = {
         "labels_overlap": hard.get("overlap"),
         "labels_chance": hard.get("chance"),
         "soft_labels_error": soft.get("mean_error"),
         "soft_labels_uninformed_error": soft.get("uninformed_error"),
     }
-    return {name: value for name, value in found.items() if value is not None}
+    return {name: value for name, value in scores.items() if value is not None}
 
 
-def _baselines(baseline: Mapping[str, Any]) -> dict[str, float]:
-    found = {}
-    for name, column in (
-        ("no_information", "baseline_ssim"),
-        ("matched_noise", "noise_ssim"),
-    ):
-        if private := baseline.get(name, {}).get("private"):
-            found[column] = private["sign_best"]["ssim"]["mean"]
-    return found
+def _baseline_scores(baselines: Mapping[str, Any]) -> dict[str, float]:
+    columns = {"no_information": "baseline_ssim", "matched_noise": "noise_ssim"}
+    return {
+        column: private["sign_best"]["ssim"]["mean"]
+        for name, column in columns.items()
+        if (private := baselines.get(name, {}).get("private"))
+    }

@@ -20,14 +20,15 @@ class DataTable:
     """A table of a report.
 
     Attributes:
-        name: of its files.
-        title: above it.
-        caption: what one should know to read it.
-        frame: values; those of the CSV file.
-        formats: how columns are written for people; others as they are.
-        numeric: columns that are aligned to the right.
-        deviations: columns that follow another as "12.3 ± 0.4" where people read it.
-        folded: whether a page shows it only when asked to: long ones.
+        name: The name of its files.
+        title: The title above it.
+        caption: What a reader has to know to read it.
+        frame: The values, as the CSV file has them.
+        formats: The way in which people read a column; others as they are.
+        numeric: The columns that are aligned to the right.
+        deviations: The columns that people read behind another one, as "12.3 ± 0.4", by
+            the column that they follow.
+        folded: Whether a page shows it only when asked to, because it is long.
     """
 
     name: str
@@ -41,26 +42,26 @@ class DataTable:
 
     @property
     def columns(self) -> list[str]:
-        """Headings."""
+        """The headings, in the order of the columns."""
         hidden = self.deviations.values()
         return [name for name in self.frame.columns if name not in hidden]
 
     @property
     def rows(self) -> list[list[str]]:
-        """Cells as people read them."""
+        """The cells as people read them, row by row."""
         return [
             [self._cell(name, row) for name in self.columns]
             for row in self.frame.to_dict("records")
         ]
 
     def _cell(self, column: str, row: Mapping[str, Any]) -> str:
-        value = self._written(column, row[column])
+        value = self._format(column, row[column])
         spread = self.deviations.get(column)
         if spread is None or pd.isna(row[spread]):
             return value
-        return f"{value} \u00b1 {self._written(column, row[spread])}"
+        return f"{value} \u00b1 {self._format(column, row[spread])}"
 
-    def _written(self, column: str, value: Any) -> str:
+    def _format(self, column: str, value: Any) -> str:
         if value is None or (not isinstance(value, str) and pd.isna(value)):
             return ABSENT
         return self.formats[column](value) if column in self.formats else str(value)
@@ -68,12 +69,14 @@ class DataTable:
     def latex(self) -> str:
         """Return the table for the LaTeX package booktabs."""
         shown = pd.DataFrame(self.rows, columns=self.columns)
-        places = "".join("r" if name in self.numeric else "l" for name in self.columns)
+        alignment = "".join(
+            "r" if name in self.numeric else "l" for name in self.columns
+        )
         styler = shown.map(_latex).rename(columns=_latex).style.hide(axis="index")
         return str(
             styler.to_latex(
                 hrules=True,
-                column_format=places,
+                column_format=alignment,
                 caption=_latex(self.title),
                 label=f"tab:{self.name}",
                 position_float="centering",
@@ -84,7 +87,7 @@ class DataTable:
         """Write NAME.csv and NAME.tex.
 
         Raises:
-            OutputError: they cannot be written.
+            OutputError: the files cannot be written.
         """
         write_text(folder / f"{self.name}.csv", self.frame.to_csv(index=False))
         write_text(folder / f"{self.name}.tex", self.latex())

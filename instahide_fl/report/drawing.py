@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 
 from instahide_fl.files import atomic_file
 
-LETTER = 0.085  # inches of a legend's letter
+LETTER = 0.085  # inches that a letter of a legend takes
 DPI = 200  # of the PNG files
 INK = "#1b1f24"
 FAINT = "#8a9099"
@@ -37,9 +37,10 @@ COLOURS = (
     "#3aa6b9",
     "#8c6d5a",
 )
-"""Of methods: told apart in common kinds of colour blindness, on white and on black."""
+"""The colours of methods. They differ in common kinds of colour blindness, on white and
+on black."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-"""Of methods as well: colour alone would not do in print."""
+"""The markers of methods: colour alone would not do in print."""
 LINES: tuple[str | tuple[int, tuple[float, ...]], ...] = (
     "-",
     (0, (5, 2)),
@@ -83,11 +84,11 @@ class Drawing:
     """A figure of a report.
 
     Attributes:
-        name: of its files.
-        title: above it.
-        caption: what one should know to read it.
-        alternative: what it shows, for those who do not see it.
-        figure: as drawn.
+        name: The name of its files.
+        title: The title above it.
+        caption: What a reader has to know to read it.
+        alternative: What it shows, in words, for those who do not see it.
+        figure: The Matplotlib figure.
     """
 
     name: str
@@ -100,7 +101,7 @@ class Drawing:
         """Write the PNG file.
 
         Raises:
-            OutputError: it cannot be written.
+            OutputError: the file cannot be written.
         """
         with _style(), atomic_file(path) as temporary:
             self.figure.savefig(temporary, format="png", dpi=DPI)
@@ -116,13 +117,13 @@ class Drawing:
 
 
 def tip(artist: Artist, text: str) -> None:
-    """Let a page show a text where the pointer rests on an artist."""
+    """Let a page show a text while the pointer rests on an artist."""
     artist.set_gid(_TIP + text)
 
 
 @contextmanager
-def _style(**more: Any) -> Iterator[None]:
-    settings: Any = {**_STYLE, **more}
+def _style(**changes: Any) -> Iterator[None]:
+    settings: Any = {**_STYLE, **changes}
     with matplotlib.rc_context(settings):
         yield
 
@@ -131,13 +132,16 @@ def _style(**more: Any) -> Iterator[None]:
 def panels(
     count: int, width: float = 4.4, height: float = 3.2, columns: int = 2
 ) -> Iterator[tuple[Figure, Sequence[Axes]]]:
-    """Start a figure of several plots in our style.
+    """Start a figure of several plots in the style of all reports.
 
     Args:
-        count: of plots, at least one.
-        width: of one plot, in inches.
-        height: of one plot, in inches.
-        columns: of plots side by side, at most.
+        count: The number of plots, at least one.
+        width: The width of one plot, in inches.
+        height: The height of one plot, in inches.
+        columns: The number of plots side by side, at most.
+
+    Yields:
+        The figure, and the plots.
     """
     with _style():
         columns = min(count, columns)
@@ -152,8 +156,8 @@ def panels(
 def legend_below(figure: Figure, axes: Sequence[Axes]) -> None:
     """Give one legend for all plots, outside of them, no wider than the figure."""
     entries: dict[str, Artist] = {}
-    for one in axes:
-        for handle, label in zip(*one.get_legend_handles_labels(), strict=True):
+    for plot in axes:
+        for handle, label in zip(*plot.get_legend_handles_labels(), strict=True):
             entries.setdefault(label, handle)
     if entries:
         inches = 0.7 + LETTER * max(map(len, entries))
@@ -167,6 +171,7 @@ def legend_below(figure: Figure, axes: Sequence[Axes]) -> None:
 
 
 def _for_page(svg: str, alternative: str) -> str:
+    """Return an SVG without fixed colours, fixed size and ids that would clash."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(rf'<g id="{_TIP}([^"]*)">', r'<g class="tip"><title>\1</title>', svg)
     # Matplotlib numbers its groups anew in every figure: twice the same id in a page.

@@ -18,16 +18,16 @@ from instahide_fl.report.drawing import Drawing
 
 TEMPLATE = "report.html.j2"
 STYLE = "report.css"
-CONTENTS = "contents.txt"  # which files beside the page belong to it
+CONTENTS = "contents.txt"  # lists the files beside the page that belong to it
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG file that is there already.
+    """A picture that is in a PNG file already.
 
     Attributes:
-        path: of the file.
-        caption: below it.
+        path: The PNG file.
+        caption: The text below it.
     """
 
     path: Path
@@ -35,7 +35,7 @@ class Picture:
 
     @property
     def encoded(self) -> str:
-        """The file's bytes for a data: address."""
+        """The file's bytes in base64, for a data: address."""
         return base64.b64encode(self.path.read_bytes()).decode("ascii")
 
 
@@ -44,8 +44,8 @@ class Card:
     """A few facts about one thing.
 
     Attributes:
-        title: its name.
-        facts: term and text of each.
+        title: The name of the thing.
+        facts: The term and the text of each fact.
     """
 
     title: str
@@ -60,10 +60,10 @@ class Section:
     """A part of a report.
 
     Attributes:
-        name: of its anchor.
-        title: above it.
-        paragraphs: of text.
-        items: figures, tables, pictures and cards, in this order.
+        name: The anchor in the page.
+        title: The heading.
+        paragraphs: The text below the heading.
+        items: The figures, tables, pictures and cards, in this order.
     """
 
     name: str
@@ -73,7 +73,7 @@ class Section:
 
     @property
     def cards(self) -> list[Card]:
-        """Its cards, which stand side by side."""
+        """The section's cards, which stand side by side."""
         return [item for item in self.items if isinstance(item, Card)]
 
     def __bool__(self) -> bool:
@@ -82,15 +82,15 @@ class Section:
 
 @dataclass(frozen=True)
 class Report:
-    """All that a page shows.
+    """The content of a page.
 
     Attributes:
-        title: of the page.
-        question: what it is about; may be empty.
-        verdict: method and text of each line; no method for what concerns all.
-        warning: what must be read before figures.
-        sections: those with nothing in them are left out.
-        command: that makes the page again.
+        title: The title of the page.
+        question: The question that it answers; may be empty.
+        verdict: The method and the text of each line; no method for what concerns all.
+        warning: The text that must be read before any figure.
+        sections: The sections; the page skips those with nothing in them.
+        command: The command that makes the page again.
     """
 
     title: str
@@ -102,22 +102,22 @@ class Report:
 
     @property
     def shown(self) -> list[Section]:
-        """Sections that hold something."""
-        return [one for one in self.sections if one]
+        """The sections that hold something."""
+        return [section for section in self.sections if section]
 
     def drawings(self) -> Iterator[Drawing]:
         """Yield all figures."""
         for section in self.sections:
-            yield from (one for one in section.items if isinstance(one, Drawing))
+            yield from (item for item in section.items if isinstance(item, Drawing))
 
     def tables(self) -> Iterator[DataTable]:
         """Yield all tables."""
         for section in self.sections:
-            yield from (one for one in section.items if isinstance(one, DataTable))
+            yield from (item for item in section.items if isinstance(item, DataTable))
 
 
 def render(report: Report) -> str:
-    """Return the page."""
+    """Return the HTML page of a report."""
     environment = Environment(
         loader=PackageLoader("instahide_fl.report"),
         autoescape=select_autoescape(enabled_extensions=("j2",)),
@@ -139,9 +139,9 @@ def save_report(report: Report, page: Path, folder: Path | None) -> None:
     """Write the page, and every figure and table beside it.
 
     Args:
-        report: what to write.
-        page: of the HTML file; written last.
-        folder: for PNG, CSV and LaTeX files; None leaves them out.
+        report: The report to write.
+        page: The HTML file; written last.
+        folder: The folder for PNG, CSV and LaTeX files; None writes none.
 
     Raises:
         OutputError: a file cannot be written.
@@ -156,16 +156,16 @@ def _save_parts(report: Report, folder: Path) -> None:
 
     CONTENTS names what belongs to the report: nothing else in the folder is touched.
     """
+    names: set[str] = set()
     for drawing in report.drawings():
         drawing.save_png(folder / f"{drawing.name}.png")
+        names.add(f"{drawing.name}.png")
     for table in report.tables():
         table.save(folder)
-    own = {f"{drawing.name}.png" for drawing in report.drawings()}
-    for table in report.tables():
-        own |= {f"{table.name}.csv", f"{table.name}.tex"}
+        names |= {f"{table.name}.csv", f"{table.name}.tex"}
     contents = folder / CONTENTS
     if contents.is_file():
-        for name in set(contents.read_text(encoding="utf-8").split()) - own:
+        for name in set(contents.read_text(encoding="utf-8").split()) - names:
             # A name alone: what the file says must not lead out of the folder.
             (folder / Path(name).name).unlink(missing_ok=True)
-    write_text(contents, "\n".join(sorted(own)) + "\n")
+    write_text(contents, "\n".join(sorted(names)) + "\n")

@@ -8,7 +8,14 @@ from pathlib import Path
 from instahide_fl.errors import OutputError
 from instahide_fl.report import sections
 from instahide_fl.report.page import Report, save_report
-from instahide_fl.report.results import Run, Study, load_run, load_study, together
+from instahide_fl.report.results import (
+    Run,
+    Study,
+    load_run,
+    load_study,
+    study_of_runs,
+)
+from instahide_fl.report.variants import study_variants
 from instahide_fl.report.wording import BROKEN, verdict_lines
 from instahide_fl.run_folder import CONFIG
 from instahide_fl.study.folder import REPORT, STATE, StudyFolder
@@ -18,8 +25,8 @@ def write_report(paths: Sequence[Path], out: Path | None) -> Path:
     """Write the report of a study, of a run, or of several runs.
 
     Args:
-        paths: one study folder, or one or more run folders.
-        out: the HTML file; None puts it into the folder, or for several runs into the
+        paths: One study folder, or one or more run folders.
+        out: The HTML file; None puts it into the folder, or for several runs into the
             current one.
 
     Returns:
@@ -27,14 +34,14 @@ def write_report(paths: Sequence[Path], out: Path | None) -> Path:
         same name without the ending.
 
     Raises:
-        OutputError: a folder is neither, a file in it is damaged, or `out` does not
-            end in .html.
+        OutputError: a folder is neither a study nor a run, a file in it is damaged, or
+            `out` does not end in .html.
     """
     if out is not None and out.suffix != ".html":
         raise OutputError(f"--out must end in .html, got {out}")
     if len(paths) == 1 and (paths[0] / STATE).is_file():
-        return _study(paths[0], out)
-    runs = [load_run(_checked(path, len(paths))) for path in paths]
+        return _write_study_report(paths[0], out)
+    runs = [load_run(_checked(path)) for path in paths]
     if len(runs) == 1:
         page = out or runs[0].path / REPORT
         save_report(report_of_run(runs[0]), page, None)
@@ -44,13 +51,14 @@ def write_report(paths: Sequence[Path], out: Path | None) -> Path:
     return page
 
 
-def _study(path: Path, out: Path | None) -> Path:
+def _write_study_report(path: Path, out: Path | None) -> Path:
     page = out or StudyFolder(path).report
     save_report(report_of_study(load_study(path)), page, page.with_suffix(""))
     return page
 
 
-def _checked(path: Path, count: int) -> Path:
+def _checked(path: Path) -> Path:
+    """Return a run's folder, or say what else it is."""
     if (path / STATE).is_file():
         raise OutputError(
             f"{path} is a study: report on it alone, or compare its runs: "
@@ -65,50 +73,52 @@ def _checked(path: Path, count: int) -> Path:
 
 def report_of_study(study: Study) -> Report:
     """Put a study's report together."""
+    variants = study_variants(study)
     return Report(
-        study.title,
-        study.description.get("question", "").strip(),
-        verdict_lines(study),
-        BROKEN,
-        (
-            sections.trade_offs(study),
-            sections.methods(study),
-            sections.reconstructions(study),
-            sections.training(study),
-            sections.leakage(study),
+        title=study.title,
+        question=study.description.get("question", "").strip(),
+        verdict=verdict_lines(variants),
+        warning=BROKEN,
+        sections=(
+            sections.trade_offs(variants),
+            sections.methods(variants),
+            sections.reconstructions(variants),
+            sections.training(study, variants),
+            sections.leakage(study, variants),
             sections.adversaries(study),
-            sections.stages(study),
-            sections.shortfalls(study),
+            sections.stages(study, variants),
+            sections.shortfalls(study, variants),
             sections.clients(study),
             sections.settings(study),
             sections.provenance(study),
         ),
-        f"instahide-fl report {study.path}",
+        command=f"instahide-fl report {study.path}",
     )
 
 
 def report_of_run(run: Run) -> Report:
     """Put the report of one run together."""
-    study = together([run])
-    method = run.config.instahide.method
+    study = study_of_runs([run])
+    variants = study_variants(study)
+    encoding = run.config.instahide.method
     return Report(
-        f"Run {run.path.resolve().name}",
-        f"{run.config.data.dataset}, method {method}.",
-        verdict_lines(study),
-        BROKEN,
-        (
-            sections.methods(study),
-            sections.training(study),
-            sections.leakage(study),
+        title=f"Run {run.path.resolve().name}",
+        question=f"{run.config.data.dataset}, method {encoding}.",
+        verdict=verdict_lines(variants),
+        warning=BROKEN,
+        sections=(
+            sections.methods(variants),
+            sections.training(study, variants),
+            sections.leakage(study, variants),
             sections.pictures(run),
             sections.adversaries(study),
-            sections.stages(study),
-            sections.shortfalls(study),
+            sections.stages(study, variants),
+            sections.shortfalls(study, variants),
             sections.clients(study),
             sections.settings(study),
             sections.provenance(study),
         ),
-        f"instahide-fl report {run.path}",
+        command=f"instahide-fl report {run.path}",
     )
 
 
@@ -116,26 +126,27 @@ def report_of_runs(runs: Sequence[Run]) -> Report:
     """Put runs beside each other: what differs in settings and in results.
 
     Args:
-        runs: two or more.
+        runs: The runs to compare, two or more.
     """
-    study = together(runs)
+    study = study_of_runs(runs)
+    variants = study_variants(study)
     return Report(
-        f"{len(runs)} runs side by side",
-        "",
-        verdict_lines(study),
-        BROKEN,
-        (
+        title=f"{len(runs)} runs side by side",
+        question="",
+        verdict=verdict_lines(variants),
+        warning=BROKEN,
+        sections=(
             sections.settings(study),
-            sections.methods(study),
-            sections.trade_offs(study),
-            sections.training(study),
-            sections.leakage(study),
-            sections.reconstructions(study),
+            sections.methods(variants),
+            sections.trade_offs(variants),
+            sections.training(study, variants),
+            sections.leakage(study, variants),
+            sections.reconstructions(variants),
             sections.adversaries(study),
-            sections.stages(study),
-            sections.shortfalls(study),
+            sections.stages(study, variants),
+            sections.shortfalls(study, variants),
             sections.clients(study),
             sections.provenance(study),
         ),
-        "instahide-fl report " + " ".join(str(run.path) for run in runs),
+        command="instahide-fl report " + " ".join(str(run.path) for run in runs),
     )

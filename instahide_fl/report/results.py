@@ -14,9 +14,9 @@ from instahide_fl.config import Config
 from instahide_fl.errors import OutputError
 from instahide_fl.report.attack_rows import (
     AttackFile,
-    LeftOut,
+    SkippedAttack,
     attack_files,
-    left_out,
+    skipped_attacks,
 )
 from instahide_fl.run_folder import (
     CONFIG,
@@ -27,7 +27,7 @@ from instahide_fl.run_folder import (
 )
 from instahide_fl.study.folder import STATE, StudyFolder
 
-_RESULTS = (
+_SUMMARY_COLUMNS = (
     "final_accuracy",
     "best_accuracy",
     "final_loss",
@@ -40,20 +40,20 @@ _RESULTS = (
     "delta",
     "privacy_unit",
 )
-"""What a row of a study takes from summary.json; what is not there is absent."""
+"""The columns of a study's runs that come from summary.json, where it has them."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run's folder, read.
+    """The content of a run's folder.
 
     Attributes:
-        path: the folder.
-        summary: summary.json; empty if the run did not finish.
-        provenance: what it was made with.
-        failure: why it ended early; empty if it did not.
-        attack_files: what attacks found, in the run and in its audits.
-        left_out: attacks that its audits could not make.
+        path: The folder.
+        summary: The content of summary.json; empty if the run did not finish.
+        provenance: The content of provenance.json.
+        failure: The reason why the run ended early; empty if it did not.
+        attack_files: The results of attacks on the run and on its audits.
+        skipped_attacks: The attacks that its audits could not make.
     """
 
     path: Path
@@ -61,11 +61,11 @@ class Run:
     provenance: Mapping[str, Any]
     failure: str
     attack_files: Sequence[AttackFile]
-    left_out: Sequence[LeftOut]
+    skipped_attacks: Sequence[SkippedAttack]
 
     @cached_property
     def config(self) -> Config:
-        """Its settings."""
+        """The run's settings."""
         return RunFolder(self.path).config()
 
     @cached_property
@@ -77,20 +77,25 @@ class Run:
     def attacks(self) -> pd.DataFrame:
         """One row an attack: adversary, verdict, similarities, baselines, control.
 
-        Similarities are SSIM in the better sign; what an attack lacks is absent.
+        Similarities are SSIM in the better sign. What an attack did not measure is
+        absent.
         """
-        return pd.DataFrame([one.row() for one in self.attack_files])
+        return pd.DataFrame([attack_file.row() for attack_file in self.attack_files])
 
     def results(self) -> dict[str, Any]:
-        """Return what a row of a table says about it."""
-        known = {name: self.summary[name] for name in _RESULTS if name in self.summary}
-        done = known.get("rounds") or 0
-        each = {
-            f"{name}_per_round": known[name] / done
-            for name in ("seconds", "bytes_up")
-            if done and name in known
+        """Return the run's results as one row of a table."""
+        totals = {
+            name: self.summary[name]
+            for name in _SUMMARY_COLUMNS
+            if name in self.summary
         }
-        return {**known, **each}
+        rounds = totals.get("rounds") or 0
+        per_round = {
+            f"{name}_per_round": totals[name] / rounds
+            for name in ("seconds", "bytes_up")
+            if rounds and name in totals
+        }
+        return {**totals, **per_round}
 
 
 @dataclass(frozen=True)
@@ -98,13 +103,13 @@ class Member:
     """One run of a study.
 
     Attributes:
-        name: of the run.
-        method: that it belongs to.
-        axes: values of what is varied, by setting.
-        seed: of the simulation.
+        name: The name of the run.
+        method: The method that the run belongs to.
+        axes: The values of the varied settings, by dotted name.
+        seed: The seed of the simulation.
         status: "finished", "failed" or "missing".
-        reason: why it failed.
-        run: what is in its folder; None if there is nothing.
+        reason: The reason why the run failed; empty if it did not.
+        run: The content of its folder; None if there is no folder.
     """
 
     name: str
@@ -117,7 +122,7 @@ class Member:
 
     @property
     def key(self) -> dict[str, Any]:
-        """The columns that tell it from other runs."""
+        """The columns that tell this run from others."""
         return {
             "name": self.name,
             "method": self.method,
@@ -131,10 +136,10 @@ class Study:
     """Several runs that are compared.
 
     Attributes:
-        path: of the study's folder; of the first run where runs were put together.
-        title: as in the study file.
-        description: what study.json says.
-        members: its runs.
+        path: The study's folder; the first run's where runs were put side by side.
+        title: The title, as in the study file.
+        description: The content of study.json.
+        members: The study's runs.
     """
 
     path: Path
@@ -144,7 +149,7 @@ class Study:
 
     @property
     def axes(self) -> list[str]:
-        """Settings that are varied, by dotted name."""
+        """The settings that are varied, by dotted name."""
         return list(self.description["axes"])
 
     @cached_property
@@ -152,34 +157,38 @@ class Study:
         """One row a run: method, axes, seed, status and results."""
         rows = [
             {
-                **one.key,
-                "status": one.status,
-                "reason": one.reason,
-                **(one.run.results() if one.run else {}),
+                **member.key,
+                "status": member.status,
+                "reason": member.reason,
+                **(member.run.results() if member.run else {}),
             }
-            for one in self.members
+            for member in self.members
         ]
         return pd.DataFrame(rows)
 
     @cached_property
     def rounds(self) -> pd.DataFrame:
         """The rounds of all runs, with the columns that tell runs apart."""
-        return _together([(one, one.run.rounds) for one in self.members if one.run])
+        return _concatenated(
+            [(member.key, member.run.rounds) for member in self.members if member.run]
+        )
 
     @cached_property
     def attacks(self) -> pd.DataFrame:
-        """The attacks on all runs, likewise."""
-        return _together([(one, one.run.attacks) for one in self.members if one.run])
+        """The attacks on all runs, with the columns that tell runs apart."""
+        return _concatenated(
+            [(member.key, member.run.attacks) for member in self.members if member.run]
+        )
 
 
 def load_run(path: Path | str) -> Run:
     """Read a run's folder.
 
     Args:
-        path: the folder; the run need not be finished.
+        path: The run's folder; the run need not be finished.
 
     Raises:
-        OutputError: it is no run, or a file in it is damaged.
+        OutputError: the folder is not a run's, or a file in it is damaged.
 
     Example:
         >>> from instahide_fl import load_run
@@ -193,12 +202,12 @@ def load_run(path: Path | str) -> Run:
         raise OutputError(f"{path} is not a run folder: it has no {CONFIG}{hint}")
     folder = RunFolder(path)
     return Run(
-        path,
-        folder.read_json(SUMMARY),
-        folder.read_json(PROVENANCE),
-        str(folder.read_json(FAILURE).get("message", "")),
-        tuple(attack_files(path)),
-        tuple(left_out(path)),
+        path=path,
+        summary=folder.read_json(SUMMARY),
+        provenance=folder.read_json(PROVENANCE),
+        failure=str(folder.read_json(FAILURE).get("message", "")),
+        attack_files=tuple(attack_files(path)),
+        skipped_attacks=tuple(skipped_attacks(path)),
     )
 
 
@@ -206,10 +215,10 @@ def load_study(path: Path | str) -> Study:
     """Read a study's folder, finished or not.
 
     Args:
-        path: the folder that `instahide-fl compare` wrote.
+        path: The folder that `instahide-fl compare` wrote.
 
     Raises:
-        OutputError: it is no study, or a file in it is damaged.
+        OutputError: the folder is not a study's, or a file in it is damaged.
 
     Example:
         >>> from instahide_fl import load_study
@@ -223,28 +232,32 @@ def load_study(path: Path | str) -> Study:
         raise OutputError(f"{path} is not a study folder: it has no {STATE}{hint}")
     state = StudyFolder(path).state()
     try:
-        members = tuple(_member(path, one) for one in state["runs"])
+        members = tuple(_read_member(path, run) for run in state["runs"])
         return Study(path, state["title"], state, members)
     except (KeyError, TypeError) as error:
         raise OutputError(f"{path / STATE} is damaged: {error} is missing") from None
 
 
-def together(runs: Sequence[Run]) -> Study:
+def study_of_runs(runs: Sequence[Run]) -> Study:
     """Put runs side by side as if a study had made them: each is a method of its own.
 
     Args:
-        runs: at least one.
+        runs: The runs to compare, at least one.
     """
     names = _distinct_names([run.path for run in runs])
     members = [
         Member(
-            name,
-            name,
-            {},
-            run.config.seed,
-            "finished" if run.summary else ("failed" if run.failure else "missing"),
-            run.failure,
-            run,
+            name=name,
+            method=name,
+            axes={},
+            seed=run.config.seed,
+            status="finished"
+            if run.summary
+            else "failed"
+            if run.failure
+            else "missing",
+            reason=run.failure,
+            run=run,
         )
         for name, run in zip(names, runs, strict=True)
     ]
@@ -258,33 +271,35 @@ def together(runs: Sequence[Run]) -> Study:
     return Study(runs[0].path, " and ".join(names), description, tuple(members))
 
 
-def _member(study: Path, told: Mapping[str, Any]) -> Member:
-    folder = study / told["folder"]
+def _read_member(study: Path, entry: Mapping[str, Any]) -> Member:
+    """Read the run that an entry of study.json describes."""
+    folder = study / entry["folder"]
     run = load_run(folder) if (folder / CONFIG).is_file() else None
-    reason = told["reason"] or (run.failure if run else "")
     return Member(
-        told["name"],
-        told["method"],
-        told["axes"],
-        told["seed"],
-        told["status"],
-        reason,
-        run,
+        name=entry["name"],
+        method=entry["method"],
+        axes=entry["axes"],
+        seed=entry["seed"],
+        status=entry["status"],
+        reason=entry["reason"] or (run.failure if run else ""),
+        run=run,
     )
 
 
-def _together(frames: Sequence[tuple[Member, pd.DataFrame]]) -> pd.DataFrame:
-    """Put frames below each other, with the keys of their runs in front."""
-    filled = []
-    for one, frame in frames:
+def _concatenated(
+    frames: Sequence[tuple[Mapping[str, Any], pd.DataFrame]],
+) -> pd.DataFrame:
+    """Put the frames of runs below each other, each with its run's key in front."""
+    keyed = []
+    for key, frame in frames:
         if not frame.empty:
-            keys = pd.DataFrame([one.key] * len(frame), index=frame.index)
-            filled.append(pd.concat([keys, frame], axis=1))
-    return pd.concat(filled, ignore_index=True) if filled else pd.DataFrame()
+            keys = pd.DataFrame([key] * len(frame), index=frame.index)
+            keyed.append(pd.concat([keys, frame], axis=1))
+    return pd.concat(keyed, ignore_index=True) if keyed else pd.DataFrame()
 
 
 def _distinct_names(paths: Sequence[Path]) -> list[str]:
-    """Return the shortest ends of paths that tell them apart."""
+    """Return the shortest trailing parts of paths that tell them apart."""
     full = [path.resolve().parts for path in paths]
     for length in range(1, max(map(len, full)) + 1):
         names = ["/".join(parts[-length:]) for parts in full]

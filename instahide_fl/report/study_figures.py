@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from instahide_fl.report.drawing import (
@@ -18,165 +20,173 @@ from instahide_fl.report.drawing import (
     panels,
     tip,
 )
-from instahide_fl.report.leakage import (
-    Leakage,
-    Spread,
-    Variant,
-    dominated,
-    short_name,
-    variants,
-    worst_leakage,
-)
+from instahide_fl.report.leakage import Leakage, Spread, dominated
 from instahide_fl.report.results import Study
+from instahide_fl.report.variants import Variant, short_name
 
 LEAKAGE = "SSIM with private images"
 ACCURACY = "accuracy on clean test images"
 PERCENT = FuncFormatter(lambda value, _: f"{100 * value:.4g}%")
-MAX_CURVES = 8  # curves in one plot
+MAX_CURVES = 8  # in one plot
 ORDINARY = "adversaries that every federation has"
 EVERYBODY = "all adversaries, also those with more power or knowledge"
 
-
-def colour_of(study: Study, method: str) -> str:
-    """Return a method's colour: the same in all figures."""
-    return COLOURS[_place(study, method) % len(COLOURS)]
-
-
-def marker_of(study: Study, method: str) -> str:
-    """Return a method's marker: the same in all figures."""
-    return MARKERS[_place(study, method) % len(MARKERS)]
+Series: TypeAlias = tuple[str, bool, tuple[tuple[str, Any], ...]]
+"""A line of a plot against one setting: its method, whether the method varies with that
+setting, and the values of the other settings."""
 
 
-def line_of(study: Study, variant: Variant) -> Any:
+def colour_of(variant: Variant) -> str:
+    """Return the colour of a variant's method: the same in all figures."""
+    return COLOURS[variant.method_number % len(COLOURS)]
+
+
+def marker_of(variant: Variant) -> str:
+    """Return the marker of a variant's method: the same in all figures."""
+    return MARKERS[variant.method_number % len(MARKERS)]
+
+
+def line_of(variant: Variant) -> Any:
     """Return the kind of line that tells a method's variants apart."""
-    own = [one.axes for one in variants(study) if one.method == variant.method]
-    return LINES[own.index(variant.axes) % len(LINES)]
+    return LINES[variant.number % len(LINES)]
 
 
-def _place(study: Study, method: str) -> int:
-    return list(study.description["methods"]).index(method)
+@dataclass(frozen=True)
+class _Point:
+    """A variant in a plot of accuracy against leakage.
+
+    Attributes:
+        variant: The variant.
+        accuracy: The accuracy over seeds.
+        leakage: What the attack that recovered most recovered.
+    """
+
+    variant: Variant
+    accuracy: Spread
+    leakage: Leakage
+
+    @property
+    def means(self) -> tuple[float, float]:
+        """The mean accuracy and the mean leakage."""
+        return self.accuracy.mean, self.leakage.similarity.mean
 
 
-def trade_off(study: Study, ordinary: bool) -> Drawing | None:
+def trade_off(variants: Sequence[Variant], ordinary: bool) -> Drawing | None:
     """Draw accuracy against leakage; None with nothing to draw.
 
     Args:
-        study: with runs that were attacked.
-        ordinary: whether only adversaries count that every federation has.
+        variants: The variants of the study.
+        ordinary: Whether only adversaries count that every federation has.
     """
-    known = [
-        (one, accuracy, leak)
-        for one in variants(study)
-        if (accuracy := one.spread(study.runs, "final_accuracy"))
-        and (leak := worst_leakage(one, study.attacks, ordinary))
+    points = [
+        _Point(variant, variant.accuracy, leakage)
+        for variant in variants
+        if variant.accuracy and (leakage := variant.worst_leakage(ordinary))
     ]
-    if not known:
+    if not points:
         return None
-    points = [(accuracy.mean, leak.similarity.mean) for _, accuracy, leak in known]
-    beaten = dominated(points)
+    beaten = dominated([point.means for point in points])
     with panels(1, 6.6, 4.6) as (figure, (axes,)):
-        _frontier(axes, [p for p, lost in zip(points, beaten, strict=True) if not lost])
-        labelled: set[str] = set()
-        for (one, accuracy, leak), lost in zip(known, beaten, strict=True):
-            _point(axes, study, one, accuracy, leak, lost, one.method not in labelled)
-            labelled.add(one.method)
-        guess = [leak.baseline.mean for _, _, leak in known]
-        axes.axvspan(
-            0, max(guess), color=FAINT, alpha=0.12, lw=0, label="a guess reaches"
+        _draw_frontier(
+            axes,
+            [
+                point.means
+                for point, is_beaten in zip(points, beaten, strict=True)
+                if not is_beaten
+            ],
         )
+        labelled: set[str] = set()
+        for point, is_beaten in zip(points, beaten, strict=True):
+            _draw_point(axes, point, is_beaten)
+            _draw_point_label(axes, point, in_legend=point.variant.method in labelled)
+            labelled.add(point.variant.method)
+        guess = max(point.leakage.baseline.mean for point in points)
+        axes.axvspan(0, guess, color=FAINT, alpha=0.12, lw=0, label="a guess reaches")
         axes.set(xlabel=f"leakage: {LEAKAGE}", ylabel=ACCURACY, xlim=(0, 1.08))
         axes.yaxis.set_major_formatter(PERCENT)
         legend_below(figure, [axes])
-    who = ORDINARY if ordinary else EVERYBODY
-    told = "; ".join(
-        f"{one.label}: accuracy {accuracy.mean:.1%}, leakage {leak.similarity.mean:.2f}"
-        for one, accuracy, leak in known
+    in_words = "; ".join(
+        f"{point.variant.label}: accuracy {point.accuracy.mean:.1%}, "
+        f"leakage {point.leakage.similarity.mean:.2f}"
+        for point in points
     )
     return Drawing(
         "trade-off" if ordinary else "trade-off-all-adversaries",
-        f"Accuracy against leakage: {who}",
+        f"Accuracy against leakage: {ORDINARY if ordinary else EVERYBODY}",
         "Better is up and to the left. Each point is the attack that got most from a "
         "method. Error bars: standard deviation over seeds. Hollow grey points are "
         "dominated: by their means another method is at least as good in both, though "
         "error bars may overlap.",
-        f"Accuracy against leakage. {told}.",
+        f"Accuracy against leakage. {in_words}.",
         figure,
     )
 
 
-def _frontier(axes: Axes, points: Sequence[tuple[float, float]]) -> None:
-    ordered = sorted((leak, accuracy) for accuracy, leak in points)
+def _draw_frontier(axes: Axes, points: Sequence[tuple[float, float]]) -> None:
+    ordered = sorted((leakage, accuracy) for accuracy, leakage in points)
     axes.step(
         *zip(*ordered, strict=True), where="post", color=FAINT, lw=1, ls=":", zorder=1
     )
 
 
-def _point(
-    axes: Axes,
-    study: Study,
-    variant: Variant,
-    accuracy: Spread,
-    leak: Leakage,
-    lost: bool,
-    labelled: bool,
-) -> None:
-    colour = colour_of(study, variant.method)
-    marker, x, y = marker_of(study, variant.method), leak.similarity.mean, accuracy.mean
-    bars: dict[str, Any] = {
-        "color": FAINT if lost else colour,
-        "lw": 1,
-        "capsize": 2,
-        "zorder": 2,
-    }
-    if leak.similarity.error or accuracy.error:
-        axes.errorbar(x, y, accuracy.error, leak.similarity.error, **bars)
+def _draw_point(axes: Axes, point: _Point, is_beaten: bool) -> None:
+    variant, leakage = point.variant, point.leakage
+    colour = FAINT if is_beaten else colour_of(variant)
+    y, x = point.means
+    y_error, x_error = point.accuracy.error, leakage.similarity.error
+    if x_error or y_error:
+        axes.errorbar(x, y, y_error, x_error, color=colour, lw=1, capsize=2, zorder=2)
     (dot,) = axes.plot(
-        *(x, y, marker),
+        x,
+        y,
+        marker_of(variant),
         ms=8,
-        mfc="none" if lost else colour,
-        mec=FAINT if lost else colour,
+        mfc="none" if is_beaten else colour,
+        mec=colour,
         zorder=3,
     )
-    tip(dot, f"{variant.label}: accuracy {y:.1%}, SSIM {x:.2f} ({leak.source})")
-    if labelled:
-        axes.plot([], [], marker, ms=7, color=colour, label=variant.method)
+    tip(dot, f"{variant.label}: accuracy {y:.1%}, SSIM {x:.2f} ({leakage.source})")
+
+
+def _draw_point_label(axes: Axes, point: _Point, in_legend: bool) -> None:
+    """Name the method in the legend, once, and the values of its settings beside it."""
+    variant = point.variant
+    if not in_legend:
+        axes.plot(
+            [],
+            [],
+            marker_of(variant),
+            ms=7,
+            color=colour_of(variant),
+            label=variant.method,
+        )
     if variant.axes:
+        accuracy, leakage = point.means
         axes.annotate(
             ", ".join(str(value) for value in variant.axes.values()),
-            (x, y),
+            (leakage, accuracy),
             xytext=(7, 5),
             textcoords="offset points",
             fontsize=8,
         )
 
 
-def curves(study: Study) -> Drawing | None:
+def curves(study: Study, variants: Sequence[Variant]) -> Drawing | None:
     """Draw accuracy over rounds, with bands over seeds; None of fewer than two."""
     tested = (
         study.rounds.dropna(subset=["test_accuracy"]) if len(study.rounds) else None
     )
     if tested is None or tested["round"].nunique() < 2:
         return None
-    known = [one for one in variants(study) if len(one.rows(study.rounds))]
-    together = len(known) <= MAX_CURVES
-    methods = [""] if together else list(dict.fromkeys(one.method for one in known))
-    with panels(len(methods), *((6.6, 4.2) if together else (4.4, 3.2))) as drawn:
-        figure, cells = drawn
-        for axes, method in zip(cells, methods, strict=True):
-            for one in known:
-                if together or one.method == method:
-                    _curve(axes, study, one, one.label if together else one.short)
-            axes.set(xlabel="round", ylabel=ACCURACY, title="" if together else method)
-            axes.yaxis.set_major_formatter(PERCENT)
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-            if not together:
-                axes.legend(loc="lower right")
-        if together:
-            legend_below(figure, cells)
+    trained = [variant for variant in variants if len(variant.rounds)]
+    if len(trained) <= MAX_CURVES:
+        figure = _curves_in_one_plot(trained)
+    else:
+        figure = _curves_by_method(trained)
     ends = "; ".join(
-        f"{one.label} ends at {last.mean:.1%}"
-        for one in known
-        if (last := one.spread(study.runs, "final_accuracy"))
+        f"{variant.label} ends at {variant.accuracy.mean:.1%}"
+        for variant in trained
+        if variant.accuracy
     )
     return Drawing(
         "accuracy-by-round",
@@ -187,11 +197,43 @@ def curves(study: Study) -> Drawing | None:
     )
 
 
-def _curve(axes: Axes, study: Study, variant: Variant, label: str) -> None:
-    rows = variant.rows(study.rounds).dropna(subset=["test_accuracy"])
-    by_round = rows.groupby("round")["test_accuracy"]
+def _curves_in_one_plot(variants: Sequence[Variant]) -> Figure:
+    with panels(1, 6.6, 4.2) as (figure, cells):
+        _draw_curves(cells[0], [(variant.label, variant) for variant in variants], "")
+        legend_below(figure, cells)
+    return figure
+
+
+def _curves_by_method(variants: Sequence[Variant]) -> Figure:
+    methods = list(dict.fromkeys(variant.method for variant in variants))
+    with panels(len(methods), 4.4, 3.2) as (figure, cells):
+        for axes, method in zip(cells, methods, strict=True):
+            labelled = [
+                (variant.short, variant)
+                for variant in variants
+                if variant.method == method
+            ]
+            _draw_curves(axes, labelled, method)
+            axes.legend(loc="lower right")
+    return figure
+
+
+def _draw_curves(
+    axes: Axes, labelled: Sequence[tuple[str, Variant]], title: str
+) -> None:
+    """Draw the curves of variants, each with its label."""
+    for label, variant in labelled:
+        _draw_curve(axes, variant, label)
+    axes.set(xlabel="round", ylabel=ACCURACY, title=title)
+    axes.yaxis.set_major_formatter(PERCENT)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+
+
+def _draw_curve(axes: Axes, variant: Variant, label: str) -> None:
+    tested = variant.rounds.dropna(subset=["test_accuracy"])
+    by_round = tested.groupby("round")["test_accuracy"]
     mean, deviation = by_round.mean(), by_round.std().fillna(0.0)
-    colour, line = colour_of(study, variant.method), line_of(study, variant)
+    colour, line = colour_of(variant), line_of(variant)
     marker = "o" if len(mean) < 3 else ""
     axes.plot(mean.index, mean, color=colour, ls=line, label=label, marker=marker)
     if deviation.any():
@@ -199,80 +241,89 @@ def _curve(axes: Axes, study: Study, variant: Variant, label: str) -> None:
         axes.fill_between(mean.index, low, high, color=colour, alpha=0.15, lw=0)
 
 
-def sweeps(study: Study) -> Iterator[Drawing]:
+def sweeps(study: Study, variants: Sequence[Variant]) -> Iterator[Drawing]:
     """Draw accuracy and leakage against each setting that is varied."""
-    for name in study.axes:
-        if any(name in one.axes for one in variants(study)):
-            yield _sweep(study, name)
+    for setting in study.axes:
+        if any(setting in variant.axes for variant in variants):
+            values = study.description["axes"][setting]
+            yield _sweep(setting, values, _by_series(variants, setting))
 
 
-def _sweep(study: Study, name: str) -> Drawing:
+def _sweep(
+    setting: str, values: Sequence[Any], series: Mapping[Series, Sequence[Variant]]
+) -> Drawing:
     with panels(2, 4.2, 3.5) as (figure, (accuracy, leakage)):
-        _lines(
-            accuracy, study, name, lambda one: one.spread(study.runs, "final_accuracy")
-        )
-        _lines(leakage, study, name, lambda one: _similarity(study, one))
-        accuracy.set(xlabel=name, ylabel=ACCURACY)
+        _draw_series(accuracy, series, setting, values, _accuracy)
+        _draw_series(leakage, series, setting, values, _worst_similarity)
+        accuracy.set(xlabel=setting, ylabel=ACCURACY)
         accuracy.yaxis.set_major_formatter(PERCENT)
-        leakage.set(xlabel=name, ylabel=f"{LEAKAGE}, worst attack", ylim=(0, 1.03))
+        leakage.set(xlabel=setting, ylabel=f"{LEAKAGE}, worst attack", ylim=(0, 1.03))
         legend_below(figure, [accuracy, leakage])
-    short = short_name(name)
+    short = short_name(setting)
     return Drawing(
         f"sweep-{short}",
         f"What {short} does",
         "Mean over seeds; bars: standard deviation. Leakage is that of the attack that "
         "got most, of all adversaries. Dashed lines: methods that do not vary with it.",
-        f"Accuracy and leakage against {name}.",
+        f"Accuracy and leakage against {setting}.",
         figure,
     )
 
 
-def _similarity(study: Study, variant: Variant) -> Spread | None:
-    leak = worst_leakage(variant, study.attacks, ordinary=False)
-    return leak.similarity if leak else None
+def _accuracy(variant: Variant) -> Spread | None:
+    return variant.accuracy
 
 
-def _lines(
+def _worst_similarity(variant: Variant) -> Spread | None:
+    leakage = variant.worst_leakage(ordinary=False)
+    return leakage.similarity if leakage else None
+
+
+def _draw_series(
     axes: Axes,
-    study: Study,
-    name: str,
+    series: Mapping[Series, Sequence[Variant]],
+    setting: str,
+    values: Sequence[Any],
     measure: Callable[[Variant], Spread | None],
 ) -> None:
-    values = study.description["axes"][name]
-    kinds: dict[str, int] = {}  # of lines, by method
-    for (method, varies, others), members in _grouped(study, name).items():
-        known = [(one, spread) for one in members if (spread := measure(one))]
+    """Draw a measure against a setting: a line where it varies, else a level."""
+    lines: dict[str, int] = {}  # drawn so far, by method
+    for (method, varies, others), variants in series.items():
+        measured = [
+            (variant, spread) for variant in variants if (spread := measure(variant))
+        ]
         style: dict[str, Any] = {
-            "color": colour_of(study, method),
-            "label": ", ".join([method, *(f"{short_name(k)} {v}" for k, v in others)]),
+            "color": colour_of(variants[0]),
+            "label": ", ".join(
+                [method, *(f"{short_name(name)} {value}" for name, value in others)]
+            ),
         }
         if not varies:
-            for _, spread in known:
+            for _, spread in measured:
                 axes.axhline(spread.mean, ls="--", lw=1.2, **style)
-        elif known:
-            kinds[method] = kinds.get(method, -1) + 1
+        elif measured:
+            lines[method] = lines.get(method, -1) + 1
             axes.errorbar(
-                [values.index(one.axes[name]) for one, _ in known],
-                [spread.mean for _, spread in known],
-                yerr=[spread.error for _, spread in known],
-                marker=marker_of(study, method),
-                ls=LINES[kinds[method] % len(LINES)],
+                [values.index(variant.axes[setting]) for variant, _ in measured],
+                [spread.mean for _, spread in measured],
+                yerr=[spread.error for _, spread in measured],
+                marker=marker_of(variants[0]),
+                ls=LINES[lines[method] % len(LINES)],
                 capsize=2,
                 **style,
             )
     axes.set_xticks(range(len(values)), [str(value) for value in values])
 
 
-def _grouped(
-    study: Study, name: str
-) -> dict[tuple[str, bool, tuple[tuple[str, Any], ...]], list[Variant]]:
-    """Put variants that differ in one setting only together.
-
-    Returns:
-        By method, whether it varies with the setting, and values of other axes.
-    """
-    found: dict[tuple[str, bool, tuple[tuple[str, Any], ...]], list[Variant]] = {}
-    for one in variants(study):
-        others = tuple((k, v) for k, v in one.axes.items() if k != name)
-        found.setdefault((one.method, name in one.axes, others), []).append(one)
-    return found
+def _by_series(
+    variants: Sequence[Variant], setting: str
+) -> dict[Series, list[Variant]]:
+    """Put variants that differ in one setting only together."""
+    series: dict[Series, list[Variant]] = {}
+    for variant in variants:
+        others = tuple(
+            (name, value) for name, value in variant.axes.items() if name != setting
+        )
+        key = variant.method, setting in variant.axes, others
+        series.setdefault(key, []).append(variant)
+    return series

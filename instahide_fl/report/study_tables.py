@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -15,35 +15,31 @@ from instahide_fl.report.data_table import (
     seconds,
     two_decimals,
 )
-from instahide_fl.report.leakage import (
-    ATTACK_KEYS,
-    Spread,
-    Variant,
-    variants,
-    worst_leakage,
-    worst_verdict,
-)
-from instahide_fl.report.results import Study
+from instahide_fl.report.leakage import ATTACK_KEYS, Spread
+from instahide_fl.report.results import Member
+from instahide_fl.report.variants import Variant
 
 NO_GUARANTEE = "no formal guarantee"
-_WORDS = frozenset({"method", "audit", "attack", "adversary", "control", "verdict"})
+_TEXT_COLUMNS = frozenset(
+    {"method", "audit", "attack", "adversary", "control", "verdict"}
+)
 FAILED_CONTROL = "attack failed its control: says nothing"
 
 
-def by_method(study: Study) -> DataTable:
+def by_method(variants: Sequence[Variant]) -> DataTable:
     """Return one row a variant: accuracy, leakage, guarantee, cost."""
-    rows = [_method_row(study, one) for one in variants(study)]
+    rows = [_method_row(variant) for variant in variants]
     columns = list(dict.fromkeys(name for row in rows for name in row))
     return DataTable(
-        "methods",
-        "Accuracy, leakage, guarantee and cost",
-        "Means over seeds, with standard deviations between seeds where there are "
-        "several. Leakage is SSIM with private images of the attack that got most, "
+        name="methods",
+        title="Accuracy, leakage, guarantee and cost",
+        caption="Means over seeds, with standard deviations between seeds where there "
+        "are several. Leakage is SSIM with private images of the attack that got most, "
         "of all adversaries; an attack that failed its control does not count. Worst "
         "case: the best-recovered image of all seeds. Recognisable: share of images "
         "with SSIM above 0.5 (a convention).",
-        pd.DataFrame(rows, columns=columns),
-        {
+        frame=pd.DataFrame(rows, columns=columns),
+        formats={
             "accuracy": percent,
             "recognisable": percent,
             "leakage": two_decimals,
@@ -52,36 +48,35 @@ def by_method(study: Study) -> DataTable:
             "a round takes": seconds,
             "sent up a round": mebibytes,
         },
-        frozenset(columns) - {"method", "worst attack", "guarantee", "verdict"},
-        {name: f"{name}, deviation" for name in ("accuracy", "leakage")},
+        numeric=frozenset(columns) - {"method", "worst attack", "guarantee", "verdict"},
+        deviations={name: f"{name}, deviation" for name in ("accuracy", "leakage")},
     )
 
 
-def _method_row(study: Study, variant: Variant) -> dict[str, Any]:
-    runs = study.runs
-    accuracy = variant.spread(runs, "final_accuracy")
-    leak = worst_leakage(variant, study.attacks, ordinary=False)
-    round_seconds = variant.spread(runs, "seconds_per_round")
-    bytes_up = variant.spread(runs, "bytes_up_per_round")
+def _method_row(variant: Variant) -> dict[str, Any]:
+    accuracy = variant.accuracy
+    leakage = variant.worst_leakage(ordinary=False)
+    round_seconds = variant.spread("seconds_per_round")
+    bytes_up = variant.spread("bytes_up_per_round")
     return {
         "method": variant.label,
         "runs": _finished(variant),
         **_with_deviation("accuracy", accuracy),
-        **_with_deviation("leakage", leak.similarity if leak else None),
-        "a guess": leak.baseline.mean if leak else None,
-        "worst case": leak.best if leak else None,
-        "recognisable": leak.share.mean if leak else None,
-        "worst attack": leak.source if leak else None,
-        "guarantee": guarantee(variant.rows(runs)) if accuracy else None,
+        **_with_deviation("leakage", leakage.similarity if leakage else None),
+        "a guess": leakage.baseline.mean if leakage else None,
+        "worst case": leakage.best if leakage else None,
+        "recognisable": leakage.share.mean if leakage else None,
+        "worst attack": leakage.source if leakage else None,
+        "guarantee": guarantee(variant.runs) if accuracy else None,
         "a round takes": round_seconds.mean if round_seconds else None,
         "sent up a round": bytes_up.mean if bytes_up else None,
-        "verdict": worst_verdict(variant, study.attacks) or "not attacked",
+        "verdict": variant.verdict or "not attacked",
     }
 
 
 def _finished(variant: Variant) -> str:
-    """Return "2 of 3", and how many failed."""
-    states = [one.status for one in variant.members]
+    """Return how many runs finished, "2 of 3", and how many failed."""
+    states = [member.status for member in variant.members]
     failed = f", {states.count('failed')} failed" if "failed" in states else ""
     return f"{states.count('finished')} of {len(states)}{failed}"
 
@@ -94,7 +89,11 @@ def _with_deviation(name: str, spread: Spread | None) -> dict[str, float | None]
 
 
 def guarantee(runs: pd.DataFrame) -> str:
-    """Return epsilon, delta and unit of the weakest run, or that there is none."""
+    """Return epsilon, delta and unit of the weakest run, or that there is none.
+
+    Args:
+        runs: The rows of `Study.runs` that belong to one variant.
+    """
     if "epsilon" not in runs or runs["epsilon"].isna().any():
         return NO_GUARANTEE
     weakest = runs.loc[runs["epsilon"].astype(float).idxmax()]
@@ -105,44 +104,47 @@ def guarantee(runs: pd.DataFrame) -> str:
     return "".join(parts) + (f" per {unit}" if unit else "")
 
 
-def by_attack(study: Study) -> DataTable | None:
+def by_attack(variants: Sequence[Variant]) -> DataTable | None:
     """Return one row for each attack on each variant; None where nothing was tried."""
     rows = [
-        _attack_row(one, dict(zip(ATTACK_KEYS, key, strict=True)), frame)
-        for one in variants(study)
-        if len(own := one.rows(study.attacks))
-        for key, frame in own.groupby(ATTACK_KEYS, sort=False)
+        _attack_row(variant, dict(zip(ATTACK_KEYS, key, strict=True)), attacks)
+        for variant in variants
+        if len(variant.attacks)
+        for key, attacks in variant.attacks.groupby(ATTACK_KEYS, sort=False)
     ]
     if not rows:
         return None
     columns = [name for name in rows[0] if any(row[name] is not None for row in rows)]
+    with_decimals = [name for name in columns if name not in {*_TEXT_COLUMNS, "seeds"}]
     return DataTable(
-        "attacks",
-        "Attacks, one by one",
-        "SSIM in the better sign, mean over images and seeds. A guess: the mean of "
-        "other images. Labels: share of classes named, beside what chance names. "
-        "Control: the same attack on the same clients where nothing is hidden; one "
-        "that fails there says nothing about a defence.",
-        pd.DataFrame(rows, columns=columns),
-        {name: two_decimals for name in columns if name not in {*_WORDS, "seeds"}},
-        frozenset(columns) - _WORDS,
+        name="attacks",
+        title="Attacks, one by one",
+        caption="SSIM in the better sign, mean over images and seeds. A guess: the "
+        "mean of other images. Labels: share of classes named, beside what chance "
+        "names. Control: the same attack on the same clients where nothing is hidden; "
+        "one that fails there says nothing about a defence.",
+        frame=pd.DataFrame(rows, columns=columns),
+        formats=dict.fromkeys(with_decimals, two_decimals),
+        numeric=frozenset(columns) - _TEXT_COLUMNS,
     )
 
 
 def _attack_row(
-    variant: Variant, keys: Mapping[str, str], frame: pd.DataFrame
+    variant: Variant, keys: Mapping[str, str], attacks: pd.DataFrame
 ) -> dict[str, Any]:
     def mean(column: str) -> float | None:
-        known: list[float] = list(frame[column].dropna()) if column in frame else []
-        return Spread.of(known).mean if known else None
+        values: list[float] = (
+            list(attacks[column].dropna()) if column in attacks else []
+        )
+        return Spread.of(values).mean if values else None
 
-    best = frame.get("private_ssim_best", pd.Series(dtype=float)).dropna()
+    best = attacks.get("private_ssim_best", pd.Series(dtype=float)).dropna()
     return {
         "method": variant.label,
         "audit": keys["audit"] or None,
         "attack": keys["attack"],
         "adversary": keys["threat_model"],
-        "seeds": len(frame),
+        "seeds": len(attacks),
         "private": mean("private_ssim_mean"),
         "private, best": float(best.max()) if len(best) else None,
         "above 0.5": mean("private_share_above_0.5"),
@@ -151,52 +153,56 @@ def _attack_row(
         "labels": mean("labels_overlap"),
         "labels by chance": mean("labels_chance"),
         "soft-label error": mean("soft_labels_error"),
-        "control": _control(frame),
-        "verdict": _verdict(frame),
+        "control": _control(attacks),
+        "verdict": _verdict(attacks),
     }
 
 
-def _control(frame: pd.DataFrame) -> str:
-    known = [bool(one) for one in frame["control_succeeds"] if one is not None]
-    if not known:
+def _control(attacks: pd.DataFrame) -> str:
+    succeeds = [
+        bool(value) for value in attacks["control_succeeds"] if value is not None
+    ]
+    if not succeeds:
         return "none"
-    return (
-        "succeeds" if all(known) else "fails" if not any(known) else "differs by seed"
-    )
+    if all(succeeds):
+        return "succeeds"
+    return "differs by seed" if any(succeeds) else "fails"
 
 
-def _verdict(frame: pd.DataFrame) -> str:
-    found = worst(frame["verdict"])
-    return FAILED_CONTROL if found == NO_VERDICT else found
+def _verdict(attacks: pd.DataFrame) -> str:
+    verdict = worst(attacks["verdict"])
+    return FAILED_CONTROL if verdict == NO_VERDICT else verdict
 
 
-def diagnostics(study: Study) -> DataTable | None:
-    """Return what attacks say about their stages, mean over clients and seeds."""
-    rows = []
-    for one in variants(study):
-        for member in one.members:
+def diagnostics(variants: Sequence[Variant]) -> DataTable | None:
+    """Return the diagnostics of attacks, as a mean over clients and seeds."""
+    rows: list[tuple[str, str, str, str, float]] = []
+    for variant in variants:
+        for member in variant.members:
             for file in member.run.attack_files if member.run else ():
-                for name, value in _told(file.data.get("diagnostics", {})):
-                    key = one.label, file.audit, file.data["attack"], name
-                    rows.append((*key, value))
+                key = variant.label, file.audit, file.data["attack"]
+                figures = _numbers(file.data.get("diagnostics", {}))
+                rows.extend((*key, name, value) for name, value in figures)
     if not rows:
         return None
     keys = ["method", "audit", "attack", "diagnostic"]
     frame = pd.DataFrame(rows, columns=[*keys, "value"])
-    found = frame.groupby(keys, sort=False)["value"].agg(["mean", "min", "max"])
+    summary = frame.groupby(keys, sort=False)["value"].agg(["mean", "min", "max"])
     return DataTable(
-        "diagnostics",
-        "Stages of the attacks",
-        "What attacks tell about how they went: mean, least and most over clients and "
-        "seeds. Names are explained on each attack's page of the documentation.",
-        found.reset_index(),
-        dict.fromkeys(("mean", "min", "max"), lambda value: f"{value:.4g}"),
-        frozenset({"mean", "min", "max"}),
+        name="diagnostics",
+        title="Stages of the attacks",
+        caption="What attacks tell about how they went: mean, least and most over "
+        "clients and seeds. Names are explained on each attack's page of the "
+        "documentation.",
+        frame=summary.reset_index(),
+        formats=dict.fromkeys(("mean", "min", "max"), lambda value: f"{value:.4g}"),
+        numeric=frozenset({"mean", "min", "max"}),
         folded=True,
     )
 
 
-def _told(diagnostics: Mapping[str, Any]) -> list[tuple[str, float]]:
+def _numbers(diagnostics: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """Return an attack's diagnostics, those of all its clients included."""
     parts = [diagnostics, *diagnostics.get("clients", [])]
     return [
         (name, float(value))
@@ -206,40 +212,38 @@ def _told(diagnostics: Mapping[str, Any]) -> list[tuple[str, float]]:
     ]
 
 
-def failures(study: Study) -> DataTable | None:
+def failures(members: Sequence[Member]) -> DataTable | None:
     """Return the runs that did not finish, with their reasons."""
     rows = [
         {
-            "run": one.name,
-            "state": one.status,
-            "reason": one.reason or "not carried out yet",
+            "run": member.name,
+            "state": member.status,
+            "reason": member.reason or "not carried out yet",
         }
-        for one in study.members
-        if one.status != "finished"
+        for member in members
+        if member.status != "finished"
     ]
-    return (
-        DataTable("failures", "Runs that did not finish", "", pd.DataFrame(rows))
-        if rows
-        else None
-    )
+    if not rows:
+        return None
+    return DataTable("failures", "Runs that did not finish", "", pd.DataFrame(rows))
 
 
-def left_out(study: Study) -> DataTable | None:
-    """Return attacks that audits could not make, with their reasons."""
+def skipped_attacks(variants: Sequence[Variant]) -> DataTable | None:
+    """Return the attacks that audits could not make, with their reasons."""
     rows = [
-        (variant.label, one.audit, one.attack, one.reason)
-        for variant in variants(study)
+        (variant.label, skipped.audit, skipped.attack, skipped.reason)
+        for variant in variants
         for member in variant.members
-        for one in (member.run.left_out if member.run else ())
+        for skipped in (member.run.skipped_attacks if member.run else ())
     ]
     if not rows:
         return None
     keys = ["method", "audit", "attack", "reason"]
-    counted = pd.DataFrame(rows, columns=keys).groupby(keys, sort=False).size()
+    runs = pd.DataFrame(rows, columns=keys).groupby(keys, sort=False).size()
     return DataTable(
-        "left-out",
-        "Attacks that did not apply",
-        "They say nothing about these methods, neither good nor bad.",
-        counted.reset_index(name="runs"),
+        name="left-out",
+        title="Attacks that did not apply",
+        caption="They say nothing about these methods, neither good nor bad.",
+        frame=runs.reset_index(name="runs"),
         numeric=frozenset({"runs"}),
     )

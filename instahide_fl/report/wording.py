@@ -11,14 +11,9 @@ from instahide_fl.audit.scoring.verdict import (
     NO_LEAK,
     NO_VERDICT,
 )
-from instahide_fl.report.leakage import (
-    Leakage,
-    Variant,
-    variants,
-    worst_leakage,
-    worst_verdict,
-)
-from instahide_fl.report.results import Study
+from instahide_fl.report.leakage import Leakage
+from instahide_fl.report.results import Member
+from instahide_fl.report.variants import Variant
 
 BROKEN = (
     "InstaHide is broken as an encryption scheme: Carlini et al. (\u201cIs Private "
@@ -33,7 +28,7 @@ ONLY_TRIED = (
     "below, on this data. Another attack may get more. Similarity (SSIM) says how "
     "alike pictures are, not whether a person would be recognised."
 )
-_SAYS = {
+_IN_WORDS = {
     LEAKS: "leaks private data to an adversary that every federation has",
     LEAKS_TO_ADVERSARY: "leaks private data to an adversary with more power or "
     "knowledge than a server that follows the protocol",
@@ -43,87 +38,84 @@ _SAYS = {
 }
 
 
-def verdict_lines(study: Study) -> list[tuple[str, str]]:
-    """Say what was found, method by method, worst first.
+def verdict_lines(variants: Sequence[Variant]) -> list[tuple[str, str]]:
+    """Say what the attacks showed, method by method, worst first.
+
+    Args:
+        variants: The variants of the study.
 
     Returns:
         The method, or nothing for what concerns all, and a text.
     """
-    every = variants(study)
     order = (*FROM_WORST, "")
-    judged = {one.label: worst_verdict(one, study.attacks) for one in every}
-    ordered = sorted(every, key=lambda one: order.index(judged[one.label]))
+    ordered = sorted(variants, key=lambda variant: order.index(variant.verdict))
     lines = [
         (
-            one.label,
-            f"{_SAYS[judged[one.label]]}{_by_whom(study, one)}.{_how_much(study, one)}",
+            variant.label,
+            f"{_IN_WORDS[variant.verdict]}{_by_whom(variant)}.{_how_much(variant)}",
         )
-        for one in ordered
-        if _is_known(one)
+        for variant in ordered
+        if variant.has_runs
     ]
-    notes = [*_unfinished(study), *_unequal(study), ONLY_TRIED]
+    members = [member for variant in variants for member in variant.members]
+    notes = [*_unfinished(members), *_unequal(variants), ONLY_TRIED]
     return [*lines, *(("", note) for note in notes)]
 
 
-def _is_known(variant: Variant) -> bool:
-    return any(one.run is not None for one in variant.members)
-
-
-def _by_whom(study: Study, variant: Variant) -> str:
-    """Name the attacks whose verdict it is, where they found a leak."""
-    verdict = worst_verdict(variant, study.attacks)
-    if verdict not in (LEAKS, LEAKS_TO_ADVERSARY):
+def _by_whom(variant: Variant) -> str:
+    """Name the attacks that gave the verdict, where it is a leak."""
+    if variant.verdict not in (LEAKS, LEAKS_TO_ADVERSARY):
         return ""
-    rows = variant.rows(study.attacks)
-    names = dict.fromkeys(rows[rows["verdict"] == verdict]["attack"])
+    attacks = variant.attacks
+    names = dict.fromkeys(attacks[attacks["verdict"] == variant.verdict]["attack"])
     return f", by {', '.join(names)}"
 
 
-def _how_much(study: Study, variant: Variant) -> str:
-    ordinary = worst_leakage(variant, study.attacks, ordinary=True)
-    every = worst_leakage(variant, study.attacks, ordinary=False)
-    lines = []
+def _how_much(variant: Variant) -> str:
+    """Say what the worst attacks reached, and how accurate the method is."""
+    ordinary = variant.worst_leakage(ordinary=True)
+    worst = variant.worst_leakage(ordinary=False)
+    sentences = []
     if ordinary is not None:
-        lines.append(f" Images: {_reached(ordinary)}.")
-    if every is not None and every != ordinary:
-        lines.append(f" With more power or knowledge: {_reached(every)}.")
-    accuracy = variant.spread(study.runs, "final_accuracy")
-    if accuracy is not None:
-        lines.append(f" Accuracy {accuracy.mean:.1%}.")
-    return "".join(lines)
+        sentences.append(f" Images: {_reached(ordinary)}.")
+    if worst is not None and worst != ordinary:
+        sentences.append(f" With more power or knowledge: {_reached(worst)}.")
+    if variant.accuracy is not None:
+        sentences.append(f" Accuracy {variant.accuracy.mean:.1%}.")
+    return "".join(sentences)
 
 
-def _reached(leak: Leakage) -> str:
+def _reached(leakage: Leakage) -> str:
+    source = ", ".join(filter(None, [leakage.audit, leakage.threat_model]))
     return (
-        f"{leak.attack} ({', '.join(filter(None, [leak.audit, leak.threat_model]))}) "
-        f"reached SSIM {leak.similarity.mean:.2f} on average, {leak.best:.2f} at best; "
-        f"a guess reaches {leak.baseline.mean:.2f}"
+        f"{leakage.attack} ({source}) reached SSIM {leakage.similarity.mean:.2f} on "
+        f"average, {leakage.best:.2f} at best; a guess reaches "
+        f"{leakage.baseline.mean:.2f}"
     )
 
 
-def _unfinished(study: Study) -> Sequence[str]:
-    left = sum(one.status != "finished" for one in study.members)
-    if not left:
+def _unfinished(members: Sequence[Member]) -> Sequence[str]:
+    """Warn where runs did not finish."""
+    unfinished = sum(member.status != "finished" for member in members)
+    if not unfinished:
         return []
     return [
-        f"{left} of {len(study.members)} runs did not finish; figures are of what is "
+        f"{unfinished} of {len(members)} runs did not finish; figures are of what is "
         f"there."
     ]
 
 
-def _unequal(study: Study) -> Sequence[str]:
+def _unequal(variants: Sequence[Variant]) -> Sequence[str]:
     """Warn where methods were not attacked by the same attacks."""
-    if study.attacks.empty:
+    if all(variant.attacks.empty for variant in variants):
         return []
     tried = {
-        one.label: set(
-            one.rows(study.attacks)[["audit", "attack"]].itertuples(index=False)
-        )
-        for one in variants(study)
-        if _is_known(one)
+        variant.label: set(variant.attacks[["audit", "attack"]].itertuples(index=False))
+        for variant in variants
+        if variant.has_runs
     }
-    every = set().union(*tried.values())
-    fewer = [label for label, own in tried.items() if own != every]
+    by_any = set().union(*tried.values())
+    fewer = [label for label, attacks in tried.items() if attacks != by_any]
     if not fewer:
         return []
     return [

@@ -28,7 +28,7 @@ STATE = "study.json"
 RUNS = "runs"
 AUDITS = "audits"
 REPORT = "report.html"
-AUDIT = "audit.json"  # written last: an audit without it is not finished
+AUDIT_FILE = "audit.json"  # written last: an audit without it is not finished
 
 Status: TypeAlias = Literal["finished", "failed", "missing"]
 
@@ -192,7 +192,7 @@ def audit_is_finished(folder: RunFolder, audit: AuditConfig) -> bool:
         folder: of its short run.
         audit: with the attacks that are wanted.
     """
-    return set(audit.attacks) <= set(folder.read_json(AUDIT).get("attacks", []))
+    return set(audit.attacks) <= set(folder.read_json(AUDIT_FILE).get("attacks", []))
 
 
 def _compared(config: Config) -> dict[str, object]:

@@ -18,10 +18,11 @@ from instahide_fl.compare.run_job import perform
 from instahide_fl.errors import InstaHideError, OutputError
 from instahide_fl.report.data_table import DataTable
 from instahide_fl.report.drawing import COLOURS
-from instahide_fl.report.leakage import dominated, variants, worst_leakage
+from instahide_fl.report.leakage import dominated
 from instahide_fl.report.page import Report, Section, save_report
 from instahide_fl.report.reports import report_of_study, write_report
 from instahide_fl.report.study_tables import FAILED_CONTROL, by_attack, guarantee
+from instahide_fl.report.variants import study_variants
 from instahide_fl.study.folder import StudyFolder
 from instahide_fl.study.plan import plan_runs
 from instahide_fl.study.settings import StudyConfig
@@ -120,7 +121,7 @@ def test_frames_tell_runs_methods_axes_and_seeds_apart(made):
     assert run.config.seed == 1
     assert list(run.rounds["round"]) == [1, 2]
     assert list(run.attacks["audit"]) == ["batch 1"]
-    assert [one.attack for one in run.left_out] == ["batch_statistics"]
+    assert [skipped.attack for skipped in run.skipped_attacks] == ["batch_statistics"]
 
 
 def test_other_folders_are_refused(made, tmp_path):
@@ -151,8 +152,12 @@ def test_dominated_points_are_worse_in_one_and_better_in_none():
 
 def test_leakage_is_summed_up_over_seeds(made):
     study = load_study(made)
-    two = next(one for one in variants(study) if one.label == "Mixup, num-mixed 2")
-    leak = worst_leakage(two, study.attacks, ordinary=True)
+    two_mixed = next(
+        variant
+        for variant in study_variants(study)
+        if variant.label == "Mixup, num-mixed 2"
+    )
+    leak = two_mixed.worst_leakage(ordinary=True)
     rows = study.attacks[study.attacks["instahide.num-mixed"] == 2]
     expected = rows["private_ssim_mean"]
     assert leak.similarity.count == 2
@@ -164,11 +169,9 @@ def test_leakage_is_summed_up_over_seeds(made):
 def test_an_attack_that_fails_its_control_counts_for_nothing(study):
     change_attacks(study, verdict=NO_VERDICT, control={"succeeds": False})
     read = load_study(study)
-    every = variants(read)
-    assert [worst_leakage(one, read.attacks, ordinary=False) for one in every] == [
-        None
-    ] * len(every)
-    assert set(by_attack(read).frame["verdict"]) == {FAILED_CONTROL}
+    variants = study_variants(read)
+    assert all(variant.worst_leakage(ordinary=False) is None for variant in variants)
+    assert set(by_attack(variants).frame["verdict"]) == {FAILED_CONTROL}
     report = report_of_study(read)
     assert "cannot be judged" in dict(report.verdict)["plain"]
 

@@ -9,7 +9,7 @@ import pytest
 from instahide_fl.config import Config
 from instahide_fl.errors import ConfigError, OutputError
 from instahide_fl.run_folder import SUMMARY, RunFolder
-from instahide_fl.study.folder import AUDIT, StudyFolder
+from instahide_fl.study.folder import AUDIT_FILE, StudyFolder
 from instahide_fl.study.plan import plan_runs
 from instahide_fl.study.settings import StudyConfig
 
@@ -123,7 +123,7 @@ def test_a_run_is_finished_with_its_last_audit(tmp_path):
     trained.write_json(SUMMARY, {})
     assert not folder.finished(run)
     folder.audit(run, run.audits[0][0]).path.mkdir(parents=True)
-    folder.audit(run, run.audits[0][0]).write_json(AUDIT, {"attacks": ["dlg"]})
+    folder.audit(run, run.audits[0][0]).write_json(AUDIT_FILE, {"attacks": ["dlg"]})
     assert folder.finished(run)
 
 

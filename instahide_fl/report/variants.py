@@ -1,0 +1,136 @@
+"""The variants of a study, with all that a report says about each.
+
+A variant is a method with one value of each setting that the method is varied along:
+what is averaged over seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import pandas as pd
+
+from instahide_fl.audit.scoring.verdict import worst
+from instahide_fl.report.leakage import Leakage, Spread, is_ordinary, leakages
+from instahide_fl.report.results import Member, Study
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A method with one value of each setting that it is varied along.
+
+    Attributes:
+        method: The name of the method.
+        axes: The values of the varied settings, by dotted name.
+        members: The runs of the variant, one a seed.
+        method_number: The position of the method among the study's methods.
+        number: The position of the variant among those of its method.
+        runs: The rows of `Study.runs` that belong to the variant.
+        rounds: The rows of `Study.rounds` that belong to the variant.
+        attacks: The rows of `Study.attacks` that belong to the variant.
+    """
+
+    method: str
+    axes: Mapping[str, Any]
+    members: Sequence[Member]
+    method_number: int
+    number: int
+    runs: pd.DataFrame = field(repr=False, compare=False)
+    rounds: pd.DataFrame = field(repr=False, compare=False)
+    attacks: pd.DataFrame = field(repr=False, compare=False)
+
+    @property
+    def label(self) -> str:
+        """The variant as tables and plots name it."""
+        return ", ".join([self.method, *self._values()])
+
+    @property
+    def short(self) -> str:
+        """The values of the varied settings, or the method where there are none."""
+        return ", ".join(self._values()) or self.method
+
+    def _values(self) -> list[str]:
+        return [f"{short_name(name)} {value}" for name, value in self.axes.items()]
+
+    @property
+    def has_runs(self) -> bool:
+        """Whether there is a folder of any of its runs."""
+        return any(member.run is not None for member in self.members)
+
+    @cached_property
+    def accuracy(self) -> Spread | None:
+        """The final accuracy over seeds; None where no run has one."""
+        return self.spread("final_accuracy")
+
+    @cached_property
+    def leakages(self) -> Sequence[Leakage]:
+        """What each attack recovered of private images, worst first."""
+        return leakages(self.attacks)
+
+    @cached_property
+    def verdict(self) -> str:
+        """The verdict of the worst attack; empty where nothing was attacked."""
+        return worst(self.attacks["verdict"]) if len(self.attacks) else ""
+
+    def worst_leakage(self, ordinary: bool) -> Leakage | None:
+        """Return the attack that recovered most; None where none recovered images.
+
+        Args:
+            ordinary: Whether only adversaries count that every federation has.
+        """
+        counted = (
+            leakage
+            for leakage in self.leakages
+            if not ordinary or is_ordinary(leakage.threat_model)
+        )
+        return next(counted, None)
+
+    def rows(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """Return the rows of one of the study's frames that belong to the variant."""
+        return _rows_of(self.members, frame)
+
+    def spread(self, column: str) -> Spread | None:
+        """Sum up a column of `Study.runs` over seeds; None where no run has it."""
+        if column not in self.runs:
+            return None
+        values = self.runs[column].dropna()
+        return Spread.of(list(values)) if len(values) else None
+
+
+def study_variants(study: Study) -> list[Variant]:
+    """Derive the variants of a study, in the order of its runs."""
+    by_values: dict[tuple[Any, ...], list[Member]] = {}
+    for member in study.members:
+        key = (member.method, *member.axes.items())
+        by_values.setdefault(key, []).append(member)
+    methods = list(study.description["methods"])
+    variants: list[Variant] = []
+    for members in by_values.values():
+        method = members[0].method
+        variants.append(
+            Variant(
+                method=method,
+                axes=members[0].axes,
+                members=tuple(members),
+                method_number=methods.index(method),
+                number=sum(variant.method == method for variant in variants),
+                runs=_rows_of(members, study.runs),
+                rounds=_rows_of(members, study.rounds),
+                attacks=_rows_of(members, study.attacks),
+            )
+        )
+    return variants
+
+
+def short_name(setting: str) -> str:
+    """Return a setting's name without its table: num-mixed."""
+    return setting.rpartition(".")[2]
+
+
+def _rows_of(members: Sequence[Member], frame: pd.DataFrame) -> pd.DataFrame:
+    if frame.empty:
+        return frame
+    return frame[frame["name"].isin([member.name for member in members])]
