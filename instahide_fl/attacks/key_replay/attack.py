@@ -155,7 +155,7 @@ class _Evidence:
             observations = [o for o in with_labels.observations if _has_evidence(o)]
         if not observations:
             raise AttackError(
-                f"key_replay holds keys against encodings or soft labels, and the "
+                f"key_replay compares keys with encodings or soft labels, and the "
                 f"threat model {view.threat_model.name} gives neither, nor updates of "
                 f"single images: use encodings-holder, or record a run with "
                 f"train.batch-size = 1 and train.local-batches = 1"
