@@ -1,7 +1,8 @@
-"""Shows long work while it goes: a run, or the building of a pool.
+"""Shows long work while it goes: a run, the building of a pool, or steps.
 
-A run is followed by the lines that the server adds to metrics.jsonl: the same for every
-engine, because the run folder is all it looks at.
+All of it is shown by `ProgressBar`: a bar on a terminal, and elsewhere a line now and
+then. A run is followed by the lines that the server adds to metrics.jsonl: the same for
+every engine, because the run folder is all it looks at.
 """
 
 from __future__ import annotations
@@ -9,9 +10,9 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from rich.console import Console
 from rich.progress import (
@@ -32,27 +33,101 @@ LINES = 10  # printed over the work where there is no terminal to draw a bar on
 QUIET_SECONDS = 30.0  # without a line where there is no terminal
 
 
+class ProgressBar:
+    """Shows how far some work is, for as long as the context lasts.
+
+    Args:
+        console: The console to draw on.
+        description: What is going on.
+        total: The number of steps; None while it is not known.
+        columns: The names of further columns, which are texts.
+        transient: Whether the bar disappears in the end.
+    """
+
+    def __init__(
+        self,
+        console: Console,
+        description: str,
+        total: int | None = None,
+        columns: Sequence[str] = (),
+        transient: bool = False,
+    ) -> None:
+        self._console = console
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            *(TextColumn(f"{{task.fields[{name}]}}") for name in columns),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=transient,
+            disable=not console.is_terminal,
+        )
+        texts: Any = dict.fromkeys(columns, "")
+        self._task = self._bar.add_task(description, total=total, **texts)
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+    def update(
+        self,
+        done: int,
+        total: int | None = None,
+        description: str | None = None,
+        **texts: str,
+    ) -> None:
+        """Show new counts.
+
+        Args:
+            done: The steps done.
+            total: The number of steps; None leaves it as it is.
+            description: What is going on; None leaves it as it is.
+            texts: The texts of further columns, by name.
+        """
+        self._bar.update(
+            self._task,
+            completed=done,
+            total=total,
+            description=description,
+            **cast(Any, texts),
+        )
+
+    def print_line(self, line: str) -> None:
+        """Print a line where there is no terminal to draw a bar on."""
+        if not self._console.is_terminal:
+            self._console.print(line)
+
+
 class RunProgress:
     """Shows a run's progress for as long as the context lasts.
 
     Args:
-        folder: the run to follow.
-        rounds: how many it will have.
-        console: where to draw.
+        folder: The folder of the run to follow.
+        rounds: The number of rounds that the run will have.
+        console: The console to draw on.
     """
 
     def __init__(self, folder: RunFolder, rounds: int, console: Console) -> None:
-        self._folder, self._rounds, self._console = folder, rounds, console
+        self._folder, self._rounds = folder, rounds
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
-        self._bar = _bar(console, "accuracy", "pace")
-        self._task = self._bar.add_task(
-            "starting clients", total=rounds, accuracy="", pace=""
-        )
-        self._shown = 0
+        columns = ("accuracy", "pace")
+        self._bar = ProgressBar(console, "starting clients", rounds, columns)
+        self._rounds_shown = 0
 
     def __enter__(self) -> RunProgress:
-        self._bar.start()
+        self._bar.__enter__()
         self._thread.start()
         return self
 
@@ -65,7 +140,7 @@ class RunProgress:
         self._stop.set()
         self._thread.join()
         self._show()
-        self._bar.stop()
+        self._bar.__exit__(kind, error, trace)
 
     def _follow(self) -> None:
         while not self._stop.wait(POLL_SECONDS):
@@ -73,43 +148,41 @@ class RunProgress:
 
     def _show(self) -> None:
         rows = self._folder.metrics()
-        if len(rows) <= self._shown:
+        if len(rows) <= self._rounds_shown:
             return
-        accuracy = _latest_accuracy(rows)
-        done = int(rows[-1]["round"])
+        round_number = int(rows[-1]["round"])
+        progress = f"round {round_number}/{self._rounds}"
+        accuracy, pace = _latest_accuracy(rows), f"{_clients_a_second(rows):,.0f}"
         self._bar.update(
-            self._task,
-            description=f"round {done}/{self._rounds}",
-            completed=done,
+            round_number,
+            description=progress,
             accuracy=accuracy,
-            pace=f"{_clients_a_second(rows):,.0f} clients/s",
+            pace=f"{pace} clients/s",
         )
         step = max(1, self._rounds // LINES)
-        if not self._console.is_terminal and done // step > self._shown // step:
-            self._console.print(
-                f"round {done}/{self._rounds}  {accuracy}  "
-                f"{rows[-1]['seconds']:.2f} s a round, "
-                f"{_clients_a_second(rows):,.0f} clients/s"
+        if round_number // step > self._rounds_shown // step:
+            self._bar.print_line(
+                f"{progress}  {accuracy}  {rows[-1]['seconds']:.2f} s a round, "
+                f"{pace} clients/s"
             )
-        self._shown = len(rows)
+        self._rounds_shown = len(rows)
 
 
 class BuildProgress:
     """Shows how far a pool is built, for as long as the context lasts.
 
     Args:
-        console: where to draw.
+        console: The console to draw on.
     """
 
     def __init__(self, console: Console) -> None:
-        self._console = console
-        self._bar = _bar(console, "kept", "pace")
-        self._task = self._bar.add_task("listing images", total=None, kept="", pace="")
+        columns = ("patches", "pace")
+        self._bar = ProgressBar(console, "listing images", columns=columns)
         self._start: tuple[int, float] | None = None
         self._lines = 0
 
     def __enter__(self) -> BuildProgress:
-        self._bar.start()
+        self._bar.__enter__()
         return self
 
     def __exit__(
@@ -118,71 +191,60 @@ class BuildProgress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._bar.stop()
+        self._bar.__exit__(kind, error, trace)
 
-    def __call__(self, done: int, total: int, kept: int) -> None:
+    def __call__(self, images: int, total: int, patches: int) -> None:
         """Show new counts.
 
         Args:
-            done: images cut.
-            total: images in all.
-            kept: patches that passed the filter.
+            images: The images cut so far.
+            total: The number of images.
+            patches: The patches that passed the filter so far.
         """
         # What an earlier command did is not this one's pace.
-        first, since = self._start = self._start or (done, time.monotonic())
-        pace = (done - first) / max(time.monotonic() - since, 1e-9)
-        passed, speed = f"{kept:,} patches", f"{pace:,.0f} images/s"
+        first, since = self._start = self._start or (images, time.monotonic())
+        pace = (images - first) / max(time.monotonic() - since, 1e-9)
+        passed, speed = f"{patches:,} patches", f"{pace:,.0f} images/s"
         self._bar.update(
-            self._task,
-            description="cutting images" if done < total else "writing the pool",
-            total=total,
-            completed=done,
-            kept=passed,
+            images,
+            total,
+            "cutting images" if images < total else "writing the pool",
+            patches=passed,
             pace=speed,
         )
-        if not self._console.is_terminal and done * LINES // total > self._lines:
-            self._lines = done * LINES // total
-            self._console.print(f"{done:,}/{total:,} images  {passed}  {speed}")
+        if images * LINES // total > self._lines:
+            self._lines = images * LINES // total
+            self._bar.print_line(f"{images:,}/{total:,} images  {passed}  {speed}")
 
 
 @contextlib.contextmanager
-def steps_bar(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
+def steps_bar(
+    console: Console, description: str, transient: bool = False
+) -> Iterator[Callable[[int, int], None]]:
     """Show a bar for work of known length; off a terminal, a line now and then.
 
     Args:
-        console: where to draw.
-        what: is going on.
+        console: The console to draw on.
+        description: What is going on.
+        transient: Whether the bar disappears in the end.
 
     Yields:
         A function to call with steps done and steps in all.
     """
-    with _bar(console) as bar:
-        task = bar.add_task(what, total=None)
-        start = said = time.monotonic()
+    with ProgressBar(console, description, transient=transient) as bar:
+        start = printed = time.monotonic()
 
         def advance(done: int, total: int) -> None:
-            nonlocal said
-            bar.update(task, completed=done, total=total)
+            nonlocal printed
+            bar.update(done, total)
             now = time.monotonic()
-            if not console.is_terminal and now - said > QUIET_SECONDS:
-                said = now
-                console.print(f"{what}: {done / total:.0%} after {now - start:.0f} s")
+            if now - printed > QUIET_SECONDS:
+                printed = now
+                bar.print_line(
+                    f"{description}: {done / total:.0%} after {now - start:.0f} s"
+                )
 
         yield advance
-
-
-def _bar(console: Console, *fields: str) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        *(TextColumn(f"{{task.fields[{name}]}}") for name in fields),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    )
 
 
 def _clients_a_second(rows: list[dict[str, Any]]) -> float:
@@ -193,5 +255,5 @@ def _clients_a_second(rows: list[dict[str, Any]]) -> float:
 
 
 def _latest_accuracy(rows: list[dict[str, Any]]) -> str:
-    known = [row["test_accuracy"] for row in rows if row["test_accuracy"] is not None]
-    return f"accuracy {known[-1]:.1%}" if known else ""
+    tested = [row["test_accuracy"] for row in rows if row["test_accuracy"] is not None]
+    return f"accuracy {tested[-1]:.1%}" if tested else ""

@@ -18,7 +18,7 @@ from instahide_fl.study.plan import PlannedRun, plan_runs
 from instahide_fl.study.settings import StudyConfig, fit_for_folder
 
 if TYPE_CHECKING:
-    from instahide_fl.compare.execution import Ended
+    from instahide_fl.compare.execution import EndedRun
 
 
 def compare(
@@ -77,8 +77,8 @@ def _print_plan(runs: Sequence[PlannedRun]) -> None:
 def _finish(
     folder: StudyFolder, study: StudyConfig, runs: Sequence[PlannedRun], jobs: int
 ) -> dict[str, str]:
-    """Do what is missing of a study; return why some runs failed."""
-    from instahide_fl.compare.execution import side_by_side
+    """Carry out what is missing of a study; return why runs failed, by name."""
+    from instahide_fl.compare.execution import parallel_runs
 
     missing = [run for run in runs if not folder.finished(run)]
     if not missing:
@@ -86,7 +86,7 @@ def _finish(
         console.print(f"all {len(runs)} runs are finished", markup=False)
         return {}
     _check_attacks(study)
-    count = min(len(missing), side_by_side(runs[0].config, jobs))
+    count = min(len(missing), parallel_runs(runs[0].config, jobs))
     failures = _carry_out(folder, study, runs, missing, count)
     for name, reason in failures.items():
         errors.print(f"{name} failed: {reason}")
@@ -124,27 +124,27 @@ def _carry_out(
     missing: Sequence[PlannedRun],
     count: int,
 ) -> dict[str, str]:
-    """Do the missing runs under a live table; return why some failed."""
-    from instahide_fl.compare.execution import Lanes
+    """Carry out the missing runs under a live table; return why some failed."""
+    from instahide_fl.compare.execution import RunProcesses
     from instahide_fl.compare.progress_table import progress_table
 
     failures: dict[str, str] = {}
     seconds: dict[str, float] = {}
-    done = 0
+    num_ended = 0
     folder.save(study, runs, failures, seconds)
     # Whoever ends us with SIGTERM (a scheduler, a time limit) gets the same clean-up.
     signal.signal(signal.SIGTERM, interrupt)
     try:
-        with Lanes(folder.path, count) as lanes, _live() as live:
-            for ended in lanes.carry_out(missing):
+        with RunProcesses(folder.path, count) as processes, _live() as live:
+            for ended in processes.carry_out(missing):
                 if ended is not None:
-                    done += 1
-                    _say(ended, done, len(missing))
+                    num_ended += 1
+                    _print_ended(ended, num_ended, len(missing))
                     if ended.failure:
                         failures[ended.run.name] = ended.failure
                     seconds[ended.run.name] = ended.seconds
                     folder.save(study, runs, failures, seconds)
-                running = {run.name for run, _ in lanes.running.values()}
+                running = {run.name for run, _ in processes.running.values()}
                 if console.is_terminal:
                     live.update(
                         progress_table(folder, runs, running, failures), refresh=True
@@ -162,13 +162,13 @@ def _live() -> Live:
     return Live(console=console, auto_refresh=False, transient=True)
 
 
-def _say(ended: Ended, done: int, missing: int) -> None:
-    """Say that a run ended, where no live table shows it."""
+def _print_ended(ended: EndedRun, num_ended: int, missing: int) -> None:
+    """Print that a run ended, where no live table shows it."""
     if not console.is_terminal:
         state = f"finished ({ended.seconds:.0f} s)"
         if ended.failure:
             state = f"failed: {ended.failure}"
-        line = f"{done}/{missing} {ended.run.name} {state}"
+        line = f"{num_ended}/{missing} {ended.run.name} {state}"
         console.print(line, markup=False, highlight=False)
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import Progress
 from rich.table import Table
 
 from instahide_fl.cli.common import console, errors
@@ -15,8 +14,8 @@ from instahide_fl.errors import ConfigError
 
 if TYPE_CHECKING:
     from instahide_fl.encoding.encoder import MixingEncoder
-    from instahide_fl.evaluation.evaluate_run import CleanEvaluation, EncodedSettings
     from instahide_fl.evaluation.finished_run import FinishedRun
+    from instahide_fl.evaluation.run_evaluation import CleanEvaluation, EncodedSettings
 
 
 def evaluate(
@@ -41,15 +40,17 @@ def evaluate(
     ] = None,
 ) -> None:
     """Evaluate a finished run again, on clean or on encoded test images."""
-    from instahide_fl.evaluation.evaluate_run import (
+    from instahide_fl.evaluation.finished_run import open_finished_run
+    from instahide_fl.evaluation.run_evaluation import (
         EncodedSettings,
-        encoder_of,
+        encoder_for_run,
         evaluate_clean,
     )
-    from instahide_fl.evaluation.finished_run import open_finished_run
 
-    given = own_coefficient is not None or average != "softmax" or seed is not None
-    if encodings is None and given:
+    about_encodings = (
+        own_coefficient is not None or average != "softmax" or seed is not None
+    )
+    if encodings is None and about_encodings:
         raise ConfigError(
             "--own-coefficient, --average and --seed are about encodings: give "
             "--encodings K too"
@@ -57,13 +58,13 @@ def evaluate(
     with console.status("opening the run"):
         run = open_finished_run(run_folder)
         # Before anything is computed: it finds the mistakes.
-        encoder = encoder_of(run, own_coefficient) if encodings else None
+        encoder = encoder_for_run(run, own_coefficient) if encodings else None
         clean = evaluate_clean(run)
     console.print(f"accuracy {clean.accuracy:.1%}, loss {clean.loss:.4f}: clean images")
     _compare_with_summary(run.summary, clean.accuracy)
     if encodings is not None and encoder is not None:
-        chosen = run.config.seed if seed is None else seed
-        settings = EncodedSettings(encodings, average, chosen)
+        key_seed = run.config.seed if seed is None else seed
+        settings = EncodedSettings(encodings, average, key_seed)
         _evaluate_encodings(run_folder, run, clean, encoder, settings)
 
 
@@ -75,17 +76,13 @@ def _evaluate_encodings(
     settings: EncodedSettings,
 ) -> None:
     """Classify encodings of the test images, write the result down and print it."""
-    from instahide_fl.evaluation.evaluate_run import evaluate_encoded, save_evaluation
+    from instahide_fl.evaluation.run_evaluation import evaluate_encoded, save_evaluation
+    from instahide_fl.progress import steps_bar
     from instahide_fl.run_folder import EVALUATION, EVALUATION_PICTURE, RunFolder
     from instahide_fl.tracking.tracked import log_results
 
-    bar = Progress(console=console, transient=True, disable=not console.is_terminal)
-    with bar:
-        total = settings.encodings * len(run.dataset.test)
-        task = bar.add_task("classifying encodings", total=total)
-        encoded = evaluate_encoded(
-            run, encoder, settings, lambda done: bar.advance(task, done)
-        )
+    with steps_bar(console, "classifying encodings", transient=True) as advance:
+        encoded = evaluate_encoded(run, encoder, settings, advance)
     save_evaluation(run, clean, encoder, settings, encoded)
     figures = {"clean_accuracy": clean.accuracy, "encoded_accuracy": encoded.accuracy}
     pictures = [run_folder / EVALUATION_PICTURE]
@@ -99,13 +96,13 @@ def _evaluate_encodings(
 
 
 def _compare_with_summary(summary: dict[str, Any], accuracy: float) -> None:
-    """Say so if the model is not as good as the run said."""
+    """Warn if the accuracy is not the one that the run recorded."""
     from instahide_fl.run_folder import SUMMARY
 
-    noted = summary.get("final_accuracy")
-    if noted != accuracy:
+    recorded = summary.get("final_accuracy")
+    if recorded != accuracy:
         errors.print(
-            f"warning: {SUMMARY} says accuracy {noted}, now it is {accuracy}: a few "
+            f"warning: {SUMMARY} says accuracy {recorded}, now it is {accuracy}: a few "
             f"images may differ by rounding on another machine or another version of "
             f"PyTorch; if it is more, files of the run were changed"
         )
@@ -113,9 +110,9 @@ def _compare_with_summary(summary: dict[str, Any], accuracy: float) -> None:
 
 def _print_by_encodings(accuracies: Sequence[float]) -> None:
     """Print some rows of the curve: 1, 2, 3, 5, 10, 20, 50, ..., and the last."""
-    shown = {3, len(accuracies)}
-    shown |= {step * 10**power for step in (1, 2, 5) for power in range(6)}
+    counts = {3, len(accuracies)}
+    counts |= {step * 10**power for step in (1, 2, 5) for power in range(6)}
     table = Table("encodings", "accuracy")
-    for count in sorted(shown & set(range(1, len(accuracies) + 1))):
+    for count in sorted(counts & set(range(1, len(accuracies) + 1))):
         table.add_row(str(count), f"{accuracies[count - 1]:.1%}")
     console.print(table)

@@ -22,13 +22,13 @@ _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 @dataclass(frozen=True)
-class Ended:
-    """A run that ended.
+class EndedRun:
+    """A run that was carried out, or failed.
 
     Attributes:
-        run: of the study.
-        seconds: that it took; 0 if it failed.
-        failure: why it failed; empty if it did not.
+        run: The run of the study.
+        seconds: The time that it took; 0 if it failed.
+        failure: The reason why it failed; empty if it did not.
     """
 
     run: PlannedRun
@@ -36,58 +36,64 @@ class Ended:
     failure: str
 
 
-def side_by_side(config: Config, wanted: int) -> int:
+def parallel_runs(config: Config, jobs: int) -> int:
     """Return how many runs this machine carries at once.
 
     Args:
-        config: of the runs.
-        wanted: as the user says; 0 takes as many as there are free CPUs, or with GPUs
-            as many as fit on one.
+        config: The settings of the runs.
+        jobs: The number that the user asks for; 0 takes as many as there are free CPUs,
+            or with GPUs as many as fit on one.
 
     Raises:
         ConfigError: the number is negative.
     """
-    if wanted < 0:
-        raise ConfigError(f"--jobs must be 0 (as many as fit) or more, got {wanted}")
-    if wanted:
-        return wanted
+    if jobs < 0:
+        raise ConfigError(f"--jobs must be 0 (as many as fit) or more, got {jobs}")
+    if jobs:
+        return jobs
     if config.resources.gpus_per_client:
         return max(1, int(1 / config.resources.gpus_per_client))
     usable = len(os.sched_getaffinity(0))
     return max(1, usable // config.resources.cpus_per_client)
 
 
-class Lanes:
+class RunProcesses:
     """Processes that carry out runs, one run each at a time.
 
     A run that kills its process takes no other with it. Leaving the context ends all
-    processes at once: what they were at is continued from its checkpoint later.
+    processes at once; a later command continues their runs from the checkpoints.
 
     Args:
-        study: the study's folder.
-        count: processes.
+        study: The study's folder.
+        count: The number of processes.
+
+    Attributes:
+        running: The run of each process that is busy, and its outcome to come, by the
+            number of the process.
     """
 
     def __init__(self, study: Path, count: int) -> None:
         self._study = study
-        self._lanes = [_process() for _ in range(count)]
+        self._executors = [_process() for _ in range(count)]
         self.running: dict[int, tuple[PlannedRun, Future[float]]] = {}
 
-    def __enter__(self) -> Lanes:
+    def __enter__(self) -> RunProcesses:
         return self
 
-    def __exit__(self, *ended: object) -> None:
-        for lane in self._lanes:
-            _stop(lane)
+    def __exit__(self, *exception: object) -> None:
+        for executor in self._executors:
+            _stop(executor)
 
-    def carry_out(self, runs: Sequence[PlannedRun]) -> Iterator[Ended | None]:
-        """Do runs in their order; yield those that end, and None while waiting."""
+    def carry_out(self, runs: Sequence[PlannedRun]) -> Iterator[EndedRun | None]:
+        """Carry out runs in order; yield each that ends, and None while waiting."""
         waiting = list(runs)
         while waiting or self.running:
-            for number in range(len(self._lanes)):
+            for number in range(len(self._executors)):
                 if number not in self.running and waiting:
                     self._start(number, waiting.pop(0))
-            ended = [n for n, (_, future) in self.running.items() if future.done()]
+            ended = [
+                number for number, (_, future) in self.running.items() if future.done()
+            ]
             for number in ended:
                 yield self._end(number)
             if not ended:
@@ -95,38 +101,39 @@ class Lanes:
                 time.sleep(POLL_SECONDS)
 
     def _start(self, number: int, run: PlannedRun) -> None:
-        # Imported there: this process needs no PyTorch.
-        future = self._lanes[number].submit(_perform, self._study, run)
+        # The run's process imports what performs it: this one needs no PyTorch.
+        future = self._executors[number].submit(_perform, self._study, run)
         self.running[number] = run, future
 
-    def _end(self, number: int) -> Ended:
+    def _end(self, number: int) -> EndedRun:
         run, future = self.running.pop(number)
         try:
-            return Ended(run, future.result(), "")
+            return EndedRun(run, future.result(), "")
         except InstaHideError as error:
-            return Ended(run, 0.0, str(error))
+            return EndedRun(run, 0.0, str(error))
         except BrokenProcessPool:
-            _stop(self._lanes[number])
-            self._lanes[number] = _process()
-            return Ended(
+            _stop(self._executors[number])
+            self._executors[number] = _process()
+            return EndedRun(
                 run,
                 0.0,
                 "its process was killed: most often the machine is out of memory "
                 "(choose fewer --jobs)",
             )
         except Exception as error:  # a bug of one run must not lose the others
-            return Ended(run, 0.0, f"{type(error).__name__}: {error}")
+            return EndedRun(run, 0.0, f"{type(error).__name__}: {error}")
 
 
 def _process() -> ProcessPoolExecutor:
+    # One worker each: where several share an executor, a killed one breaks them all.
     return ProcessPoolExecutor(1, get_context("spawn"), initializer=_prepare_process)
 
 
 def _prepare_process() -> None:
-    """Ctrl-C is for the process that started this one; sums stay on one thread.
+    """Leave Ctrl-C to the parent process, end with it, and compute on one thread.
 
-    If that process is killed, this one ends too: whoever resumes the study must not
-    meet it in a run's folder.
+    A process that outlived its parent would still write in a run's folder when the
+    study is resumed.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -147,8 +154,8 @@ def _perform(study: Path, run: PlannedRun) -> float:
     return perform(study, run)
 
 
-def _stop(lane: ProcessPoolExecutor) -> None:
-    # Its own shutdown would wait for the run at hand.
-    for process in list((getattr(lane, "_processes", None) or {}).values()):
+def _stop(executor: ProcessPoolExecutor) -> None:
+    # The executor's own shutdown would wait for the run at hand.
+    for process in list((getattr(executor, "_processes", None) or {}).values()):
         process.kill()
-    lane.shutdown(wait=True, cancel_futures=True)
+    executor.shutdown(wait=True, cancel_futures=True)

@@ -17,13 +17,13 @@ def progress_table(
     running: Collection[str],
     failures: Mapping[str, str],
 ) -> Table:
-    """Show each method with the states of its runs.
+    """Return a table with the state of each run.
 
     Args:
-        folder: of the study.
-        runs: all of them.
-        running: names of those that are being carried out.
-        failures: why runs failed, by name.
+        folder: The study's folder.
+        runs: All runs of the study.
+        running: The names of the runs that are being carried out.
+        failures: The reasons why runs failed, by name.
     """
     table = Table()
     for heading in ("method", "seed", "training", "accuracy", "audits"):
@@ -46,19 +46,19 @@ def _training(
     folder: RunFolder, run: PlannedRun, running: Collection[str]
 ) -> tuple[str, str]:
     rows = folder.metrics()
-    known = [row["test_accuracy"] for row in rows if row["test_accuracy"] is not None]
-    accuracy = f"{known[-1]:.1%}" if known else ""
+    tested = [row["test_accuracy"] for row in rows if row["test_accuracy"] is not None]
+    accuracy = f"{tested[-1]:.1%}" if tested else ""
     if folder.finished:
         return "done", accuracy
     if run.name not in running:
         return "waiting", accuracy
-    done = int(rows[-1]["round"]) if rows else 0
-    return f"round {done}/{run.config.train.rounds}", accuracy
+    last_round = int(rows[-1]["round"]) if rows else 0
+    return f"round {last_round}/{run.config.train.rounds}", accuracy
 
 
 def _audits(folder: StudyFolder, run: PlannedRun) -> str:
-    made = sum(
+    finished = sum(
         (folder.audit(run, audit).path / AUDIT_FILE).is_file()
         for audit, _ in run.audits
     )
-    return f"{made}/{len(run.audits)}" if run.audits else ""
+    return f"{finished}/{len(run.audits)}" if run.audits else ""

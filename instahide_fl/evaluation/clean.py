@@ -1,4 +1,4 @@
-"""Central evaluation on clean test images."""
+"""The evaluation on clean test images, by the server."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def evaluate(
     """Classify clean (not encoded) images, as the authors' code evaluates.
 
     Args:
-        model: from f32[B,C,H,W] to logits f32[B,K].
-        images: the test images; normalised with their own statistics.
-        batch_size: images at a time.
+        model: A network from f32[B,C,H,W] to logits f32[B,K].
+        images: The test images, normalised with their own statistics.
+        batch_size: The number of images at a time.
 
     Returns:
-        Accuracy in [0, 1], and the mean cross-entropy in nats.
+        The accuracy in [0, 1], and the mean cross-entropy in nats.
     """
     model.eval()
     device = next(model.parameters()).device

@@ -1,4 +1,4 @@
-"""Classifying encodings of a test image instead of the image itself.
+"""The evaluation on encodings of test images instead of the images themselves.
 
 Training saw only encodings, so a clean image is not what the network knows. The
 authors of InstaHide classify several encodings of an image, each under a fresh key, and
@@ -30,9 +30,9 @@ class EncodedEvaluation:
     """How well encodings of test images are classified.
 
     Attributes:
-        accuracy_by_encodings: K accuracies in [0, 1]; the t-th averages the first t
-            encodings of every image.
-        loss: mean cross-entropy in nats of the average over all K.
+        accuracy_by_encodings: One accuracy in [0, 1] for each number of encodings; the
+            t-th averages the predictions of the first t encodings of every image.
+        loss: The mean cross-entropy, in nats, of the average over all encodings.
     """
 
     accuracy_by_encodings: tuple[float, ...]
@@ -40,22 +40,23 @@ class EncodedEvaluation:
 
     @property
     def accuracy(self) -> float:
-        """In [0, 1], with all K encodings."""
+        """The accuracy in [0, 1] with all encodings."""
         return self.accuracy_by_encodings[-1]
 
 
 def inference_config(
     config: EncoderConfig, own_coefficient: float | None = None
 ) -> EncoderConfig:
-    """Return how a single image is encoded that has no private partner.
+    """Return the settings to encode a single image that has no private partner.
 
-    k, c1, the law and the method stay; all k-1 partners come from a pool.
+    k, c1, the law of the coefficients and the method stay; all k-1 partners come from a
+    pool.
 
     Args:
-        config: what the run was trained with.
-        own_coefficient: least coefficient of the image itself; None takes the run's c2
-            if its encodings used a pool (there it bounds the private images' sum) and
-            no bound otherwise.
+        config: The settings that the run was trained with.
+        own_coefficient: The smallest coefficient of the image itself; None takes the
+            run's c2 if its encodings used a pool (there it bounds the private images'
+            sum) and no bound otherwise.
 
     Raises:
         ConfigError: the run did not encode, or the bound is out of reach.
@@ -67,10 +68,10 @@ def inference_config(
         )
     if own_coefficient is None:
         own_coefficient = config.min_private_weight if config.uses_pool else 0.0
-    most = config.max_coefficient if config.num_mixed > 1 else 1.0
-    if not 0 <= own_coefficient < most:
+    limit = config.max_coefficient if config.num_mixed > 1 else 1.0
+    if not 0 <= own_coefficient < limit:
         raise ConfigError(
-            f"the image's own coefficient must have a bound in [0, {most:g}), below "
+            f"the image's own coefficient must have a bound in [0, {limit:g}), below "
             f"the run's instahide.max-coefficient, got {own_coefficient:g}: give such "
             f"an --own-coefficient"
         )
@@ -87,8 +88,8 @@ def inference_encoder(config: EncoderConfig, pool: MixingPool) -> MixingEncoder:
     """Build the encoder for test images; it does not augment them.
 
     Args:
-        config: from `inference_config`.
-        pool: where partners come from: the run's pool, or `training_pool`.
+        config: The settings from `inference_config`.
+        pool: The pool that partners come from: the run's, or `training_pool`.
 
     Raises:
         ConfigError: so few random coefficients meet the bounds that drawing would
@@ -107,7 +108,7 @@ def training_pool(train: PrivateSplit) -> MixingPool:
     """Make a pool of the training images, for runs that mixed private images only.
 
     Args:
-        train: all training images; their constants for normalising are kept.
+        train: All training images; the pool has their normalisation constants.
     """
     images = train.images if train.rows is None else train.images[train.rows]
     pool = MixingPool.from_images(images.cpu(), "training images")
@@ -124,7 +125,7 @@ def evaluate_encodings(
     *,
     average: str = "softmax",
     batch_size: int = 128,
-    advance: Callable[[int], object] | None = None,
+    advance: Callable[[int, int], object] | None = None,
 ) -> EncodedEvaluation:
     """Classify the average prediction over several encodings of each image.
 
@@ -132,14 +133,15 @@ def evaluate_encodings(
     all images only the sum of predictions, f64[N,K], is kept.
 
     Args:
-        model: from f32[B,C,H,W] to logits f32[B,K].
-        images: the test images; normalised with their own statistics.
-        encoder: from `inference_encoder`.
-        encodings: of each image, at least 1.
-        rng: draws the keys.
-        average: `softmax` averages probabilities, `logits` what they are made of.
-        batch_size: images at a time; another one draws other keys.
-        advance: told after each batch how many encodings it had.
+        model: A network from f32[B,C,H,W] to logits f32[B,K].
+        images: The N test images, normalised with their own statistics.
+        encoder: The encoder from `inference_encoder`.
+        encodings: The number of encodings of each image, at least 1.
+        rng: The generator that draws the keys.
+        average: What is averaged: probabilities (`softmax`) or `logits`.
+        batch_size: The number of images at a time; another number draws other keys.
+        advance: A function to call after each batch, with the encodings classified so
+            far and their number in all.
 
     Raises:
         ConfigError: the average has no such name, or there are no encodings.
@@ -153,14 +155,16 @@ def evaluate_encodings(
     targets = images.targets[images.image_rows(torch.arange(len(images)))].cpu()
     total = torch.zeros(len(images), images.num_classes, dtype=torch.float64)
     accuracies = []
+    classified = 0
     for _ in range(encodings):
         for rows in torch.split(torch.arange(len(images)), batch_size):
             batch, _key = encoder.encode(rows, images, rng)
             total[rows] += _prediction(model, batch.images, average)
+            classified += len(rows)
             if advance is not None:
-                advance(len(rows))
-        right = (total.argmax(dim=1) == targets).sum()
-        accuracies.append(int(right) / len(images))
+                advance(classified, encodings * len(images))
+        correct = (total.argmax(dim=1) == targets).sum()
+        accuracies.append(int(correct) / len(images))
     mean = total / encodings
     if average == "softmax":
         # A probability may round to 0, whose loss would be infinite.
@@ -169,7 +173,7 @@ def evaluate_encodings(
 
 
 def _prediction(model: nn.Module, inputs: Tensor, average: str) -> Tensor:
-    """Return what is averaged, f64[B,K], on the CPU."""
+    """Return the prediction that is averaged, f64[B,K], on the CPU."""
     device = next(model.parameters()).device
     logits: Tensor = model(inputs.to(device)).cpu().double()
     return logits.softmax(dim=1) if average == "softmax" else logits

@@ -1,4 +1,4 @@
-"""Opening a finished run again: its settings, its data, its pool and its model."""
+"""A finished run, opened again: its settings, its data, its pool and its model."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class FinishedRun:
     """A finished run with the data it was made with.
 
     Attributes:
-        folder: of the run.
-        config: its settings.
-        dataset: its training and test images, checked against the run's digest.
-        model: trained, on the CPU.
-        summary: what summary.json says.
+        folder: The run's folder.
+        config: The run's settings.
+        dataset: The training and test images, checked against the run's digest.
+        model: The trained model, on the CPU.
+        summary: The content of summary.json.
     """
 
     folder: RunFolder
@@ -38,9 +38,9 @@ class FinishedRun:
     summary: dict[str, Any]
 
     def partner_pool(self) -> MixingPool:
-        """Return where partners of a test image come from.
+        """Return the pool that partners of a test image come from.
 
-        That is the run's pool, or the training images if encodings used no pool.
+        It is the run's pool, or the training images if encodings used no pool.
 
         Raises:
             PoolError: the pool is missing, damaged, or another one than in the run.
@@ -48,12 +48,12 @@ class FinishedRun:
         pool = load_pool(self.config, self.dataset.image_shape)
         if pool is None:
             return training_pool(self.dataset.train)
-        known = self.folder.read_json(PROVENANCE).get("pool_sha256")
-        if pool.sha256 != known:
+        recorded = self.folder.read_json(PROVENANCE).get("pool_sha256")
+        if pool.sha256 != recorded:
             raise PoolError(
                 f"pool.source = {self.config.pool.source!r} now has sha256 "
                 f"{pool.sha256[:12]}, the run in {self.folder.path} mixed with "
-                f"{str(known)[:12]}: put that pool back"
+                f"{str(recorded)[:12]}: put that pool back"
             )
         pool.verify()
         return pool
@@ -61,6 +61,9 @@ class FinishedRun:
 
 def open_finished_run(path: Path) -> FinishedRun:
     """Open a finished run and check that its data set is still the same.
+
+    Args:
+        path: The run's folder.
 
     Raises:
         OutputError: there is no run, it did not finish, or its files are damaged.
@@ -70,12 +73,12 @@ def open_finished_run(path: Path) -> FinishedRun:
     folder = RunFolder.open_finished(path)
     config = folder.config()
     dataset = load_dataset(config.data, config.seed)
-    known = folder.read_json(PROVENANCE).get("dataset_digest")
-    if dataset.digest != known:
+    recorded = folder.read_json(PROVENANCE).get("dataset_digest")
+    if dataset.digest != recorded:
         raise DataError(
             f"data.dataset = {config.data.dataset!r} now has digest "
             f"{dataset.digest[:12]}, the run in {path} was trained on "
-            f"{str(known)[:12]}: put that data set back"
+            f"{str(recorded)[:12]}: put that data set back"
         )
     model = load_trained_model(folder, config, dataset)
     return FinishedRun(folder, config, dataset, model, folder.read_json(SUMMARY))
@@ -87,12 +90,12 @@ def load_trained_model(
     """Build a run's network and load its final global parameters.
 
     Args:
-        folder: of a finished run.
-        config: the run's settings.
-        dataset: the run's, for the shape of images and the number of classes.
+        folder: The folder of a finished run.
+        config: The run's settings.
+        dataset: The run's data set, for the shape of images and the number of classes.
 
     Returns:
-        A module from f32[B,C,H,W] to logits f32[B,K], on the CPU.
+        A network from f32[B,C,H,W] to logits f32[B,K], on the CPU.
 
     Raises:
         OutputError: model.safetensors is missing, damaged, or of another network.

@@ -1,4 +1,4 @@
-"""Evaluating a finished run again: on clean test images and on encodings of them."""
+"""The evaluation of a finished run: on clean test images and on encodings of them."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ class CleanEvaluation:
 
 @dataclass(frozen=True, slots=True)
 class EncodedSettings:
-    """How encodings of test images are made and averaged.
+    """The settings by which encodings of test images are made and averaged.
 
     Attributes:
-        encodings: of each image.
-        average: `softmax` or `logits`.
-        seed: of the keys.
+        encodings: The number of encodings of each image.
+        average: What is averaged, `softmax` or `logits`.
+        seed: The seed of the keys.
     """
 
     encodings: int
@@ -52,12 +52,13 @@ def evaluate_clean(run: FinishedRun) -> CleanEvaluation:
     return CleanEvaluation(*evaluate(run.model, run.dataset.test))
 
 
-def encoder_of(run: FinishedRun, own_coefficient: float | None) -> MixingEncoder:
+def encoder_for_run(run: FinishedRun, own_coefficient: float | None) -> MixingEncoder:
     """Return the encoder that test images of a run are encoded with.
 
     Args:
-        run: whose method, k, c1, law and pool are taken.
-        own_coefficient: least coefficient of the image itself; None takes the run's.
+        run: The run whose encoding, k, c1, coefficient law and pool are used.
+        own_coefficient: The smallest coefficient of the image itself; None takes the
+            run's.
 
     Raises:
         ConfigError: the run has no encodings, or the bound is out of reach.
@@ -71,15 +72,16 @@ def evaluate_encoded(
     run: FinishedRun,
     encoder: MixingEncoder,
     settings: EncodedSettings,
-    advance: Callable[[int], object] | None = None,
+    advance: Callable[[int, int], object] | None = None,
 ) -> EncodedEvaluation:
-    """Classify encodings of the test images, and average.
+    """Classify encodings of the test images, and average the predictions.
 
     Args:
-        run: with the model and the test images.
-        encoder: from `encoder_of`.
-        settings: how many encodings, and how they are averaged.
-        advance: told after each batch how many encodings it had.
+        run: The run with the model and the test images.
+        encoder: The encoder from `encoder_for_run`.
+        settings: The number of encodings, and how they are averaged.
+        advance: A function to call after each batch, with the encodings classified so
+            far and their number in all.
 
     Raises:
         ConfigError: the settings are not valid.
@@ -88,9 +90,9 @@ def evaluate_encoded(
     return evaluate_encodings(
         _on_device(run.model, run.config.resources),
         run.dataset.test,
-        encoder,
-        settings.encodings,
-        stream(settings.seed, "inference"),
+        encoder=encoder,
+        encodings=settings.encodings,
+        rng=stream(settings.seed, "inference"),
         average=settings.average,
         advance=advance,
     )
@@ -105,17 +107,26 @@ def save_evaluation(
 ) -> None:
     """Write evaluation.json and evaluation.png, over those of an earlier evaluation.
 
+    Args:
+        run: The run that was evaluated; the files go into its folder.
+        clean: The result on clean images.
+        encoder: The encoder that made the encodings.
+        settings: The settings of the evaluation.
+        encoded: The result on encodings.
+
     Raises:
-        OutputError: they cannot be written.
+        OutputError: a file cannot be written.
     """
-    made = {
+    encoded_json = {
         "encodings": settings.encodings,
         "own_coefficient": encoder.config.min_private_weight,
         "average": settings.average,
         "seed": settings.seed,
+        **asdict(encoded),
+        "accuracy": encoded.accuracy,
     }
-    result = {**made, **asdict(encoded), "accuracy": encoded.accuracy}
-    run.folder.write_json(EVALUATION, {"clean": asdict(clean), "encoded": result})
+    evaluation = {"clean": asdict(clean), "encoded": encoded_json}
+    run.folder.write_json(EVALUATION, evaluation)
     path = run.folder.path / EVALUATION_PICTURE
     save_evaluation_picture(path, encoded.accuracy_by_encodings, clean.accuracy)
 
