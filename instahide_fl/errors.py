@@ -83,8 +83,9 @@ def error_named(name: str, message: str) -> InstaHideError:
     """Rebuild an error from its class name, as read back from a run folder.
 
     Args:
-        name: class name, for instance "RoundError"; unknown names become EngineError.
-        message: the error's text.
+        name: The class name, for instance "RoundError"; unknown names become
+            EngineError.
+        message: The text of the error.
     """
     for kind in (
         ConfigError,

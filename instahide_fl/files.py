@@ -1,4 +1,4 @@
-"""Writing results so that nothing is ever half written, and the cache folder."""
+"""Files that are never half written, folders with one writer, and the cache folder."""
 
 from __future__ import annotations
 
@@ -14,13 +14,16 @@ import platformdirs
 
 from instahide_fl.errors import OutputError
 
-TEMPORARY = ".part"  # how the names of unfinished files end
+TEMPORARY = ".part"  # suffix of unfinished files
 
 
 def cache_folder(*parts: str) -> Path:
     """Return a folder for prepared data.
 
     It lies below `$INSTAHIDE_FL_CACHE`, or the user's cache folder if that is not set.
+
+    Args:
+        parts: The names of the folder and of those that it lies in, outermost first.
     """
     root = os.environ.get("INSTAHIDE_FL_CACHE")
     base = Path(root) if root else Path(platformdirs.user_cache_dir("instahide-fl"))
@@ -30,6 +33,9 @@ def cache_folder(*parts: str) -> Path:
 @contextlib.contextmanager
 def explained(path: Path) -> Iterator[None]:
     """Turn a failed write (full disk, read-only folder) into an OutputError.
+
+    Args:
+        path: The file or folder that is written.
 
     Raises:
         OutputError: the operating system refused; the text names `path` and the reason.
@@ -47,7 +53,13 @@ def explained(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path` that replaces it when the block succeeds.
+    """Replace a file in one step, when the block succeeds.
+
+    Args:
+        path: The file.
+
+    Yields:
+        A temporary path beside it, to write to.
 
     Raises:
         OutputError: the file cannot be written.
@@ -69,12 +81,13 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def sole_writer(folder: Path) -> Iterator[None]:
-    """Keep other processes that ask for the same out of a folder.
+    """Allow one process at a time to write in a folder.
 
-    Whoever is killed lets go of it. A file system without locks has none.
+    The lock of a process that is killed is released. On a file system without locks,
+    nothing is locked.
 
     Args:
-        folder: that exists.
+        folder: The folder, which exists.
 
     Raises:
         OutputError: another process is writing there.
@@ -97,9 +110,12 @@ def sole_writer(folder: Path) -> Iterator[None]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what `atomic_file` leaves below a folder if its process is killed.
+    """Remove the files that `atomic_file` leaves behind if its process is killed.
 
-    Nobody else may be writing there.
+    No other process may be writing in the folder.
+
+    Args:
+        folder: The folder; the folders in it are searched too.
 
     Raises:
         OutputError: the operating system refused.
@@ -111,9 +127,15 @@ def remove_leftovers(folder: Path) -> None:
 
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Give a temporary folder that becomes `path` when the block succeeds.
+    """Make a folder in one step, when the block succeeds.
 
     If another process finished the same folder meanwhile, its result stays.
+
+    Args:
+        path: The folder.
+
+    Yields:
+        A temporary folder beside it, to write in.
 
     Raises:
         OutputError: the folder cannot be written.
@@ -134,7 +156,11 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically.
+    """Write a text file in one step.
+
+    Args:
+        path: The file.
+        text: The content, written as UTF-8.
 
     Raises:
         OutputError: the file cannot be written.
@@ -144,7 +170,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Let a file's new name outlast a power failure, as its content does."""
+    """Write a folder's entries to disk, so that new names outlast a power failure."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

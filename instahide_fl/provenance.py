@@ -61,7 +61,11 @@ def describe_environment() -> dict[str, Any]:
 def git_revision(folder: Path) -> str | None:
     """Return the checkout's revision, marked `-dirty` if files differ from it.
 
-    None outside a checkout, or where git is not installed.
+    Args:
+        folder: The package's folder in the checkout.
+
+    Returns:
+        The revision; None outside a checkout, or where git is not installed.
     """
     command = [
         "git",
@@ -73,17 +77,17 @@ def git_revision(folder: Path) -> str | None:
         "--abbrev=12",
     ]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+        git = subprocess.run(command, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None
     # A site-packages folder inside somebody else's checkout is not ours to name.
     inside = (folder.parent / "pyproject.toml").exists()
-    return done.stdout.strip() or None if done.returncode == 0 and inside else None
+    return git.stdout.strip() or None if git.returncode == 0 and inside else None
 
 
 def _package_folder(package: str) -> Path | None:
-    found = importlib.util.find_spec(package)
-    locations = found.submodule_search_locations if found else None
+    spec = importlib.util.find_spec(package)
+    locations = spec.submodule_search_locations if spec else None
     return Path(next(iter(locations))) if locations else None
 
 

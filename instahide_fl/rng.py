@@ -1,7 +1,7 @@
 """Randomness: named seeded streams for simulation, the operating system otherwise.
 
-Every function that needs chance takes a `numpy.random.Generator`. Where it comes from
-decides what it may protect:
+Every function that needs randomness takes a `numpy.random.Generator`. Where it comes
+from decides what it may protect:
 
 - `stream(seed, ...)` repeats a simulation bit for bit. Whoever knows the seed knows
   every key drawn from it, so it protects nothing.
@@ -34,21 +34,21 @@ def stream(seed: int, *names: StreamName) -> np.random.Generator:
     others were opened before it: results do not change with the order of work.
 
     Args:
-        seed: the experiment's seed.
-        names: what the stream is for, for instance `("client", "3", 17)`.
+        seed: The experiment's seed.
+        names: The name of the stream, for instance `("client", "3", 17)`.
     """
     entropy = np.frombuffer(_digest(seed, *names), np.uint32)
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(entropy)))
 
 
 def client_stream(seed: int, client: str, round_number: int) -> np.random.Generator:
-    """Return what a simulated client draws a round's batches and keys from."""
+    """Return the stream of a simulated client's batches and keys in a round."""
     return stream(seed, "client", client, round_number)
 
 
-def fixed_stream(seed: int, client: str, which: int) -> np.random.Generator:
-    """Return what a simulated client draws a set of its fixed encodings' keys from."""
-    return stream(seed, "fixed-encodings", client, which)
+def fixed_stream(seed: int, client: str, number: int) -> np.random.Generator:
+    """Return the stream of a simulated client's keys in one set of fixed encodings."""
+    return stream(seed, "fixed-encodings", client, number)
 
 
 def torch_seed(seed: int, *names: StreamName) -> int:
@@ -65,8 +65,8 @@ def keyed_stream(secret: bytes, *names: StreamName) -> np.random.Generator:
     """Return a ChaCha20 stream that only the holder of `secret` can repeat.
 
     Args:
-        secret: 32 bytes, from `new_secret`.
-        names: what the stream is for.
+        secret: The 32 bytes from `new_secret`.
+        names: The name of the stream.
 
     Raises:
         ValueError: the secret is not 32 bytes long.

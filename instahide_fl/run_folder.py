@@ -3,19 +3,19 @@
 config.toml         every setting
 provenance.json     versions, git revision, hash of imported code, pool, seed, command
 partition.json      which client held which training image
-partition.png       how many images of which class
+partition.png       how many images of which class each client held
 metrics.jsonl       one object a round
 checkpoint/         newest complete state
 model.safetensors   final global parameters
 summary.json        written last: a folder without it is not finished
-evaluation.json     accuracy on encodings of test images, if asked for later
+evaluation.json     accuracy on encodings of test images (`instahide-fl evaluate`)
 failure.json        why a run ended early
 exposures/          how often simulated clients encoded each image; theirs alone
 controls/           simulated clients' control variates, if there are any
 transcript/         recorded rounds, as the server saw them (record.rounds)
 truth/              what simulated clients hid in them (record.truth)
-attacks/            what `instahide-fl attack` recovered
-logs/               what Flower, Ray and the apps said
+attacks/            the results of `instahide-fl attack`
+logs/               logs of Flower, Ray and the apps
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class RunFolder:
     """Reads and writes one run's folder.
 
     Attributes:
-        path: the folder.
+        path: The folder.
     """
 
     path: Path
@@ -134,16 +134,23 @@ class RunFolder:
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         """Write one of the JSON files.
 
+        Args:
+            name: The name of the file.
+            value: The content.
+
         Raises:
-            OutputError: it cannot be written.
+            OutputError: the file cannot be written.
         """
         write_text(self.path / name, json.dumps(value, indent=2) + "\n")
 
     def read_json(self, name: str) -> dict[str, Any]:
         """Read one of the JSON files; an absent one is empty.
 
+        Args:
+            name: The name of the file.
+
         Raises:
-            OutputError: it is damaged.
+            OutputError: the file is damaged.
         """
         try:
             text = (self.path / name).read_text(encoding="utf-8")
@@ -159,15 +166,22 @@ class RunFolder:
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Add a round's line to metrics.jsonl.
 
+        Args:
+            row: The figures of the round, with its number as "round".
+
         Raises:
-            OutputError: it cannot be written.
+            OutputError: the file cannot be written.
         """
         path = self.path / METRICS
         with explained(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Read the complete lines of metrics.jsonl, oldest first."""
+        """Read the complete lines of metrics.jsonl, oldest first.
+
+        Raises:
+            OutputError: the file is damaged.
+        """
         try:
             text = (self.path / METRICS).read_text(encoding="utf-8")
         except FileNotFoundError:
@@ -187,13 +201,13 @@ class RunFolder:
         """Replace the checkpoint, in one step.
 
         Args:
-            round_number: last completed round.
-            tensors: of `ServerOptimizer.state`.
+            round_number: The last completed round.
+            tensors: The state of the server's optimizer, by name.
 
         Raises:
-            OutputError: it cannot be written.
+            OutputError: the file cannot be written.
         """
-        # A checkpoint is of no use without the lines of its rounds.
+        # First the lines of its rounds: without them a checkpoint is of no use.
         with explained(self.path / METRICS), (self.path / METRICS).open("a") as file:
             os.fsync(file.fileno())
         metadata = {"round": str(round_number)}
@@ -202,38 +216,43 @@ class RunFolder:
     def load_checkpoint(self) -> tuple[int, dict[str, Tensor]]:
         """Return the last completed round and the tensors of the checkpoint.
 
-        Lines of metrics.jsonl from rounds after it are dropped: they will come again.
+        Lines of metrics.jsonl from later rounds are dropped: these rounds will be
+        trained again.
 
         Returns:
-            0 and nothing if the run was interrupted before its first checkpoint.
+            The round and the tensors by name; 0 and nothing if the run was interrupted
+            before its first checkpoint.
 
         Raises:
             OutputError: the checkpoint cannot be read, or does not go with the rest.
         """
         path = self.path / CHECKPOINT
         remove_leftovers(self.path)
-        done = 0
+        last_round = 0
         tensors: dict[str, Tensor] = {}
         try:
             if path.is_file():
                 tensors, metadata = load_tensors(path)
-                done = int(metadata["round"])
+                last_round = int(metadata["round"])
         except (OSError, safetensors.SafetensorError, KeyError, ValueError) as error:
             raise OutputError(f"cannot read the checkpoint {path}: {error}") from None
-        kept = [row for row in self.metrics() if row["round"] <= done]
-        if [row["round"] for row in kept] != list(range(1, done + 1)):
+        rows = [row for row in self.metrics() if row["round"] <= last_round]
+        if [row["round"] for row in rows] != list(range(1, last_round + 1)):
             raise OutputError(
-                f"{self.path / METRICS} does not hold each round up to {done}, that of "
-                f"the checkpoint: put the file back, or start the run anew"
+                f"{self.path / METRICS} does not hold each round up to {last_round}, "
+                f"that of the checkpoint: put the file back, or start the run anew"
             )
-        write_text(self.path / METRICS, "".join(json.dumps(row) + "\n" for row in kept))
-        return done, tensors
+        write_text(self.path / METRICS, "".join(json.dumps(row) + "\n" for row in rows))
+        return last_round, tensors
 
     def save_model(self, parameters: Mapping[str, Tensor]) -> None:
         """Write the final global parameters.
 
+        Args:
+            parameters: The parameters by name.
+
         Raises:
-            OutputError: they cannot be written.
+            OutputError: the file cannot be written.
         """
         save_tensors(self.path / MODEL, parameters, {"format": "pt"})
 
@@ -241,7 +260,7 @@ class RunFolder:
         """Read the final global parameters, by name, on the CPU.
 
         Raises:
-            OutputError: they are missing or damaged.
+            OutputError: the file is missing or damaged.
         """
         path = self.path / MODEL
         try:
@@ -250,9 +269,9 @@ class RunFolder:
             raise OutputError(f"cannot read the model {path}: {error}") from None
 
     def record_failure(self, error: BaseException) -> None:
-        """Note why the run ended early, for whoever started it.
+        """Write down why the run ended early, for the process that started it.
 
-        Never raises: the error itself is on its way and says more.
+        Nothing is raised here: the error itself is being raised and says more.
         """
         name = type(error).__name__
         text = str(error) if isinstance(error, InstaHideError) else f"{name}: {error}"
@@ -262,7 +281,7 @@ class RunFolder:
             return
 
     def clear_failure(self) -> None:
-        """Forget why an earlier attempt ended, before a new one starts.
+        """Remove the reason why an earlier attempt ended, before a new one starts.
 
         Raises:
             OutputError: the folder cannot be written.
@@ -283,7 +302,7 @@ class RunFolder:
 
 
 def free_run_folder(parent: Path, config: Config) -> Path:
-    """Return parent/DATASET-METHOD, or with -2, -3, ... behind it if that is taken."""
+    """Return parent/DATASET-METHOD, or with -2, -3, ... behind it if that exists."""
     name = f"{Path(config.data.dataset).name}-{config.instahide.method}"
     path, number = parent / name, 1
     while path.exists():

@@ -1,4 +1,4 @@
-"""Files of named tensors (safetensors), written so that none is ever half there."""
+"""Files of named tensors (safetensors), never half written."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from instahide_fl.files import atomic_file
 
-# PyTorch is imported where it is used: a study that is finished is told without it.
+# PyTorch is imported where it is used: a finished study is recognised without it.
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -17,26 +17,27 @@ if TYPE_CHECKING:
 def save_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 ) -> None:
-    """Replace a file in one step.
+    """Write tensors to a file, in one step.
 
     Args:
-        path: of the .safetensors file.
-        tensors: by name; on any device, in any layout.
-        metadata: texts to keep with them.
+        path: The .safetensors file.
+        tensors: The tensors by name; on any device, in any memory layout.
+        metadata: The texts to store with them, by name.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: the file cannot be written.
     """
     import safetensors.torch
 
     stored: dict[str, Tensor] = {}
-    taken: set[int] = set()
-    for name, array in tensors.items():
-        kept = array.detach().cpu().contiguous()
-        memory = kept.untyped_storage().data_ptr()
-        # The format refuses tensors that share memory: krum's choice is an update.
-        stored[name] = kept.clone() if memory in taken else kept
-        taken.add(memory)
+    addresses: set[int] = set()
+    for name, tensor in tensors.items():
+        on_cpu = tensor.detach().cpu().contiguous()
+        address = on_cpu.untyped_storage().data_ptr()
+        # The format refuses tensors that share memory, as the aggregate of krum does
+        # with the update that was chosen.
+        stored[name] = on_cpu.clone() if address in addresses else on_cpu
+        addresses.add(address)
     with atomic_file(path) as temporary:
         data = safetensors.torch.save(stored, dict(metadata))
         with temporary.open("wb") as file:
@@ -46,11 +47,14 @@ def save_tensors(
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors by name, on the CPU, and the metadata.
+    """Return the tensors of a file by name, on the CPU, and the metadata.
+
+    Args:
+        path: The .safetensors file.
 
     Raises:
         OSError: the file cannot be read.
-        SafetensorError: it is truncated or of another kind.
+        SafetensorError: the file is truncated or of another kind.
     """
     import safetensors
 

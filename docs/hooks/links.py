@@ -1,7 +1,7 @@
-"""Brings pages from outside docs/ into the site, and makes all links right there.
+"""Brings pages from outside docs/ into the site, and rewrites all links for it.
 
 Pages are written so that their links work in a checkout. The site has the same pages in
-another tree; files of the code are not part of it, and their links become plain text.
+another tree. Files of the code are not part of it, and links to them become plain text.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[2]
-# Pages and pictures outside docs/: by their path in the checkout, that in the site.
+# Pages and pictures outside docs/: their paths in the site by those in the checkout.
 OUTSIDE = {
     "README.md": "index.md",
     "SECURITY.md": "SECURITY.md",
@@ -32,7 +32,7 @@ _LINK = re.compile(r"(?P<text>!?\[[^\]]*\])\((?P<target>[^)\s]+)\)")
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add what lies outside docs/."""
+    """Add the pages and pictures that lie outside docs/."""
     for source, target in OUTSIDE.items():
         content = (ROOT / source).read_bytes()
         files.append(File.generated(config, target, content=content))
@@ -41,30 +41,31 @@ def on_files(files: Files, config: Any) -> Files:
 
 def on_page_markdown(markdown: str, page: Page, config: Any, files: Files) -> str:
     """Rewrite a page's links for the site."""
-    here = page.file.src_uri
-    return _LINK.sub(lambda link: _rewritten(link, here, files), markdown)
+    source = page.file.src_uri
+    return _LINK.sub(lambda link: _rewritten(link, source, files), markdown)
 
 
-def _rewritten(link: re.Match[str], here: str, files: Files) -> str:
+def _rewritten(link: re.Match[str], source: str, files: Files) -> str:
+    """Return a link of the page `source` of the site; plain text if it leads out."""
     text, target = link["text"], link["target"]
     path, mark, anchor = target.partition("#")
     if not path or "://" in target or target.startswith("mailto:"):
         return link[0]
-    place = PurePosixPath(_in_checkout(here)).parent / path
-    found = _in_site(os.path.normpath(place))
-    if files.get_file_from_path(found) is None:
+    in_checkout = PurePosixPath(_in_checkout(source)).parent / path
+    in_site = _in_site(os.path.normpath(in_checkout))
+    if files.get_file_from_path(in_site) is None:
         return text.removeprefix("!")[1:-1]
-    relative = os.path.relpath(found, PurePosixPath(here).parent)
+    relative = os.path.relpath(in_site, PurePosixPath(source).parent)
     return f"{text}({relative}{mark}{anchor})"
 
 
 def _in_checkout(site_path: str) -> str:
-    """Return where a page of the site is in the checkout."""
+    """Return the path in the checkout of a page of the site."""
     outside = {target: source for source, target in OUTSIDE.items()}
     return outside.get(site_path, f"docs/{site_path}")
 
 
 def _in_site(path: str) -> str:
-    """Return where a file of the checkout is in the site."""
-    found = OUTSIDE.get(path, path.removeprefix("docs/"))
-    return found.removesuffix(".ipynb") + ".md" if found.endswith(".ipynb") else found
+    """Return the path in the site of a file of the checkout."""
+    page = OUTSIDE.get(path, path.removeprefix("docs/"))
+    return page.removesuffix(".ipynb") + ".md" if page.endswith(".ipynb") else page

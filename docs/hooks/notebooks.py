@@ -1,4 +1,4 @@
-"""Runs the notebooks of docs/notebooks/ and makes pages of what they printed."""
+"""Runs the notebooks of docs/notebooks/ and makes pages of them and their output."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nbconvert import MarkdownExporter
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = ROOT / "docs" / "notebooks"
-LONGEST = 300  # seconds that a cell may take
+MAX_SECONDS = 300  # for a cell
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -27,12 +27,12 @@ def on_files(files: Files, config: Any) -> Files:
     for source in sorted(NOTEBOOKS.glob("*.ipynb")):
         notebook = nbformat.read(source, as_version=4)
         with tempfile.TemporaryDirectory() as folder:
-            place = {"metadata": {"path": folder}}
-            client = NotebookClient(notebook, timeout=LONGEST, resources=place)
+            resources = {"metadata": {"path": folder}}
+            client = NotebookClient(notebook, timeout=MAX_SECONDS, resources=resources)
             client.execute(env=_environment(Path(folder)))
-        page, found = MarkdownExporter().from_notebook_node(notebook)
+        page, parts = MarkdownExporter().from_notebook_node(notebook)
         name = f"notebooks/{source.stem}"
-        for picture, content in found["outputs"].items():
+        for picture, content in parts["outputs"].items():
             page = page.replace(f"({picture})", f"({source.stem}-{picture})")
             target = f"{name}-{picture}"
             files.append(File.generated(config, target, content=content))
@@ -41,7 +41,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def _environment(folder: Path) -> dict[str, str]:
-    """Let a notebook's commands be those of this checkout and this Python."""
+    """Return an environment with the `instahide-fl` of this checkout and Python."""
     script = folder / "bin" / "instahide-fl"
     script.parent.mkdir()
     script.write_text(

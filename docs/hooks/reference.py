@@ -22,7 +22,7 @@ SETTINGS, COMMANDS = "reference/settings.md", "reference/commands.md"
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the pages."""
+    """Add the pages of settings and commands."""
     for path, content in ((SETTINGS, settings_page()), (COMMANDS, commands_page())):
         files.append(File.generated(config, path, content=content))
     return files
@@ -38,20 +38,19 @@ def settings_page() -> str:
     ]
     tables = [Config, *_tables()]
     for table in tables:
-        fields = [one for one in table.model_fields.values() if not _is_table(one)]
-        names = [name for name, one in table.model_fields.items() if not _is_table(one)]
-        told = _docstrings(table)
+        meanings = _docstrings(table)
         section = getattr(table, "section", "")
         lines += ["", f"## {f'[{section}]' if section else 'Above all tables'}", ""]
         lines += ["| setting | type | default | meaning |", "| --- | --- | --- | --- |"]
-        for name, one in zip(names, fields, strict=True):
-            row = [
-                f"`{one.alias or name}`",
-                _type(one),
-                f"`{_literal(one.get_default(call_default_factory=True))}`",
-                told.get(name, ""),
-            ]
-            lines.append(_row(*row))
+        for name, field in table.model_fields.items():
+            if not _is_table(field):
+                row = [
+                    f"`{field.alias or name}`",
+                    _type(field),
+                    f"`{_literal(field.get_default(call_default_factory=True))}`",
+                    meanings.get(name, ""),
+                ]
+                lines.append(_row(*row))
     return "\n".join(lines) + "\n"
 
 
@@ -80,9 +79,9 @@ def _row(*cells: str) -> str:
 
 
 def _tables() -> Iterator[type[BaseModel]]:
-    for one in Config.model_fields.values():
-        if _is_table(one):
-            yield typing.cast(type[BaseModel], one.annotation)
+    for field in Config.model_fields.values():
+        if _is_table(field):
+            yield typing.cast(type[BaseModel], field.annotation)
 
 
 def _is_table(field: FieldInfo) -> bool:
@@ -91,9 +90,9 @@ def _is_table(field: FieldInfo) -> bool:
 
 
 def _docstrings(table: type[BaseModel]) -> dict[str, str]:
-    """Return what stands below each field in the source."""
+    """Return the text below each field in the source, by the field's name."""
     (body,) = ast.parse(inspect.getsource(table)).body
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     statements = typing.cast(ast.ClassDef, body).body
     for field, below in itertools.pairwise(statements):
         if (
@@ -102,18 +101,18 @@ def _docstrings(table: type[BaseModel]) -> dict[str, str]:
             and isinstance(below, ast.Expr)
             and isinstance(below.value, ast.Constant)
         ):
-            found[field.target.id] = " ".join(str(below.value.value).split())
-    return found
+            texts[field.target.id] = " ".join(str(below.value.value).split())
+    return texts
 
 
 def _type(field: FieldInfo) -> str:
-    kind = _kind(field.annotation)
+    """Return the type of a field in words, with its limits."""
     limits = []
-    for one in field.metadata:
+    for constraint in field.metadata:
         for name, sign in (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<")):
-            if (limit := getattr(one, name, None)) is not None:
+            if (limit := getattr(constraint, name, None)) is not None:
                 limits.append(f"{sign} {limit}")
-    return ", ".join([kind, *limits])
+    return ", ".join([_kind(field.annotation), *limits])
 
 
 def _kind(annotation: Any) -> str:
@@ -124,7 +123,7 @@ def _kind(annotation: Any) -> str:
     if origin is typing.Literal:
         return ", ".join(f"`{_literal(value)}`" for value in arguments)
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(_kind(one) for one in arguments)
+        return " or ".join(_kind(argument) for argument in arguments)
     if origin is typing.Annotated:
         return _kind(arguments[0])
     return str(getattr(annotation, "__name__", annotation))
@@ -141,8 +140,8 @@ def _commands(path: str, command: Any) -> Iterator[tuple[str, Any]]:
     if not hasattr(command, "commands"):
         yield path, command
         return
-    for name, one in command.commands.items():
-        yield from _commands(f"{path} {name}", one)
+    for name, subcommand in command.commands.items():
+        yield from _commands(f"{path} {name}", subcommand)
 
 
 def _context(command: Any, path: str) -> Any:

@@ -1,4 +1,4 @@
-"""What the commands share: consoles, settings, and small ways of printing."""
+"""Consoles, settings and printing, which all commands share."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from instahide_fl.errors import OutputError
 BROKEN = "InstaHide is broken as an encryption scheme (Carlini et al., IEEE S&P 2021)"
 DATASET_HELP = "A name as in data.dataset, for instance mnist-5k or imagefolder:PATH."
 
-# A cell of a notebook calls itself a terminal, and shows all that was ever drawn on it.
+# A notebook's cell calls itself a terminal, but nothing drawn in it can be replaced.
 _TERMINAL = False if "JPY_PARENT_PID" in os.environ else None
 console = Console(soft_wrap=True, force_terminal=_TERMINAL)
 errors = Console(
@@ -44,7 +44,16 @@ Assignments = Annotated[
 def read_settings(
     path: Path | None, assignments: Sequence[str] | None, seed: int | None
 ) -> Config:
-    """Merge the settings file, `--set` and `--seed`, in this order."""
+    """Merge the settings file, `--set` and `--seed`, in this order.
+
+    Args:
+        path: The settings file; None takes the defaults.
+        assignments: The values of `--set`, each KEY=VALUE.
+        seed: The value of `--seed`; None leaves the seed as it is.
+
+    Raises:
+        ConfigError: a setting is unknown or not valid.
+    """
     changes: dict[str, Scalar] = dict(map(parse_assignment, assignments or []))
     if seed is not None:
         changes["seed"] = seed
@@ -52,15 +61,18 @@ def read_settings(
 
 
 def interrupt(number: int, frame: object) -> NoReturn:
-    """End as Ctrl-C does: a signal handler."""
+    """Handle a signal as Ctrl-C is handled."""
     raise KeyboardInterrupt
 
 
 def refuse_existing(*paths: Path | None) -> None:
     """Refuse to write over files.
 
+    Args:
+        paths: The files; None stands for one that is not asked for.
+
     Raises:
-        OutputError: one of them exists.
+        OutputError: a file exists.
     """
     for path in paths:
         if path is not None and path.exists():

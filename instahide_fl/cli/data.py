@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 data_app = typer.Typer(help="Data sets.", no_args_is_help=True)
-LISTED_CLASSES = 20  # more are summed up
+MAX_LISTED_CLASSES = 20  # more are summed up
 
 
 @data_app.command("info")
@@ -101,7 +101,7 @@ def data_partition(
 
 def _print_classes(names: Sequence[str], counts: Sequence[int]) -> None:
     """Print the training images of each class, or a summary where there are many."""
-    if len(names) > LISTED_CLASSES:
+    if len(names) > MAX_LISTED_CLASSES:
         fewest, most = min(counts), max(counts)
         few, many = names[counts.index(fewest)], names[counts.index(most)]
         print_rows(

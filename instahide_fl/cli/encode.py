@@ -51,8 +51,8 @@ def encode(
     if key is not None:
         save_key(key, encoded.key)
     if picture is not None:
-        few = encoded.key.select(torch.arange(min(10, len(encoded.key))))
-        save_encoding_picture(picture, encoded.encoder, few, encoded.split)
+        first_ten = encoded.key.select(torch.arange(min(10, len(encoded.key))))
+        save_encoding_picture(picture, encoded.encoder, first_ten, encoded.split)
     save_encodings(out, encoded.batch)
     console.print(f"{len(encoded.batch):,} encodings in {out}")
     if settings.instahide.method == "instahide":

@@ -60,7 +60,7 @@ def run(
     from instahide_fl.run_folder import RunFolder, free_run_folder
     from instahide_fl.tracking.tracked import tracking_settings
 
-    start = _choose(engine or DEFAULT_ENGINE, ENGINES)
+    start = _engine(engine or DEFAULT_ENGINE, ENGINES)
     if resume is not None:
         if config or assignments or seed is not None or out:
             raise ConfigError(
@@ -89,14 +89,14 @@ def _tracked(settings: Config, tensorboard: bool, mlflow: str | None) -> Config:
     return settings.with_values(changes)
 
 
-def _choose(name: str, choices: dict[str, Any]) -> Any:
-    if name not in choices:
-        raise ConfigError(f"--engine must be one of {', '.join(choices)}, got {name!r}")
-    return choices[name]
+def _engine(name: str, engines: dict[str, Any]) -> Any:
+    if name not in engines:
+        raise ConfigError(f"--engine must be one of {', '.join(engines)}, got {name!r}")
+    return engines[name]
 
 
 def _note_start(folder: RunFolder, engine: str, *, resumed: bool) -> None:
-    """Begin provenance.json with what only the command line knows."""
+    """Begin provenance.json with the command, which only the command line knows."""
     from instahide_fl.run_folder import PROVENANCE
 
     started: dict[str, Any] = {
@@ -104,9 +104,12 @@ def _note_start(folder: RunFolder, engine: str, *, resumed: bool) -> None:
         "engine": engine,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    known = folder.read_json(PROVENANCE)
     if resumed:
-        started = {**known, "resumed": [*known.get("resumed", []), started]}
+        provenance = folder.read_json(PROVENANCE)
+        started = {
+            **provenance,
+            "resumed": [*provenance.get("resumed", []), started],
+        }
     folder.write_json(PROVENANCE, started)
 
 
@@ -122,12 +125,13 @@ def train(
     """Run an engine under a progress bar and say how it ended.
 
     Args:
-        settings: of the run.
-        folder: of the run.
-        start: the engine.
-        engine: its name, for provenance.json.
-        resumed: whether the folder has a checkpoint to continue from.
-        command: that continues the run if it is interrupted.
+        settings: The run's settings.
+        folder: The run's folder.
+        start: The function that starts the engine.
+        engine: The name of the engine, for provenance.json.
+        resumed: Whether the folder has a checkpoint to continue from.
+        command: The command that continues the run, with --resume, if it is
+            interrupted.
 
     Raises:
         OutputError: another process is writing in the folder.
@@ -137,7 +141,9 @@ def train(
     from instahide_fl.run_folder import SUMMARY, RunFolder
 
     absolute = str(folder.path.absolute())
-    full = settings.with_values({"output.folder": absolute, "output.resume": resumed})
+    with_folder = settings.with_values(
+        {"output.folder": absolute, "output.resume": resumed}
+    )
     # Whoever ends us with SIGTERM (a scheduler, a time limit) gets the same clean-up.
     signal.signal(signal.SIGTERM, interrupt)
     try:
@@ -146,10 +152,9 @@ def train(
                 RunFolder.open_interrupted(folder.path).clear_failure()
             _note_start(folder, engine, resumed=resumed)
             with RunProgress(folder, settings.train.rounds, console):
-                start(full, folder)
+                start(with_folder, folder)
     except KeyboardInterrupt:
-        remedy = f"continue with {command} --resume {folder.path}"
-        errors.print(f"interrupted: {remedy}")
+        errors.print(f"interrupted: continue with {command} --resume {folder.path}")
         # A second Ctrl-C must not stop the exit half way.
         os._exit(1)
     summary = folder.read_json(SUMMARY)
@@ -167,7 +172,7 @@ def train(
 
 
 def _privacy(summary: Mapping[str, Any]) -> str:
-    """Return what differential privacy has come to, or why there is no figure."""
+    """Say which differential privacy the run has, or why there is no figure."""
     if "epsilon" not in summary:
         return f"epsilon: {summary['epsilon_absent']}"
     return (

@@ -1,4 +1,4 @@
-"""Pictures of many images at once, in labelled rows."""
+"""Contact sheets: pictures of many images at once, in labelled rows."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from torch import Tensor
 from instahide_fl.data.datasets import ImageDataset
 from instahide_fl.files import atomic_file
 
-CELL = 0.8  # inches
-LABEL = 1.7  # inches, where a row has one
-MARGIN = 0.1  # inches, where none has
-TITLE = 0.4  # inches
-LABEL_CHARACTERS = 22  # that fit into a line of a label
+CELL = 0.8  # side of an image, in inches
+LABEL = 1.7  # width of the labels, in inches
+MARGIN = 0.1  # width left of the images in inches, where no row has a label
+TITLE = 0.4  # height of the title, in inches
+LABEL_CHARACTERS = 22  # in a line of a label
 
 
 def save_contact_sheet(path: Path, rows: list[tuple[str, Tensor]], title: str) -> None:
     """Draw rows of images, each with a label to its left.
 
     Args:
-        path: of the PNG file.
-        rows: label and images u8[n,C,H,W] (C 1 or 3) of each row; n may differ.
-        title: above all.
+        path: The PNG file.
+        rows: The label and the images u8[n,C,H,W] (C 1 or 3) of each row; n may differ.
+        title: The title above all rows.
 
     Raises:
         OutputError: the file cannot be written.
@@ -43,18 +43,28 @@ def save_contact_sheet(path: Path, rows: list[tuple[str, Tensor]], title: str) -
         for cell, image in zip(line, images, strict=False):
             _show(cell, image)
         line[0].text(
-            *(-0.12, 0.5, "\n".join(_wrapped(name))),
+            -0.12,
+            0.5,
+            "\n".join(_wrapped(name)),
             transform=line[0].transAxes,
             ha="right",
             va="center",
             fontsize=9,
             parse_math=False,  # a class may be called $10
         )
-    left, top = label / width, 1 - TITLE / height
-    figure.subplots_adjust(left, 0.01, 0.99, top, wspace=0.06, hspace=0.06)
+    figure.subplots_adjust(
+        left=label / width,
+        bottom=0.01,
+        right=0.99,
+        top=1 - TITLE / height,
+        wspace=0.06,
+        hspace=0.06,
+    )
     heading = textwrap.shorten(title, round(width * 12), placeholder=" ...")
     figure.text(
-        *(0.5, 1 - 0.5 * TITLE / height, heading),
+        0.5,
+        1 - 0.5 * TITLE / height,
+        heading,
         ha="center",
         va="center",
         fontsize=10,
@@ -70,20 +80,24 @@ def class_rows(
     """Return the first training images of the first classes, for a contact sheet.
 
     Args:
-        dataset: whose images.
-        classes: how many classes at most.
-        images: how many of each at most.
+        dataset: The data set.
+        classes: The number of classes, at most.
+        images: The number of images of each class, at most.
+
+    Returns:
+        The name and the images u8[n,C,H,W] of each class.
     """
     rows = []
     for number, name in enumerate(dataset.class_names[:classes]):
-        own = torch.nonzero(dataset.train.targets == number)[:images, 0]
-        rows.append((name, dataset.train.images[own]))
+        in_class = torch.nonzero(dataset.train.targets == number)[:images, 0]
+        rows.append((name, dataset.train.images[in_class]))
     return rows
 
 
 def _show(cell: Axes, image: Tensor) -> None:
-    shown = image.permute(1, 2, 0) if len(image) == 3 else image[0]
-    cell.imshow(shown.cpu().numpy(), cmap="gray", vmin=0, vmax=255)
+    # [3,H,W] -> [H,W,3]; one channel [1,H,W] -> [H,W]
+    pixels = image.permute(1, 2, 0) if len(image) == 3 else image[0]
+    cell.imshow(pixels.cpu().numpy(), cmap="gray", vmin=0, vmax=255)
 
 
 def _wrapped(label: str) -> list[str]:

@@ -17,9 +17,10 @@ def save_evaluation_picture(
     """Draw the accuracy with 1, 2, ... encodings, and the clean one as a dashed line.
 
     Args:
-        path: of the PNG file.
-        accuracy_by_encodings: in [0, 1]; the t-th averages t encodings of each image.
-        clean_accuracy: in [0, 1], of the images themselves.
+        path: The PNG file.
+        accuracy_by_encodings: The accuracies in [0, 1]; the t-th averages t encodings
+            of each image.
+        clean_accuracy: The accuracy in [0, 1] on the images themselves.
 
     Raises:
         OutputError: the file cannot be written.

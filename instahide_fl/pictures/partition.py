@@ -1,4 +1,4 @@
-"""A picture of a partition: how many images of which class every client holds."""
+"""A picture of a partition: how many images of each class every client holds."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from instahide_fl.data.partition import Partition, count_labels
 from instahide_fl.files import atomic_file
 
 Counts: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
-"""i64[M,K]: images that M clients have of K classes."""
+"""i64[M,K]: the number of images that M clients have of K classes."""
 
-MAX_BARS = 30  # clients; more would be too thin to tell colours apart
+MAX_BARS = 30  # clients; with more, bars are too thin to tell colours apart
 MAX_COLOURS = 20  # classes; there are no more colours that differ
-MAX_NUMBERED = 100  # clients whose numbers one still looks up
-MAX_ROWS = 100  # of a heat map
+MAX_NUMBERED = 100  # clients that are drawn in their own order
+MAX_ROWS = 100  # rows of a heat map
 
 
 def save_partition_picture(
@@ -32,15 +32,16 @@ def save_partition_picture(
 ) -> None:
     """Draw the label distribution of every client.
 
-    A bar per client, its colours the classes. Where clients or classes are too many for
-    that: the sizes above, and below what share of a client's images is of which class.
-    More than 100 clients are sorted, above by size and below by most frequent class.
+    Each client is a bar, with a colour for each class. Where clients or classes are too
+    many for that, one plot shows the sizes, and a heat map below it the share of each
+    class in a client's images. More than 100 clients are sorted, above by size and
+    below by most frequent class.
 
     Args:
-        path: of the PNG file.
-        partition: which client holds which training image.
-        targets: i64[N], classes of all training images.
-        class_names: K names.
+        path: The PNG file.
+        partition: The training images that each client holds.
+        targets: i64[N], the classes of all training images.
+        class_names: The names of the K classes.
 
     Raises:
         OutputError: the file cannot be written.
@@ -92,13 +93,13 @@ def _legend(figure: Figure, axes: Axes) -> None:
 def _heat_map(counts: Counts, class_names: Sequence[str]) -> Figure:
     clients = len(counts)
     sizes = counts.sum(axis=1)
-    shares = _grouped(counts) / np.maximum(sizes, 1)[:, None]
+    shares = _grouped(counts) / np.maximum(sizes, 1)[:, None]  # [M,R], R rows
     in_order = clients <= MAX_NUMBERED
     if not in_order:
         sizes = np.sort(sizes)[::-1]
         # By most frequent class: a diagonal is easier to read than noise.
         shares = shares[np.lexsort((-shares.max(axis=1), shares.argmax(axis=1)))]
-    # A pixel a client, as far as a page goes.
+    # One pixel for each client, as far as a page is wide enough.
     width = min(14.0, max(8.0, clients / 95))
     figure = Figure((width, 5.6), dpi=120, layout="constrained")
     top, bottom = figure.subplots(2, 1, height_ratios=(1, 2.5))
@@ -116,8 +117,9 @@ def _heat_map(counts: Counts, class_names: Sequence[str]) -> Figure:
 def _grouped(counts: Counts) -> Counts:
     """Add up neighbouring classes until at most MAX_ROWS rows are left."""
     classes = counts.shape[1]
-    together = -(-classes // MAX_ROWS)
-    return np.add.reduceat(counts, np.arange(0, classes, together), axis=1)
+    classes_a_row = -(-classes // MAX_ROWS)
+    starts = np.arange(0, classes, classes_a_row)
+    return np.add.reduceat(counts, starts, axis=1)  # [M,K] -> [M,R]
 
 
 def _draw_shares(
@@ -128,9 +130,9 @@ def _draw_shares(
 ) -> None:
     clients, rows = shares.shape
     classes = len(class_names)
-    # The extent lets an axis count classes where a row is several of them.
+    # The extent lets the axis count classes where a row stands for several of them.
     extent = (-0.5, clients - 0.5, classes - 0.5, -0.5)
-    drawn = axes.imshow(
+    heat_map = axes.imshow(
         shares.T,
         aspect="auto",
         cmap="viridis",
@@ -138,14 +140,16 @@ def _draw_shares(
         interpolation="nearest",
         norm=PowerNorm(0.5, vmin=0),  # shows small shares too
     )
-    together = -(-classes // rows)
+    classes_a_row = -(-classes // rows)
     axes.set_xlabel("client")
-    axes.set_ylabel("class" if together == 1 else f"class, {together} together")
+    axes.set_ylabel(
+        "class" if classes_a_row == 1 else f"class, {classes_a_row} together"
+    )
     if classes <= MAX_COLOURS:
         axes.set_yticks(range(classes), [_short(name) for name in class_names])
         for text in axes.get_yticklabels():
             text.set_parse_math(False)
-    figure.colorbar(drawn, ax=axes, label="share of the client's images")
+    figure.colorbar(heat_map, ax=axes, label="share of the client's images")
 
 
 def _short(name: str) -> str:

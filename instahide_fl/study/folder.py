@@ -1,11 +1,11 @@
 """A study's folder: what it holds, and what of it is finished.
 
-study.toml          the study, as it was given
-study.json          its runs with their states; rewritten after each of them
-runs/NAME/          a run folder each
+study.toml          a copy of the study file
+study.json          the runs with their states; rewritten after each run
+runs/NAME/          the folder of each run
 runs/NAME/audits/   a run folder for each audit, with attacks/ in it
-report.html         what came out (`instahide-fl report`)
-report/             its figures and tables as files
+report.html         the report (`instahide-fl report`)
+report/             the figures and tables of the report as files
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ class StudyFolder:
     """Reads and writes a study's folder.
 
     Attributes:
-        path: the folder.
+        path: The folder.
     """
 
     path: Path
 
     @property
     def report(self) -> Path:
-        """The report, whether it is there or not."""
+        """The path of the report, whether it exists or not."""
         return self.path / REPORT
 
     @property
     def report_is_current(self) -> bool:
-        """Whether the report was written after the state that it tells of."""
+        """Whether the report was written after study.json."""
         state = self.path / STATE
         return (
             self.report.is_file()
@@ -61,8 +61,8 @@ class StudyFolder:
         """Make the folder, or check that what is in it belongs to this study.
 
         Args:
-            source: the study file.
-            runs: of the study.
+            source: The study file.
+            runs: The runs of the study.
 
         Raises:
             OutputError: the folder holds something else, or runs under the same names
@@ -85,11 +85,11 @@ class StudyFolder:
             write_text(self.path / STUDY, text)
 
     def run(self, run: PlannedRun) -> RunFolder:
-        """Return the folder of a run, whether it is there or not."""
+        """Return the folder of a run, whether it exists or not."""
         return RunFolder(self.path / RUNS / run.name)
 
     def audit(self, run: PlannedRun, audit: AuditConfig) -> RunFolder:
-        """Return the folder of an audit's short run, whether it is there or not."""
+        """Return the folder of an audit's short run, whether it exists or not."""
         return RunFolder(self.run(run).path / AUDITS / audit.folder)
 
     def finished(self, run: PlannedRun) -> bool:
@@ -97,7 +97,7 @@ class StudyFolder:
         return self.run(run).finished and not self.missing_audits(run)
 
     def missing_audits(self, run: PlannedRun) -> list[tuple[AuditConfig, Config]]:
-        """Return the audits of a run that are yet to be made."""
+        """Return the audits of a run that are still to be made, with their settings."""
         return [
             (audit, config)
             for audit, config in run.audits
@@ -114,24 +114,25 @@ class StudyFolder:
         """Write study.json.
 
         Args:
-            study: the study.
-            runs: all of them.
-            failures: why runs failed, by name.
-            seconds: that runs took just now, by name; others keep what is known.
+            study: The study.
+            runs: All runs of the study.
+            failures: The reasons why runs failed, by name.
+            seconds: The time that runs took just now, by name; other runs keep the time
+                that study.json has.
 
         Raises:
-            OutputError: it cannot be written.
+            OutputError: the file cannot be written.
         """
-        known = {one["name"]: one["seconds"] for one in self.state().get("runs", [])}
+        earlier = {run["name"]: run["seconds"] for run in self.state().get("runs", [])}
         state = {
             "title": study.title,
             "question": study.question,
-            "methods": [one.name for one in study.methods],
+            "methods": [method.name for method in study.methods],
             "axes": study.axes,
             "seeds": study.seeds,
             "audits": [
-                {"name": one.name, "start": one.start, "attacks": one.attacks}
-                for one in study.audits
+                {"name": audit.name, "start": audit.start, "attacks": audit.attacks}
+                for audit in study.audits
             ],
             "runs": [
                 {
@@ -142,7 +143,7 @@ class StudyFolder:
                     "folder": f"{RUNS}/{run.name}",
                     "status": self._status(run, failures),
                     "reason": failures.get(run.name, ""),
-                    "seconds": seconds.get(run.name, known.get(run.name, 0.0)),
+                    "seconds": seconds.get(run.name, earlier.get(run.name, 0.0)),
                 }
                 for run in runs
             ],
@@ -152,10 +153,10 @@ class StudyFolder:
             write_text(self.path / STATE, text)
 
     def state(self) -> dict[str, Any]:
-        """Read study.json; an absent one is empty.
+        """Read study.json; return nothing where there is none.
 
         Raises:
-            OutputError: it is damaged.
+            OutputError: the file is damaged.
         """
         return RunFolder(self.path).read_json(STATE)
 
@@ -172,15 +173,16 @@ class StudyFolder:
         if not (folder.path / CONFIG).is_file():
             return
         try:
-            there, wanted = _compared(folder.config()), _compared(run.config)
+            stored = _settings_of_result(folder.config())
+            planned = _settings_of_result(run.config)
         except ConfigError as error:
             raise OutputError(f"the run in {folder.path} is damaged: {error}") from None
-        changed = [name for name in wanted if there.get(name) != wanted[name]]
+        changed = [name for name in planned if stored.get(name) != planned[name]]
         if changed:
             name = changed[0]
             raise OutputError(
-                f"{folder.path} was made with {name} = {there.get(name)!r}, the study "
-                f"says {wanted[name]!r} now: choose another --out, or remove that "
+                f"{folder.path} was made with {name} = {stored.get(name)!r}, the study "
+                f"says {planned[name]!r} now: choose another --out, or remove that "
                 f"folder to make the run anew"
             )
 
@@ -189,14 +191,14 @@ def audit_is_finished(folder: RunFolder, audit: AuditConfig) -> bool:
     """Tell whether all attacks of an audit were tried.
 
     Args:
-        folder: of its short run.
-        audit: with the attacks that are wanted.
+        folder: The folder of the audit's short run.
+        audit: The audit.
     """
     return set(audit.attacks) <= set(folder.read_json(AUDIT_FILE).get("attacks", []))
 
 
-def _compared(config: Config) -> dict[str, object]:
-    """Return what makes a run the run it is: not where it ran and was written."""
+def _settings_of_result(config: Config) -> dict[str, object]:
+    """Return the settings that a result depends on, without resources and output."""
     return {
         name: value
         for name, value in config.to_run_config().items()

@@ -1,4 +1,4 @@
-"""Which runs a study consists of."""
+"""The runs that a study consists of."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class PlannedRun:
     """One training, and the audits after it.
 
     Attributes:
-        name: of its folder.
-        method: that it belongs to.
-        axes: values of the axes that it varies along, by setting.
-        seed: of the simulation.
-        config: its settings, resolved.
-        audits: what is attacked afterwards, with the settings of the short runs.
+        name: The name of the run, and of its folder.
+        method: The method that the run belongs to.
+        axes: The values of the varied settings, by dotted name.
+        seed: The seed of the simulation.
+        config: The run's settings, resolved.
+        audits: The audits after the training, with the settings of their short runs.
     """
 
     name: str
@@ -42,11 +42,11 @@ def plan_runs(study: StudyConfig, folder: Path) -> tuple[PlannedRun, ...]:
     """Combine methods, axes and seeds; equal runs of a method are planned once.
 
     Args:
-        study: the study.
-        folder: that relative paths start from.
+        study: The study.
+        folder: The folder that relative paths start from.
 
     Raises:
-        ConfigError: a combination is not valid: the text says which, and why.
+        ConfigError: a combination is not valid; the text says which, and why.
     """
     base = study.base_config(folder)
     runs = [
@@ -69,28 +69,35 @@ def _with_seeds(
     base: Config,
     folder: Path,
 ) -> Iterator[PlannedRun]:
-    for place, seed in enumerate(study.seeds):
+    for position, seed in enumerate(study.seeds):
         config = _changed(base, method, {**values, "seed": seed}, folder)
         parts = [method.name, *(f"{_short(k)}-{v}" for k, v in values.items())]
         name = "-".join(map(fit_for_folder, [*parts, f"seed-{seed}"]))
         audits = tuple(
-            (one, _audit_config(config, one, method.name, folder))
-            for one in study.audits
-            if (one.methods is None or method.name in one.methods)
-            and (one.seeds == 0 or place < one.seeds)
+            (audit, _audit_config(config, audit, method.name, folder))
+            for audit in study.audits
+            if (audit.methods is None or method.name in audit.methods)
+            and (audit.seeds == 0 or position < audit.seeds)
         )
-        yield PlannedRun(name, method.name, values, seed, config.resolved(), audits)
+        yield PlannedRun(
+            name=name,
+            method=method.name,
+            axes=values,
+            seed=seed,
+            config=config.resolved(),
+            audits=audits,
+        )
 
 
 def _combinations(
     study: StudyConfig, method: MethodConfig, base: Config, folder: Path
 ) -> Iterator[dict[str, Scalar]]:
     """Yield the values of the axes that make a difference to a method."""
-    named = list(study.axes) if method.axes is None else method.axes
-    first = {name: study.axes[name][0] for name in named}
+    candidates = list(study.axes) if method.axes is None else method.axes
+    first = {name: study.axes[name][0] for name in candidates}
     axes = [
         name
-        for name in named
+        for name in candidates
         if method.axes is not None
         or _distinct(
             [
@@ -105,11 +112,11 @@ def _combinations(
 
 def _distinct(configs: list[Config]) -> bool:
     """Tell whether settings differ in anything that is used."""
-    used = {_without_unused(config).to_toml() for config in configs}
-    return len(used) > 1
+    return len({_without_unused(config).to_toml() for config in configs}) > 1
 
 
 def _without_unused(config: Config) -> Config:
+    """Return settings without those of an encoding where nothing is encoded."""
     if config.instahide.method != "none":
         return config
     plain = {
@@ -128,8 +135,8 @@ def _changed(
             folder
         )
     except ConfigError as error:
-        shown = "".join(f", {name} = {value}" for name, value in values.items())
-        raise ConfigError(f"method {method.name!r}{shown}: {error}") from None
+        varied = "".join(f", {name} = {value}" for name, value in values.items())
+        raise ConfigError(f"method {method.name!r}{varied}: {error}") from None
 
 
 def _audit_config(

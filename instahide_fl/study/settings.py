@@ -1,4 +1,4 @@
-"""A study file: what is compared, what is varied, what is attacked."""
+"""The settings of a study: what is compared, what is varied, what is attacked."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from instahide_fl.errors import ConfigError
 
 
 class MethodConfig(Table):
-    """One thing that is compared: a row of the tables, a colour of the plots."""
+    """A method that is compared: a row of the tables, a colour of the plots."""
 
     section: ClassVar[str] = "methods"
 
     name: Annotated[str, Field(min_length=1)]
-    """As it stands in tables and plots."""
+    """The name in tables and plots."""
     settings: dict[str, Any] = Field(default={})
-    """What it changes of the base, as TOML tables."""
+    """The settings that differ from the base, as TOML tables."""
     axes: list[str] | None = None
-    """The axes that it varies along; without it, all that make a difference to it."""
+    """The axes that the method is varied along; without it, all that matter to it."""
 
     @property
     def changes(self) -> dict[str, Scalar]:
-        """Its settings by dotted name."""
+        """The method's settings by dotted name."""
         return flatten_tables(self.settings)
 
 
@@ -43,53 +43,53 @@ class AuditConfig(Table):
     section: ClassVar[str] = "audits"
 
     name: Annotated[str, Field(min_length=1)]
-    """As it stands in the report, for instance "gradients, batch 1"."""
+    """The name in the report, for instance "gradients, batch 1"."""
     attacks: Annotated[list[str], Field(min_length=1)]
-    """What is tried, by the names of `instahide-fl attack --list`."""
+    """The attacks that are tried, by the names of `instahide-fl attack --list`."""
     start: Literal["initial", "trained"] = "initial"
     """The parameters that the short run starts from: those that the training started
     from, or its result. Gradients of a fresh network leak most."""
     threat_model: str = ""
     """The adversary; empty takes each attack's own."""
     settings: dict[str, Any] = Field(default={})
-    """What the short run changes of the method's settings, as TOML tables. Without
+    """The settings that differ from the method's, as TOML tables. Without
     `record.rounds`, all its rounds are recorded."""
     attack_settings: dict[str, dict[str, Scalar]] = Field(default={})
-    """Settings of attacks, by attack."""
+    """The settings of attacks, by attack."""
     methods: list[str] | None = None
-    """The methods that it is for; without it, all."""
+    """The methods that are audited; without it, all."""
     seeds: CountOrZero = 0
-    """How many of the study's seeds it is run with, from the first; 0 takes all."""
+    """The number of seeds that are audited, from the study's first; 0 takes all."""
 
     @property
     def changes(self) -> dict[str, Scalar]:
-        """Its settings by dotted name, with all that an audit needs."""
+        """The audit's settings by dotted name, with all that an audit needs."""
         recorded: dict[str, Scalar] = {"record.rounds": "all", "record.truth": True}
         return {**recorded, **flatten_tables(self.settings)}
 
     @property
     def folder(self) -> str:
-        """Its name, fit for a folder."""
+        """The audit's name, fit for a folder."""
         return fit_for_folder(self.name)
 
 
 class StudyConfig(Table):
-    """A study."""
+    """A study: methods that are compared, varied and attacked."""
 
     title: Annotated[str, Field(min_length=1)]
-    """What the report is called."""
+    """The title of the report."""
     question: str = ""
-    """What it is for, in a paragraph."""
+    """The question that the study answers, in a paragraph."""
     seeds: list[CountOrZero] = Field(default=[0], min_length=1)
-    """Each method is run once with each."""
+    """The seeds: each method is run once with each of them."""
     base: dict[str, Any] = Field(default={})
-    """Settings of all runs, as TOML tables."""
+    """The settings of all runs, as TOML tables."""
     methods: Annotated[list[MethodConfig], Field(min_length=1)]
-    """What is compared."""
+    """The methods that are compared."""
     axes: dict[str, list[Scalar]] = Field(default={})
-    """Settings that are varied, by dotted name, with their values."""
+    """The settings that are varied, by dotted name, with their values."""
     audits: list[AuditConfig] = Field(default=[])
-    """What is attacked."""
+    """The audits of each method."""
 
     @field_validator("axes")
     @classmethod
@@ -103,13 +103,14 @@ class StudyConfig(Table):
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:
-        _check_distinct("methods", [one.name for one in self.methods])
-        _check_distinct("audits", [one.name for one in self.audits])
+        _check_distinct("methods", [method.name for method in self.methods])
+        _check_distinct("audits", [audit.name for audit in self.audits])
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds must differ, got {self.seeds}")
+        methods = {method.name for method in self.methods}
         for audit in self.audits:
             for name in audit.methods or []:
-                if name not in {one.name for one in self.methods}:
+                if name not in methods:
                     raise ValueError(
                         f"audits: {audit.name!r} is for the method {name!r}, which the "
                         f"study does not have"
@@ -130,10 +131,10 @@ class StudyConfig(Table):
             for name in varied:
                 if name in method.changes:
                     fixed[name] = f"the method {method.name!r}"
-        for name, whose in fixed.items():
+        for name, source in fixed.items():
             raise ValueError(
-                f"axes: {name} contradicts {whose}, which sets it too: leave it out of "
-                f"one of them, or list the method's own axes (axes = [])"
+                f"axes: {name} contradicts {source}, which sets it too: leave it out "
+                f"of one of them, or list the method's own axes (axes = [])"
             )
         return self
 
@@ -141,12 +142,15 @@ class StudyConfig(Table):
     def from_toml(cls, path: Path) -> StudyConfig:
         """Read a study file.
 
+        Args:
+            path: The study file.
+
         Raises:
             ConfigError: the file is missing, is not TOML, or holds a bad setting.
         """
         try:
             with path.open("rb") as file:
-                given = tomllib.load(file)
+                tables = tomllib.load(file)
         except OSError as error:
             raise ConfigError(
                 f"cannot read the study file {path}: {error.strerror}"
@@ -154,7 +158,7 @@ class StudyConfig(Table):
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path} is not valid TOML: {error}") from None
         try:
-            return cls(**given)
+            return cls(**tables)
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from None
 
@@ -162,7 +166,7 @@ class StudyConfig(Table):
         """Return the settings that all runs share.
 
         Args:
-            folder: that relative paths start from.
+            folder: The folder that relative paths start from.
 
         Raises:
             ConfigError: a setting is unknown or not valid.
@@ -181,7 +185,8 @@ def fit_for_folder(name: str) -> str:
 
 
 def _check_distinct(what: str, names: Sequence[str]) -> None:
-    for place, name in enumerate(names):
-        for other in names[:place]:
+    """Refuse names that would give the same folder."""
+    for position, name in enumerate(names):
+        for other in names[:position]:
             if fit_for_folder(name) == fit_for_folder(other):
                 raise ValueError(f"{what}: {other!r} and {name!r} have the same name")

@@ -17,18 +17,20 @@ if TYPE_CHECKING:
 class EventFiles:
     """Writes a run's event files.
 
-    A file for the training, one more for each time that it was continued, and one for
-    each set of results, which is replaced when they are made again.
+    There is a file for the training, one more for each time that it was continued, and
+    one for each set of results, which is replaced when they are made again.
 
     Args:
-        folder: of the run.
-        done: last round that stays; what earlier files tell of later ones counts no
-            more. None where no training follows.
+        folder: The run's folder.
+        last_round: The last round that stays; TensorBoard drops what earlier files say
+            about later rounds. None where no training follows.
     """
 
-    def __init__(self, folder: Path, done: int | None) -> None:
+    def __init__(self, folder: Path, last_round: int | None) -> None:
         self._folder = folder
-        self._writer = None if done is None else _writer(folder, purge_step=done + 1)
+        self._writer = None
+        if last_round is not None:
+            self._writer = _writer(folder, purge_step=last_round + 1)
 
     def log_settings(self, toml: str) -> None:
         """Show the run's settings as text."""
@@ -52,9 +54,9 @@ class EventFiles:
         files: Sequence[Path],
         step: int,
     ) -> None:
-        """Show figures and pictures, in place of earlier ones of this name."""
+        """Show figures and pictures; see `Tracker.log_results`."""
         if self._writer is not None:
-            # One file: TensorBoard goes on to a younger one and never comes back.
+            # In the same file: TensorBoard leaves a file for a younger one for good.
             _write(self._writer, name, figures, files, step)
             return
         suffix = "." + re.sub(r"[^A-Za-z0-9_]+", "-", name)

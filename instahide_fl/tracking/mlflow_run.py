@@ -1,4 +1,4 @@
-"""MLflow: a run of the experiment `instahide-fl`, on a server or in a database file."""
+"""MLflow: runs of the experiment `instahide-fl`, on a server or in a database file."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ log = logging.getLogger("instahide_fl.tracking")
 
 EXPERIMENT = "instahide-fl"
 SQLITE = "sqlite:///"
-EVERY_ROUND = "seconds"  # which each round has: the last one logged is read off it
-PARAMS_AT_ONCE = 100  # MLflow takes no more
+EVERY_ROUND = "seconds"  # a figure of each round: its steps are the rounds logged
+MAX_PARAMS = 100  # that MLflow takes in one call
 
 T = TypeVar("T")
 
@@ -30,17 +30,17 @@ class MlflowRun:
     """Logs to one run of MLflow.
 
     Args:
-        uri: of the tracking server or database.
-        run_id: MLflow's.
+        uri: The address of the tracking server or database.
+        run_id: The id that MLflow gave the run.
     """
 
     def __init__(self, uri: str, run_id: str) -> None:
         self.uri, self.run_id = uri, run_id
         self._client = connect(uri)
-        history = _asked(
+        history = _call(
             uri, lambda: self._client.get_metric_history(run_id, EVERY_ROUND)
         )
-        self._done = max((one.step for one in history), default=0)
+        self._last_round = max((metric.step for metric in history), default=0)
         self._waiting: list[Mapping[str, Any]] = []
 
     @classmethod
@@ -48,9 +48,9 @@ class MlflowRun:
         """Begin a run.
 
         Args:
-            uri: of the tracking server or database.
-            name: that MLflow shows.
-            settings: of the run, flat.
+            uri: The address of the tracking server or database.
+            name: The name that MLflow shows.
+            settings: The run's settings, by dotted name.
 
         Raises:
             OutputError: the server does not answer, or the database cannot be opened.
@@ -58,25 +58,25 @@ class MlflowRun:
         from mlflow.entities import Param
 
         client, experiment = connect(uri), open_experiment(uri)
-        run_id = _asked(
+        run_id = _call(
             uri, lambda: str(client.create_run(experiment, run_name=name).info.run_id)
         )
         params = [Param(key, str(value)) for key, value in settings.items() if value]
-        for first in range(0, len(params), PARAMS_AT_ONCE):
-            few = params[first : first + PARAMS_AT_ONCE]
-            _asked(uri, partial(client.log_batch, run_id, params=few))
+        for first in range(0, len(params), MAX_PARAMS):
+            batch = params[first : first + MAX_PARAMS]
+            _call(uri, partial(client.log_batch, run_id, params=batch))
         return cls(uri, run_id)
 
     def resume(self) -> None:
         """Mark the run as running again."""
-        _asked(self.uri, lambda: self._client.update_run(self.run_id, "RUNNING"))
+        _call(self.uri, lambda: self._client.update_run(self.run_id, "RUNNING"))
 
     def log_round(self, row: Mapping[str, Any]) -> None:
         """Log a round once, also where a resumed run repeats it.
 
-        A server that does not answer must not end a training: the rounds wait for it.
+        A server that does not answer must not end a training: the rounds wait here.
         """
-        if row["round"] <= self._done:
+        if row["round"] <= self._last_round:
             return
         self._waiting.append(row)
         try:
@@ -88,7 +88,7 @@ class MlflowRun:
         while self._waiting:
             row = self._waiting[0]
             self._log_figures(round_figures(row), row["round"])
-            self._done = row["round"]
+            self._last_round = row["round"]
             self._waiting.pop(0)
 
     def _log_figures(self, figures: Mapping[str, float], step: int) -> None:
@@ -96,7 +96,7 @@ class MlflowRun:
 
         now = int(time.time() * 1000)
         metrics = [Metric(name, value, now, step) for name, value in figures.items()]
-        _asked(self.uri, lambda: self._client.log_batch(self.run_id, metrics=metrics))
+        _call(self.uri, lambda: self._client.log_batch(self.run_id, metrics=metrics))
 
     def log_results(
         self,
@@ -105,20 +105,24 @@ class MlflowRun:
         files: Sequence[Path],
         step: int,
     ) -> None:
-        """Log figures, and files in a folder of this name; the newest are shown."""
+        """Log figures, and files in a folder of this name; see `Tracker.log_results`.
+
+        MLflow shows the newest.
+        """
         if figures:
-            self._log_figures({f"{name}/{k}": v for k, v in figures.items()}, step)
+            named = {f"{name}/{figure}": value for figure, value in figures.items()}
+            self._log_figures(named, step)
         folder = name.rpartition("/")[0] or None
         for path in files:
             log_artifact = partial(self._client.log_artifact, self.run_id)
-            _asked(self.uri, partial(log_artifact, str(path), folder))
+            _call(self.uri, partial(log_artifact, str(path), folder))
 
     def close(self, state: State | None) -> None:
-        """Log rounds that wait, and how the training ended."""
+        """Log the rounds that wait, and how the training ended."""
         try:
             self._log_waiting()
             if state is not None:
-                _asked(
+                _call(
                     self.uri,
                     lambda: self._client.set_terminated(self.run_id, status=state),
                 )
@@ -129,11 +133,14 @@ class MlflowRun:
 def connect(uri: str) -> MlflowClient:
     """Return a client of a tracking server or database.
 
+    Args:
+        uri: The address of the tracking server or database.
+
     Raises:
         OutputError: MLflow cannot use this address.
     """
-    # MLflow reports its use to its makers unless told not to; experiments on privacy
-    # must not, and whoever wants to can set the variable.
+    # MLflow reports its use to its makers by default. Experiments on privacy must not;
+    # whoever wants it can set the variable.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     from mlflow import MlflowClient
 
@@ -141,39 +148,42 @@ def connect(uri: str) -> MlflowClient:
         logging.getLogger(name).setLevel(logging.WARNING)
     if uri.startswith(SQLITE):
         Path(uri.removeprefix(SQLITE)).parent.mkdir(parents=True, exist_ok=True)
-    return _asked(uri, lambda: MlflowClient(tracking_uri=uri))
+    return _call(uri, lambda: MlflowClient(tracking_uri=uri))
 
 
 def open_experiment(uri: str) -> str:
-    """Return the id of the experiment, which is made if it is not there.
+    """Return the id of the experiment, which is made if it does not exist.
+
+    Args:
+        uri: The address of the tracking server or database.
 
     Raises:
         OutputError: the server does not answer, or the database cannot be opened.
     """
     client = connect(uri)
-    found = _asked(uri, lambda: client.get_experiment_by_name(EXPERIMENT))
-    if found is not None:
-        return str(found.experiment_id)
-    # Files lie beside the database, wherever the process happens to work.
-    place = (
+    experiment = _call(uri, lambda: client.get_experiment_by_name(EXPERIMENT))
+    if experiment is not None:
+        return str(experiment.experiment_id)
+    # Artifacts lie beside the database, whatever the working directory is.
+    artifacts = (
         (Path(uri.removeprefix(SQLITE)).absolute().parent / "mlruns").as_uri()
         if uri.startswith(SQLITE)
         else None
     )
-    return _asked(uri, lambda: str(client.create_experiment(EXPERIMENT, place)))
+    return _call(uri, lambda: str(client.create_experiment(EXPERIMENT, artifacts)))
 
 
-def _asked(uri: str, question: Callable[[], T]) -> T:
-    """Return what MLflow answers.
+def _call(uri: str, request: Callable[[], T]) -> T:
+    """Return MLflow's answer to a request.
 
     Raises:
-        OutputError: it cannot be reached, or refuses.
+        OutputError: the server or database cannot be reached, or refuses.
     """
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
-        return question()
+        return request()
     except (MlflowException, SQLAlchemyError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise OutputError(

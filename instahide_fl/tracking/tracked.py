@@ -1,7 +1,7 @@
-"""Which trackers a run has: noted in its folder, so that what comes later joins in.
+"""The trackers of a run, which tracking.json in its folder lists.
 
-A resumed training, an attack and an evaluation each find `tracking.json` in the run's
-folder and show what they made where the training was shown.
+A resumed training, an attack and an evaluation read it and show their results where the
+training was shown.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ TRACKING = "tracking.json"
 
 
 class Trackers:
-    """All trackers of a run; none is as good as any number.
+    """All trackers of a run, which may be none.
 
     Args:
-        trackers: of them.
+        trackers: The trackers.
     """
 
     def __init__(self, trackers: Sequence[Tracker]) -> None:
@@ -35,27 +35,31 @@ class Trackers:
 
     def log_round(self, row: Mapping[str, Any]) -> None:
         """Show a round, as metrics.jsonl has it."""
-        for one in self._trackers:
-            one.log_round(row)
+        for tracker in self._trackers:
+            tracker.log_round(row)
 
     def log_results(
         self, name: str, figures: Mapping[str, float], files: Sequence[Path], step: int
     ) -> None:
-        """Show figures and those files that are there; see `Tracker.log_results`."""
+        """Show figures, and the files that exist; see `Tracker.log_results`."""
         present = [path for path in files if path.is_file()]
-        for one in self._trackers:
-            one.log_results(name, figures, present, step)
+        for tracker in self._trackers:
+            tracker.log_results(name, figures, present, step)
 
     def close(self, state: State | None) -> None:
-        """Write what is left."""
-        for one in self._trackers:
-            one.close(state)
+        """Write what is left; see `Tracker.close`."""
+        for tracker in self._trackers:
+            tracker.close(state)
 
 
 def check_tracking(config: Config) -> None:
-    """Find mistakes before anything is started, and make MLflow's experiment.
+    """Check the trackers' settings before a run, and make MLflow's experiment.
 
-    Made once here, it is not made by several runs of a study at the same moment.
+    The experiment is made here, once, so that several runs of a study do not make it at
+    the same moment.
+
+    Args:
+        config: The run's settings.
 
     Raises:
         ConfigError: a package is not installed.
@@ -70,30 +74,33 @@ def check_tracking(config: Config) -> None:
 
 def tracking_settings(folder: RunFolder) -> dict[str, Scalar]:
     """Return the settings under which a run is tracked already."""
-    noted = folder.read_json(TRACKING)
+    tracking = folder.read_json(TRACKING)
     return {
-        "output.tensorboard": bool(noted.get("tensorboard")),
-        "output.mlflow": noted.get("mlflow", {}).get("uri", ""),
+        "output.tensorboard": bool(tracking.get("tensorboard")),
+        "output.mlflow": tracking.get("mlflow", {}).get("uri", ""),
     }
 
 
 @contextlib.contextmanager
 def tracked_training(
-    folder: RunFolder, config: Config, done: int
+    folder: RunFolder, config: Config, last_round: int
 ) -> Iterator[Trackers]:
-    """Give the trackers of a training, and tell them how it ended.
+    """Open the trackers of a training, and tell them how it ended.
 
     Args:
-        folder: of the run.
-        config: its settings.
-        done: rounds that are behind it; 0 for a new one.
+        folder: The run's folder.
+        config: The run's settings.
+        last_round: The last round that is trained already; 0 for a new run.
+
+    Yields:
+        The trackers.
 
     Raises:
         ConfigError: a package is not installed.
         OutputError: a tracker cannot be written.
     """
     check_tracking(config)
-    trackers = Trackers(list(_trackers_for(folder, config, done)))
+    trackers = Trackers(list(_trackers_for(folder, config, last_round)))
     try:
         yield trackers
     except Exception:
@@ -105,28 +112,32 @@ def tracked_training(
     trackers.close("FINISHED")
 
 
-def _trackers_for(folder: RunFolder, config: Config, done: int) -> Iterator[Tracker]:
-    noted = folder.read_json(TRACKING)
+def _trackers_for(
+    folder: RunFolder, config: Config, last_round: int
+) -> Iterator[Tracker]:
+    """Yield the trackers that the settings ask for, and note them in tracking.json."""
+    tracking = folder.read_json(TRACKING)
     if config.output.tensorboard:
-        events = EventFiles(folder.path, done)
-        if not noted.get("tensorboard"):
+        events = EventFiles(folder.path, last_round)
+        if not tracking.get("tensorboard"):
             events.log_settings(config.to_toml())
-        noted["tensorboard"] = True
+        tracking["tensorboard"] = True
         yield events
     if config.output.mlflow:
-        run = _mlflow_run(folder, config, noted.get("mlflow", {}))
-        noted["mlflow"] = {"uri": run.uri, "run_id": run.run_id}
+        run = _mlflow_run(folder, config, tracking.get("mlflow", {}))
+        tracking["mlflow"] = {"uri": run.uri, "run_id": run.run_id}
         yield run
-    if noted:
-        folder.write_json(TRACKING, noted)
+    if tracking:
+        folder.write_json(TRACKING, tracking)
 
 
 def _mlflow_run(
-    folder: RunFolder, config: Config, noted: Mapping[str, str]
+    folder: RunFolder, config: Config, earlier: Mapping[str, str]
 ) -> MlflowRun:
+    """Resume the run that the folder was tracked as, or start one."""
     uri = config.output.mlflow
-    if noted.get("uri") == uri:
-        run = MlflowRun(uri, noted["run_id"])
+    if earlier.get("uri") == uri:
+        run = MlflowRun(uri, earlier["run_id"])
         run.resume()
         return run
     settings = {
@@ -138,7 +149,7 @@ def _mlflow_run(
 
 
 def _name(path: Path) -> str:
-    """Return the folder's name; that of a study's audit begins with its run's."""
+    """Return the folder's name; an audit's begins with the name of its run."""
     if path.parent.name == "audits":
         return f"{path.parent.parent.name}/{path.name}"
     return path.name
@@ -147,29 +158,29 @@ def _name(path: Path) -> str:
 def log_results(
     folder: RunFolder, name: str, figures: Mapping[str, float], files: Sequence[Path]
 ) -> None:
-    """Show what came out after the training, if the run is tracked.
+    """Show results that were made after the training, if the run is tracked.
 
     Args:
-        folder: of the run.
-        name: of the results, for instance "attacks/first_layer".
-        figures: by name.
-        files: those of them that are there.
+        folder: The run's folder.
+        name: The name of the results, for instance "attacks/first_layer".
+        figures: The figures by name.
+        files: The files to show; those that do not exist are skipped.
 
     Raises:
         ConfigError: a tracker's package is not installed any more.
         OutputError: a tracker cannot be written.
     """
-    noted = folder.read_json(TRACKING)
-    if not noted:
+    tracking = folder.read_json(TRACKING)
+    if not tracking:
         return
-    rounds = [int(row["round"]) for row in folder.metrics()]
     trackers: list[Tracker] = []
-    if noted.get("tensorboard"):
+    if tracking.get("tensorboard"):
         require("tensorboard", "output.tensorboard", "tensorboard")
         trackers.append(EventFiles(folder.path, None))
-    if where := noted.get("mlflow"):
+    if mlflow := tracking.get("mlflow"):
         require("mlflow", "output.mlflow", "mlflow")
-        trackers.append(MlflowRun(where["uri"], where["run_id"]))
-    every = Trackers(trackers)
-    every.log_results(name, figures, files, max(rounds, default=0))
-    every.close(None)
+        trackers.append(MlflowRun(mlflow["uri"], mlflow["run_id"]))
+    last_round = max((int(row["round"]) for row in folder.metrics()), default=0)
+    every_tracker = Trackers(trackers)
+    every_tracker.log_results(name, figures, files, last_round)
+    every_tracker.close(None)

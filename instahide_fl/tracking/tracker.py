@@ -1,4 +1,4 @@
-"""What a tracker is told of a run, whichever it is."""
+"""The interface of all trackers of a run."""
 
 from __future__ import annotations
 
@@ -28,20 +28,28 @@ class Tracker(Protocol):
         """Show figures and pictures that belong together, in place of earlier ones.
 
         Args:
-            name: of them all, for instance "attacks/first_layer".
-            figures: by name.
-            files: PNG files, and others that a tracker may keep.
-            step: the round that they belong to.
+            name: The name of the results, for instance "attacks/first_layer".
+            figures: The figures by name.
+            files: The PNG files to show, and other files that a tracker may store.
+            step: The round that the results belong to.
         """
 
     def close(self, state: State | None) -> None:
-        """Write what is left; a state says how the training ended."""
+        """Write what is left.
+
+        Args:
+            state: The way in which the training ended; None where none was tracked.
+        """
 
 
 def round_figures(row: Mapping[str, Any]) -> dict[str, float]:
-    """Return a round's numbers by the names of metrics.jsonl; tables get a slash.
+    """Return a round's numbers by the names of metrics.jsonl.
 
-    What was not measured in the round is left out.
+    A name in a table follows the table's, after a slash. Figures that were not measured
+    in the round are not there.
+
+    Args:
+        row: The line of metrics.jsonl.
     """
     return dict(_numbers(row))
 
@@ -58,12 +66,12 @@ def require(package: str, setting: str, extra: str) -> None:
     """Refuse a setting whose package is not installed.
 
     Args:
-        package: as it is imported.
-        setting: that needs it.
-        extra: of instahide-fl, which installs it.
+        package: The name under which it is imported.
+        setting: The setting that needs it.
+        extra: The extra of instahide-fl that installs it.
 
     Raises:
-        ConfigError: it is not installed.
+        ConfigError: the package is not installed.
     """
     if importlib.util.find_spec(package) is None:
         raise ConfigError(
