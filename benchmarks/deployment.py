@@ -1,4 +1,4 @@
-"""What a round of a deployment costs: `python -m benchmarks.deployment`.
+"""Measure what a round of a deployment costs: `python -m benchmarks.deployment`.
 
 A federation of real processes on loopback, with TLS and keys, trains a small network,
 one step a round. Most of it is Flower's: it starts a process for each message, and

@@ -1,4 +1,4 @@
-"""Memory and file handles of a deployment over time: `python -m benchmarks.soak`.
+"""Measure a deployment's memory and open files over time: `python -m benchmarks.soak`.
 
 A run of InstaHide over TLS goes on for as long as asked. Every few seconds the memory
 and the open files of each process that lives through the run are noted: SuperLink,
@@ -49,7 +49,7 @@ ROLES = {
 
 
 class Sample(NamedTuple):
-    """What a process holds at one moment.
+    """The memory and files of a process at one moment.
 
     Attributes:
         seconds: The time since the first round.

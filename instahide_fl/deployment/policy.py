@@ -22,7 +22,7 @@ CLIENT_FILE = "client.toml"
 
 
 class Limits(Table):
-    """What a run may ask of this client."""
+    """The limits to what a run may ask of this client."""
 
     section: ClassVar[str] = "limits"
 
@@ -58,13 +58,13 @@ class ClientPolicy(Table):
     """The client's images, written as `data.dataset`. All of them are trained on, a
     test part excepted. Relative paths start in the client's folder."""
     train_rows: str = ""
-    """As `data.train-rows`: only these of the images."""
+    """The images to use, written as `data.train-rows`. Empty uses all."""
     classes: list[str] = Field(default=[])
     """Names of all classes of the federation, in the order that its clients agreed on.
     Empty takes the names in `data`, in their order: enough where every client has
     images of every class."""
     pool: Annotated[str, Field(min_length=1)] = "photos"
-    """As `pool.source`: the public images to mix with."""
+    """The public images to mix with, written as `pool.source`."""
     code_hash: str = ""
     """sha256 of the app that this client runs, as `instahide-fl deploy code-hash`
     prints it. Empty runs whatever the server sends."""

@@ -112,7 +112,7 @@ def take_part(
             for any.
 
     Raises:
-        EngineError: the SuperNode ended.
+        EngineError: The SuperNode ended.
     """
     folder = folder.absolute()
     state = folder / "state"

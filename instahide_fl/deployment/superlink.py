@@ -33,7 +33,7 @@ CONNECTION = "federation"
 
 @dataclass(frozen=True)
 class ClientStatus:
-    """Whether a client is there.
+    """A client's name, and whether it is connected.
 
     Attributes:
         name: The client's name; Flower's number of it in a federation without keys.
@@ -46,11 +46,11 @@ class ClientStatus:
 
 @dataclass(frozen=True)
 class Registration:
-    """What Flower knows a client by; the names of the fields stand in a file.
+    """A client's registration with Flower, as `registered.json` stores it.
 
     Attributes:
         number: The node id that Flower lists the client by.
-        key: sha256 of the public key that the client was registered with, hex.
+        key: The sha256 of the public key that the client was registered with, in hex.
     """
 
     number: str

@@ -32,9 +32,9 @@ def check_run(config: Config) -> None:
     It also fills the cache, so that clients find data and pool ready.
 
     Raises:
-        ConfigError: settings contradict each other, the data, or the machine.
-        DataError: the data set is missing or unreadable.
-        PoolError: the pool is missing, corrupt, or does not fit.
+        ConfigError: Settings contradict each other, the data, or the machine.
+        DataError: The data set is missing or unreadable.
+        PoolError: The pool is missing, corrupt, or does not fit.
         OutputError: MLflow does not answer.
     """
     if config.partition.num_clients == 0:
@@ -48,7 +48,7 @@ def check_run(config: Config) -> None:
     if data.pool is not None:
         data.pool.verify()
     build_encoder(config.instahide, data.pool, data.augmentation)
-    # Once here, so that the workers find the compiled loop instead of each making it.
+    # Compiled once here, so that the workers find the loop instead of compiling it too.
     prepare()
     classes = data.dataset.train.num_classes
     model = build_model(config.model, data.dataset.image_shape, classes, config.seed)
