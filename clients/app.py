@@ -39,7 +39,7 @@ from instahide_fl.training.scaffold import (
 )
 from instahide_fl.transcript.truth import write_truth
 from instahide_fl.types import ClientUpdate
-from instahide_fl.wire.messages import ClientDescription
+from instahide_fl.wire.messages import ClientDescription, RoundInstruction
 from instahide_fl.wire.secure_aggregation import KEY_SHARES, PUBLIC_KEYS, UNMASK
 
 app = ClientApp()
@@ -66,55 +66,54 @@ def train(message: Message, context: Context) -> Message:
     torch.set_num_threads(1)
     node = open_node(context)
     instruction, received = read_round(message)
-    held = node.pool.sha256 if node.pool else ""
-    if held != instruction.pool_sha256:
-        raise ProtocolError(
-            f"client {node.client} holds the pool {held[:12] or 'none'}, this run "
-            f"agreed on {instruction.pool_sha256[:12] or 'none'}: copy the run's pool "
-            f"to this client and set its path"
-        )
-    exposures = read_exposures(node, context, instruction.round)
+    round_number = instruction.round
+    _check_pool(node, instruction)
+    exposures = read_exposures(node, context, round_number)
     limit = node.config.instahide.max_exposures
     beyond = exposures.beyond(limit)
     rows = open_rows(node, exposures)
-    whole = node.normalised_with(instruction.statistics)
-    split = whole if len(rows) == len(whole) else whole.subset(rows)
+    all_images = node.normalised_with(instruction.statistics)
+    split = all_images if len(rows) == len(all_images) else all_images.subset(rows)
     shape = split.images.shape
     trainer = shared_trainer(
         node.config, (shape[1], shape[2], shape[3]), split.num_classes
     )
-    arrays, control = split_control_variates(received)
+    arrays, server_control = split_control_variates(received)
     if not node.simulated:
         check_model(node.client, split, trainer.model, arrays)
     encoder = CountingEncoder(node.encoder(context), exposures, rows)
-    recorder = node.recording_encoder(encoder, instruction.round)
-    own = read_control_variate(node, context, instruction.round) if control else {}
+    recorder = node.recording_encoder(encoder, round_number)
+    correction = None
+    if server_control:
+        client_control = read_control_variate(node, context, round_number)
+        correction = gradient_correction(server_control, client_control)
     update = trainer.update(
         arrays,
         split.to(trainer.device),
         recorder or encoder,
-        node.rng(instruction.round),
-        instruction.learning_rate_factor,
-        gradient_correction(control, own) if control else None,
+        node.rng(round_number),
+        learning_rate_factor=instruction.learning_rate_factor,
+        correction=correction,
     )
-    if control:
+    if server_control:
         rate = node.config.train.learning_rate * instruction.learning_rate_factor
         steps = local_steps(len(split), node.config.train)
-        moved = control_variate_difference(control, update.arrays, steps, rate)
-        move_control_variate(node, context, instruction.round, moved)
-        update = replace(update, arrays=with_control_variates(update.arrays, moved))
-    update = _defended(node, instruction.round, update, trainer.buffers)
+        change = control_variate_difference(server_control, update.arrays, steps, rate)
+        move_control_variate(node, context, round_number, change)
+        update = replace(update, arrays=with_control_variates(update.arrays, change))
+    update = _defended(node, round_number, update, trainer.buffers)
     if recorder:
         folder = Path(node.config.output.folder)
-        write_truth(folder, recorder.truth(instruction.round, node.client, whole))
-    store_exposures(node, context, instruction.round, exposures)
-    warn_of_exposures(node, instruction.round, beyond, exposures)
-    if not node.config.defense.is_private:  # whose samples have to stay unknown
-        told = {**update.metrics, **exposures.summary(limit)}
-        update = replace(update, metrics=told)
+        write_truth(folder, recorder.truth(round_number, node.client, all_images))
+    store_exposures(node, context, round_number, exposures)
+    warn_of_exposures(node, round_number, beyond, exposures)
+    # With DP-SGD the counters would tell the sizes of samples, which must not leave.
+    if not node.config.defense.is_private:
+        metrics = {**update.metrics, **exposures.summary(limit)}
+        update = replace(update, metrics=metrics)
     if node.config.secure_aggregation.enabled:
         return reply_masked(message, context, node.client, update, node.config)
-    return reply_update(message, node.client, update, instruction.round)
+    return reply_update(message, node.client, update, round_number)
 
 
 @app.query(PUBLIC_KEYS)
@@ -125,25 +124,40 @@ def public_keys(message: Message, context: Context) -> Message:
 
 @app.query(KEY_SHARES)
 def key_shares(message: Message, context: Context) -> Message:
-    """Share this round's secrets among its clients."""
+    """Share this client's secrets among the round's clients."""
     node = open_node(context)
     return answer_key_shares(message, context, node.client, node.config)
 
 
 @app.query(UNMASK)
 def unmask(message: Message, context: Context) -> Message:
-    """Help to take the masks off the sum."""
+    """Send the shares that take the masks off the sum."""
     node = open_node(context)
     return answer_unmask(message, context, node.client, node.config)
+
+
+def _check_pool(node: ClientNode, instruction: RoundInstruction) -> None:
+    """Check that this client's pool is the one that the run agreed on.
+
+    Raises:
+        ProtocolError: it is not.
+    """
+    pool_sha256 = node.pool.sha256 if node.pool else ""
+    if pool_sha256 != instruction.pool_sha256:
+        raise ProtocolError(
+            f"client {node.client} holds the pool {pool_sha256[:12] or 'none'}, this "
+            f"run agreed on {instruction.pool_sha256[:12] or 'none'}: copy the run's "
+            f"pool to this client and set its path"
+        )
 
 
 def _defended(
     node: ClientNode, round_number: int, update: ClientUpdate, buffers: Collection[str]
 ) -> ClientUpdate:
-    """Return what is left of an update after the defences, which act before it leaves.
+    """Return an update after the client's defences, as it may leave.
 
-    The training loss is a figure about private images without noise: a client that was
-    promised differential privacy keeps it.
+    The training loss is a figure about private images without noise: with differential
+    privacy it stays here.
     """
     defense = node.config.defense
     if defense.transform_names:
@@ -151,6 +165,10 @@ def _defended(
         arrays = apply_transforms(update.arrays, buffers, defense, noise)
         update = replace(update, arrays=arrays)
     if defense.is_private:
-        told = {n: x for n, x in update.metrics.items() if n != "train_loss"}
-        update = replace(update, metrics=told)
+        metrics = {
+            name: value
+            for name, value in update.metrics.items()
+            if name != "train_loss"
+        }
+        update = replace(update, metrics=metrics)
     return update

@@ -1,8 +1,8 @@
-"""Where a client keeps its control variate (SCAFFOLD): its state, and a file.
+"""A client's control variate (SCAFFOLD): in Flower's state of the node, and in a file.
 
-A simulated client's is also in a file below the run folder, so that a run resumed after
-its process was killed goes on as if nothing had happened. Real clients' runs start
-again at zero, and the server's control variate with them.
+Only simulated clients have the file, below the run folder: a run resumed after its
+process was killed goes on as if nothing had happened. Real clients start again at zero,
+and the server's control variate with them.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from clients.node import ClientNode
 from clients.snapshots import read_snapshots, store_snapshot
 from instahide_fl.flower.arrays import from_record, to_record
 
-FOLDER = "controls"  # below the run folder of a simulation
-_RECORD = "control"  # in Context.state, which stays on the node
+FOLDER = "controls"  # a folder in the run folder of a simulation
+_RECORD = "control"  # a record in Context.state, which stays on the node
 
 
 def read_control_variate(
@@ -27,7 +27,7 @@ def read_control_variate(
     """Return the client's control variate by parameter name; empty for zero.
 
     Raises:
-        RoundError: its file is damaged.
+        RoundError: the client's file is damaged.
     """
     record = context.state.array_records.get(_RECORD)
     if record is not None:
@@ -48,14 +48,20 @@ def move_control_variate(
 ) -> None:
     """Add to the client's control variate; before its first round it is zero.
 
+    Args:
+        node: the client.
+        context: Flower's context of the node.
+        round_number: 1, 2, ...
+        difference: the step of the control variate by parameter name.
+
     Raises:
-        OutputError: its file cannot be written.
-        RoundError: its file is damaged.
+        OutputError: the client's file cannot be written.
+        RoundError: the client's file is damaged.
     """
-    known = read_control_variate(node, context, round_number)
+    before = read_control_variate(node, context, round_number)
     moved = {name: array.cpu() for name, array in difference.items()}
-    if known:
-        moved = {name: known[name] + array for name, array in moved.items()}
+    if before:
+        moved = {name: before[name] + array for name, array in moved.items()}
     context.state[_RECORD] = to_record(moved)
     if path := _path(node):
         store_snapshot(path, round_number, moved, node.config.train.checkpoint_every)

@@ -1,10 +1,9 @@
-"""Where a client keeps its counters of exposures: its state, and a file for later runs.
+"""A client's exposure counters: in Flower's state of the node, and in a file.
 
-A run that is resumed starts with clients that remember nothing, so the counters are
-also in a file of the client's: below the run folder in a simulation; for a real client
-in its own folder, or where the node config says (`exposures-file`). The file holds two
-snapshots, so that a run resumed from its checkpoint finds the counters as they were
-then.
+A resumed run starts with clients that remember nothing, so the counters are also in a
+file of the client: below the run folder in a simulation; for a real client in its own
+folder, or where the node config says (`exposures-file`). The file holds two snapshots,
+so that a run resumed from its checkpoint finds the counters as they were then.
 """
 
 from __future__ import annotations
@@ -21,8 +20,8 @@ from instahide_fl.encoding.exposures import Exposures
 from instahide_fl.errors import RoundError
 from instahide_fl.flower.arrays import from_record, to_record
 
-FILE = "exposures-file"  # of a real client's node config
-_RECORD = "exposures"  # in Context.state, which stays on the node
+FILE = "exposures-file"  # a key of a real client's node config
+_RECORD = "exposures"  # a record in Context.state, which stays on the node
 
 log = logging.getLogger("instahide_fl.client")
 
@@ -31,40 +30,40 @@ def read_exposures(node: ClientNode, context: Context, round_number: int) -> Exp
     """Return the client's counters as they were before a round.
 
     Raises:
-        RoundError: those in the file are of other images or settings.
+        RoundError: the file's counters are those of other images or settings.
     """
     fresh = Exposures.zeros(len(node.split), node.config.instahide)
     record = context.state.array_records.get(_RECORD)
     if record is not None:
-        kept = from_record(record)
-        # A copy: they are written to, and the state must stay if the round fails.
-        return Exposures(kept["counts"].clone(), kept["used"].clone())
+        tensors = from_record(record)
+        # A copy: counters are written to, and the state must stay if the round fails.
+        return Exposures(tensors["counts"].clone(), tensors["used"].clone())
     path = _path(node, context)
     resumed = not node.simulated or node.config.output.resume
     if path is None or not resumed or not path.is_file():
         return fresh
-    snapshots = _counters(path)
+    snapshots = _read_counters(path)
     before = [number for number in snapshots if number < round_number]
     # Keys that do not repeat were really made after the checkpoint: all of them count.
-    chosen = before if node.seeded else list(snapshots)
-    if not chosen:
+    usable = before if node.seeded else list(snapshots)
+    if not usable:
         return fresh
-    found = snapshots[max(chosen)]
+    stored = snapshots[max(usable)]
     # Fixed encodings by other keys than before are other encodings.
-    used = found.used if node.seeded else fresh.used
-    if found.counts.shape != fresh.counts.shape or used.shape != fresh.used.shape:
+    used = stored.used if node.seeded else fresh.used
+    if stored.counts.shape != fresh.counts.shape or used.shape != fresh.used.shape:
         raise RoundError(
-            f"{path} counts the exposures of {len(found.counts)} images, client "
+            f"{path} counts the exposures of {len(stored.counts)} images, client "
             f"{node.client} holds {len(fresh.counts)}: it is of another data set or "
             f"another instahide.refresh; move it away to count from 0"
         )
-    return Exposures(found.counts, used)
+    return Exposures(stored.counts, used)
 
 
 def store_exposures(
     node: ClientNode, context: Context, round_number: int, exposures: Exposures
 ) -> None:
-    """Keep the counters as they are after a round.
+    """Store the counters after a round.
 
     Raises:
         OutputError: the file cannot be written.
@@ -82,7 +81,7 @@ def open_rows(node: ClientNode, exposures: Exposures) -> Tensor:
     """Return the images that may take part in a round, i64[n].
 
     Raises:
-        RoundError: too few are left for one encoding.
+        RoundError: too few such images are left for one encoding.
     """
     encoding = node.config.instahide
     stops = encoding.exposure_action == "stop"
@@ -101,13 +100,13 @@ def open_rows(node: ClientNode, exposures: Exposures) -> Tensor:
 def warn_of_exposures(
     node: ClientNode, round_number: int, before: int, exposures: Exposures
 ) -> None:
-    """Say in the client's log that images passed the limit in this round.
+    """Warn in the client's log if images passed the limit in this round.
 
     Args:
         node: the client.
         round_number: 1, 2, ...
-        before: images beyond the limit before the round.
-        exposures: after it.
+        before: number of images beyond the limit before the round.
+        exposures: the counters after the round.
     """
     limit = node.config.instahide.max_exposures
     beyond = exposures.beyond(limit)
@@ -115,7 +114,10 @@ def warn_of_exposures(
         log.warning(
             "round %d: %d images of client %s have been in more than %d encodings "
             "(instahide.max-exposures)",
-            *(round_number, beyond, node.client, limit),
+            round_number,
+            beyond,
+            node.client,
+            limit,
         )
 
 
@@ -126,20 +128,20 @@ def _path(node: ClientNode, context: Context) -> Path | None:
         return Path(folder) / "exposures" / name if folder else None
     if node.state:
         return node.state / "exposures.safetensors"
-    given = context.node_config.get(FILE)
-    return Path(str(given)).expanduser() if given else None
+    configured = context.node_config.get(FILE)
+    return Path(str(configured)).expanduser() if configured else None
 
 
-def _counters(path: Path) -> dict[int, Exposures]:
-    """Read the counters in a file by the round after which they were kept.
+def _read_counters(path: Path) -> dict[int, Exposures]:
+    """Return the counters in a file by the round after which they were stored.
 
     Raises:
         RoundError: the file is damaged.
     """
     try:
         return {
-            number: Exposures(kept["counts"], kept["used"])
-            for number, kept in read_snapshots(path).items()
+            number: Exposures(snapshot["counts"], snapshot["used"])
+            for number, snapshot in read_snapshots(path).items()
         }
     except KeyError as error:
         raise RoundError(

@@ -1,8 +1,8 @@
-"""What this node is: which client, its images, its pool, its source of randomness.
+"""The client that a node is: its name, images, pool and source of randomness.
 
-Flower's node config tells. In a simulation it holds `partition-id`. A real client sets
-`client-folder`, which holds its client.toml (`clients.policy`); without such a folder,
-`client-name`, and it may set `dataset` and `pool`, the places of its own data.
+Flower's node config names it. In a simulation it holds `partition-id`. A real client
+sets `client-folder`, which holds its client.toml (`clients.policy`). Without such a
+folder it sets `client-name`, and may set `dataset` and `pool`, the places of its data.
 """
 
 from __future__ import annotations
@@ -61,15 +61,15 @@ class ClientNode:
     """One client, ready to train.
 
     Attributes:
-        client: stable key, see `wire.ClientDescription`.
+        client: stable key (`wire.messages.ClientDescription`).
         config: the run's settings.
         split: the client's private images.
-        pool: the mixing pool, if encodings use one.
-        augmentation: of private images before mixing.
-        simulated: whether it is one of a simulation; else its images are real.
-        state: folder that a real client keeps what outlasts a run in; None without one.
-        seeded_as: the simulated client whose randomness a real one takes, in a
-            rehearsal that its own settings allow; empty for none.
+        pool: the mixing pool; None if encodings use none.
+        augmentation: random changes to private images before mixing; None for none.
+        simulated: whether the client belongs to a simulation; else its images are real.
+        state: the folder where a real client keeps what outlasts a run; None without.
+        seeded_as: the simulated client whose randomness a real one uses, in a rehearsal
+            that its own settings allow; empty for none.
     """
 
     client: str
@@ -113,14 +113,14 @@ class ClientNode:
     def recording_encoder(
         self, encoder: Encoder, round_number: int
     ) -> RecordingEncoder | None:
-        """Return an encoder that keeps this round's truth, where that is asked for.
+        """Return an encoder that keeps this round's truth; None if it is not asked for.
 
         Args:
-            encoder: does the work.
+            encoder: the encoder whose batches and keys are kept.
             round_number: 1, 2, ...
 
         Raises:
-            ConfigError: there is no folder to write it to.
+            ConfigError: there is no folder to write the truth to.
         """
         record = self.config.record
         if not (record.truth and record.includes_round(round_number)):
@@ -138,23 +138,23 @@ class ClientNode:
 
     @property
     def _stream(self) -> str:
-        """The client that seeded randomness is named after."""
+        """The client in the name of seeded random streams."""
         return self.seeded_as or self.client
 
     def _fixed_streams(self, context: Context) -> Callable[[int], np.random.Generator]:
         if self.seeded:
             seed, client = self.config.seed, self._stream
-            return lambda which: fixed_stream(seed, client, which)
+            return lambda repeat: fixed_stream(seed, client, repeat)
         if _SECRETS not in context.state.config_records:
             context.state[_SECRETS] = ConfigRecord({"secret": new_secret()})
         secret = context.state.config_records[_SECRETS]["secret"]
         if not isinstance(secret, bytes):
             raise ConfigError(f"the node's state holds no valid {_SECRETS}")
-        return lambda which: keyed_stream(secret, which)
+        return lambda repeat: keyed_stream(secret, repeat)
 
 
 def open_node(context: Context) -> ClientNode:
-    """Find out which client this is and open its data.
+    """Open the client that the node config names, with its data.
 
     Raises:
         ConfigError: the node config names no client, or contradicts the settings.
@@ -177,7 +177,7 @@ def open_node(context: Context) -> ClientNode:
 def shared_trainer(
     config: Config, image_shape: tuple[int, int, int], num_classes: int
 ) -> LocalTrainer:
-    """Return this process's network; whoever uses it overwrites its parameters.
+    """Return this process's network, whose parameters each use overwrites.
 
     Raises:
         ConfigError: the settings ask for a GPU and there is none.
@@ -195,7 +195,12 @@ def _simulated_client(settings: Settings, client: int, nodes: int) -> ClientNode
     config = _with_federation_size(_read_config(settings), nodes)
     data = _shared_data(config)
     return ClientNode(
-        str(client), config, data.split(client), data.pool, data.augmentation, True
+        client=str(client),
+        config=config,
+        split=data.split(client),
+        pool=data.pool,
+        augmentation=data.augmentation,
+        simulated=True,
     )
 
 
@@ -221,7 +226,14 @@ def _real_client(context: Context, config: Config) -> ClientNode:
     check_split_size(len(dataset.train), config.instahide.private_count)
     pool = load_pool(config, dataset.image_shape)
     augmentation = augmentation_for(config.data, dataset.image_shape)
-    return ClientNode(name, config, dataset.train, pool, augmentation, False)
+    return ClientNode(
+        client=name,
+        config=config,
+        split=dataset.train,
+        pool=pool,
+        augmentation=augmentation,
+        simulated=False,
+    )
 
 
 def _deployed_client(folder: Path, config: Config) -> ClientNode:
@@ -233,16 +245,16 @@ def _deployed_client(folder: Path, config: Config) -> ClientNode:
         check_split_size(len(split), config.instahide.private_count)
     channels, height, width = split.images.shape[1:]
     shape = (channels, height, width)
-    seeded = "" if policy.seeded_client is None else str(policy.seeded_client)
+    seeded_as = "" if policy.seeded_client is None else str(policy.seeded_client)
     return ClientNode(
-        policy.name,
-        config,
-        split,
-        load_pool(config, shape),
-        augmentation_for(config.data, shape),
+        client=policy.name,
+        config=config,
+        split=split,
+        pool=load_pool(config, shape),
+        augmentation=augmentation_for(config.data, shape),
         simulated=False,
         state=state_folder(folder),
-        seeded_as=seeded,
+        seeded_as=seeded_as,
     )
 
 
@@ -253,8 +265,9 @@ def _refuse_weakening(client: str, config: Config) -> None:
         ConfigError: it asks for what is meant for simulations.
     """
     record = config.record
-    for name, asked in (("truth", record.truth), ("crafted", record.crafted != "none")):
-        if asked:
+    crafts = record.crafted != "none"
+    for name, is_set in (("truth", record.truth), ("crafted", crafts)):
+        if is_set:
             raise ConfigError(
                 f"client {client} holds real images and refuses this run: "
                 f"record.{name} is for simulations only"
@@ -263,14 +276,16 @@ def _refuse_weakening(client: str, config: Config) -> None:
 
 def _with_federation_size(config: Config, nodes: int) -> Config:
     """Take the number of SuperNodes where the settings leave it open."""
-    wanted = config.partition.num_clients
-    if wanted not in (0, nodes):
+    num_clients = config.partition.num_clients
+    if num_clients not in (0, nodes):
         raise ConfigError(
-            f"partition.num-clients is {wanted}, but the federation has {nodes} "
-            f"SuperNodes: add --federation-config 'num-supernodes={wanted}', or set "
-            f"partition.num-clients = 0"
+            f"partition.num-clients is {num_clients}, but the federation has {nodes} "
+            f"SuperNodes: add --federation-config 'num-supernodes={num_clients}', or "
+            f"set partition.num-clients = 0"
         )
-    return config if wanted else config.with_values({"partition.num-clients": nodes})
+    return (
+        config if num_clients else config.with_values({"partition.num-clients": nodes})
+    )
 
 
 # Simulated clients share a process: the data set and the pool are mapped once, and

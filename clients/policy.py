@@ -25,14 +25,14 @@ from instahide_fl.errors import ProtocolError
 from instahide_fl.models.arrays import live_arrays
 from instahide_fl.types import PrivateSplit
 
-FOLDER = "client-folder"  # of a deployed client's node config
+FOLDER = "client-folder"  # a key of a deployed client's node config
 
 
 def open_policy(folder: Path, config: Config) -> ClientPolicy:
     """Read a client's settings, and refuse a run that they do not allow.
 
     Args:
-        folder: of the client.
+        folder: the client's folder.
         config: the run's settings, as the server sent them.
 
     Raises:
@@ -52,24 +52,26 @@ def check_model(
     """Refuse parameters that do not belong to the network for this client's images.
 
     Args:
-        client: its name.
-        split: its images.
-        model: the network that the run's settings and the images give.
+        client: the client's name.
+        split: the client's images.
+        model: the network that follows from the run's settings and the images.
         arrays: the global parameters by name.
 
     Raises:
         ProtocolError: names or shapes differ.
     """
-    own = {name: tuple(array.shape) for name, array in live_arrays(model).items()}
+    expected = {name: tuple(array.shape) for name, array in live_arrays(model).items()}
     sent = {name: tuple(array.shape) for name, array in arrays.items()}
-    different = [name for name in own.keys() | sent if own.get(name) != sent.get(name)]
+    different = [
+        name for name in expected.keys() | sent if expected.get(name) != sent.get(name)
+    ]
     if not different:
         return
     name = min(different)
     size = "x".join(map(str, split.images.shape[1:]))
     raise ProtocolError(
         f"client {client} holds {split.num_classes} classes of {size} images, and the "
-        f"run's model is for others ({name}: {own.get(name)} here, {sent.get(name)} "
-        f"sent): agree on `classes` in {CLIENT_FILE}, and on data.image-size in the "
-        f"run's settings"
+        f"run's model is for others ({name}: {expected.get(name)} here, "
+        f"{sent.get(name)} sent): agree on `classes` in {CLIENT_FILE}, and on "
+        f"data.image-size in the run's settings"
     )

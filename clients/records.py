@@ -1,4 +1,4 @@
-"""Flower messages <-> the library's values, on the client's side."""
+"""Conversion of Flower messages to and from the library's values, for clients."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from instahide_fl.wire.messages import (
 
 
 def read_round(message: Message) -> tuple[RoundInstruction, dict[str, Tensor]]:
-    """Return a round's instruction and the global arrays, not to be written to.
+    """Return a round's instruction and the global arrays, which are read-only.
 
     Raises:
         ProtocolError: the server speaks another version.
@@ -46,7 +46,7 @@ def reply_description(message: Message, description: ClientDescription) -> Messa
 def reply_update(
     message: Message, client: str, update: ClientUpdate, round_number: int
 ) -> Message:
-    """Send an update: arrays, who and what kind, and numbers. Nothing else."""
+    """Send an update: its arrays, sender, kind and figures, and nothing else."""
     header = UpdateHeader(client, update.kind, round_number)
     content = RecordDict(
         {

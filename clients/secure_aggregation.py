@@ -1,8 +1,13 @@
 """Secure aggregation on the client's side: keys, shares, and the masked update.
 
-Key agreement, encryption and secret sharing are Flower's; the masks are in
-`instahide_fl.aggregation.masking`. Secrets come from the operating system, in
-simulation too: they cancel in the sum, so a seed still gives the same bits.
+The stages are in `instahide_fl.wire.secure_aggregation`. Key agreement, encryption and
+secret sharing are Flower's; the masks are in `instahide_fl.aggregation.masking`.
+Secrets come from the operating system, in simulations too: modulo 2**32 they cancel
+exactly in the sum, so the same run seed still gives the same bits.
+
+Clients are named by their position among the round's peers: Flower's shares carry
+integers, and of each pair the client that comes first adds their common mask and the
+other subtracts it.
 """
 
 from __future__ import annotations
@@ -87,32 +92,33 @@ def answer_key_shares(
         ProtocolError: keys are missing, twice, or too few.
     """
     about = required_values(
-        message.content[ABOUT],
-        *(ROUND, CLIENTS, MASK_KEYS, EXCHANGE_KEYS),
+        message.content[ABOUT], ROUND, CLIENTS, MASK_KEYS, EXCHANGE_KEYS
     )
-    state = _open(context, int(about[ROUND]))
+    state = _read_state(context, int(about[ROUND]))
     peers = list(about[CLIENTS])
     keys = [*about[MASK_KEYS], *about[EXCHANGE_KEYS]]
     if client not in peers or len(set(keys)) < 2 * len(peers):
         raise ProtocolError("the public keys of a round are not each client's own")
     needed = shares_needed(len(peers), config.secure_aggregation.threshold)
-    own = peers.index(client)
-    seeds = create_shares(bytes(state["seed"]), needed, len(peers))
-    masks = create_shares(bytes(state["mask-key"]), needed, len(peers))
+    own_position = peers.index(client)
+    seed_shares = create_shares(bytes(state["seed"]), needed, len(peers))
+    key_shares = create_shares(bytes(state["mask-key"]), needed, len(peers))
     ciphertexts = []
-    for place in range(len(peers)):
-        if place == own:
+    for peer in range(len(peers)):
+        if peer == own_position:
             continue
-        secret = _agreed(state["exchange-key"], about[EXCHANGE_KEYS][place])
-        plain = share_keys_plaintext_concat(own, place, seeds[place], masks[place])
-        ciphertexts.append(encrypt(secret, plain))
+        secret = _agreed_secret(state["exchange-key"], about[EXCHANGE_KEYS][peer])
+        plaintext = share_keys_plaintext_concat(
+            own_position, peer, seed_shares[peer], key_shares[peer]
+        )
+        ciphertexts.append(encrypt(secret, plaintext))
     state.update(
         {
             CLIENTS: peers,
             MASK_KEYS: list(about[MASK_KEYS]),
             EXCHANGE_KEYS: list(about[EXCHANGE_KEYS]),
-            "own-seed-share": seeds[own],
-            "own-key-share": masks[own],
+            "own-seed-share": seed_shares[own_position],
+            "own-key-share": key_shares[own_position],
         }
     )
     context.state[_STATE] = ConfigRecord(state)
@@ -141,30 +147,31 @@ def reply_masked(
             f"and the server asked for a plain one"
         )
     about = required_values(
-        message.content[MASKS],
-        *(ROUND, CLIENTS, CIPHERTEXTS, LARGEST_WEIGHT),
+        message.content[MASKS], ROUND, CLIENTS, CIPHERTEXTS, LARGEST_WEIGHT
     )
-    state = _open(context, int(about[ROUND]))
+    state = _read_state(context, int(about[ROUND]))
     peers = list(state[CLIENTS])
     senders = [peers.index(name) for name in about[CLIENTS]]
-    own = peers.index(client)
+    own_position = peers.index(client)
     needed = shares_needed(len(peers), config.secure_aggregation.threshold)
     if len(senders) + 1 < needed:
         raise ProtocolError(
             f"{len(senders) + 1} clients of {len(peers)} shared their keys, "
             f"secure-aggregation.threshold asks for {needed}"
         )
-    _keep_shares(state, own, senders, list(about[CIPHERTEXTS]))
+    _store_shares(state, own_position, senders, list(about[CIPHERTEXTS]))
     weight = WEIGHTS[config.server.aggregation](update) / float(about[LARGEST_WEIGHT])
     numbers = FixedPoint(config.secure_aggregation.largest_value, len(peers))
-    agreed = {
-        place: _seed(_agreed(state["mask-key"], state[MASK_KEYS][place]))
-        for place in senders
+    pair_seeds = {
+        sender: _mask_seed(_agreed_secret(state["mask-key"], state[MASK_KEYS][sender]))
+        for sender in senders
     }
+    later = [seed for peer, seed in pair_seeds.items() if peer > own_position]
+    earlier = [seed for peer, seed in pair_seeds.items() if peer < own_position]
     masked = add_masks(
-        numbers.encode(_vector(update, weight)),
-        [bytes(state["seed"]), *(s for place, s in agreed.items() if place > own)],
-        [s for place, s in agreed.items() if place < own],
+        numbers.encode(_weighted_vector(update, weight)),
+        added=[bytes(state["seed"]), *later],
+        subtracted=earlier,
     )
     context.state[_STATE] = ConfigRecord(state)
     header = UpdateHeader(client, update.kind, int(about[ROUND]))
@@ -180,9 +187,9 @@ def reply_masked(
     return Message(content, reply_to=message)
 
 
-def _vector(update: ClientUpdate, weight: float) -> Tensor:
+def _weighted_vector(update: ClientUpdate, weight: float) -> Tensor:
     """Return f64[D+2]: the weighted arrays, the weight, and the loss times it."""
-    # Differential privacy keeps the loss, a figure without noise, at home.
+    # With differential privacy there is none: a figure without noise stays here.
     loss = update.metrics.get("train_loss", 0.0)
     return torch.cat(
         [
@@ -198,16 +205,13 @@ def answer_unmask(
     """Send the shares that the sum needs, and forget all secrets (stage 4).
 
     Raises:
-        ProtocolError: the server asks for both secrets of a client, or too few are
-            left.
+        ProtocolError: the server asks for both secrets of a client, or too few clients
+            are left.
     """
-    about = required_values(
-        message.content[ABOUT],
-        *(ROUND, SURVIVORS, DROPPED),
-    )
-    state = _open(context, int(about[ROUND]))
+    about = required_values(message.content[ABOUT], ROUND, SURVIVORS, DROPPED)
+    state = _read_state(context, int(about[ROUND]))
     peers = list(state[CLIENTS])
-    # One answer for each round: a second one could ask for the other secret.
+    # One answer for each round: a second question could be for the other secret.
     del context.state[_STATE]
     survivors = [peers.index(name) for name in about[SURVIVORS]]
     dropped = [peers.index(name) for name in about[DROPPED]]
@@ -219,27 +223,40 @@ def answer_unmask(
             f"updates came (secure-aggregation.threshold asks for {needed}), and no "
             f"client may be both there and gone"
         )
-    shares = [state[f"seed-share-{place}"] for place in survivors]
-    shares += [state[f"key-share-{place}"] for place in dropped]
+    shares = [state[f"seed-share-{peer}"] for peer in survivors]
+    shares += [state[f"key-share-{peer}"] for peer in dropped]
     return _reply(message, {SHARES: shares})
 
 
-def _keep_shares(
-    state: dict[str, Any], own: int, senders: list[int], ciphertexts: list[bytes]
+def _store_shares(
+    state: dict[str, Any],
+    own_position: int,
+    senders: list[int],
+    ciphertexts: list[bytes],
 ) -> None:
-    state[f"seed-share-{own}"] = state["own-seed-share"]
-    state[f"key-share-{own}"] = state["own-key-share"]
-    for place, ciphertext in zip(senders, ciphertexts, strict=True):
-        secret = _agreed(state["exchange-key"], state[EXCHANGE_KEYS][place])
-        plain = decrypt(secret, ciphertext)
-        sender, receiver, seed, key = share_keys_plaintext_separate(plain)
-        if (sender, receiver) != (place, own):
+    """Decrypt the other clients' shares into the state, beside the client's own.
+
+    Raises:
+        ProtocolError: a ciphertext is of another sender or for another receiver.
+    """
+    state[f"seed-share-{own_position}"] = state["own-seed-share"]
+    state[f"key-share-{own_position}"] = state["own-key-share"]
+    for peer, ciphertext in zip(senders, ciphertexts, strict=True):
+        secret = _agreed_secret(state["exchange-key"], state[EXCHANGE_KEYS][peer])
+        plaintext = decrypt(secret, ciphertext)
+        sender, receiver, seed, key = share_keys_plaintext_separate(plaintext)
+        if (sender, receiver) != (peer, own_position):
             raise ProtocolError("a client's shares were passed on to the wrong client")
-        state[f"seed-share-{place}"] = seed
-        state[f"key-share-{place}"] = key
+        state[f"seed-share-{peer}"] = seed
+        state[f"key-share-{peer}"] = key
 
 
-def _open(context: Context, round_number: int) -> dict[str, Any]:
+def _read_state(context: Context, round_number: int) -> dict[str, Any]:
+    """Return the secrets of a round.
+
+    Raises:
+        ProtocolError: this client has none for that round.
+    """
     record = context.state.config_records.get(_STATE)
     if record is None or record["round"] != round_number:
         raise ProtocolError(
@@ -249,7 +266,7 @@ def _open(context: Context, round_number: int) -> dict[str, Any]:
     return dict(record)
 
 
-def _agreed(private: object, public: object) -> bytes:
+def _agreed_secret(private: object, public: object) -> bytes:
     assert isinstance(private, bytes)
     assert isinstance(public, bytes)
     return generate_shared_key(
@@ -257,8 +274,9 @@ def _agreed(private: object, public: object) -> bytes:
     )
 
 
-def _seed(shared: bytes) -> bytes:
-    return base64.urlsafe_b64decode(shared)
+def _mask_seed(agreed: bytes) -> bytes:
+    """Return the 32 bytes of a secret, which Flower encodes for its own encryption."""
+    return base64.urlsafe_b64decode(agreed)
 
 
 def _reply(message: Message, values: dict[str, Any]) -> Message:

@@ -1,7 +1,8 @@
-"""What a client keeps from round to round in a file, for a run that is resumed.
+"""Snapshots of a client's tensors in a file, for a run that is resumed.
 
 A file holds at most two snapshots: the newest, and the newest that is not after the
-last checkpoint, so that a run resumed from there finds things as they were then.
+server's last checkpoint, so that a run resumed from there finds the tensors as they
+were then.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ from instahide_fl.tensor_files import load_tensors
 
 
 def read_snapshots(path: Path) -> dict[int, dict[str, Tensor]]:
-    """Return tensors by name, by the round after which they were kept.
+    """Return a file's snapshots by round, each with its tensors by name.
+
+    Args:
+        path: the file, which may be missing.
 
     Raises:
         RoundError: the file is damaged.
@@ -28,11 +32,11 @@ def read_snapshots(path: Path) -> dict[int, dict[str, Tensor]]:
         return {}
     try:
         tensors, _ = load_tensors(path)
-        found: dict[int, dict[str, Tensor]] = {}
+        snapshots: dict[int, dict[str, Tensor]] = {}
         for key, tensor in tensors.items():
             number, _, name = key.partition("/")
-            found.setdefault(int(number), {})[name] = tensor
-        return found
+            snapshots.setdefault(int(number), {})[name] = tensor
+        return snapshots
     except (OSError, safetensors.SafetensorError, ValueError) as error:
         raise RoundError(
             f"cannot read what this client kept in {path}: {error}; move the file away "
@@ -47,29 +51,29 @@ def store_snapshot(
     checkpoint_every: int,
     with_checkpoint: bool = True,
 ) -> None:
-    """Write how things are after a round.
+    """Write a snapshot after a round.
 
     Args:
-        path: of the file.
+        path: the file to write.
         round_number: 1, 2, ...
-        tensors: by name, on the CPU.
-        checkpoint_every: rounds from one checkpoint of the server's to the next.
-        with_checkpoint: keep the snapshot of the last checkpoint beside it.
+        tensors: the tensors by name, on the CPU.
+        checkpoint_every: number of rounds from one server checkpoint to the next.
+        with_checkpoint: whether the snapshot of the last checkpoint stays beside it.
 
     Raises:
         OutputError: the file cannot be written.
         RoundError: the file is damaged.
     """
     checkpoint = (round_number - 1) // checkpoint_every * checkpoint_every
-    kept: dict[int, Mapping[str, Tensor]] = {}
+    snapshots: dict[int, Mapping[str, Tensor]] = {}
     if with_checkpoint:
-        known = read_snapshots(path)
-        before = [number for number in known if number <= checkpoint]
-        kept = {max(before): known[max(before)]} if before else {}
-    kept[round_number] = tensors
+        stored = read_snapshots(path)
+        before = [number for number in stored if number <= checkpoint]
+        snapshots = {max(before): stored[max(before)]} if before else {}
+    snapshots[round_number] = tensors
     data = {
         f"{number}/{name}": tensor
-        for number, snapshot in kept.items()
+        for number, snapshot in snapshots.items()
         for name, tensor in snapshot.items()
     }
     with atomic_file(path) as temporary:

@@ -69,22 +69,23 @@ class UpdateSum:
             RoundError: the two do not have the same arrays.
         """
         _check_alike(self.arrays, other.arrays)
-        left, right = self, other
-        if left.scale != right.scale:
-            left._multiply()
-            right._multiply()
-        if not left.owned and right.owned:
+        target, addend = self, other
+        if target.scale != addend.scale:
+            target._multiply()
+            addend._multiply()
+        if not target.owned and addend.owned:
             # The same bits: floating-point addition is commutative, if not associative.
-            left, right = right, left
-        for name, array in left.arrays.items():
-            addend = right.arrays[name]
-            if left.owned and array.dtype == torch.promote_types(
-                array.dtype, addend.dtype
+            target, addend = addend, target
+        for name, array in target.arrays.items():
+            added = addend.arrays[name]
+            if target.owned and array.dtype == torch.promote_types(
+                array.dtype, added.dtype
             ):
-                array.add_(addend)
+                array.add_(added)
             else:
-                left.arrays[name] = array + addend
-        return UpdateSum(left.arrays, left.scale, left.weight + right.weight, True)
+                target.arrays[name] = array + added
+        weight = target.weight + addend.weight
+        return UpdateSum(target.arrays, target.scale, weight, owned=True)
 
     def is_bounded(self) -> bool:
         """Tell whether all values, before scaling, are below `MAX_UPDATE_VALUE`.
@@ -268,7 +269,7 @@ def tree_mean(
     The order of the updates decides the last bits: sort them by client key.
 
     Args:
-        updates: at least one update; all with the same names and shapes.
+        updates: one or more updates, all with the same names and shapes.
         weigh: returns an update's weight (`aggregation.weights`).
 
     Returns:
@@ -293,13 +294,13 @@ def _wide(array: Tensor) -> Tensor:
     return array.to(torch.promote_types(array.dtype, torch.float32))
 
 
-def _check_alike(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> None:
-    names = left.keys() | right.keys()
-    if len(names) == len(left) == len(right) and all(
-        array.shape == right[name].shape for name, array in left.items()
+def _check_alike(arrays: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> None:
+    names = arrays.keys() | others.keys()
+    if len(names) == len(arrays) == len(others) and all(
+        array.shape == others[name].shape for name, array in arrays.items()
     ):
         return
-    shapes = [{n: tuple(a.shape) for n, a in side.items()} for side in (left, right)]
+    shapes = [{n: tuple(a.shape) for n, a in side.items()} for side in (arrays, others)]
     name = min(name for name, _ in shapes[0].items() ^ shapes[1].items())
     raise RoundError(
         f"the updates of a round disagree on {name}: {shapes[0].get(name)} and "

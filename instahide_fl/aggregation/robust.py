@@ -38,7 +38,7 @@ def median(updates: Sequence[ClientUpdate]) -> dict[str, Tensor]:
     All updates count the same, whatever their numbers of images.
 
     Args:
-        updates: at least one update; all with the same names and shapes.
+        updates: one or more updates, all with the same names and shapes.
 
     Returns:
         The median by parameter name.
@@ -55,7 +55,7 @@ def trimmed_mean(updates: Sequence[ClientUpdate], share: float) -> dict[str, Ten
     Yin et al., "Byzantine-Robust Distributed Learning", ICML 2018 (arXiv:1803.01498).
 
     Args:
-        updates: at least one update; all with the same names and shapes.
+        updates: one or more updates, all with the same names and shapes.
         share: the part of the values to drop at each end, in [0, 0.5), rounded down.
 
     Returns:
@@ -75,7 +75,7 @@ def krum(updates: Sequence[ClientUpdate], malicious: int) -> dict[str, Tensor]:
     n - f - 2 nearest others; the lowest score wins, the earlier client if two tie.
 
     Args:
-        updates: n updates; all with the same names and shapes.
+        updates: n updates, all with the same names and shapes.
         malicious: f, the number of bad updates to withstand.
 
     Returns:

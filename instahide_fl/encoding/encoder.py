@@ -259,7 +259,7 @@ class MixupEncoder(MixingEncoder):
         augmentation: Crops and flips of private images before mixing; None for none.
 
     Raises:
-        ConfigError: as for `InstaHideEncoder`.
+        ConfigError: The same reasons as for `InstaHideEncoder`.
 
     Example:
         >>> import numpy as np
