@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,17 +50,40 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run one experiment from its settings to its finished run folder."""
+    # One thread, as on the clients: the same bits on every machine.
     torch.set_num_threads(1)
     config = Config.from_run_config(context.run_config)
     folder = _open_folder(config)
     try:
-        _run(grid, config, folder)
+        _train(grid, config, folder)
     except Exception as error:
         folder.record_failure(error)
         raise
 
 
-def _run(grid: Grid, config: Config, folder: RunFolder) -> None:
+@dataclass(frozen=True)
+class _Run:
+    """What a run works with, from its first round to its last.
+
+    Attributes:
+        folder: the run folder.
+        config: the run's settings.
+        dataset: the server's data, whose test images it evaluates on.
+        clients: the clients of the federation.
+        model: the network, into which the global arrays are copied for evaluation.
+        optimizer: the holder of the global arrays.
+    """
+
+    folder: RunFolder
+    config: Config
+    dataset: ImageDataset
+    clients: Clients
+    model: nn.Module
+    optimizer: ServerOptimizer
+
+
+def _train(grid: Grid, config: Config, folder: RunFolder) -> None:
+    """Train from the first round, or from a checkpoint, to the finished run folder."""
     dataset = load_dataset(config.data, config.seed)
     clients = find_clients(grid, config.partition.num_clients, config.train.timeout)
     config = config.with_values({"partition.num-clients": len(clients.nodes)})
@@ -68,19 +92,17 @@ def _run(grid: Grid, config: Config, folder: RunFolder) -> None:
     )
     weights = config.model.initial_weights
     weights_sha256 = load_initial_weights(model, weights) if weights else ""
-    buffers = shared_buffers(model).keys()
-    optimizer = ServerOptimizer(get_arrays(model), config, buffers)
-    about = {
+    optimizer = ServerOptimizer(get_arrays(model), config, shared_buffers(model).keys())
+    run = _Run(folder, config, dataset, clients, model=model, optimizer=optimizer)
+    provenance = {
         "code_hash": imported_code_hash(),
         "pool_sha256": clients.pool_sha256,
         "dataset_digest": dataset.digest,
         "initial_weights_sha256": weights_sha256,
     }
-    done = 0
-    if config.output.resume:
-        done = _resume(folder, config, clients, optimizer, about)
-    if done == 0:
-        _describe_run(folder, config, dataset, clients, about)
+    completed = _resume(run, provenance) if config.output.resume else 0
+    if completed == 0:
+        _describe_run(run, provenance)
     strategy = Strategy(
         config,
         optimizer,
@@ -89,55 +111,47 @@ def _run(grid: Grid, config: Config, folder: RunFolder) -> None:
         Recorder.of(folder.path, config, dataset),
     )
     ledger = PrivacyLedger(config, clients)
-    with tracked_training(folder, config, done) as trackers:
-        if not done:
+    with tracked_training(folder, config, completed) as trackers:
+        if completed == 0:
             trackers.log_results("partition", {}, [folder.path / PARTITION_PICTURE], 0)
-        for number in range(done + 1, config.train.rounds + 1):
+        for number in range(completed + 1, config.train.rounds + 1):
             outcome = strategy.run_round(grid, number)
-            epsilon = ledger.after(number).epsilon
-            row = _finish_round(
-                folder, config, number, outcome, epsilon, optimizer, model, dataset
-            )
-            trackers.log_round(row)
-        _finish_run(folder, optimizer, ledger.after(config.train.rounds))
+            epsilon = ledger.loss_after(number).epsilon
+            trackers.log_round(_finish_round(run, number, outcome, epsilon))
+        _finish_run(run, ledger.loss_after(config.train.rounds))
 
 
-def _resume(
-    folder: RunFolder,
-    config: Config,
-    clients: Clients,
-    optimizer: ServerOptimizer,
-    about: Mapping[str, str],
-) -> int:
+def _resume(run: _Run, provenance: Mapping[str, str]) -> int:
     """Restore the checkpoint and return its round; 0 if there is none yet.
 
     Raises:
         OutputError: the checkpoint, or what the run is made of, is another, or the
             checkpoint lies beyond the run's last round.
     """
-    done, tensors = folder.load_checkpoint()
-    if done == 0:
+    folder, config = run.folder, run.config
+    completed, tensors = folder.load_checkpoint()
+    if completed == 0:
         return 0
-    if done > config.train.rounds:
+    if completed > config.train.rounds:
         raise OutputError(
-            f"--resume: the checkpoint is of round {done}, train.rounds is "
+            f"--resume: the checkpoint is of round {completed}, train.rounds is "
             f"{config.train.rounds} in {folder.path / CONFIG}: put the number back"
         )
-    known = folder.read_json(PROVENANCE)
-    for name, value in about.items():
-        if known.get(name, value) == value:
+    recorded = folder.read_json(PROVENANCE)
+    for name, value in provenance.items():
+        if recorded.get(name, value) == value:
             continue
         if name == "code_hash":
             log.warning("resumed with other code than the run was started with")
             continue
         raise OutputError(
             f"--resume: {name} is {value[:12] or 'none'}, the run was started with "
-            f"{str(known[name])[:12] or 'none'}: bring that back, or start anew"
+            f"{str(recorded[name])[:12] or 'none'}: bring that back, or start anew"
         )
-    if config.train.control_variates and not clients.simulated:
+    if config.train.control_variates and not run.clients.simulated:
         log.warning("clients' control variates start again at zero")
-    optimizer.load_state(tensors, clients.simulated)
-    return done
+    run.optimizer.load_state(tensors, run.clients.simulated)
+    return completed
 
 
 def _open_folder(config: Config) -> RunFolder:
@@ -153,63 +167,52 @@ def _open_folder(config: Config) -> RunFolder:
     return folder
 
 
-def _describe_run(
-    folder: RunFolder,
-    config: Config,
-    dataset: ImageDataset,
-    clients: Clients,
-    about: Mapping[str, str],
-) -> None:
+def _describe_run(run: _Run, provenance: Mapping[str, str]) -> None:
     """Write settings, partition and provenance: all that is known before training."""
+    folder, config = run.folder, run.config
     write_text(folder.path / CONFIG, config.resolved().to_toml())
-    if all(client.isdecimal() for client in clients.nodes):
-        _describe_partition(folder, config, dataset)
+    if all(client.isdecimal() for client in run.clients.nodes):
+        _describe_partition(run)
+    # What the command wrote when it started the run stays.
     started = folder.read_json(PROVENANCE)
     folder.write_json(
         PROVENANCE,
         {
             **started,
             **describe_environment(),
-            **about,
+            **provenance,
             "seed": config.seed,
             "device": training_device(config.resources),
-            "clients": dict(clients.num_examples),
+            "clients": dict(run.clients.num_examples),
         },
     )
 
 
-def _describe_partition(
-    folder: RunFolder, config: Config, dataset: ImageDataset
-) -> None:
+def _describe_partition(run: _Run) -> None:
     # Imported here: real clients have no partition to draw, and matplotlib is large.
     from instahide_fl.pictures.partition import save_partition_picture
 
+    path, config, dataset = run.folder.path, run.config, run.dataset
     parts = cached_partition(dataset, config.partition, config.seed)
     text = partition_to_json(parts, config.partition, config.seed, dataset.client_ids)
-    write_text(folder.path / PARTITION, text)
+    write_text(path / PARTITION, text)
     targets, names = dataset.train.targets, dataset.class_names
-    save_partition_picture(folder.path / PARTITION_PICTURE, parts, targets, names)
+    save_partition_picture(path / PARTITION_PICTURE, parts, targets, names)
 
 
 def _finish_round(
-    folder: RunFolder,
-    config: Config,
-    number: int,
-    outcome: RoundOutcome,
-    epsilon: float | None,
-    optimizer: ServerOptimizer,
-    model: nn.Module,
-    dataset: ImageDataset,
+    run: _Run, number: int, outcome: RoundOutcome, epsilon: float | None
 ) -> dict[str, Any]:
     """Evaluate, log and checkpoint, each when it is due; return what was logged."""
+    config = run.config
     last = number == config.train.rounds
     accuracy: float | None = None
     loss: float | None = None
     start = time.perf_counter()
     if last or number % config.train.evaluate_every == 0:
-        load_arrays(model, optimizer.model_arrays)
-        accuracy, loss = evaluate(model, dataset.test)
-    evaluation = time.perf_counter() - start
+        load_arrays(run.model, run.optimizer.model_arrays)
+        accuracy, loss = evaluate(run.model, run.dataset.test)
+    evaluation_seconds = time.perf_counter() - start
     for client, reason in outcome.failures.items():
         log.warning("round %d: client %s failed: %s", number, client, reason)
     row: dict[str, Any] = {
@@ -217,11 +220,11 @@ def _finish_round(
         "test_accuracy": accuracy,
         "test_loss": loss,
         "train_loss": outcome.train_loss,
-        "seconds": outcome.seconds + evaluation,
+        "seconds": outcome.seconds + evaluation_seconds,
         "compute_seconds": outcome.compute_seconds,
         "transfer_seconds": outcome.transfer_seconds,
         "aggregation_seconds": outcome.aggregation_seconds,
-        "evaluation_seconds": evaluation,
+        "evaluation_seconds": evaluation_seconds,
         "bytes_up": outcome.bytes_up,
         "bytes_down": outcome.bytes_down,
         "clients": len(outcome.contributions),
@@ -231,19 +234,17 @@ def _finish_round(
     }
     if config.defense.is_private:
         row["epsilon"] = epsilon
-    folder.append_metrics(row)
+    run.folder.append_metrics(row)
     # After the log: resuming drops lines beyond the checkpoint, so none goes missing.
     if last or number % config.train.checkpoint_every == 0:
-        folder.save_checkpoint(number, optimizer.state())
+        run.folder.save_checkpoint(number, run.optimizer.state())
     return row
 
 
-def _finish_run(
-    folder: RunFolder, optimizer: ServerOptimizer, privacy: PrivacyLoss
-) -> None:
+def _finish_run(run: _Run, privacy: PrivacyLoss) -> None:
     """Write the model and, last of all, the summary that marks the run as finished."""
-    folder.save_model(optimizer.model_arrays)
-    rows = folder.metrics()
+    run.folder.save_model(run.optimizer.model_arrays)
+    rows = run.folder.metrics()
     exposures = rows[-1].get("exposures", {})
     if exposures.get("beyond"):
         log.warning(
@@ -252,7 +253,7 @@ def _finish_run(
         )
     evaluated = [row for row in rows if row["test_accuracy"] is not None]
     best = max(evaluated, key=lambda row: float(row["test_accuracy"]))
-    folder.write_json(
+    run.folder.write_json(
         SUMMARY,
         {
             "rounds": len(rows),

@@ -1,4 +1,4 @@
-"""Who takes part: finding the clients, and sampling a round's cohort."""
+"""The clients of a federation: finding them, and sampling a round's cohort."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ from server.records import description_queries, failure_reason, read_description
 class Clients:
     """The clients of a federation.
 
-    Flower's node ids are random, so everything is ordered and sampled by client key.
+    Flower's node ids are random, and replies come in any order. So everything is sorted
+    and sampled by client key: the same seed gives the same cohorts and the same sums.
 
     Attributes:
         nodes: Flower's node id by client key, in the order of keys.
-        num_examples: images by client key.
-        pool_sha256: of the pool that all of them hold; empty for none.
+        num_examples: number of images by client key.
+        pool_sha256: sha256 of the pool that all of them hold; empty for none.
     """
 
     nodes: Mapping[str, int]
@@ -36,19 +37,19 @@ class Clients:
 
     @property
     def simulated(self) -> bool:
-        """Whether they are: numbers name simulated clients, and no real ones."""
+        """Whether these are simulated clients: only those are named by numbers."""
         return all(client.isdecimal() for client in self.nodes)
 
     def cohort(self, config: Config, round_number: int) -> list[str]:
-        """Choose who takes part in a round.
+        """Choose the clients of a round.
 
         Args:
-            config: seed, size, and whether the cohort's size is left to chance, as the
-                accountant of central differential privacy assumes.
+            config: the run's settings. With central differential privacy the cohort is
+                a Poisson sample, as the accountant assumes; else its size is fixed.
             round_number: 1, 2, ...
 
         Returns:
-            Client keys in order; may be empty where chance decides.
+            Client keys in order; a Poisson sample may be empty.
         """
         size = config.train.clients_per_round
         if config.defense.differential_privacy == "central":
@@ -56,7 +57,7 @@ class Clients:
         return self.sample(config.seed, round_number, size)
 
     def expected_cohort(self, config: Config) -> int:
-        """Return the size of a cohort, or its mean where chance decides."""
+        """Return the size of a cohort, or its mean if cohorts are Poisson samples."""
         size = config.train.clients_per_round
         return size if 0 < size < len(self.nodes) else len(self.nodes)
 
@@ -64,9 +65,9 @@ class Clients:
         """Choose a cohort of fixed size, without replacement.
 
         Args:
-            seed: of the run.
+            seed: the run's seed.
             round_number: 1, 2, ...
-            size: clients to choose; 0 takes all.
+            size: number of clients to choose; 0 takes all.
 
         Returns:
             Client keys in order.
@@ -85,9 +86,9 @@ class Clients:
         clients the operating system chooses.
 
         Args:
-            seed: of the run.
+            seed: the run's seed.
             round_number: 1, 2, ...
-            size: clients to choose on average; 0 takes all.
+            size: mean number of clients to choose; 0 takes all.
 
         Returns:
             Client keys in order; may be empty.
@@ -105,7 +106,7 @@ def find_clients(grid: Grid, expected: int, timeout: float) -> Clients:
     """Wait for the clients and ask each who it is.
 
     Args:
-        grid: Flower's.
+        grid: Flower's grid.
         expected: number of clients; 0 takes those that are there.
         timeout: seconds to wait for nodes, and again for their answers.
 
@@ -114,22 +115,25 @@ def find_clients(grid: Grid, expected: int, timeout: float) -> Clients:
         ProtocolError: they run other code than the server, or hold different pools.
     """
     nodes = _wait_for_nodes(grid, expected, timeout)
-    asked = list(collect(grid, description_queries(nodes), timeout))
-    for _, reply in asked:
+    replies = list(collect(grid, description_queries(nodes), timeout))
+    for _, reply in replies:
         if reply.has_error():
             raise RoundError(f"a client is not ready: {failure_reason(reply)}")
-    if len(asked) < len(nodes):
+    if len(replies) < len(nodes):
         raise RoundError(
-            f"{len(asked)} of {len(nodes)} clients answered within {timeout:g} s "
+            f"{len(replies)} of {len(nodes)} clients answered within {timeout:g} s "
             f"(train.timeout)"
         )
-    found = [(read_description(reply), node) for node, reply in asked]
-    found.sort(key=lambda pair: client_sort_key(pair[0].client))
-    _check_agreement([description for description, _ in found])
+    described = [(read_description(reply), node) for node, reply in replies]
+    # Sorted once, here: cohorts, sums and transcripts take over this order.
+    described.sort(key=lambda pair: client_sort_key(pair[0].client))
+    _check_agreement([description for description, _ in described])
     return Clients(
-        {description.client: node for description, node in found},
-        {description.client: description.num_examples for description, _ in found},
-        found[0][0].pool_sha256,
+        nodes={description.client: node for description, node in described},
+        num_examples={
+            description.client: description.num_examples for description, _ in described
+        },
+        pool_sha256=described[0][0].pool_sha256,
     )
 
 
@@ -150,21 +154,21 @@ def _wait_for_nodes(grid: Grid, expected: int, timeout: float) -> list[int]:
     )
 
 
-def _check_agreement(found: Sequence[ClientDescription]) -> None:
-    keys = [description.client for description in found]
+def _check_agreement(descriptions: Sequence[ClientDescription]) -> None:
+    keys = [description.client for description in descriptions]
     if len(set(keys)) < len(keys):
         twice = sorted({key for key in keys if keys.count(key) > 1})
         raise RoundError(f"several clients have the same name: {', '.join(twice)}")
-    server_hash = imported_code_hash()
-    for description in found:
+    server_hash, first = imported_code_hash(), descriptions[0]
+    for description in descriptions:
         if description.imported_code_hash != server_hash:
             raise ProtocolError(
                 f"client {description.client} runs other code "
                 f"({description.imported_code_hash[:12]}) than the server "
                 f"({server_hash[:12]}): start both from the same checkout or version"
             )
-        if description.pool_sha256 != found[0].pool_sha256:
+        if description.pool_sha256 != first.pool_sha256:
             raise ProtocolError(
-                f"clients {found[0].client} and {description.client} hold different "
-                f"pools ({found[0].pool_sha256[:12]}, {description.pool_sha256[:12]})"
+                f"clients {first.client} and {description.client} hold different "
+                f"pools ({first.pool_sha256[:12]}, {description.pool_sha256[:12]})"
             )

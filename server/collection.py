@@ -1,4 +1,4 @@
-"""Send messages, wait for the replies, add up updates."""
+"""Collection of a round's replies: send messages, wait, add up updates."""
 
 from __future__ import annotations
 
@@ -28,24 +28,29 @@ def collect(
 ) -> Iterator[tuple[int, Message]]:
     """Send messages and yield replies as they come, until all are there or time is up.
 
+    Flower's own `send_and_receive` polls every 0.1 s (3 s when deployed); here the
+    pause grows with the time since the last reply, so that short rounds stay short.
+
+    Args:
+        grid: Flower's grid.
+        messages: the messages, one to a node.
+        timeout: seconds to wait.
+
     Yields:
         The id of the node that was asked, and its reply. (Flower makes up the reply of
         a node whose own was lost, in the server's name.)
-
-    Flower's own `send_and_receive` polls every 0.1 s (3 s when deployed); here the
-    pause grows with the time since the last reply, so that short rounds stay short.
     """
     start = latest = time.monotonic()
-    pushed = list(grid.push_messages(messages))
+    message_ids = list(grid.push_messages(messages))
     # Flower has no id for a message that it could not pass on.
     waiting = {
-        one: message.metadata.dst_node_id
-        for one, message in zip(pushed, messages, strict=False)
-        if one
+        message_id: message.metadata.dst_node_id
+        for message_id, message in zip(message_ids, messages, strict=False)
+        if message_id
     }
     while waiting:
         for reply in grid.pull_messages(list(waiting)):
-            # Once each, and from whoever was asked: any other reply is nobody's.
+            # One reply to each message: any other answers no question and is dropped.
             node = waiting.pop(reply.metadata.reply_to_message_id, None)
             if node is None:
                 continue
@@ -75,38 +80,47 @@ def reduce_updates(
     A robust rule and a transcript need every single update, so then they all come here.
 
     Args:
-        grid: Flower's.
-        content: what every client receives.
+        grid: Flower's grid.
+        content: the records that every client receives.
         node_ids: the cohort in client order, which is the order of the sum.
-        group_id: the round.
+        group_id: Flower's name for this group of messages: the round.
         reader: checks the replies.
-        sizes: images of each client.
+        sizes: number of images of each client.
         timeout: seconds to wait.
-        side_by_side: clients that compute at the same time, to tell computing from
-            waiting; unused where the grid knows.
-        rule: combines the updates in place of the weighted sum; None for that.
-        keep_updates: return the single updates too.
+        side_by_side: number of clients that compute at the same time, to tell computing
+            from waiting; unused if the grid knows it.
+        rule: a robust rule in place of the weighted sum; None for the sum.
+        keep_updates: whether to return the single updates too.
     """
     if rule is None and not keep_updates and isinstance(grid, ReducingGrid):
-        return grid.send_and_reduce(content, node_ids, group_id, reader, sizes, timeout)
-    received = _Received(reader, node_ids, timeout, rule, keep_updates)
+        return grid.send_and_reduce(
+            content=content,
+            node_ids=node_ids,
+            group_id=group_id,
+            reader=reader,
+            sizes=sizes,
+            timeout=timeout,
+        )
+    replies = _RoundReplies(reader, node_ids, timeout, rule, keep_updates)
     # A copy: the server moves its parameters while a late message may still be read.
-    kept = copy.deepcopy(content)
-    messages = [round_message(kept, node, group_id) for node in node_ids]
+    snapshot = copy.deepcopy(content)
+    messages = [round_message(snapshot, node, group_id) for node in node_ids]
     for node, reply in collect(grid, messages, timeout):
-        received.take(node, reply)
-    return received.reduced(side_by_side)
+        replies.add(node, reply)
+    return replies.reduced(side_by_side)
 
 
-class _Received:
-    """A round's replies as they come in.
+class _RoundReplies:
+    """A round's replies, added up as they come.
+
+    They come in any order; the tree adds them in client order (`TreeSum`).
 
     Args:
-        reader: checks them.
-        node_ids: of the cohort, in client order.
-        timeout: seconds, for the text about clients that stay silent.
-        rule: combines the updates in place of the weighted sum; None for that.
-        keep_updates: hold on to the single updates even without a rule.
+        reader: checks the replies.
+        node_ids: the cohort in client order.
+        timeout: seconds to wait, for the reason why a silent client failed.
+        rule: a robust rule in place of the weighted sum; None for the sum.
+        keep_updates: whether to keep the single updates even without a rule.
     """
 
     def __init__(
@@ -127,8 +141,8 @@ class _Received:
         self._tree = TreeSum()
         self._seconds = 0.0
 
-    def take(self, node: int, reply: Message) -> None:
-        """Check a node's reply and add it up, or note why it cannot be."""
+    def add(self, node: int, reply: Message) -> None:
+        """Check a node's reply and add its update, or note why it cannot be added."""
         start = time.perf_counter()
         try:
             if reply.has_content() and reply.metadata.src_node_id != node:
@@ -149,18 +163,24 @@ class _Received:
         """Return the result, once no more replies come."""
         start = time.perf_counter()
         total = self._tree.total()
+        # In client order, whatever the order of arrival: rules break ties by it.
         updates = {n: self._updates[n] for n in self._position if n in self._updates}
         if self._rule is not None and updates:
-            chosen = self._rule(list(updates.values()))
-            total = UpdateSum(chosen, scale=1.0, weight=1.0, owned=True)
+            combined = self._rule(list(updates.values()))
+            total = UpdateSum(combined, scale=1.0, weight=1.0, owned=True)
         self._seconds += time.perf_counter() - start
-        took = [one.metrics.get("seconds", 0.0) for one in self._contributions.values()]
-        computing = max([sum(took) / side_by_side, *took])
+        client_seconds = [
+            contribution.metrics.get("seconds", 0.0)
+            for contribution in self._contributions.values()
+        ]
+        # Not less than all clients' time, spread over those that compute at once, and
+        # not less than the slowest client's.
+        compute_seconds = max([sum(client_seconds) / side_by_side, *client_seconds])
         return ReducedUpdates(
-            total,
-            self._contributions,
-            self._failures,
-            computing,
-            self._seconds,
-            updates,
+            total=total,
+            contributions=self._contributions,
+            failures=self._failures,
+            compute_seconds=compute_seconds,
+            adding_seconds=self._seconds,
+            updates=updates,
         )

@@ -1,7 +1,7 @@
-"""What a run's differential privacy has cost so far, from what the server knows.
+"""The differential privacy that a run has spent, from what the server knows.
 
-Sampling rates follow from public settings and the clients' numbers of images, and who
-took part from the cohorts, which the seed repeats: a resumed run counts them again.
+Sampling rates follow from public settings and the clients' numbers of images. Who took
+part follows from the cohorts, which the seed repeats: a resumed run counts them again.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from server.cohort import Clients
 
 @dataclass
 class PrivacyLedger:
-    """Keeps count of who took part, and asks the accountant.
+    """Counts in how many rounds each client took part, and asks the accountant.
 
     A client counts as soon as it was asked, whether its update came or not.
 
     Attributes:
         config: the run's settings.
-        clients: who can take part.
+        clients: the clients of the federation.
     """
 
     config: Config
@@ -38,11 +38,11 @@ class PrivacyLedger:
     _rounds: int = 0
     _took_part: Counter[str] = field(default_factory=Counter)
 
-    def after(self, round_number: int) -> PrivacyLoss:
-        """Return the loss of whoever lost most.
+    def loss_after(self, round_number: int) -> PrivacyLoss:
+        """Return the privacy loss of the image or client that lost most.
 
         Args:
-            round_number: last completed one; 1, 2, ...
+            round_number: the last completed round; 1, 2, ...
         """
         kind = self.config.defense.differential_privacy
         if kind == "none":
@@ -55,9 +55,14 @@ class PrivacyLedger:
         self._rounds = max(self._rounds, round_number)
         if kind == "local":
             return local_loss(self.config, max(self._took_part.values()))
-        return example_loss(self.config, *self._by_size())
+        rounds_by_size, steps_by_size = self._by_size()
+        return example_loss(self.config, rounds_by_size, steps_by_size)
 
     def _by_size(self) -> tuple[dict[int, int], dict[int, int]]:
+        """Return rounds and steps a round of a client, by its number of images.
+
+        The most rounds: the loss is that of the image that lost most.
+        """
         rounds: dict[int, int] = {}
         for client, count in self._took_part.items():
             size = self.clients.num_examples[client]
@@ -71,12 +76,12 @@ class PrivacyLedger:
 
 
 def privacy_summary(loss: PrivacyLoss) -> dict[str, Any]:
-    """Return what summary.json says of it; what is not known is absent."""
-    said = {
+    """Return the figures for summary.json; missing ones are left out."""
+    figures = {
         "epsilon": loss.epsilon,
         "epsilon_per_release": loss.per_release,
         "delta": loss.delta,
         "privacy_unit": loss.unit,
         "epsilon_absent": loss.absent or None,
     }
-    return {name: value for name, value in said.items() if value is not None}
+    return {name: value for name, value in figures.items() if value is not None}

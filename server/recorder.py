@@ -1,4 +1,4 @@
-"""Keeps what the server sent and received in the rounds that the settings name."""
+"""The recorder of transcripts: what the server sent and received in some rounds."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Recorder:
     """Writes transcripts: what crossed the wire and nothing else.
 
     Attributes:
-        folder: of the run.
-        config: the run's settings.
-        image_shape: C, H, W, which the server knows from its test images.
+        folder: the run folder.
+        config: the run's settings, which name the rounds.
+        image_shape: C, H, W; the server knows it from its test images.
         num_classes: K.
     """
 
@@ -36,13 +36,13 @@ class Recorder:
         """Return a run's recorder."""
         return cls(folder, config, dataset.image_shape, dataset.train.num_classes)
 
-    def wants(self, round_number: int) -> bool:
+    def records_round(self, round_number: int) -> bool:
         """Tell whether a round is recorded."""
         return self.config.record.includes_round(round_number)
 
-    def crafts(self, round_number: int) -> bool:
+    def crafts_round(self, round_number: int) -> bool:
         """Tell whether a round's parameters are crafted by a malicious server."""
-        return self.config.record.crafted != "none" and self.wants(round_number)
+        return self.config.record.crafted != "none" and self.records_round(round_number)
 
     def record(
         self,
@@ -55,16 +55,17 @@ class Recorder:
         """Write a round.
 
         Args:
-            instruction: sent with the parameters.
+            instruction: the instruction that was sent with the parameters.
             sent: the parameters, as clients received them.
-            updates: as received, by client key in order.
-            aggregate: what the server steps with.
-            images_held: by client, as they said before the first round.
+            updates: the updates as they came, by client key in order.
+            aggregate: the aggregate that the server steps with.
+            images_held: number of images by client, as clients said before the first
+                round.
 
         Raises:
             OutputError: the transcript cannot be written.
         """
-        seen = RoundTranscript(
+        transcript = RoundTranscript(
             round=instruction.round,
             parameters=sent,
             updates=updates,
@@ -77,4 +78,4 @@ class Recorder:
             pool_sha256=instruction.pool_sha256,
             images_held={client: images_held[client] for client in updates},
         )
-        write_transcript(self.folder, seen)
+        write_transcript(self.folder, transcript)

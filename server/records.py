@@ -1,4 +1,4 @@
-"""Flower messages <-> the library's values, on the server's side."""
+"""Conversion of Flower messages to and from the library's values, for the server."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from instahide_fl.wire.messages import (
     finite_number,
 )
 
-# What a client may tell beside its arrays; of anything else the server takes no notice.
+# The figures that a client may send beside its arrays; the server ignores all others.
 # None of them is ever below zero.
 CLIENT_METRICS = (
     "train_loss",
@@ -46,7 +46,7 @@ CLIENT_METRICS = (
 
 
 def description_queries(node_ids: Iterable[int]) -> list[Message]:
-    """Ask nodes who they are."""
+    """Return the messages that ask nodes which clients they are."""
     content = RecordDict({ABOUT: ConfigRecord({"schema": SCHEMA})})
     return [Message(content, node_id, MessageType.QUERY) for node_id in node_ids]
 
@@ -78,11 +78,11 @@ def round_message(content: RecordDict, node_id: int, group_id: str) -> Message:
 
 @dataclass(frozen=True, slots=True)
 class Sender:
-    """Who a node is, by what it said before the first round.
+    """The client of a node, as it described itself before the first round.
 
     Attributes:
-        client: its key.
-        images: that it holds.
+        client: the client's key.
+        images: number of images that it holds.
     """
 
     client: str
@@ -91,17 +91,17 @@ class Sender:
 
 @dataclass(frozen=True)
 class UpdateReader:
-    """Checks that a client's reply can be added to the others'.
+    """Reads updates and checks that they can be added to the others.
 
     It may run beside the clients, where updates are added up before they travel.
 
     Attributes:
-        forms: of the global parameters, by name.
-        kind: what this run's updates are.
-        aggregation: the rule, `server.aggregation`.
-        round: whose updates are read.
-        senders: by node id, of the round's cohort.
-        tells_loss: whether clients say what their training loss was.
+        forms: shape and dtype of the global parameters, by name.
+        kind: the kind of this run's updates.
+        aggregation: the value of `server.aggregation`.
+        round: the round whose updates are read.
+        senders: the clients of the round's cohort, by node id.
+        tells_loss: whether clients must send their training loss.
     """
 
     forms: Mapping[str, ArrayForm]
@@ -115,9 +115,9 @@ class UpdateReader:
         """Return the update in a reply.
 
         Args:
-            reply: of a client.
-            check_finite: refuse values that are not finite numbers, or larger than any
-                training gives.
+            reply: a client's reply.
+            check_finite: whether to refuse values that are not finite, or larger than
+                any that training gives.
 
         Raises:
             RoundError: the client failed; with its own reason.
@@ -134,7 +134,7 @@ class UpdateReader:
             raise ProtocolError(f"its update is refused: {error}") from None
 
     def weight(self, update: ClientUpdate) -> float:
-        """Return how much an update counts in the aggregate."""
+        """Return the update's weight in the aggregate."""
         return WEIGHTS[self.aggregation](update)
 
     def _read(
@@ -166,8 +166,7 @@ def records_of_update(
     Raises:
         ProtocolError: one is missing or of another type, or there are others.
     """
-    found = [content.get(name) for name in (ABOUT, ARRAYS, METRICS)]
-    about, arrays, metrics = found
+    about, arrays, metrics = (content.get(name) for name in (ABOUT, ARRAYS, METRICS))
     if extra := sorted(set(content) - {ABOUT, ARRAYS, METRICS}):
         raise ProtocolError(f"it has a record {extra[0][:60]!r} too many")
     if not isinstance(about, ConfigRecord):
@@ -199,10 +198,10 @@ def check_header(
 
 
 def read_client_metrics(metrics: MetricRecord) -> dict[str, float]:
-    """Return what a client tells beside its arrays.
+    """Return the figures that a client sent beside its arrays.
 
     Raises:
-        ProtocolError: a figure is none, not finite, or below zero.
+        ProtocolError: a figure is no number, not finite, or below zero.
     """
     numbers = {n: finite_number(n, metrics[n]) for n in CLIENT_METRICS if n in metrics}
     if negative := [name for name, value in numbers.items() if value < 0]:
@@ -230,10 +229,12 @@ MAX_REASON_LENGTH = 1000  # characters of what a client says about its failure
 
 def failure_reason(message: Message) -> str:
     """Return why a client failed, in one line, without Flower's and Ray's wrapping."""
-    given = message.error.reason or f"error code {message.error.code}"
-    reason = re.sub(r"^<class '[\w.]+'>:<'", "", given)
-    wrapped = re.findall(r"ClientAppException occurred\. Message: ([^\n]*)", reason)
-    line = wrapped[-1] if wrapped else (reason.strip() or "no reason").splitlines()[-1]
+    wrapped_reason = message.error.reason or f"error code {message.error.code}"
+    reason = re.sub(r"^<class '[\w.]+'>:<'", "", wrapped_reason)
+    messages = re.findall(r"ClientAppException occurred\. Message: ([^\n]*)", reason)
+    line = (
+        messages[-1] if messages else (reason.strip() or "no reason").splitlines()[-1]
+    )
     # A deployed client's reason begins with the error's class.
     line = re.sub(r"^<class '[\w.]+'>:<['\"]", "", str(line))
     return line.removesuffix("'>").strip()[:MAX_REASON_LENGTH]

@@ -1,8 +1,11 @@
 """Secure aggregation on the server's side: it passes keys on and learns the sum.
 
 The stages are in `instahide_fl.wire.secure_aggregation`. What a client sends is masked
-by secrets that the server lacks; once all masked updates are in, the clients that are
-left give it what takes the masks off the sum, and off nothing else.
+by secrets that the server lacks. Once all masked updates are in, the clients that are
+still there send what takes the masks off the sum, and off nothing else.
+
+All arithmetic on masked vectors is that of u32, modulo 2**32: there masks cancel to the
+last bit, so neither the keys nor the order of the replies show in the sum.
 """
 
 from __future__ import annotations
@@ -70,11 +73,11 @@ MAX_SECRET_BYTES = 10_000  # a key, a share and a ciphertext are all below 1,000
 
 @dataclass(frozen=True)
 class MaskedUpdate:
-    """What came of a client in stage 3.
+    """A client's reply in stage 3.
 
     Attributes:
-        vector: u32[N], uniform to whoever lacks its masks.
-        metrics: numbers of the client's other than its loss: "seconds".
+        vector: u32[N]; it looks uniform to anyone without its masks.
+        metrics: the client's figures, its loss left out: "seconds".
     """
 
     vector: Vector
@@ -86,12 +89,12 @@ class SecureRound:
     """One round, stage by stage.
 
     Attributes:
-        grid: Flower's.
-        config: of the run.
+        grid: Flower's grid.
+        config: the run's settings.
         round: 1, 2, ...
-        nodes: node id by client key, of the cohort in client order.
-        sizes: images by client key.
-        failures: reason by client key, of those that dropped out.
+        nodes: the cohort's node ids by client key, in client order.
+        sizes: number of images by client key.
+        failures: the reason why each dropped client failed, by client key.
     """
 
     grid: Grid
@@ -107,8 +110,8 @@ class SecureRound:
         """Return the sum of the cohort's updates.
 
         Args:
-            content: what every client receives to train.
-            shapes: of the parameters, by name.
+            content: the records that every client receives to train.
+            shapes: the parameters' shapes by name.
 
         Raises:
             RoundError: too few clients were left to take the masks off.
@@ -135,6 +138,8 @@ class SecureRound:
         return self._reduced(total, masked, peers, shapes, time.perf_counter() - start)
 
     def _public_keys(self) -> dict[str, tuple[bytes, bytes]]:
+        """Return mask key and exchange key of each client that answers (stage 1)."""
+
         def read(client: str, reply: Message) -> tuple[bytes, bytes]:
             values = required_values(_about(reply), MASK_KEYS, EXCHANGE_KEYS)
             mask, exchange = values[MASK_KEYS], values[EXCHANGE_KEYS]
@@ -147,7 +152,7 @@ class SecureRound:
     def _key_shares(
         self, keys: Mapping[str, tuple[bytes, bytes]]
     ) -> dict[str, dict[str, bytes]]:
-        """Return, by sender, the ciphertext for each receiver."""
+        """Return, by sender, the ciphertext for each receiver (stage 2)."""
         public = {
             CLIENTS: list(keys),
             MASK_KEYS: [mask for mask, _ in keys.values()],
@@ -156,8 +161,8 @@ class SecureRound:
 
         def read(sender: str, reply: Message) -> dict[str, bytes]:
             values = required_values(_about(reply), CIPHERTEXTS)
-            others = [one for one in keys if one != sender]
-            return _in_order(others, values[CIPHERTEXTS])
+            others = [client for client in keys if client != sender]
+            return _by_client(others, values[CIPHERTEXTS])
 
         return self._ask(KEY_SHARES, dict.fromkeys(keys, public), read)
 
@@ -168,29 +173,36 @@ class SecureRound:
         ciphertexts: Mapping[str, Mapping[str, bytes]],
         length: int,
     ) -> dict[str, MaskedUpdate]:
-        heaviest = self._heaviest(peers)
+        """Return the masked update of each client that sends one (stage 3)."""
+        largest_weight = self._largest_weight(peers)
         messages = {}
         for client in ciphertexts:
-            senders = [one for one in ciphertexts if one != client]
+            senders = [sender for sender in ciphertexts if sender != client]
             masks = ConfigRecord(
                 {
                     "schema": SCHEMA,
                     ROUND: self.round,
                     CLIENTS: senders,
-                    CIPHERTEXTS: [ciphertexts[one][client] for one in senders],
-                    LARGEST_WEIGHT: heaviest,
+                    CIPHERTEXTS: [ciphertexts[sender][client] for sender in senders],
+                    LARGEST_WEIGHT: largest_weight,
                 }
             )
-            whole = RecordDict({**content, MASKS: masks})
-            messages[client] = round_message(whole, self.nodes[client], str(self.round))
+            records = RecordDict({**content, MASKS: masks})
+            messages[client] = round_message(
+                records, self.nodes[client], str(self.round)
+            )
 
         def read(client: str, reply: Message) -> MaskedUpdate:
             return self._read_masked(client, reply, length)
 
         return self._send(messages, read)
 
-    def _heaviest(self, peers: Sequence[str]) -> float:
-        """Return the largest weight of an update, which they are divided by."""
+    def _largest_weight(self, peers: Sequence[str]) -> float:
+        """Return the largest weight of an update.
+
+        Clients divide their weights by it, so that a weighted value is not larger than
+        the value, for which the integers have room.
+        """
         train = self.config.train
         if self.config.server.aggregation == "mean":
             return 1.0
@@ -210,15 +222,18 @@ class SecureRound:
     def _unmask(
         self, peers: Sequence[str], shared: Sequence[str], survivors: Sequence[str]
     ) -> dict[str, dict[str, bytes]]:
-        """Return, by who answers, a share of each client's secret."""
-        dropped = [one for one in shared if one not in survivors]
-        asked = {SURVIVORS: list(survivors), DROPPED: dropped}
+        """Return, by answering client, a share of each client's secret (stage 4).
+
+        The secret is the seed of a survivor and the private key of a dropped client.
+        """
+        dropped = [client for client in shared if client not in survivors]
+        question = {SURVIVORS: list(survivors), DROPPED: dropped}
 
         def read(_: str, reply: Message) -> dict[str, bytes]:
             values = required_values(_about(reply), SHARES)
-            return _in_order([*survivors, *dropped], values[SHARES])
+            return _by_client([*survivors, *dropped], values[SHARES])
 
-        return self._ask(UNMASK, dict.fromkeys(survivors, asked), read)
+        return self._ask(UNMASK, dict.fromkeys(survivors, question), read)
 
     def _total(
         self,
@@ -227,25 +242,32 @@ class SecureRound:
         masked: Mapping[str, MaskedUpdate],
         shares: Mapping[str, Mapping[str, bytes]],
     ) -> Vector:
-        """Add up the masked vectors and take off what masks are left."""
-        vectors = [one.vector for one in masked.values()]
+        """Add up the masked vectors and take off the masks that did not cancel.
+
+        They are the survivors' own masks, and those that survivors share with clients
+        that dropped out after their keys were shared.
+        """
+        vectors = [update.vector for update in masked.values()]
         total = vectors[0].copy()
         for vector in vectors[1:]:
             total += vector
         secrets = {
-            client: combine_shares([one[client] for one in shares.values()])
+            client: combine_shares([answer[client] for answer in shares.values()])
             for client in shared
         }
-        place = {client: number for number, client in enumerate(keys)}
+        position = {client: number for number, client in enumerate(keys)}
         added: list[bytes] = []
-        taken = [secrets[client] for client in masked]
-        for gone in (client for client in shared if client not in masked):
-            private = bytes_to_private_key(secrets[gone])
+        subtracted = [secrets[client] for client in masked]
+        for dropped in (client for client in shared if client not in masked):
+            private = bytes_to_private_key(secrets[dropped])
             for client in masked:
                 public = bytes_to_public_key(keys[client][0])
                 seed = base64.urlsafe_b64decode(generate_shared_key(private, public))
-                (taken if place[gone] > place[client] else added).append(seed)
-        return add_masks(total, added, taken)
+                # The survivor added the mask if it comes before the dropped client,
+                # and subtracted it otherwise: the server does the opposite.
+                survivor_added = position[dropped] > position[client]
+                (subtracted if survivor_added else added).append(seed)
+        return add_masks(total, added, subtracted)
 
     def _reduced(
         self,
@@ -253,8 +275,9 @@ class SecureRound:
         masked: Mapping[str, MaskedUpdate],
         peers: Sequence[str],
         shapes: Mapping[str, tuple[int, ...]],
-        seconds: float,
+        adding_seconds: float,
     ) -> ReducedUpdates:
+        """Return the sum as arrays, with what is known of each client."""
         numbers = FixedPoint(self.config.secure_aggregation.largest_value, len(peers))
         values = numbers.decode(total)
         weight, loss = float(values[-2]), float(values[-1])
@@ -264,21 +287,22 @@ class SecureRound:
                 f"sent no update, or a wrong share"
             )
         arrays = split_vector(values[:-2], shapes)
-        took = [one.metrics.get("seconds", 0.0) for one in masked.values()]
         contributions = {
             self.nodes[client]: Contribution(
-                self.sizes[client],
-                one.vector.nbytes,
-                {**one.metrics, "train_loss": loss / weight},
+                num_examples=self.sizes[client],
+                nbytes=update.vector.nbytes,
+                # The single losses are masked: each client is given the mean.
+                metrics={**update.metrics, "train_loss": loss / weight},
             )
-            for client, one in masked.items()
+            for client, update in masked.items()
         }
+        client_seconds = [u.metrics.get("seconds", 0.0) for u in masked.values()]
         return ReducedUpdates(
-            UpdateSum(arrays, 1.0, weight, owned=True),
+            UpdateSum(arrays, scale=1.0, weight=weight, owned=True),
             contributions,
             {self.nodes[client]: reason for client, reason in self.failures.items()},
-            max(took),
-            seconds,
+            compute_seconds=max(client_seconds),
+            adding_seconds=adding_seconds,
         )
 
     def _ask(
@@ -289,8 +313,8 @@ class SecureRound:
     ) -> dict[str, Value]:
         """Send a stage's query to clients and return what is read of their answers."""
         messages = {}
-        for client, one in values.items():
-            record = ConfigRecord({"schema": SCHEMA, ROUND: self.round, **one})
+        for client, question in values.items():
+            record = ConfigRecord({"schema": SCHEMA, ROUND: self.round, **question})
             messages[client] = Message(
                 RecordDict({ABOUT: record}),
                 self.nodes[client],
@@ -307,8 +331,8 @@ class SecureRound:
         """Send messages; return what is read of each reply, and note who failed."""
         timeout = self.config.train.timeout
         names = {self.nodes[client]: client for client in messages}
-        found: dict[str, Value] = {}
-        silent = dict.fromkeys(
+        answers: dict[str, Value] = {}
+        failures = dict.fromkeys(
             messages, f"no answer within {timeout:g} s (train.timeout)"
         )
         for node, reply in collect(self.grid, list(messages.values()), timeout):
@@ -316,17 +340,23 @@ class SecureRound:
             try:
                 if reply.has_error():
                     raise RoundError(failure_reason(reply))
-                found[client] = read(client, reply)
-                del silent[client]
+                answers[client] = read(client, reply)
+                del failures[client]
             except RoundError as error:
-                silent[client] = str(error)
+                failures[client] = str(error)
             except ProtocolError as error:
-                silent[client] = f"its answer is refused: {error}"
-        self.failures |= silent
-        return {client: found[client] for client in messages if client in found}
+                failures[client] = f"its answer is refused: {error}"
+        self.failures |= failures
+        # In client order, not that of arrival: shares name clients by their position.
+        return {client: answers[client] for client in messages if client in answers}
 
-    def _check_enough(self, left: Iterable[str], needed: int) -> None:
-        count = len(list(left))
+    def _check_enough(self, clients: Iterable[str], needed: int) -> None:
+        """Refuse to go on with too few clients.
+
+        Raises:
+            RoundError: too few are left; with the reasons of those that failed.
+        """
+        count = len(list(clients))
         if count < needed:
             reasons = "; ".join(f"{who}: {why}" for who, why in self.failures.items())
             raise RoundError(
@@ -342,16 +372,17 @@ def _about(reply: Message) -> ConfigRecord:
     return record
 
 
-def _in_order(clients: Sequence[str], secrets: object) -> dict[str, bytes]:
-    """Give each client the bytes in its place of a stranger's list.
+def _by_client(clients: Sequence[str], secrets: object) -> dict[str, bytes]:
+    """Return the bytes for each client from an unchecked list in the same order.
 
     Raises:
-        ProtocolError: it is not one short text of bytes for each.
+        ProtocolError: it does not hold one short byte string for each client.
     """
     if not isinstance(secrets, list) or len(secrets) != len(clients):
         raise ProtocolError(f"it must hold {len(clients)} secrets, one for each client")
     if not all(
-        isinstance(one, bytes) and len(one) < MAX_SECRET_BYTES for one in secrets
+        isinstance(secret, bytes) and len(secret) < MAX_SECRET_BYTES
+        for secret in secrets
     ):
         raise ProtocolError("what it holds are not a round's secrets")
     return dict(zip(clients, secrets, strict=True))

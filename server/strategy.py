@@ -1,4 +1,4 @@
-"""One round: choose a cohort, collect updates, check them, aggregate, step."""
+"""A round of training: choose a cohort, collect and check updates, aggregate, step."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ class RoundOutcome:
     """What happened in a round.
 
     Attributes:
-        contributions: by client key, in order, of those that sent a valid update.
-        failures: reason by client key, of the others.
-        bytes_down: of the parameters sent, over all clients.
-        compute_seconds: in which the round waited for clients that were computing.
+        contributions: the figures of each valid update, by client key in order.
+        failures: the reason why each other client has none, by client key.
+        bytes_down: size of the parameters sent, over all clients.
+        compute_seconds: time for which the round waited for computing clients.
         transfer_seconds: the rest of the time between sending and having all updates.
-        aggregation_seconds: for adding up, mean and optimizer step.
-        exposures: of the private images of these clients, over all rounds so far.
+        aggregation_seconds: time for adding up, mean and optimizer step.
+        exposures: exposures of these clients' private images, over all rounds so far.
     """
 
     contributions: Mapping[str, Contribution]
@@ -54,38 +54,38 @@ class RoundOutcome:
 
     @property
     def seconds(self) -> float:
-        """From sending the parameters to the optimizer's step."""
+        """Time from sending the parameters to the end of the optimizer's step."""
         return self.compute_seconds + self.transfer_seconds + self.aggregation_seconds
 
     @property
     def bytes_up(self) -> int:
         """Size of the updates, over all clients."""
-        return sum(one.nbytes for one in self.contributions.values())
+        return sum(update.nbytes for update in self.contributions.values())
 
     @property
     def train_loss(self) -> float | None:
-        """Mean over the clients' images of the loss on encodings; None if untold."""
+        """Mean loss on encodings over the clients' images; None if not sent."""
         losses = [
-            (one.metrics["train_loss"], one.num_examples)
-            for one in self.contributions.values()
-            if "train_loss" in one.metrics
+            (update.metrics["train_loss"], update.num_examples)
+            for update in self.contributions.values()
+            if "train_loss" in update.metrics
         ]
         if not losses:
             return None
-        total = sum(images for _, images in losses)
-        return sum(loss * images for loss, images in losses) / total
+        total_images = sum(images for _, images in losses)
+        return sum(loss * images for loss, images in losses) / total_images
 
 
 @dataclass(frozen=True)
 class Strategy:
-    """FedSGD and FedAvg, and any rule and server optimizer on top.
+    """FedSGD or FedAvg, with any aggregation rule and server optimizer.
 
     Attributes:
         config: the run's settings.
-        optimizer: holds and moves the global parameters.
-        clients: who can take part.
-        statistics: constants that clients normalise private images with.
-        recorder: keeps the rounds that the settings name.
+        optimizer: the holder of the global parameters, which moves them.
+        clients: the clients of the federation.
+        statistics: the constants with which clients normalise private images.
+        recorder: the recorder of the rounds that the settings name.
     """
 
     config: Config
@@ -98,7 +98,7 @@ class Strategy:
         """Train for one round.
 
         Args:
-            grid: Flower's.
+            grid: Flower's grid.
             round_number: 1, 2, ...
 
         Raises:
@@ -138,15 +138,16 @@ class Strategy:
     def _aggregate(
         self, total: UpdateSum | None, sent: Mapping[str, Tensor], round_number: int
     ) -> dict[str, Tensor]:
-        """Return what the optimizer steps with: a mean, with noise if that is asked."""
+        """Return what the optimizer steps with: a mean, noisy in central privacy."""
         defense = self.config.defense
         if defense.differential_privacy != "central":
             assert total is not None
             return total.mean()
         summed = {name: torch.zeros_like(array) for name, array in sent.items()}
         if total is not None:
-            clients = total.weight
-            summed = {name: mean * clients for name, mean in total.mean().items()}
+            # All clients weigh 1 here, so the weight is their number.
+            num_clients = total.weight
+            summed = {name: mean * num_clients for name, mean in total.mean().items()}
         seeded = stream(self.config.seed, "central-noise", round_number)
         return noisy_mean(
             summed,
@@ -162,14 +163,19 @@ class Strategy:
         cohort: Sequence[str],
         reduced: ReducedUpdates,
     ) -> None:
-        """Keep what was seen, if this round is recorded, and move the parameters."""
+        """Write the transcript, if this round is recorded, and move the parameters."""
         round_number = instruction.round
         aggregate = self._aggregate(reduced.total, sent, round_number)
-        if self.recorder.wants(round_number):
-            received = self._by_client(cohort, reduced.updates)
-            held = self.clients.num_examples
-            self.recorder.record(instruction, sent, received, aggregate, held)
-        if not self.recorder.crafts(round_number):
+        if self.recorder.records_round(round_number):
+            self.recorder.record(
+                instruction,
+                sent,
+                updates=self._by_client(cohort, reduced.updates),
+                aggregate=aggregate,
+                images_held=self.clients.num_examples,
+            )
+        # Gradients at crafted parameters say nothing about the true ones.
+        if not self.recorder.crafts_round(round_number):
             self.optimizer.step(
                 aggregate,
                 self.config.train.update_kind,
@@ -187,7 +193,7 @@ class Strategy:
     def _by_client(
         self, cohort: Sequence[str], by_node: Mapping[int, Value]
     ) -> dict[str, Value]:
-        """Return what there is of the cohort's nodes, by client in order."""
+        """Return the values that nodes of the cohort have, by client key in order."""
         nodes = {client: self.clients.nodes[client] for client in cohort}
         return {
             client: by_node[node] for client, node in nodes.items() if node in by_node
@@ -195,7 +201,7 @@ class Strategy:
 
     def _parameters(self, round_number: int) -> Mapping[str, Tensor]:
         """Return what clients are sent: the global arrays, or crafted ones."""
-        if not self.recorder.crafts(round_number):
+        if not self.recorder.crafts_round(round_number):
             return self.optimizer.arrays
         # Imported here: only a simulated malicious server needs it.
         from instahide_fl.attacks.imprint import crafted_parameters
@@ -216,46 +222,55 @@ class Strategy:
         cohort: Sequence[str],
     ) -> ReducedUpdates:
         """Return the sum of the valid updates and the failures, by node."""
-        if not cohort:  # which chance decides in central differential privacy
-            return ReducedUpdates(None, {}, {}, 0.0, 0.0)
-        train = self.config.train
+        if not cohort:  # a Poisson sample (central differential privacy) may be empty
+            return ReducedUpdates(
+                total=None,
+                contributions={},
+                failures={},
+                compute_seconds=0.0,
+                adding_seconds=0.0,
+            )
+        # The cohort is in client order: floats are summed in it.
+        nodes = {client: self.clients.nodes[client] for client in cohort}
+        sizes = {client: self.clients.num_examples[client] for client in cohort}
+        content = round_content(instruction, sent)
         if self.config.secure_aggregation.enabled:
-            nodes = {client: self.clients.nodes[client] for client in cohort}
-            sizes = {client: self.clients.num_examples[client] for client in cohort}
             secure = SecureRound(grid, self.config, instruction.round, nodes, sizes)
             shapes = {name: tuple(value.shape) for name, value in sent.items()}
-            return secure.reduce(round_content(instruction, sent), shapes)
-        known = self.clients
+            return secure.reduce(content, shapes)
+        senders = {nodes[client]: Sender(client, sizes[client]) for client in cohort}
         return reduce_updates(
-            grid,
-            round_content(instruction, sent),
-            # The cohort is in client order: floats are summed in it.
-            [self.clients.nodes[client] for client in cohort],
-            str(instruction.round),
-            UpdateReader(
-                {name: ArrayForm.of(value) for name, value in sent.items()},
-                train.update_kind,
-                self.config.server.aggregation,
-                instruction.round,
-                {known.nodes[c]: Sender(c, known.num_examples[c]) for c in cohort},
+            grid=grid,
+            content=content,
+            node_ids=list(nodes.values()),
+            group_id=str(instruction.round),
+            reader=UpdateReader(
+                forms={name: ArrayForm.of(value) for name, value in sent.items()},
+                kind=self.config.train.update_kind,
+                aggregation=self.config.server.aggregation,
+                round=instruction.round,
+                senders=senders,
                 tells_loss=not self.config.defense.is_private,
             ),
-            [self.clients.num_examples[client] for client in cohort],
-            train.timeout,
-            self._side_by_side(grid, len(cohort)),
-            robust_rule(self.config.server),
-            self.recorder.wants(instruction.round),
+            sizes=list(sizes.values()),
+            timeout=self.config.train.timeout,
+            side_by_side=self._side_by_side(grid, len(cohort)),
+            rule=robust_rule(self.config.server),
+            keep_updates=self.recorder.records_round(instruction.round),
         )
 
     def _learning_rate_factor(self, round_number: int, mode: str) -> float:
-        """Return the schedule's factor, which is 1 for whoever it is not for."""
+        """Return the schedule's factor for the side that steps in `mode`; else 1.
+
+        In mode gradient the server takes the steps, in mode update the clients do.
+        """
         train = self.config.train
         return train.learning_rate_factor(round_number) if train.mode == mode else 1.0
 
     def _side_by_side(self, grid: Grid, cohort: int) -> int:
         """Return how many clients compute at once: all real ones, few simulated."""
-        if isinstance(known := getattr(grid, "side_by_side", None), int):
-            return known
+        if isinstance(side_by_side := getattr(grid, "side_by_side", None), int):
+            return side_by_side
         if not self.clients.simulated:
             return cohort
         return min(cohort, self.config.resources.local_workers)
@@ -264,32 +279,32 @@ class Strategy:
 def combine_exposures(
     contributions: Mapping[str, Contribution], images_held: Mapping[str, int]
 ) -> dict[str, float]:
-    """Join what clients say about the exposures of their images.
+    """Combine the clients' figures about the exposures of their images.
 
     Args:
-        contributions: by client key.
-        images_held: by client key.
+        contributions: the figures of each valid update, by client key.
+        images_held: number of images, by client key.
 
     Returns:
-        max and mean over all images of these clients; `beyond`, the number of images
-        beyond instahide.max-exposures, if there is a limit. Empty if no client says.
+        max and mean over all images of these clients; with a limit also `beyond`, the
+        number of images beyond instahide.max-exposures. Empty if no client sends any.
     """
-    said = [
-        (one.metrics, images_held[client])
-        for client, one in contributions.items()
-        if "exposures_max" in one.metrics
+    figures = [
+        (update.metrics, images_held[client])
+        for client, update in contributions.items()
+        if "exposures_max" in update.metrics
     ]
-    if not said:
+    if not figures:
         return {}
-    images = sum(held for _, held in said)
-    total = sum(metrics["exposures_mean"] * held for metrics, held in said)
-    joined = {
-        "max": max(metrics["exposures_max"] for metrics, _ in said),
-        "mean": total / images,
+    total_images = sum(images for _, images in figures)
+    total = sum(metrics["exposures_mean"] * images for metrics, images in figures)
+    exposures = {
+        "max": max(metrics["exposures_max"] for metrics, _ in figures),
+        "mean": total / total_images,
     }
-    if all("exposures_beyond" in metrics for metrics, _ in said):
-        joined["beyond"] = sum(metrics["exposures_beyond"] for metrics, _ in said)
-    return joined
+    if all("exposures_beyond" in metrics for metrics, _ in figures):
+        exposures["beyond"] = sum(metrics["exposures_beyond"] for metrics, _ in figures)
+    return exposures
 
 
 def _check_enough(
@@ -298,7 +313,7 @@ def _check_enough(
     """Refuse a round that lacks updates; a cohort may be smaller, or empty, by chance.
 
     Raises:
-        RoundError: with the first client's reason.
+        RoundError: too few updates came; with the first client's reason.
     """
     came, needed = cohort - len(failures), min(min_updates or cohort, cohort)
     if came >= max(1, needed) or cohort == 0:
