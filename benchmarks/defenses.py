@@ -1,9 +1,9 @@
-"""CPU seconds that one client's round takes with each defence.
+"""CPU time of one client's round with each defence.
 
     python benchmarks/defenses.py
 
-Least of ten rounds of mode gradient, one client of mnist-5k on one thread: small-cnn of
-width 16, batches of 64 plain images.
+The least of ten rounds in mode gradient, for one client of mnist-5k on one thread:
+small-cnn of width 16, batches of 64 plain images.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ def seconds_of(defense: DefenseConfig, config: Config) -> float:
         if private
         else LocalTrainer(model, config.train)
     )
-    took = []
+    seconds = []
     for number in range(REPEATS):
         rng = stream(0, number)
-        begun = time.process_time()
+        start_time = time.process_time()
         update = trainer.update(start, split, IdentityEncoder(), rng)
         apply_transforms(update.arrays, trainer.buffers, defense, rng)
-        took.append(time.process_time() - begun)
-    return min(took)
+        seconds.append(time.process_time() - start_time)
+    return min(seconds)
 
 
 def main() -> None:

@@ -1,10 +1,11 @@
 """Encoder throughput: this package against the obvious ways to do it.
 
-`straightforward` is our own writing of the published procedure (Huang et al., ICML
-2020, section 4), which encodes the whole training set once an epoch: coefficients by
-rejection one sample at a time, k gathers of normalised float images, each as large as
-the set, a float mask. `straightforward, batches` does the same a batch at a time, and
-`vectorised torch` draws the coefficients of a batch together besides.
+`straightforward` is the published procedure (Huang et al., ICML 2020, section 4), in
+our own code: it encodes the whole training set once an epoch, draws coefficients by
+rejection one sample at a time, gathers k normalised float images for each encoding
+(each gather as large as the set), and draws a float mask. `straightforward, batches`
+does the same batch by batch; `vectorised torch` also draws a batch's coefficients
+together.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from instahide_fl import EncoderConfig, InstaHideEncoder, MixingPool, PrivateSpl
 from instahide_fl.encoding.mixing import draw_coefficients
 
 BASELINE = "straightforward"
-BOUND, LEAST = 0.65, 0.3  # c1 and c2 of the paper
+MAX_COEFFICIENT, MIN_WEIGHT = 0.65, 0.3  # c1 and c2 of the paper
 
 
 def run(
@@ -35,9 +36,9 @@ def run(
     """Measure encoding of all images once.
 
     Args:
-        images: private images, and images of the pool, 3x32x32.
+        images: number of private images, and of images of the pool, 3x32x32.
+        repeats: number of turns, in each of which all variants run once.
         batch_size: images encoded at a time, by every variant but the first.
-        repeats: rounds of all variants in turn.
     """
     rng = np.random.default_rng(0)
     draw = lambda: torch.from_numpy(  # noqa: E731
@@ -57,36 +58,35 @@ def run(
                 _straightforward, private, public, config, rng
             ),
             "vectorised torch": partial(_vectorised, private, public, config, rng),
-            "instahide-fl": partial(_ours, encoder, split, rng),
+            "instahide-fl": partial(_instahide_fl, encoder, split, rng),
         }
         for cores in sorted({1, os.cpu_count() or 1}):
             torch.set_num_threads(cores)
-            whole = [torch.arange(images)]
-            turns = {
-                BASELINE: partial(_all, variants["straightforward, batches"], whole)
-            }
-            for name, work in variants.items():
-                turns[name] = partial(_all, work, batches)
-            seconds = alternate(turns, repeats)
+            all_at_once = [torch.arange(images)]
+            straightforward = variants["straightforward, batches"]
+            turns = {BASELINE: partial(_encode_all, straightforward, all_at_once)}
+            for name, encode in variants.items():
+                turns[name] = partial(_encode_all, encode, batches)
+            medians = alternate(turns, repeats)
             rows += [
                 {
                     "k": mixed,
                     "cores": cores,
                     "variant": name,
-                    "images_per_second": images / taken,
-                    "ratio": seconds[BASELINE] / taken,
+                    "images_per_second": images / seconds,
+                    "ratio": medians[BASELINE] / seconds,
                 }
-                for name, taken in seconds.items()
+                for name, seconds in medians.items()
             ]
     return {"name": "encoder", "rows": rows, "first_use_seconds": _first_use()}
 
 
-def _all(work: Callable[[Tensor], object], batches: Sequence[Tensor]) -> None:
+def _encode_all(encode: Callable[[Tensor], object], batches: Sequence[Tensor]) -> None:
     for batch in batches:
-        work(batch)
+        encode(batch)
 
 
-def _ours(
+def _instahide_fl(
     encoder: InstaHideEncoder,
     split: PrivateSplit,
     rng: np.random.Generator,
@@ -108,7 +108,7 @@ def _straightforward(
         while True:
             drawn = np.abs(rng.standard_normal(mixed))
             drawn = drawn / drawn.sum()
-            if drawn.max() <= BOUND and drawn[:2].sum() >= LEAST:
+            if drawn.max() <= MAX_COEFFICIENT and drawn[:2].sum() >= MIN_WEIGHT:
                 break
         coefficients[i] = drawn
     weights = torch.from_numpy(coefficients)
@@ -139,7 +139,7 @@ def _vectorised(
 
 
 def _first_use() -> dict[str, float]:
-    """Return how long the loop takes to be there: compiled, and from numba's cache."""
+    """Return the seconds until the loop is ready: compiled, and from numba's cache."""
     import tempfile
 
     code = (
@@ -148,21 +148,21 @@ def _first_use() -> dict[str, float]:
         "middle = time.perf_counter(); prepare();"
         "print(time.perf_counter() - middle)"
     )
-    found = {}
+    seconds = {}
     with tempfile.TemporaryDirectory() as folder:
         environment = {**os.environ, "NUMBA_CACHE_DIR": folder}
         for name in ("compiled", "cached"):
             start = time.perf_counter()
-            done = subprocess.run(
+            process = subprocess.run(
                 [sys.executable, "-c", code],
                 env=environment,
                 capture_output=True,
                 text=True,
                 check=True,
             )
-            found[name] = float(done.stdout)
-            found[f"{name}, whole process"] = time.perf_counter() - start
-    return found
+            seconds[name] = float(process.stdout)
+            seconds[f"{name}, whole process"] = time.perf_counter() - start
+    return seconds
 
 
 if __name__ == "__main__":

@@ -27,8 +27,8 @@ from benchmarks.reporting import run_and_save
 from instahide_fl import MixingPool
 
 COMMAND = (sys.executable, "-c", "from instahide_fl.cli import main; main()", "run")
-MARK = "INSTAHIDE_FL_BENCHMARK"
-NEVER = 1_000_000
+MARK = "INSTAHIDE_FL_BENCHMARK"  # an environment variable that marks a run's processes
+NEVER = 1_000_000  # more rounds than any run has
 EMPTY = {
     "train.mode": "update",
     "train.local-epochs": 0,
@@ -56,23 +56,25 @@ REFERENCE = {
 class Measured:
     """Figures of one run.
 
+    Memory is watched only where it is asked for, because that slows the run down.
+
     Attributes:
-        first: seconds of the first round.
-        later: median seconds of the others.
-        server: peak memory of the server's process, its part of shared pages, in MB;
-            0 where memory was not watched, which takes time from the run.
-        everything: peak memory of all the run's processes, shared pages once, in MB;
-            likewise.
+        first_round: seconds of the first round.
+        later_rounds: median seconds of the other rounds.
+        server_memory: peak memory of the server's process in MB, with its part of
+            shared pages; 0 if memory was not watched.
+        total_memory: peak memory of all the run's processes in MB, shared pages counted
+            once; 0 if memory was not watched.
     """
 
-    first: float
-    later: float
-    server: float
-    everything: float
+    first_round: float
+    later_rounds: float
+    server_memory: float
+    total_memory: float
 
 
 def overhead() -> dict[str, Any]:
-    """Clients that train nothing: what the engine itself costs.
+    """Measure the cost of the engines themselves: clients that train nothing.
 
     Ours runs before and after the other, because the machine's own speed drifts.
     """
@@ -87,29 +89,29 @@ def overhead() -> dict[str, Any]:
         before = measure("ray", {**settings, "train.rounds": rounds[0]})
         stock = measure("flower", {**settings, "train.rounds": rounds[1]})
         after = measure("ray", {**settings, "train.rounds": rounds[0]})
-        ours = (before.later + after.later) / 2
+        ours = (before.later_rounds + after.later_rounds) / 2
         rows.append(
             {
                 "clients": clients,
                 "model": name,
-                "flower, s a round": stock.later,
+                "flower, s a round": stock.later_rounds,
                 "ray, s a round": ours,
-                "ratio": stock.later / ours,
-                "flower, first round": stock.first,
-                "ray, first round": max(before.first, after.first),
+                "ratio": stock.later_rounds / ours,
+                "flower, first round": stock.first_round,
+                "ray, first round": max(before.first_round, after.first_round),
             }
         )
     return {"name": "engine-overhead", "rows": rows}
 
 
 def server_memory(clients: int = 100) -> dict[str, Any]:
-    """ResNet-18 on the server's side: Flower's own FedAvg, and our server twice."""
+    """Measure the server's memory with ResNet-18: Flower's FedAvg, and ours twice."""
     settings = {**EMPTY, **RESNET, "partition.num-clients": clients}
-    found = {
+    runs = {
         "Flower's FedAvg on stock Flower": measure_program(
             [sys.executable, "-m", "benchmarks.stock_fedavg", str(clients), "3"],
-            lambda out: json.loads(out.strip().splitlines()[-1]),
-            lambda: False,
+            read=lambda output: json.loads(output.strip().splitlines()[-1]),
+            is_over=lambda: False,
         ),
         "our apps on stock Flower": measure(
             "flower", {**settings, "train.rounds": 3}, watch=True
@@ -117,15 +119,19 @@ def server_memory(clients: int = 100) -> dict[str, Any]:
         "our apps on ray": measure("ray", {**settings, "train.rounds": 8}, watch=True),
     }
     rows = [
-        {"run": name, "server MB": one.server, "all MB": one.everything}
-        | {"s a round": one.later}
-        for name, one in found.items()
+        {
+            "run": name,
+            "server MB": run.server_memory,
+            "all MB": run.total_memory,
+            "s a round": run.later_rounds,
+        }
+        for name, run in runs.items()
     ]
     return {"name": "server-memory", "rows": rows}
 
 
 def workload(rounds: int = 6) -> dict[str, Any]:
-    """The reference workload of federated simulators: plain and with InstaHide."""
+    """Measure the reference workload of federated simulators, plain and encoded."""
     plain = {**REFERENCE, "train.rounds": rounds}
     hidden = {**plain, "instahide.method": "instahide"}
     stock = measure("flower", plain)
@@ -134,23 +140,23 @@ def workload(rounds: int = 6) -> dict[str, Any]:
         runs["plain"].append(measure("ray", plain))
         runs["instahide"].append(measure("ray", hidden))
     ours, encoded = (
-        statistics.median(one.later for one in runs[name])
+        statistics.median(run.later_rounds for run in runs[name])
         for name in ("plain", "instahide")
     )
-    seconds = {
-        "flower, plain": stock.later,
+    round_seconds = {
+        "flower, plain": stock.later_rounds,
         "ray, plain": ours,
         "ray, instahide k=4": encoded,
     }
     rows = [
-        {"run": name, "s a round": taken, "to ray, plain": taken / ours}
-        for name, taken in seconds.items()
+        {"run": name, "s a round": seconds, "to ray, plain": seconds / ours}
+        for name, seconds in round_seconds.items()
     ]
     return {"name": "reference-workload", "rows": rows}
 
 
 def memory(images: int = 1_281_167) -> dict[str, Any]:
-    """What each further worker adds, next to a pool as large as ImageNet."""
+    """Measure the memory of each further worker, with a pool as large as ImageNet."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         pool = generated_pool(Path(folder), images)
@@ -164,8 +170,8 @@ def memory(images: int = 1_281_167) -> dict[str, Any]:
         }
         for workers in (1, 4, 8):
             settings["resources.workers"] = workers
-            found = measure("ray", settings, watch=True)
-            rows.append({"workers": workers, "all MB": found.everything})
+            run = measure("ray", settings, watch=True)
+            rows.append({"workers": workers, "all MB": run.total_memory})
     first = rows[0]["all MB"]
     for row in rows:
         added = (row["all MB"] - first) / max(1, row["workers"] - 1)
@@ -182,17 +188,17 @@ def generated_pool(folder: Path, images: int) -> MixingPool:
     for start in range(0, images, 10_000):
         block = mapped[start : start + 10_000]
         block[:] = rng.integers(0, 256, block.shape, dtype=np.uint8)
-    made = MixingPool.from_images(torch.from_numpy(mapped), "random numbers")
-    return made.save(folder / "pool")
+    pool = MixingPool.from_images(torch.from_numpy(mapped), "random numbers")
+    return pool.save(folder / "pool")
 
 
 def measure(engine: str, settings: Mapping[str, Any], watch: bool = False) -> Measured:
     """Run once and read its figures.
 
     Args:
-        engine: to run on.
-        settings: by dotted name.
-        watch: also measure memory, as long as rounds go on.
+        engine: name of the engine.
+        settings: the run's settings by dotted name.
+        watch: whether to measure memory too, as long as rounds go on.
     """
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
@@ -204,22 +210,23 @@ def measure(engine: str, settings: Mapping[str, Any], watch: bool = False) -> Me
             return [row["seconds"] - row["evaluation_seconds"] for row in rows]
 
         command = [*COMMAND, "--engine", engine, "--out", str(out), *assignments]
-        # While processes end, pages they shared count wholly for those that remain.
-        over = (out / "summary.json").exists if watch else None
-        return measure_program(command, read, over)
+        # When processes end, the pages that they shared count in full for those left.
+        is_over = (out / "summary.json").exists if watch else None
+        return measure_program(command, read, is_over)
 
 
 def measure_program(
     command: Sequence[str],
     read: Callable[[str], Sequence[float]],
-    over: Callable[[], bool] | None,
+    is_over: Callable[[], bool] | None,
 ) -> Measured:
     """Run a program and watch its memory.
 
     Args:
-        command: the program.
-        read: returns the seconds of its rounds, given what it printed.
-        over: tells when to stop watching its memory; None to leave it alone.
+        command: the program's command line.
+        read: a function from the program's output to the seconds of its rounds.
+        is_over: a function that tells when to stop watching its memory; None not to
+            watch it.
     """
     mark = secrets.token_hex(8)
     with tempfile.TemporaryFile("w+") as errors:
@@ -230,42 +237,50 @@ def measure_program(
             text=True,
             env={**os.environ, MARK: mark},
         )
-        with MemoryWatch(process.pid, mark, over or (lambda: True)) as memory:
-            printed, _ = process.communicate()
+        with MemoryWatch(process.pid, mark, is_over or (lambda: True)) as memory:
+            output, _ = process.communicate()
         if process.returncode:
             errors.seek(0)
             raise SystemExit(f"{' '.join(command)}: {errors.read()}")
-    seconds = read(printed)
-    later = statistics.median(seconds[1:])
-    return Measured(seconds[0], later, memory.server, memory.everything)
+    seconds = read(output)
+    return Measured(
+        first_round=seconds[0],
+        later_rounds=statistics.median(seconds[1:]),
+        server_memory=memory.server,
+        total_memory=memory.total,
+    )
 
 
 class MemoryWatch(threading.Thread):
     """Samples the memory of a run's processes twice a second.
 
     Args:
-        pid: of `instahide-fl run`.
+        pid: process id of `instahide-fl run`.
         mark: value of the environment variable `MARK` in all its processes.
-        over: tells when to stop.
+        is_over: a function that tells when to stop.
+
+    Attributes:
+        server: peak memory of the server's process, in MB.
+        total: peak memory of all processes, in MB.
     """
 
-    def __init__(self, pid: int, mark: str, over: Callable[[], bool]) -> None:
+    def __init__(self, pid: int, mark: str, is_over: Callable[[], bool]) -> None:
         super().__init__(daemon=True)
-        self.server = self.everything = 0.0
-        self._pid, self._mark, self._over = pid, mark, over
-        self._left = threading.Event()
+        self.server = self.total = 0.0
+        self._pid, self._mark, self._is_over = pid, mark, is_over
+        self._stopped = threading.Event()
 
     def __enter__(self) -> MemoryWatch:
         self.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._left.set()
+        self._stopped.set()
         self.join()
 
     def run(self) -> None:
         """Sample until the context ends."""
-        while not self._over() and not self._left.wait(0.5):
+        while not self._is_over() and not self._stopped.wait(0.5):
             total = 0.0
             for process in psutil.process_iter():
                 try:
@@ -278,9 +293,9 @@ class MemoryWatch(threading.Thread):
                         self.server = max(self.server, size)
                 except psutil.Error:
                     continue
-            self.everything = max(self.everything, total)
+            self.total = max(self.total, total)
 
 
 if __name__ == "__main__":
-    for one in (overhead, server_memory, workload, memory):
-        run_and_save(one)
+    for benchmark in (overhead, server_memory, workload, memory):
+        run_and_save(benchmark)

@@ -1,4 +1,4 @@
-"""What the benchmarks share: timing in turn, tables, and result files."""
+"""Parts that the benchmarks share: timing in turn, tables, and result files."""
 
 from __future__ import annotations
 
@@ -27,17 +27,23 @@ def alternate(
 ) -> dict[str, float]:
     """Time variants in turn, A B C A B C ..., after one turn that does not count.
 
+    In turn, because the machine's own speed drifts: a drift meets all variants.
+
+    Args:
+        variants: functions to time, by name.
+        repeats: number of turns that count.
+
     Returns:
         Median seconds by name.
     """
-    taken: dict[str, list[float]] = {name: [] for name in variants}
+    times: dict[str, list[float]] = {name: [] for name in variants}
     for turn in range(repeats + 1):
         for name, work in variants.items():
             start = time.perf_counter()
             work()
             if turn:
-                taken[name].append(time.perf_counter() - start)
-    return {name: statistics.median(seconds) for name, seconds in taken.items()}
+                times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(seconds) for name, seconds in times.items()}
 
 
 def show(result: Mapping[str, Any]) -> None:
@@ -76,11 +82,11 @@ def run_and_save(run: Callable[[], dict[str, Any]]) -> None:
 
 
 def format_value(value: object) -> str:
-    """Return a value as tables show it: three digits."""
+    """Return a value as tables show it; numbers with three digits."""
     if isinstance(value, float):
         return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
     if isinstance(value, dict):
-        return ", ".join(f"{key} {format_value(one)}" for key, one in value.items())
+        return ", ".join(f"{key} {format_value(entry)}" for key, entry in value.items())
     return str(value)
 
 

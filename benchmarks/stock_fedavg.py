@@ -1,7 +1,7 @@
 """Flower's own FedAvg on its own simulation, with clients that send the model back.
 
-A program of its own, because the memory of its process is what is measured:
-`python -m benchmarks.stock_fedavg CLIENTS ROUNDS` prints seconds of each round.
+A program of its own, because the memory of its process is measured:
+`python -m benchmarks.stock_fedavg CLIENTS ROUNDS` prints the seconds of each round.
 """
 
 from __future__ import annotations
@@ -47,8 +47,7 @@ def main(grid: Grid, context: Context) -> None:
     )
     # The first evaluation is of the initial parameters.
     pairs = itertools.pairwise(times[1:])
-    taken = [later - sooner for sooner, later in pairs]
-    print(json.dumps(taken), flush=True)
+    print(json.dumps([end - start for start, end in pairs]), flush=True)
 
 
 if __name__ == "__main__":

@@ -76,24 +76,29 @@ SECTIONS = {
 }
 COLUMNS = {
     "soak": [
-        *("process", "rss_mib", "rss_mib_growth"),
-        *("pss_mib", "pss_mib_growth", "fds", "fds_growth"),
+        "process",
+        "rss_mib",
+        "rss_mib_growth",
+        "pss_mib",
+        "pss_mib_growth",
+        "fds",
+        "fds_growth",
     ]
 }
 SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
-    "encoder": lambda found: (
+    "encoder": lambda result: (
         f"Seconds until the first image is encoded: "
-        f"{format_value(found['first_use_seconds'])}."
+        f"{format_value(result['first_use_seconds'])}."
     ),
-    "fault-campaign": lambda found: (
-        f"{found['kills']} kills in {found['attempts']} attempts and "
-        f"{found['minutes']:.0f} minutes. All {found['rounds']} rounds are in "
+    "fault-campaign": lambda result: (
+        f"{result['kills']} kills in {result['attempts']} attempts and "
+        f"{result['minutes']:.0f} minutes. All {result['rounds']} rounds are in "
         f"metrics.jsonl once, with each client counted or named: "
-        f"{'yes' if found['every_round_accounted_for'] else 'no'}; "
-        f"{found['rounds_without_all_clients']} lacked a client. Longest time without "
-        f"a new round or attempt: {found['longest_seconds_without_progress']:.0f} s. "
-        f"Accuracy {found['accuracy']:.1%}; the same apps on the same data without a "
-        f"fault: {found['accuracy_undisturbed']:.1%}."
+        f"{'yes' if result['every_round_accounted_for'] else 'no'}; "
+        f"{result['rounds_without_all_clients']} lacked a client. Longest time without "
+        f"a new round or attempt: {result['longest_seconds_without_progress']:.0f} s. "
+        f"Accuracy {result['accuracy']:.1%}; the same apps on the same data without a "
+        f"fault: {result['accuracy_undisturbed']:.1%}."
     ),
 }
 
