@@ -84,7 +84,7 @@ def reduce_updates(
         content: the records that every client receives.
         node_ids: the cohort in client order, which is the order of the sum.
         group_id: Flower's name for this group of messages: the round.
-        reader: checks the replies.
+        reader: the reader that checks the replies.
         sizes: number of images of each client.
         timeout: seconds to wait.
         side_by_side: number of clients that compute at the same time, to tell computing
@@ -116,7 +116,7 @@ class _RoundReplies:
     They come in any order; the tree adds them in client order (`TreeSum`).
 
     Args:
-        reader: checks the replies.
+        reader: the reader that checks the replies.
         node_ids: the cohort in client order.
         timeout: seconds to wait, for the reason why a silent client failed.
         rule: a robust rule in place of the weighted sum; None for the sum.

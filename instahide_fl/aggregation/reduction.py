@@ -255,7 +255,7 @@ class ReducingGrid(Protocol):
             content: the records that every client receives (a Flower `RecordDict`).
             node_ids: the cohort, in the order of the tree's positions.
             group_id: Flower's name for this group of messages: the round.
-            reader: checks the replies, beside the clients.
+            reader: the reader that checks the replies, beside the clients.
             sizes: number of images of each client, for dividing the work.
             timeout: the most seconds that a client may take.
         """
@@ -270,7 +270,7 @@ def tree_mean(
 
     Args:
         updates: one or more updates, all with the same names and shapes.
-        weigh: returns an update's weight (`aggregation.weights`).
+        weigh: a function that returns an update's weight (`aggregation.weights`).
 
     Returns:
         The mean by parameter name.

@@ -118,7 +118,7 @@ def noisy_mean(
         total: the sum by parameter name.
         deviation: standard deviation of the noise on the sum.
         expected_size: expected number of parts; positive.
-        rng: draws the noise.
+        rng: the generator that draws the noise.
     """
     noisy = add_noise(total, deviation, rng)
     return {name: array / expected_size for name, array in noisy.items()}
@@ -130,7 +130,7 @@ def poisson_sample(count: int, rate: float, rng: np.random.Generator) -> Tensor:
     Args:
         count: number of examples.
         rate: probability of each example, in [0, 1].
-        rng: draws the sample.
+        rng: the generator that draws the sample.
 
     Returns:
         The chosen rows in order, i64[B]; may be empty.

@@ -100,7 +100,8 @@ def gaussian(like: Tensor, deviation: float, rng: np.random.Generator) -> Tensor
     Args:
         like: a floating-point tensor.
         deviation: standard deviation.
-        rng: draws the noise in float64, so that rounding to float32 is the last step.
+        rng: the generator that draws the noise, in float64, so that rounding to float32
+            is the last step.
     """
     noise = rng.standard_normal(tuple(like.shape)) * deviation
     return torch.as_tensor(noise).to(like.device, like.dtype)
@@ -148,7 +149,7 @@ def apply_transforms(
         arrays: the update's arrays by name; not written to.
         buffers: names of the arrays that are running statistics, which stay unchanged.
         config: the `[defense]` table.
-        rng: draws the noise.
+        rng: the generator that draws the noise.
     """
     statistics = {name: array for name, array in arrays.items() if name in buffers}
     parameters = {name: array for name, array in arrays.items() if name not in buffers}

@@ -50,7 +50,7 @@ class Encoder(Protocol):
         Args:
             index: rows of the split, i64[B]; each image is the first of its k.
             split: the client's own images, from which partners are drawn too.
-            rng: draws the keys.
+            rng: the generator that draws the keys.
 
         Returns:
             The batch, and the key with which anyone can repeat it.
@@ -91,7 +91,8 @@ class MixingEncoder:
         Args:
             index: rows of the split, i64[B].
             split: the client's own images, at least p of them.
-            rng: draws coefficients, partners, public images, crops and signs.
+            rng: the generator that draws coefficients, partners, public images, crops
+                and signs.
 
         Raises:
             ConfigError: the split has fewer than p images.
@@ -108,7 +109,7 @@ class MixingEncoder:
         Args:
             index: rows of the split, i64[B].
             split: the client's own images.
-            rng: source of randomness.
+            rng: the source of randomness.
 
         Raises:
             ConfigError: the split has fewer than p images.
@@ -299,7 +300,7 @@ class FixedEncodings:
     are drawn anew from the same streams whenever they are needed, so nothing is stored.
 
     Attributes:
-        encoder: draws and applies the keys.
+        encoder: the encoder that draws and applies the keys.
         count: number of encodings of each image, T.
         stream_of: a function that returns always the same stream for t in 0..T-1.
     """
@@ -316,7 +317,7 @@ class FixedEncodings:
         Args:
             index: rows of the split, i64[B].
             split: the client's own images.
-            rng: chooses one of the T.
+            rng: the generator that chooses one of the T.
         """
         key = self.draw_key(index, split, rng)
         return self.encoder.apply_key(key, split), key

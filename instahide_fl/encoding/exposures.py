@@ -103,7 +103,7 @@ class CountingEncoder:
         Args:
             index: rows of the split, i64[B].
             split: the images that may still be encoded.
-            rng: draws the keys.
+            rng: the generator that draws the keys.
 
         Returns:
             The batch, and its key, which refers to all of the client's images.

@@ -33,7 +33,7 @@ def draw_coefficients(
     Args:
         count: number of encodings, B.
         config: k, p, c1, c2 and the coefficient law.
-        rng: source of randomness.
+        rng: the source of randomness.
 
     Returns:
         f32[B,k], private coefficients first; rows are non-negative and sum to 1.
@@ -130,7 +130,7 @@ def draw_distinct(
         count: number of rows, B.
         columns: numbers in a row, m.
         population: n; a row uses m of the numbers, plus one if `exclude` is given.
-        rng: source of randomness.
+        rng: the source of randomness.
         exclude: i64[B], one number per row that must not be drawn.
 
     Returns:
@@ -163,7 +163,7 @@ def draw_sign_bits(count: int, pixels: int, rng: np.random.Generator) -> Tensor:
     Args:
         count: number of encodings, B.
         pixels: signs of one encoding, C*H*W.
-        rng: source of randomness.
+        rng: the source of randomness.
 
     Returns:
         u8[B,ceil(pixels/8)] for `types.unpack_signs`; bits beyond `pixels` are unused.

@@ -71,7 +71,7 @@ class PreActResNet18(nn.Module):
         """Return logits.
 
         Args:
-            images: f32[B,C,H,W], normalised.
+            images: normalised images, f32[B,C,H,W].
 
         Returns:
             f32[B,K].

@@ -68,8 +68,8 @@ class LocalTrainer:
                 to, and the caller must not write to them either as long as it passes
                 the same tensors again.
             split: the client's private images, on the model's device.
-            encoder: turns images into what is trained on.
-            rng: chooses batches and draws keys.
+            encoder: the encoder, whose encodings are what is trained on.
+            rng: the generator that chooses batches and draws keys.
             learning_rate_factor: factor of this round's schedule (mode update).
             correction: terms added to the gradient of every local step, by parameter
                 name (mode update; see `training.scaffold`); None for none.

@@ -67,9 +67,9 @@ class PrivateGradients:
 
         Args:
             split: the client's private images.
-            encoder: encodes the sample.
+            encoder: the encoder of the sample.
             expected_size: mean size of a sample, at most the number of images.
-            rng: draws the sample, then its keys, then the noise.
+            rng: the generator that draws the sample, then its keys, then the noise.
         """
         rows = poisson_sample(len(split), expected_size / len(split), rng)
         batch, _ = encoder.encode(rows, split, rng)
