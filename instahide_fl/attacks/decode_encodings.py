@@ -1,7 +1,7 @@
 """Decode encodings into private images, given mapping and coefficients.
 
-What an auditor does: an upper bound on what anybody can make of the encodings who first
-has to find out which of them share an image.
+This is what an auditor does. It bounds from above what an adversary reaches who first
+has to find out which encodings share an image.
 """
 
 from __future__ import annotations
@@ -57,30 +57,26 @@ class DecodeEncodings(Attack):
     """`ridge` without signs; with signs `folded-least-squares` or, better from enough
     encodings of each image, `second-moments`. `auto` chooses."""
     iterations: Count = ITERATIONS
-    """Of the alternation between signs and images."""
+    """The number of rounds of the alternation between signs and images."""
     public_part: Literal["unknown", "known"] = "unknown"
-    """`known`: the auditor is also told which public images each encoding mixes; what
-    they add is then taken off before decoding. `unknown` takes it for noise."""
+    """`known`: the auditor also knows which public images each encoding mixes; what
+    they add is taken off before decoding. `unknown`: it is treated as noise."""
 
     def reconstruct(
         self, view: AdversaryView, rng: np.random.Generator, progress: ProgressCallback
     ) -> Reconstruction:
-        """Decode.
+        """Decode the encodings of each client.
 
         Args:
-            view: with encodings and mapping.
-            rng: starts the power iteration of second moments.
-            progress: told how far it is.
+            view: The view of the adversary, with encodings and mapping.
+            rng: The generator that starts the power iteration of second moments.
+            progress: The callback told how far the attack is.
 
         Raises:
-            AttackError: nothing to decode, or the decoder does not fit the method.
+            AttackError: There is nothing to decode, or the decoder does not fit how
+                the run encodes images.
         """
-        known = [
-            KnownEncodings(one.client, one.encodings, one.mapping)
-            for one in view.observations
-            if one.encodings is not None and one.mapping is not None
-        ]
-        return decode_clients(known, view, self, rng, progress)
+        return decode_clients(known_encodings(view), view, self, rng, progress)
 
 
 def decode_recovered(
@@ -94,46 +90,51 @@ def decode_recovered(
     """Decode encodings that another attack recovered: the second of two steps.
 
     Args:
-        recovered: encodings, `images` in the order in which the client trained on them;
-            of one round and client each. Those without images are left out.
-        view: with the mapping of these rounds and clients.
-        settings: decoder and iterations.
-        rng: starts the power iteration of second moments.
-        progress: told how far it is.
-        error_variance: of the recovered pixels, normalised.
+        recovered: The encodings of one round and client each, as `images` in the order
+            in which the client trained on them. Those without images are left out.
+        view: The view of the adversary, with the mapping of these rounds and clients.
+        settings: The decoder and the number of iterations.
+        rng: The generator that starts the power iteration of second moments.
+        progress: The callback told how far the decoding is.
+        error_variance: The variance of the error of a recovered pixel, normalised.
 
     Raises:
-        AttackError: the mapping is unknown, or does not fit what was recovered.
+        AttackError: The mapping is unknown, or does not fit what was recovered.
     """
-    seen = {(one.round, one.client): one for one in view.observations}
-    known = [
+    observations = {(entry.round, entry.client): entry for entry in view.observations}
+    encodings = [
         KnownEncodings(
-            one.client,
-            one.images,
-            _mapping_of(one, len(one.images), seen.get((one.round, one.client))),
+            update.client,
+            update.images,
+            _mapping_of(
+                update,
+                len(update.images),
+                observations.get((update.round, update.client)),
+            ),
         )
-        for one in recovered
-        if one.images is not None
+        for update in recovered
+        if update.images is not None
     ]
-    return decode_clients(known, view, settings, rng, progress, error_variance)
+    return decode_clients(encodings, view, settings, rng, progress, error_variance)
 
 
 def _mapping_of(
-    recovered: Recovered, count: int, seen: Observation | None
+    recovered: Recovered, count: int, observation: Observation | None
 ) -> KnownMapping:
     where = f"round {recovered.round}, client {recovered.client}"
-    if seen is None or seen.mapping is None:
+    if observation is None or observation.mapping is None:
         raise AttackError(
             f"{where}: which private images its encodings mix is unknown, and soft "
             f"targets tell their classes and coefficients, not which images of a class "
             f"they are: choose a threat model that gives the mapping (auditor)"
         )
-    if len(seen.mapping.private_index) != count:
+    if len(observation.mapping.private_index) != count:
         raise AttackError(
             f"{where}: {count} encodings were recovered, the mapping is of "
-            f"{len(seen.mapping.private_index)}: every encoding is needed, in order"
+            f"{len(observation.mapping.private_index)}: every encoding is needed, in "
+            f"order"
         )
-    return seen.mapping
+    return observation.mapping
 
 
 @dataclass(frozen=True)
@@ -141,9 +142,9 @@ class KnownEncodings:
     """Encodings of one client with their mapping.
 
     Attributes:
-        client: its key.
-        images: f32[E,C,H,W], normalised.
-        mapping: of the E encodings.
+        client: The key of the client.
+        images: f32[E,C,H,W], the encodings, normalised.
+        mapping: The mapping of the E encodings.
     """
 
     client: str
@@ -151,8 +152,36 @@ class KnownEncodings:
     mapping: KnownMapping
 
 
+def known_encodings(view: AdversaryView) -> list[KnownEncodings]:
+    """Return the encodings in a view whose mapping it holds as well."""
+    return [
+        KnownEncodings(observation.client, observation.encodings, observation.mapping)
+        for observation in view.observations
+        if observation.encodings is not None and observation.mapping is not None
+    ]
+
+
+def group_by_client(
+    encodings: Iterable[KnownEncodings],
+) -> dict[str, list[KnownEncodings]]:
+    """Return the encodings of each client, of all rounds.
+
+    Raises:
+        AttackError: There are none.
+    """
+    by_client: dict[str, list[KnownEncodings]] = {}
+    for part in encodings:
+        by_client.setdefault(part.client, []).append(part)
+    if not by_client:
+        raise AttackError(
+            "there are no encodings to decode: record at least one round "
+            '(--set record.rounds="1") with clients in it'
+        )
+    return by_client
+
+
 def decode_clients(
-    known: Iterable[KnownEncodings],
+    encodings: Sequence[KnownEncodings],
     view: AdversaryView,
     settings: DecodeEncodings,
     rng: np.random.Generator,
@@ -162,15 +191,16 @@ def decode_clients(
     """Put the encodings of each client together and decode them.
 
     Args:
-        known: encodings, of any number of rounds.
-        view: tells the method, and the range of pixels.
-        settings: decoder and iterations.
-        rng: starts the power iteration of second moments.
-        progress: told how far it is.
-        error_variance: of the encodings' pixels, normalised.
+        encodings: The encodings of any number of clients and rounds.
+        view: The view of the adversary, for the settings and the range of pixels.
+        settings: The decoder and the number of iterations.
+        rng: The generator that starts the power iteration of second moments.
+        progress: The callback told how far the decoding is.
+        error_variance: The variance of the error of a pixel, normalised.
 
     Raises:
-        AttackError: nothing to decode, or the decoder does not fit the method.
+        AttackError: There is nothing to decode, or the decoder does not fit how the
+            run encodes images.
     """
     method = view.config.instahide.method
     if settings.decoder == "ridge" and method == "instahide":
@@ -179,48 +209,52 @@ def decode_clients(
             '(instahide.method = "instahide"): use auto, second-moments or '
             "folded-least-squares"
         )
-    pool = known_pool(known := list(known), view, settings.public_part)
-    by_client: dict[str, list[KnownEncodings]] = {}
-    for one in known:
-        by_client.setdefault(one.client, []).append(one)
-    if not by_client:
-        raise AttackError(
-            "there are no encodings to decode: record at least one round "
-            '(--set record.rounds="1") with clients in it'
-        )
+    pool = known_pool(encodings, view, settings.public_part)
+    by_client = group_by_client(encodings)
     recovered = []
     for number, (client, parts) in enumerate(by_client.items()):
         if method == "none":
             recovered.append(_unhidden(client, parts))
             continue
-        ahead = scale_progress(progress, number, len(by_client))
         mixtures, rows = join(parts, error_variance, pool)
         decoder = settings.decoder
         if decoder == "auto":
             decoder = choose_decoder(mixtures, flipped=method == "instahide")
-        largest = largest_pixel(view.statistics)
-        images = decode(mixtures, decoder, rng, largest, settings.iterations, ahead)
+        images = decode(
+            mixtures=mixtures,
+            decoder=decoder,
+            rng=rng,
+            pixel_bound=largest_pixel(view.statistics),
+            iterations=settings.iterations,
+            progress=scale_progress(progress, number, len(by_client)),
+        )
+        diagnostics = _diagnostics(mixtures, decoder)
         recovered.append(
-            Recovered(
-                client, 0, images, rows=rows, diagnostics=_about(mixtures, decoder)
-            )
+            Recovered(client, 0, images, rows=rows, diagnostics=diagnostics)
         )
     return Reconstruction("private", tuple(recovered))
 
 
 def known_pool(
-    known: Sequence[KnownEncodings],
+    encodings: Sequence[KnownEncodings],
     view: AdversaryView,
     public_part: Literal["unknown", "known"],
 ) -> MixingPool | None:
     """Return the pool if public images are to be taken off, and there are any.
 
+    Args:
+        encodings: The encodings, whose mappings may say which public images they mix.
+        view: The view of the adversary.
+        public_part: Whether the public part is to be taken as known.
+
     Raises:
-        AttackError: they are, and the adversary does not know them.
+        AttackError: They are to be taken off, and the adversary does not know them.
     """
     if public_part == "unknown" or not view.config.instahide.uses_pool:
         return None
-    if view.pool is None or any(one.mapping.public_index is None for one in known):
+    if view.pool is None or any(
+        part.mapping.public_index is None for part in encodings
+    ):
         raise AttackError(
             f"public_part = known needs the pool and which of its images were mixed, "
             f"which the threat model {view.threat_model.name} withholds: choose "
@@ -229,7 +263,7 @@ def known_pool(
     return view.pool
 
 
-def _about(mixtures: Mixtures, decoder: Decoder) -> dict[str, float]:
+def _diagnostics(mixtures: Mixtures, decoder: Decoder) -> dict[str, float]:
     return {
         "encodings": float(len(mixtures.encodings)),
         "encodings_per_image": mixtures.encodings_per_image,
@@ -249,58 +283,68 @@ def join(
     Where they were recovered, and differ by errors, their mean is taken.
 
     Args:
-        parts: encodings of one client.
-        error_variance: of their pixels, normalised.
-        pool: to take public images off, where the mapping says which they are; None
-            leaves them in as noise.
+        parts: The encodings of one client.
+        error_variance: The variance of the error of their pixels, normalised.
+        pool: The pool whose images are taken off, where the mapping says which they
+            are; None leaves them in as noise.
 
     Returns:
         The encodings, whose components refer to the rows; and the rows, i64[n]: which
         images of the client they mix.
     """
-    images = torch.cat([one.images for one in parts])
-    index = torch.cat([one.mapping.private_index for one in parts]).to(images.device)
-    weights = torch.cat([one.mapping.coefficients for one in parts]).to(images.device)
-    # float64 holds row numbers and float32 coefficients alike without rounding.
+    images = torch.cat([part.images for part in parts])
+    device = images.device
+    index = torch.cat([part.mapping.private_index for part in parts]).to(device)
+    weights = torch.cat([part.mapping.coefficients for part in parts]).to(device)
+    # One row for each key, so that equal keys are equal rows. float64 holds both row
+    # numbers and float32 coefficients without rounding.
     columns = [index.to(torch.float64), weights.to(torch.float64)]
     if pool is not None:
-        columns += [_public_index(parts, images.device).to(torch.float64)]
-    keys = torch.cat(columns, 1)
+        columns += [_public_index(parts, device).to(torch.float64)]
+    keys = torch.cat(columns, 1)  # [E,p], [E,k], [E,k-p] -> [E,2k]
     distinct, group, copies = torch.unique(
         keys, dim=0, return_inverse=True, return_counts=True
     )
-    private = index.shape[1]
+    num_private = index.shape[1]
     mean = images.new_zeros(len(distinct), *images.shape[1:])
     mean.index_add_(0, group, images)
     mean /= copies[:, None, None, None]
     rows, components = torch.unique(
-        distinct[:, :private].to(torch.int64), return_inverse=True
+        distinct[:, :num_private].to(torch.int64), return_inverse=True
     )
-    coefficients = distinct[:, private : private + weights.shape[1]].to(torch.float32)
+    after_weights = num_private + weights.shape[1]
+    coefficients = distinct[:, num_private:after_weights].to(torch.float32)
     public = None
     if pool is not None:
-        chosen = distinct[:, private + weights.shape[1] :].to(torch.int64)
-        public = _public_part(pool, chosen, coefficients)
+        public_index = distinct[:, after_weights:].to(torch.int64)
+        public = _public_part(pool, public_index, coefficients)
     mixtures = Mixtures(
-        mean, components, coefficients, len(rows), public, error_variance
+        encodings=mean,
+        components=components,
+        coefficients=coefficients,
+        count=len(rows),
+        public=public,
+        error_variance=error_variance,
     )
     return mixtures, rows.cpu()
 
 
 def _public_index(parts: Sequence[KnownEncodings], device: torch.device) -> Tensor:
-    known = [one.mapping.public_index for one in parts]
-    return torch.cat([index for index in known if index is not None]).to(device)
+    indices = [part.mapping.public_index for part in parts]
+    return torch.cat([index for index in indices if index is not None]).to(device)
 
 
-def _public_part(pool: MixingPool, chosen: Tensor, coefficients: Tensor) -> Tensor:
+def _public_part(
+    pool: MixingPool, public_index: Tensor, coefficients: Tensor
+) -> Tensor:
     # A pool may be larger than memory: only the images that were mixed are read.
-    used, place = torch.unique(chosen, return_inverse=True)
+    used, index_in_used = torch.unique(public_index, return_inverse=True)
     images = pool.statistics.normalise(pool.images[used.to(pool.images.device)])
-    return public_part(images.to(chosen.device), place, coefficients)
+    return public_part(images.to(public_index.device), index_in_used, coefficients)
 
 
 def _unhidden(client: str, parts: Sequence[KnownEncodings]) -> Recovered:
-    """Return each image as it was first seen: the encodings are the images."""
+    """Return each image as it first appeared: the encodings are the images."""
     first: dict[int, Tensor] = {}
     for part in parts:
         rows = part.mapping.private_index[:, 0].tolist()

@@ -1,4 +1,4 @@
-"""Decode encodings of images that were cropped and mirrored, positions unknown."""
+"""Decode encodings of cropped and mirrored images whose positions are unknown."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from instahide_fl.attacks.base import (
     Recovered,
     scale_progress,
 )
-from instahide_fl.attacks.carlini.matching_pursuit import PublicPursuit
+from instahide_fl.attacks.carlini.matching_pursuit import PublicMatchingPursuit
 from instahide_fl.attacks.decode_encodings import (
-    KnownEncodings,
+    group_by_client,
     join,
+    known_encodings,
     known_pool,
 )
 from instahide_fl.attacks.decoding.mixtures import Mixtures
@@ -27,12 +28,11 @@ from instahide_fl.attacks.decoding.registration import SWEEPS, registered_decode
 from instahide_fl.config.base import Count
 from instahide_fl.data.augment import Augmentation
 from instahide_fl.data.datasets import augmentation_for
-from instahide_fl.errors import AttackError
 from instahide_fl.transcript.threat_model import Knowledge
 from instahide_fl.transcript.view import AdversaryView
 
-IMAGE_ERROR = 0.15  # variance of a pixel of decoded images' errors, for the search
-NOTHING = Augmentation(padding=0, flip=False)
+IMAGE_ERROR = 0.15  # variance of a pixel's error in decoded images, for the search
+NO_AUGMENTATION = Augmentation(padding=0, flip=False)
 
 
 class RegisteredDecoding(Attack):
@@ -55,12 +55,12 @@ class RegisteredDecoding(Attack):
     threat_model: ClassVar[str] = "auditor-of-encodings"
 
     sweeps: Count = SWEEPS
-    """Over all images, positions and pixels in turn."""
+    """The number of sweeps over all images, positions and pixels in turn."""
     public_part: Literal["searched", "unknown", "known"] = "searched"
-    """`searched` in the pool, as far as encodings contain any and hide their signs;
-    otherwise as of decode_encodings."""
+    """`searched`: public images are searched in the pool, if encodings contain any and
+    hide their signs. Otherwise as in decode_encodings."""
     searches: Count = 2
-    """Searches of the pool, with a decoding after each."""
+    """The number of searches of the pool, with a decoding after each."""
 
     def reconstruct(
         self, view: AdversaryView, rng: np.random.Generator, progress: ProgressCallback
@@ -68,76 +68,74 @@ class RegisteredDecoding(Attack):
         """Attack; see `Attack.reconstruct`.
 
         Raises:
-            AttackError: there is nothing to decode.
+            AttackError: There is nothing to decode.
         """
-        known: dict[str, list[KnownEncodings]] = {}
-        for one in view.observations:
-            if one.encodings is not None and one.mapping is not None:
-                part = KnownEncodings(one.client, one.encodings, one.mapping)
-                known.setdefault(one.client, []).append(part)
-        if not known:
-            raise AttackError(
-                "there are no encodings to decode: record at least one round "
-                '(--set record.rounds="1") with clients in it'
-            )
-        every = [part for parts in known.values() for part in parts]
-        told = "unknown" if self.public_part == "searched" else self.public_part
-        pool = known_pool(every, view, told)
+        by_client = group_by_client(known_encodings(view))
+        every = [part for parts in by_client.values() for part in parts]
+        public_part = "unknown" if self.public_part == "searched" else self.public_part
+        pool = known_pool(every, view, public_part)
         pursuit = self._pursuit(view, rng)
         recovered = []
-        for number, (client, parts) in enumerate(known.items()):
+        for number, (client, parts) in enumerate(by_client.items()):
             mixtures, rows = join(parts, pool=pool)
-            ahead = scale_progress(progress, number, len(known))
-            images, about = self._decode(mixtures, view, pursuit, rng, ahead)
-            recovered.append(Recovered(client, 0, images, rows=rows, diagnostics=about))
+            client_progress = scale_progress(progress, number, len(by_client))
+            images, diagnostics = self._decode(
+                mixtures, view, pursuit, rng, client_progress
+            )
+            recovered.append(
+                Recovered(client, 0, images, rows=rows, diagnostics=diagnostics)
+            )
         return Reconstruction("private", tuple(recovered), aligned=True)
 
     def _pursuit(
         self, view: AdversaryView, rng: np.random.Generator
-    ) -> PublicPursuit | None:
-        """Return the pool, ready to be searched, if it is to be."""
+    ) -> PublicMatchingPursuit | None:
+        """Return the search of the pool, if it is asked for and applies."""
         config, pool = view.config.instahide, view.pool
         hidden = config.method == "instahide" and config.uses_pool
         if self.public_part != "searched" or pool is None or not hidden:
             return None
-        return PublicPursuit(pool, config, rng)
+        return PublicMatchingPursuit(pool, config, rng)
 
     def _decode(
         self,
         mixtures: Mixtures,
         view: AdversaryView,
-        pursuit: PublicPursuit | None,
+        pursuit: PublicMatchingPursuit | None,
         rng: np.random.Generator,
         progress: ProgressCallback,
     ) -> tuple[Tensor, dict[str, float]]:
-        """Decode the encodings of one client; return images and numbers about it."""
+        """Decode the encodings of one client; return images and diagnostics."""
         decoding = partial(
             registered_decode,
             statistics=view.statistics,
             augmentation=augmentation_for(view.config.data, view.image_shape)
-            or NOTHING,
+            or NO_AUGMENTATION,
             folded=view.config.instahide.method == "instahide",
             rng=rng,
             sweeps=self.sweeps,
         )
-        about = {
+        diagnostics = {
             "encodings": float(len(mixtures.encodings)),
             "encodings_per_image": mixtures.encodings_per_image,
         }
         if pursuit is None:
-            return decoding(mixtures, progress=progress).images, about
+            return decoding(mixtures, progress=progress).images, diagnostics
         encodings, weights = mixtures.encodings, mixtures.weights
-        public = pursuit.blind(encodings, weights)
+        public = pursuit.search_blind(encodings, weights)
         error = IMAGE_ERROR * weights.square().sum(1)
         for number in range(self.searches):
-            ahead = scale_progress(progress, number, self.searches)
             subtracted = replace(
                 mixtures,
-                public=public.total.view(encodings.shape),
+                public=public.total.view(encodings.shape),  # [E,D] -> [E,C,H,W]
                 unknown_variance=public.variance,
             )
-            found = decoding(subtracted, progress=ahead)
+            decoded = decoding(
+                subtracted, progress=scale_progress(progress, number, self.searches)
+            )
             if number + 1 < self.searches:
-                public = pursuit.given(encodings, weights, found.private, error)
-        about["public_images_found"] = float((public.index >= 0).sum())
-        return found.images, about
+                public = pursuit.search_given_private(
+                    encodings, weights, decoded.private, error
+                )
+        diagnostics["public_images_found"] = float((public.index >= 0).sum())
+        return decoded.images, diagnostics

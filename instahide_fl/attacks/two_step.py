@@ -48,33 +48,38 @@ class TwoStep(Attack):
     first_step: Literal["auto", "first_layer", "inverting_gradients"] = "auto"
     """`auto`: first_layer where the network begins with a linear layer."""
     iterations: Count = 1000
-    """Of inverting_gradients."""
+    """The number of iterations of inverting_gradients."""
     error_variance: Annotated[float, Field(gt=0)] = 0.05
-    """Of the pixels that inverting_gradients recovers, in normalised units: how little
-    the decoder trusts them. Those of first_layer are exact."""
+    """The variance of the error of a pixel that inverting_gradients recovers, in
+    normalised units: the larger, the less the decoder trusts it. The pixels of
+    first_layer are exact."""
     decoder: Decoder | Literal["auto"] = "auto"
-    """As of decode_encodings."""
+    """The decoder, as in decode_encodings."""
 
     def reconstruct(
         self, view: AdversaryView, rng: np.random.Generator, progress: ProgressCallback
     ) -> Reconstruction:
         """Attack every update, then every client; see `Attack.reconstruct`."""
-        found, variance = self._encodings(view, rng, progress)
-        settings = DecodeEncodings(decoder=self.decoder)
+        encodings, variance = self._encodings(view, rng, progress)
         decoded = decode_recovered(
-            found, view, settings, rng, ignore_progress, variance
+            recovered=encodings,
+            view=view,
+            settings=DecodeEncodings(decoder=self.decoder),
+            rng=rng,
+            progress=ignore_progress,
+            error_variance=variance,
         )
         return Reconstruction("private", decoded.recovered, decoded.diagnostics)
 
     def _encodings(
         self, view: AdversaryView, rng: np.random.Generator, progress: ProgressCallback
     ) -> tuple[Sequence[Recovered], float]:
-        """Return what was recovered, and how far off its pixels are."""
-        several = [one for one in view.observations if one.num_examples != 1]
-        if several:
+        """Return the recovered encodings, and the variance of a pixel's error."""
+        batches = [update for update in view.observations if update.num_examples != 1]
+        if batches:
             raise AttackError(
                 f"attack two_step needs updates of one encoding, client "
-                f"{several[0].client} sent one of {several[0].num_examples}: their "
+                f"{batches[0].client} sent one of {batches[0].num_examples}: their "
                 f"order within a batch is unknown; record a run with "
                 f"train.batch-size = 1 and train.local-batches = 1"
             )
@@ -85,5 +90,5 @@ class TwoStep(Attack):
                 if self.first_step == "first_layer":
                     raise
         inverting = InvertingGradients(iterations=self.iterations)
-        found = inverting.reconstruct(view, rng, progress).recovered
-        return found, self.error_variance
+        recovered = inverting.reconstruct(view, rng, progress).recovered
+        return recovered, self.error_variance

@@ -9,11 +9,14 @@ import torch
 from instahide_fl.attacks.carlini.assignment import assign
 from instahide_fl.attacks.carlini.attack import Carlini
 from instahide_fl.attacks.carlini.clusters import Clusters, cluster
-from instahide_fl.attacks.carlini.decoding_problem import Problem
+from instahide_fl.attacks.carlini.decoding_problem import DecodingProblem
 from instahide_fl.attacks.carlini.hypotheses import likely_links
-from instahide_fl.attacks.carlini.label_slots import Slots
-from instahide_fl.attacks.carlini.matching_pursuit import PublicPart, PublicPursuit
-from instahide_fl.attacks.carlini.stage_cache import Stages
+from instahide_fl.attacks.carlini.label_entries import LabelEntries
+from instahide_fl.attacks.carlini.matching_pursuit import (
+    PublicMatchingPursuit,
+    PublicPart,
+)
+from instahide_fl.attacks.carlini.stage_cache import StageCache
 from instahide_fl.attacks.decoding.mixtures import largest_pixel, public_part
 from instahide_fl.audit.scoring.ground_truth import GroundTruth
 from instahide_fl.audit.scoring.link_scores import score_links
@@ -78,26 +81,27 @@ def with_encodings(view, encodings):
     return replace(view, observations=(replace(seen, encodings=encodings),))
 
 
-def true_links(slots, truth, split):
-    """Return the image of each slot of the clear encodings, i64[M,2]."""
-    mixed = truth.components[slots.encodings[slots.clear[:, 0]]]
-    classes = slots.classes[slots.clear]
+def true_links(entries, truth, split):
+    """Return the image of each label entry of encodings that share none, i64[M,2]."""
+    mixed = truth.components[entries.encodings[entries.unshared[:, 0]]]
+    classes = entries.classes[entries.unshared]
     first = split.targets[mixed[:, 0]] == classes[:, 0]
     return torch.where(first[:, None], mixed, mixed.flip(1))
 
 
-def slots_of(truth, private=2):
-    return Slots.of(truth.encodings, truth.soft_targets, private)
+def entries_of(truth, private=2):
+    return LabelEntries.of(truth.encodings, truth.soft_targets, private)
 
 
-def problem_of(slots, split):
-    order = slots.clear
+def problem_of(entries, split):
+    order = entries.unshared
     prior = torch.zeros(*order.shape, len(split))
-    return Problem(
-        slots.images[slots.encodings[order[:, 0]]],
-        slots.classes[order],
-        slots.coefficients[order],
-        prior.masked_fill(slots.classes[order][..., None] != split.targets, -torch.inf),
+    other_class = entries.classes[order][..., None] != split.targets
+    return DecodingProblem(
+        entries.images[entries.encodings[order[:, 0]]],
+        entries.classes[order],
+        entries.coefficients[order],
+        prior.masked_fill(other_class, -torch.inf),
         split.targets,
         largest_pixel(split.statistics),
     )
@@ -146,13 +150,13 @@ def test_a_seed_repeats_bit_for_bit_and_stages_are_resumed(
 
 
 def test_a_damaged_stage_is_named_and_a_stale_one_replaced(tmp_path):
-    stages = Stages(tmp_path, "settings")
-    stages.result("links", lambda: {"x": torch.ones(2)})
-    other = Stages(tmp_path, "other settings")
-    assert other.result("links", lambda: {"x": torch.zeros(2)})["x"].sum() == 0
+    stages = StageCache(tmp_path, "settings")
+    stages.get_or_compute("links", lambda: {"x": torch.ones(2)})
+    other = StageCache(tmp_path, "other settings")
+    assert other.get_or_compute("links", lambda: {"x": torch.zeros(2)})["x"].sum() == 0
     (tmp_path / "links.safetensors").write_bytes(b"torn")
     with pytest.raises(AttackError, match=r"links\.safetensors is damaged.*delete"):
-        other.result("links", lambda: {})
+        other.get_or_compute("links", lambda: {})
 
 
 def test_too_few_encodings_are_not_enough_information(rng, split, pool):
@@ -202,44 +206,44 @@ def test_labels_tell_how_many_images_each_class_has(rng, pool):
     targets = torch.tensor([0] * 9 + [1] * 6 + [2] * 4 + [3])
     split = PrivateSplit(photographs(1500, 20), targets, CLASSES)
     _, truth = observe(split, pool, 50, rng)
-    assert slots_of(truth).images_of_each_class(20).tolist() == [9, 6, 4, 1] + 6 * [0]
+    assert entries_of(truth).images_of_each_class(20).tolist() == [9, 6, 4, 1] + 6 * [0]
 
 
 def test_labels_tell_coefficients_and_split_sums_evenly():
     labels = torch.tensor([[0.2, 0.5, 0.0], [0.0, 0.6, 0.0], [0.1, 0.5, 0.4]])
-    slots = Slots.of(torch.zeros(3, 1, 2, 2), labels, 3)
+    entries = LabelEntries.of(torch.zeros(3, 1, 2, 2), labels, 3)
     expected = [[0.25, 0.2, 0.25], [0.2, 0.2, 0.2], [0.5, 0.4, 0.1]]
-    assert torch.allclose(slots.private_coefficients, torch.tensor(expected))
+    assert torch.allclose(entries.private_coefficients, torch.tensor(expected))
 
 
 def test_clusters_and_assignment_follow_clear_similarities(rng, split, pool):
     _, truth = observe(split, pool, 20, rng)
-    slots = slots_of(truth)
+    entries = entries_of(truth)
     vectors = torch.zeros(len(truth.encodings), 20).scatter_(1, truth.components, 1.0)
     used = torch.ones(len(vectors), dtype=torch.bool)
     used[::7] = False
-    found = cluster(slots, vectors, used, 20, rng)
-    links = assign(slots, found)
-    for slot in (used[slots.encodings], ~used[slots.encodings]):
-        members = truth.components[slots.encodings[slot]]
-        own = split.targets[members] == slots.classes[slot][:, None]
+    found = cluster(entries, vectors, used, 20, rng)
+    links = assign(entries, found)
+    for some in (used[entries.encodings], ~used[entries.encodings]):
+        members = truth.components[entries.encodings[some]]
+        own = split.targets[members] == entries.classes[some][:, None]
         image = (members * own).amax(1)
-        same = links[slot][:, None] == links[slot]
+        same = links[some][:, None] == links[some]
         assert ((image[:, None] == image) == same).float().mean() > 0.97
 
 
 def test_known_images_tell_the_links_and_the_public_part(rng, split, pool):
     view, truth = observe(split, pool, 20, rng)
-    slots = slots_of(truth)
-    problem = problem_of(slots, split)
+    entries = entries_of(truth)
+    problem = problem_of(entries, split)
     images = split.statistics.normalise(split.images).flatten(1)
-    wanted = true_links(slots, truth, split)
-    rows = slots.encodings[slots.clear[:, 0]]
+    expected = true_links(entries, truth, split)
+    rows = entries.encodings[entries.unshared[:, 0]]
     key = truth.key.select(rows)
 
-    pursuit = PublicPursuit(pool, view.config.instahide, rng)
-    mixed = problem.private(images, wanted)
-    found = pursuit.given(
+    pursuit = PublicMatchingPursuit(pool, view.config.instahide, rng)
+    mixed = problem.private_part(images, expected)
+    found = pursuit.search_given_private(
         *(problem.encodings, problem.coefficients, mixed),
         torch.full((len(rows),), 1e-3),
     )
@@ -254,29 +258,29 @@ def test_known_images_tell_the_links_and_the_public_part(rng, split, pool):
 
     start = problem.prior.argmax(2)
     links, scores = likely_links(problem, images, start, torch.full((20,), 0.02), found)
-    assert (links[:, 0] == wanted).float().mean() > 0.95
+    assert (links[:, 0] == expected).float().mean() > 0.95
     assert (scores[:, 0] >= scores[:, 1]).all()
 
 
 def test_squares_find_the_largest_public_image(rng, split, pool):
     view, truth = observe(split, pool, 20, rng)
-    pursuit = PublicPursuit(pool, view.config.instahide, rng)
-    slots = slots_of(truth)
-    found = pursuit.blind(truth.encodings, slots.private_coefficients)
+    pursuit = PublicMatchingPursuit(pool, view.config.instahide, rng)
+    entries = entries_of(truth)
+    found = pursuit.search_blind(truth.encodings, entries.private_coefficients)
     first, sure = found.index[:, 0], found.index[:, 0] >= 0
     hits = (first[:, None] == truth.key.public_index).any(1)
     assert sure.float().mean() > 0.4
     assert hits[sure].float().mean() > 0.8
-    assert PublicPart.unknown(torch.ones(3), 5).found is False
+    assert PublicPart.unknown(torch.ones(3), 5).has_images is False
 
 
 def test_clusters_are_classes_of_their_own():
     scores = torch.tensor([[0.1, -torch.inf], [-torch.inf, 0.9]])
-    slots = Slots(
+    entries = LabelEntries(
         *(torch.zeros(1, 1, 2, 2), torch.tensor([[0.5, 0.2]]), 2),
         *(torch.tensor([0, 0]), torch.tensor([0, 1])),
     )
-    assert assign(slots, Clusters(torch.tensor([0, 1]), scores)).tolist() == [0, 1]
+    assert assign(entries, Clusters(torch.tensor([0, 1]), scores)).tolist() == [0, 1]
 
 
 @pytest.mark.long

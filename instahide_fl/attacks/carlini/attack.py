@@ -1,7 +1,7 @@
 """The attack of Carlini et al. on encodings, end to end, without any key.
 
-Which encodings share an image is told by their squares; then images are decoded, and
-images, links and public parts correct each other.
+The squares of encodings tell which of them share an image. Images are then decoded,
+and images, links and public parts correct each other.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from instahide_fl.attacks.base import (
     Recovered,
 )
 from instahide_fl.attacks.carlini.client_attack import ClientAttack
-from instahide_fl.attacks.carlini.client_encodings import join_clients
-from instahide_fl.attacks.carlini.held_out import MIN_EVIDENCE
-from instahide_fl.attacks.carlini.matching_pursuit import PublicPursuit
-from instahide_fl.attacks.carlini.stage_cache import Stages, digest_of
+from instahide_fl.attacks.carlini.client_encodings import collect_encodings
+from instahide_fl.attacks.carlini.held_out import MIN_HELD_OUT_STATISTIC
+from instahide_fl.attacks.carlini.matching_pursuit import PublicMatchingPursuit
+from instahide_fl.attacks.carlini.stage_cache import StageCache, digest_of
 from instahide_fl.config.base import Count, CountOrZero
 from instahide_fl.errors import AttackError
 from instahide_fl.rng import stream
@@ -51,13 +51,13 @@ class Carlini(Attack):
     no_reference: ClassVar[str] = "a run that hides nothing shows the images"
 
     images: CountOrZero = 0
-    """Private images of each client; 0 takes what it says, or estimates it."""
+    """The number of private images of each client; 0 estimates it."""
     rounds: Count = 8
-    """Of refinement, at most."""
+    """The largest number of rounds of refinement."""
     search_pool: bool = True
     """Whether public images are searched in the pool."""
     stages: str = ""
-    """Folder where each stage is kept, to resume and inspect; empty keeps none."""
+    """The folder where each stage is kept, to resume and inspect; empty keeps none."""
 
     def reconstruct(
         self, view: AdversaryView, rng: np.random.Generator, progress: ProgressCallback
@@ -65,50 +65,56 @@ class Carlini(Attack):
         """Attack the clients one by one.
 
         Args:
-            view: with encodings and soft labels.
-            rng: its first number seeds every stage.
-            progress: told how far it is.
+            view: The view of the adversary, with encodings and soft labels.
+            rng: The generator whose first number seeds every stage.
+            progress: The callback told how far the attack is.
 
         Raises:
-            AttackError: the run does not hide signs, or there is not enough
+            AttackError: The run does not hide signs, or there is not enough
                 information.
         """
-        _check_method(view)
+        _check_signs_hidden(view)
         seed = int(rng.integers(2**62))
-        clients = join_clients(view)
-        attacks = [ClientAttack.of(self, view, one, seed) for one in clients]
+        attacks = [
+            ClientAttack.of(self, view, encodings, seed)
+            for encodings in collect_encodings(view)
+        ]
         pursuit = self._pursuit(view, seed)
-        stages = self._stages(view, seed)
+        cache = self._cache(view, seed)
         recovered: list[Recovered] = []
-        for number, one in enumerate(attacks):
+        for number, attack in enumerate(attacks):
             before = number * 100
 
-            def ahead(done: int, total: int, before: int = before) -> None:
-                progress(before + 100 * done // total, 100 * len(attacks))
+            def client_progress(
+                completed: int, total: int, before: int = before
+            ) -> None:
+                progress(before + 100 * completed // total, 100 * len(attacks))
 
-            recovered.append(one.run(pursuit, stages, ahead))
-        if all(one.images is None for one in recovered):
-            most = max(one.diagnostics["evidence"] for one in recovered)
+            recovered.append(attack.run(pursuit, cache, client_progress))
+        if all(client.images is None for client in recovered):
+            highest = max(client.diagnostics["evidence"] for client in recovered)
             raise AttackError(
                 f"not enough information: encodings that were held out do not fit the "
-                f"decoded images better than mirrored ones ({most:.1f} standard "
-                f"deviations, {MIN_EVIDENCE:.0f} are needed): record more rounds"
+                f"decoded images better than mirrored ones ({highest:.1f} standard "
+                f"deviations, {MIN_HELD_OUT_STATISTIC:.0f} are needed): record more "
+                f"rounds"
             )
         return Reconstruction("private", tuple(recovered))
 
-    def _pursuit(self, view: AdversaryView, seed: int) -> PublicPursuit | None:
-        """Return the pool, ready to be searched, if encodings contain it."""
+    def _pursuit(self, view: AdversaryView, seed: int) -> PublicMatchingPursuit | None:
+        """Return the search of the pool; None if encodings contain none of it."""
         config, pool = view.config.instahide, view.pool
         if pool is None or not config.uses_pool or not self.search_pool:
             return None
-        return PublicPursuit(pool, config, stream(seed, "carlini", "pool"))
+        return PublicMatchingPursuit(pool, config, stream(seed, "carlini", "pool"))
 
-    def _stages(self, view: AdversaryView, seed: int) -> Stages:
-        known = view.config.model_dump_json(include={"instahide", "data"})
-        return Stages(
+    def _cache(self, view: AdversaryView, seed: int) -> StageCache:
+        """Return the cache of stages, which depend on all that is hashed here."""
+        settings = view.config.model_dump_json(include={"instahide", "data"})
+        return StageCache(
             Path(self.stages) if self.stages else None,
             digest_of(
-                known,
+                settings,
                 str(seed),
                 str(view.statistics),
                 view.pool.sha256 if view.pool else "",
@@ -117,16 +123,16 @@ class Carlini(Attack):
         )
 
 
-def _check_method(view: AdversaryView) -> None:
+def _check_signs_hidden(view: AdversaryView) -> None:
     """Refuse runs that do not flip signs.
 
     Raises:
-        AttackError: and names the attack for them.
+        AttackError: The run flips none; the text names the attack for it.
     """
-    method = view.config.instahide.method
-    if method != "instahide":
+    encoding = view.config.instahide.method
+    if encoding != "instahide":
         raise AttackError(
             f"attack carlini undoes random signs, which this run does not have "
-            f"(instahide.method = {method!r}): mixup_recovery attacks mixtures without "
-            f"them"
+            f"(instahide.method = {encoding!r}): mixup_recovery attacks mixtures "
+            f"without them"
         )

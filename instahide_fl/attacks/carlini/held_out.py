@@ -1,8 +1,9 @@
-"""Whether decoded images mean anything, tested on encodings that were held out.
+"""The held-out test: whether decoded images mean anything.
 
-An encoding that was held out is explained by the likeliest images of its classes, and
-by the likeliest of the same images mirrored. Images of nothing are as good mirrored;
-those of the client are not.
+Some encodings take no part in clustering and decoding. Each of them is explained by the
+likeliest images of its classes, and by the likeliest of the same images mirrored.
+Images that the attack made up explain it no better than their mirror images; images of
+the client do.
 """
 
 from __future__ import annotations
@@ -12,24 +13,29 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from instahide_fl.attacks.carlini.decoding_problem import Problem
+from instahide_fl.attacks.carlini.decoding_problem import DecodingProblem
 from instahide_fl.attacks.carlini.hypotheses import likely_links
 from instahide_fl.attacks.carlini.matching_pursuit import PublicPart
 
-MIN_EVIDENCE = 4.0  # standard deviations; chance exceeds it once in 30,000 times
-DOUBT = 0.3  # variance of an image's error, at least: too sure ones decide all else
+# Standard deviations; chance exceeds it once in 30,000 times.
+MIN_HELD_OUT_STATISTIC = 4.0
+# Least variance of an image's error. Errors are estimated on encodings that the images
+# were fitted to, so they are too small; an image that is trusted too much would decide
+# every comparison alone.
+MIN_ERROR = 0.3
 
 
-def evidence(
-    problem: Problem, images: Tensor, errors: Tensor, public: PublicPart
+def held_out_statistic(
+    problem: DecodingProblem, images: Tensor, errors: Tensor, public: PublicPart
 ) -> float:
     """Return by how much images explain encodings better than mirrored ones.
 
     Args:
-        problem: encodings that were held out, without a prior.
-        images: f32[n,C,H,W], decoded without them.
-        errors: f32[n], variance of a pixel of each image's error.
-        public: the public part of these encodings, found without the images.
+        problem: Held-out encodings, without a prior (see `without_prior`): the prior
+            would prefer the same links for the images and for the mirrored ones.
+        images: f32[n,C,H,W], decoded without these encodings.
+        errors: f32[n], the variance of a pixel's error in each image.
+        public: The public part of these encodings, found without the images.
 
     Returns:
         The standardised statistic of Wilcoxon's signed-rank test of the gains in
@@ -39,28 +45,28 @@ def evidence(
 
     if len(problem) < 2:
         return 0.0
-    doubted = errors.clamp_min(DOUBT)
-    own, mirrored = (
-        _best_fit(problem, one.flatten(1), doubted, public)
-        for one in (images, images.flip(3))
+    trusted_errors = errors.clamp_min(MIN_ERROR)
+    plain, mirrored = (
+        _best_fit(problem, version.flatten(1), trusted_errors, public)
+        for version in (images, images.flip(3))
     )
-    gain = (own - mirrored).double().numpy()
+    gain = (plain - mirrored).double().numpy()
     if not gain.any():
         return 0.0
-    found = wilcoxon(gain, alternative="greater", method="approx")
-    return float(found.zstatistic)
+    test = wilcoxon(gain, alternative="greater", method="approx")
+    return float(test.zstatistic)
 
 
 def _best_fit(
-    problem: Problem, images: Tensor, errors: Tensor, public: PublicPart
+    problem: DecodingProblem, images: Tensor, errors: Tensor, public: PublicPart
 ) -> Tensor:
     start = problem.prior.argmax(2)  # any image of the class
     _, scores = likely_links(problem, images, start, errors, public)
     return scores[:, 0]
 
 
-def without_prior(problem: Problem) -> Problem:
+def without_prior(problem: DecodingProblem) -> DecodingProblem:
     """Return the problem with nothing known of its links but the classes."""
     allowed = problem.prior.isfinite()
-    nothing = torch.zeros_like(problem.prior).masked_fill(~allowed, float("-inf"))
-    return replace(problem, prior=nothing)
+    flat = torch.zeros_like(problem.prior).masked_fill(~allowed, float("-inf"))
+    return replace(problem, prior=flat)

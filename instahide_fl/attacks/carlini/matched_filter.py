@@ -1,8 +1,8 @@
-"""The public image that best explains what is left of an encoding.
+"""The public image that best explains what remains of an encoding.
 
 A matched filter: correlation after both sides were whitened with the covariance of
-public images (`attacks.ranking.whitening`), which is the likeliest image where what is
-left is one public image times a coefficient, plus others like it.
+public images (`attacks.whitening`). It finds the likeliest image where the remainder is
+one public image times a coefficient, plus others like it.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ class Match:
     """The best public image for each row.
 
     Attributes:
-        index: i64[m] into the pool.
-        coefficient: f32[m], of that image, by generalised least squares.
-        lead: f32[m], standard deviations of the scores of the whole pool by which its
-            score exceeds 0. Chance alone reaches about 4 among 20,000 images.
+        index: i64[m], the row of the image in the pool.
+        coefficient: f32[m], the image's coefficient by generalised least squares.
+        lead: f32[m], by how many standard deviations of the whole pool's scores the
+            image's score exceeds 0. Chance alone reaches about 4 among 20,000 images.
     """
 
     index: Tensor
@@ -49,9 +49,9 @@ class MatchedFilter:
     """A pool of N images, ready to be searched.
 
     Attributes:
-        pool: public images.
-        whitening: of their pixels, or of the squares of these.
-        lengths: f32[N], of whitened images.
+        pool: The public images.
+        whitening: The whitening of their pixels, or of the squares of their pixels.
+        lengths: f32[N], the lengths of the whitened images.
     """
 
     pool: MixingPool
@@ -65,13 +65,14 @@ class MatchedFilter:
         """Prepare a search.
 
         Args:
-            pool: public images.
-            ignore_signs: squares are compared, for the first image of an encoding.
-            rng: draws the sample that whitening is measured on.
+            pool: The public images.
+            ignore_signs: Whether squares of pixels are compared, as for the first
+                image of an encoding; pixels otherwise.
+            rng: The generator of the sample that whitening is measured on.
         """
         whitening = Whitening.of_pool(pool, ignore_signs, rng)
         lengths = [
-            whitening.whitened(_of_pool(pool, whitening, rows)).norm(dim=1)
+            whitening.whitened(_pool_features(pool, whitening, rows)).norm(dim=1)
             for rows in _chunks(pool)
         ]
         return cls(pool, whitening, torch.cat(lengths).clamp_min(1e-6))
@@ -80,8 +81,8 @@ class MatchedFilter:
         """Find the best public image for each row.
 
         Args:
-            features: f32[m,d], what is left: pixels, or squares about their mean.
-            taken: i64[m,j], images of the pool that are in the row already.
+            features: f32[m,d], the remainder: pixels, or squares about their mean.
+            taken: i64[m,j], images of the pool that the row has already.
         """
         # <W f, W x> = <W'W f, x>: whitening one side twice leaves the pool as it is.
         queries = self.whitening.whitened(self.whitening.whitened(features), again=True)
@@ -89,11 +90,11 @@ class MatchedFilter:
         index = torch.zeros(len(features), dtype=torch.int64)
         total, squares = torch.zeros(len(features)), torch.zeros(len(features))
         for rows in _chunks(self.pool):
-            images = _of_pool(self.pool, self.whitening, rows)
+            images = _pool_features(self.pool, self.whitening, rows)
             scores = (queries @ images.T) / self.lengths[rows]
             total += scores.sum(1)
             squares += scores.square().sum(1)
-            _leave_out(scores, taken - rows.start)
+            _exclude(scores, taken - rows.start)
             highest = scores.max(1)
             better = highest.values > best
             best = torch.where(better, highest.values, best)
@@ -101,7 +102,8 @@ class MatchedFilter:
         count = len(self.pool)
         spread = (squares / count - (total / count).square()).clamp_min(1e-12).sqrt()
         gain = best / self.lengths[index]
-        if self.whitening.ignore_signs:  # that of the image's square
+        if self.whitening.ignore_signs:
+            # The square of an image is scaled by the square of its coefficient.
             gain = gain.clamp_min(0).sqrt()
         return Match(index, gain, best / spread)
 
@@ -111,13 +113,14 @@ def _chunks(pool: MixingPool) -> list[slice]:
     return [slice(start, start + size) for start in range(0, len(pool), size)]
 
 
-def _of_pool(pool: MixingPool, whitening: Whitening, rows: slice) -> Tensor:
+def _pool_features(pool: MixingPool, whitening: Whitening, rows: slice) -> Tensor:
     """Return features of some public images about their mean, f32[n,d]."""
     images = pool.statistics.normalise(pool.images[rows])
     return features_of(images, whitening.ignore_signs) - whitening.mean
 
 
-def _leave_out(scores: Tensor, places: Tensor) -> None:
-    """Rule out the images at `places`, i64[m,j], as far as they are in this chunk."""
-    rows, columns = ((places >= 0) & (places < scores.shape[1])).nonzero(as_tuple=True)
-    scores[rows, places[rows, columns]] = float("-inf")
+def _exclude(scores: Tensor, images: Tensor) -> None:
+    """Rule out images, i64[m,j], as far as they are in this chunk of the pool."""
+    in_chunk = (images >= 0) & (images < scores.shape[1])
+    rows, columns = in_chunk.nonzero(as_tuple=True)
+    scores[rows, images[rows, columns]] = float("-inf")

@@ -4,7 +4,7 @@ Source: our own, in the place of the similarity network of Carlini et al. The sq
 a mixture is the sum of the squares of its images, weighted, and of products of either
 sign; so squares of two encodings that share an image correlate, once whitening has
 taken out what the squares of all natural images have in common. Where public images are
-known, they are taken out first, and what is left of the pixels is compared too.
+known, they are taken out first, and what remains of the pixels is compared too.
 """
 
 from __future__ import annotations
@@ -13,50 +13,62 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from instahide_fl.attacks.carlini.matching_pursuit import PublicPart, PublicPursuit
+from instahide_fl.attacks.carlini.matching_pursuit import (
+    PublicMatchingPursuit,
+    PublicPart,
+)
 from instahide_fl.attacks.whitening import Whitening, features_of
 
 
 def similarity_vectors(
     encodings: Tensor,
-    private: Tensor,
+    private_coefficients: Tensor,
     public: PublicPart,
-    pursuit: PublicPursuit | None,
+    pursuit: PublicMatchingPursuit | None,
 ) -> Tensor:
     """Return vectors f32[E,d]; the larger a product, the likelier a shared image.
 
     Args:
         encodings: f32[E,C,H,W], normalised.
-        private: f32[E,p], coefficients of private images.
-        public: what is known of the public part.
-        pursuit: that found it; None if the pool was not searched. Encodings are
-            whitened with their own covariance then.
+        private_coefficients: f32[E,p], the coefficients of private images.
+        public: What is known of the public part.
+        pursuit: The search that found it; None if the pool was not searched. Encodings
+            are then whitened with their own covariance.
     """
     shape = encodings.shape
     squares = encodings.square() - public.total.view(shape).square()
-    # Signs are ignored already.
+    # These are squares already: `features_of` must not square them again.
     squared = features_of(squares, False)
     squared = squared - squared.mean(0)
     if pursuit is None:
-        white = Whitening.of_encodings(encodings, ignore_signs=True)
-        return F.normalize(white.whitened(squared))
-    left = residual(encodings, private, public)
+        whitening = Whitening.of_encodings(encodings, ignore_signs=True)
+        return F.normalize(whitening.whitened(squared))
+    remainder = residual(encodings, private_coefficients, public)
     parts = (
         pursuit.squares.whitening.whitened(squared),
-        pursuit.pixels.whitening.whitened(features_of(left, False)),
+        pursuit.pixels.whitening.whitened(features_of(remainder, False)),
     )
-    return torch.cat([F.normalize(one) for one in parts], 1)
+    # [E,d/2] twice -> [E,d]: either part counts as much.
+    return torch.cat([F.normalize(part) for part in parts], 1)
 
 
-def residual(encodings: Tensor, private: Tensor, public: PublicPart) -> Tensor:
-    """Return the expected rest of each encoding beside known images, f32[E,C,H,W].
+def residual(
+    encodings: Tensor, private_coefficients: Tensor, public: PublicPart
+) -> Tensor:
+    """Return what each encoding is expected to hold beside its known public images.
 
     Args:
         encodings: f32[E,C,H,W], normalised.
-        private: f32[E,p], coefficients of private images, of which nothing is known.
-        public: what is known of the public part.
+        private_coefficients: f32[E,p], the coefficients of private images, of which
+            nothing else is known.
+        public: What is known of the public part.
+
+    Returns:
+        f32[E,C,H,W].
     """
-    known = public.total.view(encodings.shape)
-    variance = (private.square().sum(1) + public.variance).view(-1, 1, 1, 1)
+    known_part = public.total.view(encodings.shape)  # [E,D] -> [E,C,H,W]
+    variance = private_coefficients.square().sum(1) + public.variance
+    variance = variance.view(-1, 1, 1, 1)  # [E] -> [E,1,1,1]
     magnitudes = encodings.abs()
-    return torch.tanh(magnitudes * known / variance) * magnitudes - known
+    # The expected sign of a pixel, -1..1, in place of the sign that was masked.
+    return torch.tanh(magnitudes * known_part / variance) * magnitudes - known_part

@@ -1,10 +1,12 @@
 """Keeps what each stage of an attack arrives at, to resume and to inspect.
 
-    FOLDER/network.safetensors             the embedding network
-    FOLDER/client-3/embedding.safetensors  one file for each stage and client
+    FOLDER/client-3/public.safetensors    the public images found in the encodings
+    FOLDER/client-3/clusters.safetensors  the clusters of label entries
+    FOLDER/client-3/links.safetensors     the image of each label entry, at first
+    FOLDER/client-3/refined.safetensors   images and links after refinement
 
-A file holds the digest of all that its content depends on. One of another digest is
-stale: it is computed again and replaced.
+A file holds the digest of all that its content depends on. A file with another digest
+is stale: its stage is computed again and the file replaced.
 """
 
 from __future__ import annotations
@@ -24,72 +26,73 @@ KEY = "depends_on"
 
 
 @dataclass(frozen=True)
-class Stages:
-    """Results of stages, in a folder or nowhere.
+class StageCache:
+    """The results of stages, kept in a folder or not at all.
 
     Attributes:
-        folder: None to keep nothing.
-        depends_on: hex digest of settings and data so far.
+        folder: The folder of the files; None to keep nothing.
+        depends_on: The digest (hex) of the settings and data that all stages depend on.
     """
 
     folder: Path | None
     depends_on: str = ""
 
-    def within(self, name: str, *parts: str | Tensor) -> Stages:
-        """Return the stages of a part of the data, for instance of a client.
+    def subfolder(self, name: str, *dependencies: str | Tensor) -> StageCache:
+        """Return the cache of a part of the data, for instance of a client.
 
         Args:
-            name: of the folder below this one.
-            parts: what its stages depend on, beside what all do.
+            name: The name of the folder below this one.
+            dependencies: What its stages depend on besides.
         """
-        below = None if self.folder is None else self.folder / name
-        return Stages(below, digest_of(self.depends_on, *parts))
+        folder = None if self.folder is None else self.folder / name
+        return StageCache(folder, digest_of(self.depends_on, *dependencies))
 
-    def result(
+    def get_or_compute(
         self,
         name: str,
         compute: Callable[[], Mapping[str, Tensor]],
-        *parts: str | Tensor,
+        *dependencies: str | Tensor,
     ) -> dict[str, Tensor]:
         """Return what a stage arrived at, computing it unless that was done before.
 
         Args:
-            name: of the stage.
-            compute: gives tensors by name.
-            parts: what it depends on, beside what all do.
+            name: The name of the stage.
+            compute: The function that returns the stage's tensors by name.
+            dependencies: What the stage depends on besides.
 
         Raises:
-            AttackError: the file is there and damaged.
-            OutputError: it cannot be written.
+            AttackError: The file is there and damaged.
+            OutputError: The file cannot be written.
         """
         if self.folder is None:
             return dict(compute())
         path = self.folder / f"{name}.safetensors"
-        key = digest_of(self.depends_on, name, *parts)
-        kept = _load(path, key)
-        if kept is None:
-            kept = dict(compute())
-            save_tensors(path, kept, {KEY: key})
-        return kept
+        key = digest_of(self.depends_on, name, *dependencies)
+        tensors = _load(path, key)
+        if tensors is None:
+            tensors = dict(compute())
+            save_tensors(path, tensors, {KEY: key})
+        return tensors
 
 
 def _load(path: Path, key: str) -> dict[str, Tensor] | None:
-    """Return what a file holds; None if there is none, or it is of something else."""
+    """Return what a file holds; None if there is none, or if it is stale."""
     if not path.is_file():
         return None
     try:
-        tensors, about = load_tensors(path)
+        tensors, metadata = load_tensors(path)
     except (OSError, safetensors.SafetensorError) as error:
         raise AttackError(
             f"{path} is damaged ({error}): delete it to compute this stage again"
         ) from None
-    return tensors if about.get(KEY) == key else None
+    return tensors if metadata.get(KEY) == key else None
 
 
 def digest_of(*parts: str | Tensor) -> str:
     """Return the sha256 (hex) of texts and tensors, in order."""
     hasher = hashlib.sha256()
     for part in parts:
+        # Quotes, or dtype and shape, mark where one part ends and the next begins.
         if isinstance(part, str):
             hasher.update(repr(part).encode())
         else:

@@ -1,4 +1,4 @@
-"""Encodings of one client with what is known of their keys."""
+"""Encodings of one client, with what is known of their keys."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from instahide_fl.errors import ShapeError
 from instahide_fl.types import ChannelStatistics
 
-EXACT = 1e-4  # variance of errors of encodings that are exact but for rounding
+EXACT = 1e-4  # variance of the errors of encodings that are exact but for rounding
 
 
 @dataclass(frozen=True)
@@ -20,15 +20,15 @@ class Mixtures:
 
     Attributes:
         encodings: f32[E,C,H,W], normalised.
-        components: i64[E,p], which of the n private images, 0..n-1.
-        coefficients: f32[E,k], private images first.
-        count: n.
+        components: i64[E,p], which private images each encoding mixes, 0..n-1.
+        coefficients: f32[E,k], the coefficients, those of private images first.
+        count: The number n of private images.
         public: f32[E,C,H,W], the sum of the public images times their coefficients, see
-            `public_part`; None if unknown. It is noise then.
-        error_variance: of the encodings themselves, in normalised units, where they
-            were recovered and not given.
-        unknown_variance: f32[E], of a pixel of what is neither private nor `public`;
-            None to take that of all public images, or nothing where `public` is given.
+            `public_part`; None if unknown. It is treated as noise then.
+        error_variance: The variance of the encodings' own errors, in normalised units,
+            where they were recovered by another attack.
+        unknown_variance: f32[E], the variance of a pixel of what is neither private nor
+            `public`; None for that of all public images, or 0 with `public`.
     """
 
     encodings: Tensor
@@ -60,25 +60,25 @@ class Mixtures:
 
     @property
     def images_shape(self) -> tuple[int, ...]:
-        """n, C, H, W."""
+        """The shape of the private images, (n, C, H, W)."""
         return (self.count, *self.encodings.shape[1:])
 
     @property
     def encodings_per_image(self) -> float:
-        """T = E / n: equations for each unknown pixel."""
+        """T = E / n, the number of equations for each unknown pixel."""
         return len(self.encodings) / self.count
 
     @property
     def weights(self) -> Tensor:
-        """f32[E,p]: coefficients of the private images."""
+        """f32[E,p]: the coefficients of the private images."""
         return self.coefficients[:, : self.components.shape[1]]
 
     @property
     def public_variance(self) -> Tensor:
-        """f32[E]: variance of a pixel of the unknown public part.
+        """f32[E]: the variance of a pixel of the unknown public part.
 
-        Public images are normalised with constants of their own pool, so that a pixel
-        of one has mean 0 and variance 1.
+        Public images are normalised with the constants of their own pool, so that a
+        pixel of one has mean 0 and variance 1.
         """
         if self.unknown_variance is not None:
             return self.unknown_variance
@@ -88,27 +88,28 @@ class Mixtures:
 
     @property
     def noise_variance(self) -> Tensor:
-        """f32[E]: variance of all that A x does not explain."""
+        """f32[E]: the variance of all that A x does not explain."""
         return self.public_variance + self.error_variance
 
     @cached_property
     def mixing(self) -> Tensor:
-        """f32[E,n], sparse: A."""
+        """f32[E,n], sparse: the matrix A."""
         return sparse_rows(self.components, self.weights, self.count)
 
 
 def sparse_rows(columns: Tensor, values: Tensor, width: int) -> Tensor:
-    """Return a sparse matrix with as many entries in each row.
+    """Return a sparse matrix with the same number of entries in each row.
 
     Args:
-        columns: i64[E,m]; a column named twice in a row counts twice.
-        values: f32[E,m].
-        width: number of columns.
+        columns: i64[E,m], the column of each entry; entries of one column are summed.
+        values: f32[E,m], the values of the entries.
+        width: The number of columns.
 
     Returns:
         f32[E,width], sparse, coalesced.
     """
     total, entries = columns.shape
+    # [E] -> [E*m]: the row of each entry
     row = torch.arange(total, device=columns.device).repeat_interleave(entries)
     matrix = torch.sparse_coo_tensor(
         torch.stack([row, columns.flatten()]),
@@ -119,20 +120,21 @@ def sparse_rows(columns: Tensor, values: Tensor, width: int) -> Tensor:
     return matrix.coalesce()
 
 
-def gram(columns: Tensor, left: Tensor, right: Tensor, width: int) -> Tensor:
+def gram(columns: Tensor, first: Tensor, second: Tensor, width: int) -> Tensor:
     """Return the product of two matrices like `sparse_rows`, the first transposed.
 
     Args:
-        columns: i64[E,m], of both.
-        left: f32[E,m].
-        right: f32[E,m].
-        width: number of columns.
+        columns: i64[E,m], the column of each entry, in both matrices.
+        first: f32[E,m], the values of the first matrix.
+        second: f32[E,m], the values of the second matrix.
+        width: The number of columns.
 
     Returns:
         f32[width,width], dense.
     """
+    # [E,m,1] and [E,1,m] -> [E,m,m]: each pair of entries of a row adds to one cell
     cells = columns[:, :, None] * width + columns[:, None, :]
-    products = left[:, :, None] * right[:, None, :]
+    products = first[:, :, None] * second[:, None, :]
     total = products.new_zeros(width * width)
     return total.index_add_(0, cells.flatten(), products.flatten()).view(width, width)
 
@@ -142,15 +144,16 @@ def public_part(images: Tensor, public_index: Tensor, coefficients: Tensor) -> T
 
     Args:
         images: f32[N,C,H,W], the pool, normalised with its own constants.
-        public_index: i64[E,m] into the pool.
-        coefficients: f32[E,k], private images first, so that the last m are public.
+        public_index: i64[E,m], rows of the pool.
+        coefficients: f32[E,k], those of private images first: the last m are public.
 
     Returns:
         f32[E,C,H,W].
     """
-    private = coefficients.shape[1] - public_index.shape[1]
+    num_private = coefficients.shape[1] - public_index.shape[1]
     total = images.new_zeros(len(public_index), *images.shape[1:])
-    weights = coefficients[:, private:].T
+    weights = coefficients[:, num_private:].T
+    # Image by image, in order: float sums depend on it, and memory is limited.
     for column, weight in zip(public_index.T, weights, strict=True):
         total.addcmul_(images[column], weight[:, None, None, None])
     return total
@@ -159,7 +162,8 @@ def public_part(images: Tensor, public_index: Tensor, coefficients: Tensor) -> T
 def largest_pixel(statistics: ChannelStatistics) -> Tensor:
     """Return the largest magnitude of a normalised pixel, f32[C].
 
-    The valid range itself is not symmetric, but decoders learn a pixel's sign last.
+    The valid range is not symmetric about 0, but decoders learn a pixel's sign last:
+    the bound must hold for either sign.
     """
     mean, std = torch.tensor(statistics.mean), torch.tensor(statistics.std)
     return torch.maximum(mean, 1 - mean) / std

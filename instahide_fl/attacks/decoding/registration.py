@@ -1,6 +1,6 @@
-"""Decoding where private images were cropped and mirrored before they were mixed.
+"""Decoding of private images that were cropped and mirrored before they were mixed.
 
-Each encoding shows an image in a position of its own: one of few crops, perhaps
+Each encoding shows an image in a position of its own: one of a few crops, perhaps
 mirrored. Expectation maximisation takes turns between positions and images, image by
 image. It starts from grey images: the black borders that a crop brings in tell
 positions roughly, and their known colour tells signs.
@@ -11,6 +11,7 @@ InstaHide with Data Augmentation" (arXiv:2105.07754), who train networks for it.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,9 +31,10 @@ from instahide_fl.types import ChannelStatistics
 
 SWEEPS = 24
 CANDIDATES = 3  # positions of each encoding that are weighed against each other
-DOUBT = (0.8, 0.06)  # variance of the images' errors, at the start and at the end
-CORRELATED = (10.0, 5.0)  # pixels that count as one when positions are compared
-COMPARED = 3  # every third pixel is compared: neighbours say much the same
+# At the start and at the end; in between they change by a constant factor.
+IMAGE_VARIANCE = (0.8, 0.06)  # of the errors of the images
+CORRELATED_PIXELS = (10.0, 5.0)  # that count as one when positions are compared
+PIXEL_STRIDE = 3  # every third pixel is compared: neighbours say much the same
 ERROR_VARIANCE = 0.005  # of rounding, and of what crops and borders leave
 
 Floats = NDArray[np.float32]
@@ -43,15 +45,15 @@ def positions(augmentation: Augmentation, height: int, width: int) -> Indices:
     """List everything that augmentation can do to an image.
 
     Args:
-        augmentation: of the run.
-        height: H.
-        width: W.
+        augmentation: The augmentation of the run.
+        height: The height H of the images.
+        width: The width W of the images.
 
     Returns:
         i64[Q,H*W]: for each position, which pixel every pixel shows; -1 is the black
         of the padding.
     """
-    padding, found = augmentation.padding, []
+    padding, sources = augmentation.padding, []
     for down in range(-padding, padding + 1):
         for right in range(-padding, padding + 1):
             for mirrored in (False, True) if augmentation.flip else (False,):
@@ -59,17 +61,18 @@ def positions(augmentation: Augmentation, height: int, width: int) -> Indices:
                 column = np.arange(width)[None]
                 column = (width - 1 - column if mirrored else column) + right
                 inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-                found.append(np.where(inside, row * width + column, -1).ravel())
-    return np.stack(found).astype(np.int64)
+                # [H,1] and [1,W] -> [H,W] -> [H*W]
+                sources.append(np.where(inside, row * width + column, -1).ravel())
+    return np.stack(sources).astype(np.int64)
 
 
 @dataclass(frozen=True)
 class Registered:
-    """What was decoded.
+    """Decoded images, and where the encodings show them.
 
     Attributes:
-        images: f32[n,C,H,W], normalised, each perhaps mirrored as a whole.
-        positions: i64[E,p], the most likely ones, as rows of `positions`.
+        images: f32[n,C,H,W], normalised; each may be mirrored as a whole.
+        positions: i64[E,p], the likeliest positions, as rows of `positions`.
         private: f32[E,D], the private part of each encoding.
     """
 
@@ -90,20 +93,21 @@ def registered_decode(
     """Find positions and images together.
 
     Args:
-        mixtures: the encodings, on the CPU; links and coefficients may come from an
+        mixtures: The encodings, on the CPU; links and coefficients may come from an
             auditor or from an attack that found them.
-        statistics: constants that images are normalised with; they tell what black is.
-        augmentation: of the run.
-        folded: whether signs were flipped.
-        rng: order in which images are improved.
-        sweeps: over all images.
-        progress: told how far it is.
+        statistics: The constants that images are normalised with; they tell what black
+            is.
+        augmentation: The augmentation of the run.
+        folded: Whether signs were flipped.
+        rng: The generator of the order in which images are improved.
+        sweeps: The number of sweeps over all images.
+        progress: The callback told how far the decoding is.
     """
     state = _State.of(mixtures, statistics, augmentation, folded)
     for sweep in range(sweeps):
-        done = sweep / max(1, sweeps - 1)
-        state.doubt = DOUBT[0] * (DOUBT[1] / DOUBT[0]) ** done
-        state.correlated = CORRELATED[0] * (CORRELATED[1] / CORRELATED[0]) ** done
+        elapsed = sweep / max(1, sweeps - 1)  # 0..1
+        state.image_variance = _between(IMAGE_VARIANCE, elapsed)
+        state.correlated_pixels = _between(CORRELATED_PIXELS, elapsed)
         for image in rng.permutation(mixtures.count):
             state.improve(int(image))
         progress(sweep + 1, sweeps)
@@ -116,25 +120,32 @@ def registered_decode(
     )
 
 
+def _between(ends: tuple[float, float], elapsed: float) -> float:
+    """Return the value at a time in 0..1 that changes by a constant factor."""
+    start, end = ends
+    return start * math.pow(end / start, elapsed)
+
+
 @dataclass
 class _State:
-    """Images, and what is expected of each encoding. All tensors are numpy's.
+    """Images, and what is expected of each encoding. All arrays are numpy's.
 
     Attributes:
-        values: f32[E,D], encodings or magnitudes.
-        weights: f32[E,p], coefficients.
-        noise: f32[E], variance of the unknown public part.
-        members: of each image, encodings and places in them, i64[2,M].
+        values: f32[E,D], encodings, or their magnitudes if signs are unknown.
+        weights: f32[E,p], the coefficients of private images.
+        noise: f32[E], the variance of the unknown public part.
+        members: For each image, i64[2,M]: the encodings that mix it, and as which of
+            their components.
         sources: i64[Q,P], see `positions`.
-        black: f32[C], what the padding is after normalisation.
-        brightest: f32[C], white over black.
-        folded: whether signs are unknown.
-        images: f32[n,C,P], over black.
-        shown: f32[E,p,D], what each component is expected to look like.
-        expected: f32[E,D], of the whole encoding.
-        best: i64[E,p], most likely positions.
-        doubt: variance of the images' errors.
-        correlated: pixels that count as one.
+        black: f32[C], the value of the padding after normalisation.
+        brightest: f32[C], by how much white exceeds black.
+        folded: Whether signs are unknown.
+        images: f32[n,C,P], less black.
+        shown: f32[E,p,D], what each component is expected to look like, less black.
+        expected: f32[E,D], what the whole encoding is expected to look like.
+        best: i64[E,p], the likeliest positions.
+        image_variance: The variance of the images' errors.
+        correlated_pixels: The number of pixels that count as one.
     """
 
     values: Floats
@@ -149,8 +160,8 @@ class _State:
     shown: Floats
     expected: Floats
     best: Indices
-    doubt: float = DOUBT[0]
-    correlated: float = CORRELATED[0]
+    image_variance: float = IMAGE_VARIANCE[0]
+    correlated_pixels: float = CORRELATED_PIXELS[0]
 
     @classmethod
     def of(
@@ -168,12 +179,13 @@ class _State:
         values = mixtures.encodings.flatten(1).numpy()
         weights = mixtures.weights.numpy()
         components = mixtures.components.numpy()
-        grey = np.repeat((mean / std)[:, None], height * width, 1)
-        images = np.repeat(grey[None], count, 0)
+        grey = np.repeat((mean / std)[:, None], height * width, 1)  # [C] -> [C,P]
+        images = np.repeat(grey[None], count, 0)  # [C,P] -> [n,C,P]
+        # [D] -> [E,p,D]: grey, darker where borders may be
         typical = _moved(grey, sources).mean(0)
         shown = np.broadcast_to(typical, (*weights.shape, len(typical))).copy()
-        blackness = np.repeat(-mean / std, height * width)
-        expected = weights.sum(1)[:, None] * (typical + blackness)
+        black_pixels = np.repeat(-mean / std, height * width)  # [C] -> [D]
+        expected = weights.sum(1)[:, None] * (typical + black_pixels)
         if mixtures.public is not None:
             expected = expected + mixtures.public.flatten(1).numpy()
         return cls(
@@ -193,30 +205,41 @@ class _State:
 
     def improve(self, image: int) -> None:
         """Find where the encodings show an image, then what it looks like."""
-        encoding, place = self.members[image]
+        encoding, component = self.members[image]
         if not len(encoding):
             return
-        weights = self.weights[encoding, place]
-        own = self.expected[encoding] - weights[:, None] * self.shown[encoding, place]
-        spread = np.square(self.weights[encoding]).sum(1) * np.float32(self.doubt)
-        noise = self.noise[encoding] + spread
+        weights = self.weights[encoding, component]
+        shown = self.shown[encoding, component]
+        rest = self.expected[encoding] - weights[:, None] * shown
+        error_variance = np.square(self.weights[encoding]).sum(1)
+        error_variance *= np.float32(self.image_variance)
+        noise = self.noise[encoding] + error_variance
         moved = _moved(self.images[image], self.sources)
-        seen = (self.values[encoding], own, weights, noise, moved)
-        cost = self._misfits(encoding, own, weights, noise, moved)
-        chosen, posterior = _weighed(cost / (2 * self.correlated * noise[:, None]))
-        self.best[encoding, place] = chosen[:, 0]
+        cost = self._misfits(encoding, rest, weights, noise, moved)
+        chosen, posterior = _likeliest(
+            cost / (2 * self.correlated_pixels * noise[:, None])
+        )
+        self.best[encoding, component] = chosen[:, 0]
         total, certainty = compiled(collect)(
-            *seen, self.sources, chosen, posterior, self.folded
+            values=self.values[encoding],
+            rest=rest,
+            weights=weights,
+            noise=noise,
+            moved=moved,
+            sources=self.sources,
+            candidates=chosen,
+            posterior=posterior,
+            folded=self.folded,
         )
         # A pixel that nothing tells of is grey: 0 with variance 1 after normalisation.
-        solved = (total.reshape(self.images[image].shape) - self.black[:, None]) / (
-            certainty + 1
-        )
+        total = total.reshape(self.images[image].shape)  # [D] -> [C,P]
+        solved = (total - self.black[:, None]) / (certainty + 1)
         self.images[image] = np.clip(solved, 0, self.brightest[:, None])
         moved = _moved(self.images[image], self.sources)
+        # The mean over positions: [M,c] and [M,c,D] -> [M,D]
         shown = np.einsum("ec,ecd->ed", posterior, moved[chosen])
-        self.shown[encoding, place] = shown
-        self.expected[encoding] = own + weights[:, None] * shown
+        self.shown[encoding, component] = shown
+        self.expected[encoding] = rest + weights[:, None] * shown
 
     def _misfits(
         self,
@@ -226,31 +249,33 @@ class _State:
         noise: Floats,
         moved: Floats,
     ) -> Floats:
-        """Compare positions, by some of the pixels."""
-        some = slice(None, None, COMPARED if moved.shape[1] > 1024 else 1)
+        """Return how badly each position fits, by some of the pixels, f32[M,Q]."""
+        compared = slice(None, None, PIXEL_STRIDE if moved.shape[1] > 1024 else 1)
         cost: Floats = compiled(misfits)(
-            np.ascontiguousarray(self.values[encoding, some]),
-            np.ascontiguousarray(rest[:, some]),
-            weights,
-            noise,
-            np.ascontiguousarray(moved[:, some]),
-            self.folded,
+            values=np.ascontiguousarray(self.values[encoding, compared]),
+            rest=np.ascontiguousarray(rest[:, compared]),
+            weights=weights,
+            noise=noise,
+            moved=np.ascontiguousarray(moved[:, compared]),
+            folded=self.folded,
         )
-        return np.asarray(cost * (moved.shape[1] / len(range(moved.shape[1])[some])))
+        num_pixels = moved.shape[1]
+        return np.asarray(cost * (num_pixels / len(range(num_pixels)[compared])))
 
 
 def _moved(image: Floats, sources: Indices) -> Floats:
-    """Return f32[C,P] in every position, f32[Q,C*P]; black is 0."""
+    """Return an image f32[C,P] in every position, f32[Q,C*P]; black is 0."""
+    # One more pixel, black, which the index -1 of `positions` points to.
     framed = np.concatenate([image, np.zeros((len(image), 1), np.float32)], 1)
-    moved = framed[:, sources].transpose(1, 0, 2)  # (Q, C, P)
+    moved = framed[:, sources].transpose(1, 0, 2)  # [C,Q,P] -> [Q,C,P]
     return np.ascontiguousarray(moved.reshape(len(sources), -1))
 
 
-def _weighed(cost: Floats) -> tuple[Indices, Floats]:
+def _likeliest(cost: Floats) -> tuple[Indices, Floats]:
     """Return the likeliest positions i64[M,c], best first, and their probabilities."""
     count = min(CANDIDATES, cost.shape[1])
     chosen = np.argsort(cost, 1)[:, :count]
-    left = np.take_along_axis(cost, chosen, 1)
-    posterior = np.exp(left[:, :1] - left)
+    lowest = np.take_along_axis(cost, chosen, 1)
+    posterior = np.exp(lowest[:, :1] - lowest)
     posterior /= posterior.sum(1, keepdims=True)
     return chosen.astype(np.int64), posterior.astype(np.float32)

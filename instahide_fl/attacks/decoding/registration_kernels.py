@@ -1,4 +1,7 @@
-"""Inner loops of registration, compiled by numba."""
+"""Inner loops of registration, compiled by numba.
+
+In the loops `e` is an encoding, `q` a position and `d` a pixel, as in the shapes.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +18,14 @@ Indices = NDArray[np.int64]
 
 @cache
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a loop as machine code; imported here, as numba takes a while."""
+    """Return a function compiled to machine code."""
+    # Here and not above: importing numba takes a while.
     import numba
 
-    fast: Callable[..., Any] = numba.njit(nogil=True, fastmath=True, cache=True)(
-        function
-    )
-    return fast
+    machine_code: Callable[..., Any] = numba.njit(
+        nogil=True, fastmath=True, cache=True
+    )(function)
+    return machine_code
 
 
 def misfits(
@@ -34,16 +38,17 @@ def misfits(
 ) -> Floats:
     """Return how badly each position of an image fits each encoding.
 
-    Twice the noise's variance times minus the log-likelihood, up to what all positions
-    share; log cosh z is taken for sqrt(1 + z^2), which is faster and as good.
+    That is minus the log-likelihood, times twice the variance of the noise, up to what
+    all positions share. In place of log cosh z stands sqrt(1 + z^2), which is faster
+    and as good.
 
     Args:
-        values: f32[M,D], encodings, or their magnitudes.
+        values: f32[M,D], the encodings, or their magnitudes.
         rest: f32[M,D], what is expected of everything but the image.
-        weights: f32[M], coefficients of the image.
-        noise: f32[M], variance of what is unknown.
+        weights: f32[M], the coefficients of the image.
+        noise: f32[M], the variance of what is unknown.
         moved: f32[Q,D], the image in each position.
-        folded: whether values are magnitudes.
+        folded: Whether values are magnitudes.
 
     Returns:
         f32[M,Q].
@@ -77,18 +82,18 @@ def collect(
     """Sum what encodings say about the pixels of one image, moved back.
 
     Args:
-        values: f32[M,D], as for `misfits`; so are rest, weights, noise, moved, folded.
-        rest: f32[M,D].
-        weights: f32[M].
-        noise: f32[M].
-        moved: f32[Q,D].
+        values: f32[M,D], the encodings, or their magnitudes.
+        rest: f32[M,D], what is expected of everything but the image.
+        weights: f32[M], the coefficients of the image.
+        noise: f32[M], the variance of what is unknown.
+        moved: f32[Q,D], the image in each position.
         sources: i64[Q,P], which pixel of the image each pixel shows; -1 for none.
-        candidates: i64[M,c], positions.
-        posterior: f32[M,c], their probabilities.
-        folded: whether signs are unknown.
+        candidates: i64[M,c], the likeliest positions.
+        posterior: f32[M,c], the probabilities of these positions.
+        folded: Whether values are magnitudes.
 
     Returns:
-        f32[D] and f32[P]: right-hand sides and weights of least squares.
+        The right-hand sides f32[D] and the weights f32[P] of a least-squares problem.
     """
     pixels = sources.shape[1]
     total = np.zeros(values.shape[1], np.float32)
@@ -98,7 +103,7 @@ def collect(
             q = candidates[e, c]
             share = posterior[e, c] * weights[e] / noise[e]
             for d in range(values.shape[1]):
-                source = sources[q, d % pixels]
+                source = sources[q, d % pixels]  # channels follow each other: d = c*P+p
                 if source < 0:
                     continue
                 value = values[e, d]
@@ -106,6 +111,6 @@ def collect(
                     mean = rest[e, d] + weights[e] * moved[q, d]
                     value *= np.tanh(mean * value / noise[e])
                 total[d - d % pixels + source] += share * (value - rest[e, d])
-                if d < pixels:
+                if d < pixels:  # once: all channels of a pixel have the same weight
                     certainty[source] += share * weights[e]
     return total, certainty

@@ -5,7 +5,7 @@ The square of an encoded pixel does not depend on its sign, and its mean is
     sum_i l_i^2 x_i^2  +  sum_{i != j} l_i l_j x_i x_j  +  variance of the public part.
 
 The middle term tells of products of two images. Over all encodings these products fill
-a sparse n x n matrix close to x x', whose leading vector is x up to its sign.
+a sparse n x n matrix close to x x', whose leading eigenvector is x up to its sign.
 """
 
 from __future__ import annotations
@@ -25,36 +25,36 @@ from instahide_fl.errors import AttackError
 
 POWER_ITERATIONS = 40
 DAMPING = 1e-3  # of the regression, times the mean of its diagonal
-# Of each pass of the alternation, at its start; 2/3 is the plain mean of 3 x 3 pixels.
-# The first pass is without: few encodings leave many signs wrong, and smoothing before
-# most of them are right would spread the errors.
+# The smoothing at the start of each pass of the alternation; 2/3 is the plain mean of
+# 3 x 3 pixels. The first pass has none: few encodings leave many signs wrong, and
+# smoothing before most of them are right would spread the errors.
 SMOOTHING = (0.0, 2 / 3, 2 / 3)
 
 
 def second_moments(
     mixtures: Mixtures,
     rng: np.random.Generator,
-    largest: Tensor | None = None,
+    pixel_bound: Tensor | None = None,
     iterations: int = ITERATIONS,
     progress: ProgressCallback = ignore_progress,
 ) -> Tensor:
     """Decode encodings with random signs and an unknown public part.
 
-    Leading vectors pixel by pixel; then three times signs that make neighbours agree
-    and alternating minimisation; and signs once more.
+    The leading vectors are found pixel by pixel. Then signs that make neighbours agree
+    and alternating minimisation follow each other three times, and signs once more.
 
     Args:
-        mixtures: the encodings, each of at least two private images.
-        rng: starts the power iteration.
-        largest: magnitude of a pixel, f32[C]; None for no limit.
-        iterations: of the alternation, three times.
-        progress: told how far it is.
+        mixtures: The encodings, each of at least two private images.
+        rng: The generator that starts the power iteration.
+        pixel_bound: The largest magnitude of a pixel, f32[C]; None for no limit.
+        iterations: The number of iterations of each of the three alternations.
+        progress: The callback told how far the decoding is.
 
     Returns:
         f32[n,C,H,W], normalised, up to one sign for all pixels of all images.
 
     Raises:
-        AttackError: encodings have one private image, or the public part is known.
+        AttackError: Encodings have one private image, or the public part is known.
     """
     if mixtures.components.shape[1] < 2:
         raise AttackError(
@@ -71,10 +71,10 @@ def second_moments(
         images = alternating_minimisation(
             mixtures,
             images * coherent_signs(images),
-            largest,
+            pixel_bound,
             iterations,
             smoothing,
-            doubt=1,
+            start_variance=1,
             progress=scale_progress(progress, number, len(SMOOTHING)),
         )
     return images * coherent_signs(images)
@@ -86,9 +86,9 @@ def leading_vectors(
     """Estimate each pixel of the images from second moments, by power iteration.
 
     Args:
-        mixtures: the encodings.
-        rng: of the start.
-        iterations: of the power method.
+        mixtures: The encodings.
+        rng: The generator of the starting vectors.
+        iterations: The number of iterations of the power method.
 
     Returns:
         f32[n,C,H,W], normalised; each pixel has a sign of its own for all n images.
@@ -96,7 +96,8 @@ def leading_vectors(
     products, squares = separate_products(mixtures)
     mixing = mixtures.mixing
     transposed = mixing.t().coalesce()
-    # The matrix A' diag(r) A has the wanted products off its diagonal; take that off.
+    # For each pixel with products r, A' diag(r) A holds products of two images off its
+    # diagonal. The diagonal is not one of those, so the iteration leaves it out.
     diagonal = _squared(transposed) @ products
     start = rng.standard_normal(diagonal.shape, np.float32)
     vectors = torch.from_numpy(start).to(products.device)
@@ -111,23 +112,24 @@ def separate_products(mixtures: Mixtures) -> tuple[Tensor, Tensor]:
     """Regress squared pixels on what single images and public parts contribute.
 
     Args:
-        mixtures: the encodings.
+        mixtures: The encodings.
 
     Returns:
-        What is left, an estimate of sum_{i != j} l_i l_j x_i x_j: f32[E,D]; and the
+        The remainder, an estimate of sum_{i != j} l_i l_j x_i x_j: f32[E,D]; and the
         squares x_i^2: f32[n,D], some of which may come out negative.
     """
     squared = mixtures.encodings.flatten(1).square()
     noise = mixtures.public_variance
-    constant = torch.stack([torch.ones_like(noise), noise], 1)
-    places = torch.tensor([0, 1], device=noise.device).expand(len(noise), 2)
-    columns = torch.cat([places, mixtures.components + 2], 1)
-    values = torch.cat([constant, mixtures.weights.square()], 1)
+    # Columns 0 and 1 are the intercept and the public part; those of images follow.
+    offsets = torch.stack([torch.ones_like(noise), noise], 1)  # [E] twice -> [E,2]
+    offset_columns = torch.tensor([0, 1], device=noise.device).expand(len(noise), 2)
+    columns = torch.cat([offset_columns, mixtures.components + 2], 1)  # [E,2+p]
+    values = torch.cat([offsets, mixtures.weights.square()], 1)  # [E,2+p]
     design = sparse_rows(columns, values, mixtures.count + 2)
     normal = gram(columns, values, values, mixtures.count + 2)
     normal.diagonal().add_(DAMPING * normal.diagonal().mean())
-    found = torch.linalg.solve(normal, design.t() @ squared)
-    return squared - design @ found, found[2:]
+    solution = torch.linalg.solve(normal, design.t() @ squared)  # [2+n,D]
+    return squared - design @ solution, solution[2:]
 
 
 def _squared(matrix: Tensor) -> Tensor:
