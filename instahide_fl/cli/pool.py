@@ -71,8 +71,7 @@ def pool_info(
     ] = None,
 ) -> None:
     """Print what a pool holds."""
-    from instahide_fl.data.pool_build import build_facts
-    from instahide_fl.data.pool_manifest import read_manifest
+    from instahide_fl.data.pool_manifest import build_facts, read_manifest
 
     refuse_existing(picture)
     opened = _open_pool(pool, image_size, channels)

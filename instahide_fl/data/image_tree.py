@@ -1,4 +1,4 @@
-"""Finds the image files below a folder, however they are arranged."""
+"""Lists the image files below a folder, however they are arranged."""
 
 from __future__ import annotations
 
@@ -8,10 +8,7 @@ from pathlib import Path
 
 from instahide_fl.errors import PoolError
 
-SUFFIXES = (
-    *(".jpg", ".jpeg", ".png", ".bmp", ".webp"),
-    *(".ppm", ".pgm", ".tif", ".tiff"),
-)
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 
 
 def list_images(folder: Path) -> list[str]:
@@ -21,7 +18,7 @@ def list_images(folder: Path) -> list[str]:
     files and folders are left out.
 
     Args:
-        folder: top of the tree.
+        folder: the top of the tree.
 
     Returns:
         Paths relative to `folder` with "/" between their parts, sorted.
@@ -52,18 +49,11 @@ def _walk(
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            if _is_folder(entry):
+            is_link = entry.is_symlink()
+            # A link to itself makes DirEntry.is_dir raise; os.path.isdir says no.
+            if os.path.isdir(entry.path) if is_link else entry.is_dir():
                 inner = f"{prefix}{entry.name}/"
                 yield from _walk(entry.path, inner, ancestors | {identity})
-            elif entry.name.lower().endswith(SUFFIXES) and _is_file(entry):
+            elif entry.name.lower().endswith(SUFFIXES) and (is_link or entry.is_file()):
+                # A broken link too: it is counted among the unreadable.
                 yield prefix + entry.name
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    # A link to itself makes DirEntry.is_dir raise; os.path.isdir says no.
-    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
-
-
-def _is_file(entry: os.DirEntry[str]) -> bool:
-    # A broken link stays in the list, to be counted among the unreadable.
-    return entry.is_symlink() or entry.is_file()

@@ -9,23 +9,24 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import shutil
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from instahide_fl.data.image_tree import SUFFIXES, list_images
 from instahide_fl.data.npy_files import write_npy_block, write_npy_header
-from instahide_fl.data.pool_chunks import Chunk, Progress, cut_all, divide
 from instahide_fl.data.pool_manifest import (
     IMAGES,
     MANIFEST,
+    build_facts,
     describe,
     new_hasher,
     read_manifest,
@@ -34,14 +35,23 @@ from instahide_fl.data.pool_patches import (
     CutReport,
     Pixels,
     PoolBuildOptions,
-    read_chunk,
+    cut_images,
 )
+from instahide_fl.data.pool_workers import run_in_processes
 from instahide_fl.errors import OutputError, PoolError
-from instahide_fl.files import explained, sole_writer, write_text
+from instahide_fl.files import atomic_file, explained, sole_writer, write_text
 
 DESCRIPTION = "build.json"
 # Another version may decode, detect or shrink otherwise.
 PACKAGES = ("opencv-python-headless", "pillow", "numpy")
+CHUNK_IMAGES = 64
+CHUNK_BYTES = 2**24  # of patches: large patches make smaller chunks
+
+Chunks: TypeAlias = Mapping[Path, Sequence[str]]
+"""For each chunk's file the images whose patches it holds, relative to the source."""
+
+Progress: TypeAlias = Callable[[int, int, int], None]
+"""Told how many images are done, how many there are, and how many patches are kept."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +59,7 @@ class BuiltPool:
     """A finished pool and what became of its source.
 
     Attributes:
-        folder: `MixingPool.open` maps it.
+        folder: the pool, for `MixingPool.open`.
         sha256: hex digest of shape and pixels.
         report: counts, and the first files that could not be read.
     """
@@ -60,10 +70,10 @@ class BuiltPool:
 
     def facts(self) -> list[tuple[str, str]]:
         """Return in words what was built, and which files could not be read."""
-        names = ("cannot read", *[""] * (len(self.report.failures) - 1))
+        headings = ("cannot read", *[""] * (len(self.report.failures) - 1))
         return [
             *build_facts(read_manifest(self.folder)),
-            *zip(names, map(_printable, self.report.failures), strict=False),
+            *zip(headings, map(_printable, self.report.failures), strict=False),
         ]
 
 
@@ -81,7 +91,7 @@ def build_pool(
         out: folder of the pool; must not exist.
         options: how to cut.
         jobs: processes.
-        progress: called with images done, images in all, and patches kept.
+        progress: told at the start and after each chunk.
 
     Raises:
         PoolError: the source has no usable image, or no patch passed the filter.
@@ -96,133 +106,166 @@ def build_pool(
     if not names:
         raise PoolError(f"no images below {source}: looked for {', '.join(SUFFIXES)}")
     work = out.with_name(f"{out.name}.building")
-    with explained(work), _opened(work, _description(source, names, options)):
-        chunks = divide(names, options, work)
-        report = cut_all(source, chunks, options, jobs, progress)
-        if not report.patches_kept:
-            shutil.rmtree(work)
-            raise PoolError(_why_empty(source, report, options))
-        (work / "pool").mkdir(exist_ok=True)
-        sha256 = _assemble(work / "pool", chunks, source, options, report)
-        (work / "pool").rename(out)
-        shutil.rmtree(work, ignore_errors=True)
+    with explained(work):
+        work.mkdir(parents=True, exist_ok=True)
+        with sole_writer(work):
+            _begin_or_continue(work, _description(source, names, options))
+            chunks = _divide(names, options, work)
+            report = _cut_missing(source, chunks, options, jobs, progress)
+            if not report.patches_kept:
+                shutil.rmtree(work)
+                raise PoolError(_why_empty(source, report, options))
+            sha256 = _assemble(work / "pool", chunks, source, options, report)
+            (work / "pool").rename(out)
+            shutil.rmtree(work, ignore_errors=True)
     return BuiltPool(out, sha256, report)
-
-
-def build_facts(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return in words how a pool was built; nothing for one that was not built here.
-
-    Args:
-        manifest: of the pool.
-    """
-    if "counts" not in manifest:
-        return []
-    counts, least = manifest["counts"], manifest["min_keypoints"]
-    tried, kept = counts["patches_tried"], counts["patches_kept"]
-    return [
-        (
-            "built from",
-            f"{counts['images']:,} images, {counts['unreadable']:,} unreadable, "
-            f"{counts['too_small']:,} too small",
-        ),
-        (
-            "patches",
-            f"{manifest['crops']} of {manifest['patch_size']} pixels from each image, "
-            f"seed {manifest['seed']}",
-        ),
-        ("filter", f"more than {least} SIFT key points" if least else "none"),
-        ("kept", f"{kept:,} of {tried:,} patches ({kept / tried:.1%})"),
-    ]
 
 
 def _description(
     source: Path, names: Sequence[str], options: PoolBuildOptions
 ) -> dict[str, Any]:
     """Describe a build so that two which differ are never mixed."""
-    hasher = hashlib.sha256()
-    for name in names:
-        hasher.update(repr(name).encode() + b"\n")
+    listing = b"".join(repr(name).encode() + b"\n" for name in names)
     return {
         "source": str(source.resolve()),
         "images": len(names),
-        "listing": hasher.hexdigest(),
+        "listing": hashlib.sha256(listing).hexdigest(),
         **asdict(options),
-        **{package: version(package) for package in PACKAGES},
+        **_versions(),
     }
 
 
-@contextlib.contextmanager
-def _opened(work: Path, description: Mapping[str, Any]) -> Iterator[None]:
-    """Make or continue the working folder, and keep other processes out of it."""
-    work.mkdir(parents=True, exist_ok=True)
-    with sole_writer(work):
-        _check_same(work, description)
-        write_text(work / DESCRIPTION, json.dumps(description, indent=2) + "\n")
-        yield
+def _versions() -> dict[str, str]:
+    return {package: version(package) for package in PACKAGES}
 
 
-def _check_same(work: Path, description: Mapping[str, Any]) -> None:
-    if all(path.name.startswith(".") for path in work.iterdir()):
-        return
-    try:
-        begun = json.loads((work / DESCRIPTION).read_text(encoding="utf-8"))
-        differing = [
-            f"{key.replace('_', '-')} {begun.get(key)}, now {value}"
-            for key, value in description.items()
-            if begun.get(key) != value
-        ]
-    except (OSError, ValueError, AttributeError):
-        differing = [f"no readable {DESCRIPTION}"]
-    if differing:
-        raise OutputError(
-            f"{work} holds an unfinished build of another kind ({'; '.join(differing)})"
-            f": delete this folder to start anew, or repeat its own command to continue"
-        )
+def _begin_or_continue(work: Path, description: Mapping[str, Any]) -> None:
+    """Write what is built into a new working folder, or check that it is the same."""
+    if any(not path.name.startswith(".") for path in work.iterdir()):
+        try:
+            begun = json.loads((work / DESCRIPTION).read_text(encoding="utf-8"))
+            differences = [
+                f"{key.replace('_', '-')} {begun.get(key)}, now {value}"
+                for key, value in description.items()
+                if begun.get(key) != value
+            ]
+        except (OSError, ValueError, AttributeError):
+            differences = [f"no readable {DESCRIPTION}"]
+        if differences:
+            raise OutputError(
+                f"{work} holds an unfinished build of another kind "
+                f"({'; '.join(differences)}): delete this folder to start anew, or "
+                f"repeat its own command to continue"
+            )
+    write_text(work / DESCRIPTION, json.dumps(description, indent=2) + "\n")
 
 
-def _assemble(
-    folder: Path,
-    chunks: Sequence[Chunk],
+def _divide(names: Sequence[str], options: PoolBuildOptions, folder: Path) -> Chunks:
+    """Divide a listing into chunks of bounded size."""
+    image_bytes = options.crops * options.channels * options.size**2
+    step = max(1, min(CHUNK_IMAGES, CHUNK_BYTES // image_bytes))
+    return {
+        folder / f"chunk-{start:09d}.npz": names[start : start + step]
+        for start in range(0, len(names), step)
+    }
+
+
+def _cut_missing(
     source: Path,
+    chunks: Chunks,
     options: PoolBuildOptions,
-    report: CutReport,
-) -> str:
-    """Write images and manifest, a chunk at a time, and return the digest."""
-    shape = (report.patches_kept, options.channels, options.size, options.size)
-    hasher = new_hasher(shape)
-    histogram = np.zeros((options.channels, 256), np.int64)
-    with (folder / IMAGES).open("wb") as file:
-        write_npy_header(file, shape)
-        for chunk in chunks:
-            images, counted = _read(chunk.path)
-            pixels = write_npy_block(file, images)
-            if len(images):
-                hasher.update(pixels)
-            histogram += counted
-    counts = asdict(report)
-    del counts["failures"]
-    words = f"{source.resolve().name}: patches of {report.images:,} images"
-    built = asdict(options)
-    del built["size"], built["channels"]  # the shape says them
-    manifest = {
-        **describe(shape, words, _statistics(histogram), hasher.hexdigest()),
-        **built,
-        "counts": counts,
-        "versions": {package: version(package) for package in PACKAGES},
-    }
-    text = json.dumps(manifest, indent=2) + "\n"
-    (folder / MANIFEST).write_text(text, encoding="utf-8")
-    return hasher.hexdigest()
+    jobs: int,
+    progress: Progress | None,
+) -> CutReport:
+    """Cut the chunks that have no file yet, and add up what became of all images."""
+    finished = {path: report for path in chunks if (report := _read_report(path))}
+    calls = [
+        (source, names, options, path)
+        for path, names in chunks.items()
+        if path not in finished
+    ]
+    num_images = sum(map(len, chunks.values()))
+    earlier, total = sum(finished.values(), CutReport()), CutReport()
+    # Closed here: if `progress` raises, no worker outlives this function.
+    with contextlib.closing(run_in_processes(_cut_chunk, calls, jobs)) as reports:
+        for report in itertools.chain([earlier], reports):
+            total += report
+            if progress:
+                progress(total.images, num_images, total.patches_kept)
+    return total
 
 
-def _read(path: Path) -> tuple[Pixels, np.ndarray[Any, Any]]:
+def _cut_chunk(
+    source: Path, names: Sequence[str], options: PoolBuildOptions, path: Path
+) -> CutReport:
+    """Cut some images in a worker process and write them to a file, atomically."""
+    images, report = cut_images(source, names, options)
+    text = np.frombuffer(json.dumps(asdict(report)).encode(), np.uint8)
+    with atomic_file(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, images=images, report=text)
+    return report
+
+
+def _read_report(path: Path) -> CutReport | None:
+    """Read only the report of a chunk; None if its file is missing or damaged."""
     try:
-        return read_chunk(path)
+        with np.load(path) as chunk:
+            values = json.loads(chunk["report"].tobytes())
+            return CutReport(**{**values, "failures": tuple(values["failures"])})
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+
+
+def _read_images(path: Path) -> Pixels:
+    """Read a chunk's patches, u8[n,C,size,size]; remove a file that is damaged."""
+    try:
+        with np.load(path) as chunk:
+            images: Pixels = chunk["images"]
     except (ValueError, EOFError, zipfile.BadZipFile):
         path.unlink()
         raise OutputError(
             f"{path} was damaged and is removed: the same command continues"
         ) from None
+    return images
+
+
+def _assemble(
+    folder: Path,
+    chunks: Iterable[Path],
+    source: Path,
+    options: PoolBuildOptions,
+    report: CutReport,
+) -> str:
+    """Write images and manifest, a chunk at a time, and return the digest."""
+    folder.mkdir(exist_ok=True)
+    shape = (report.patches_kept, options.channels, options.size, options.size)
+    hasher = new_hasher(shape)
+    histogram = np.zeros((options.channels, 256), np.int64)
+    with (folder / IMAGES).open("wb") as file:
+        write_npy_header(file, shape)
+        for path in chunks:
+            images = _read_images(path)
+            hasher.update(write_npy_block(file, images))
+            for channel, counts in enumerate(histogram):
+                counts += np.bincount(images[:, channel].ravel(), minlength=256)
+    counts = asdict(report)
+    del counts["failures"]
+    how = asdict(options)
+    del how["size"], how["channels"]  # the shape says them
+    manifest = {
+        **describe(
+            shape,
+            f"{source.resolve().name}: patches of {report.images:,} images",
+            _statistics(histogram),
+            hasher.hexdigest(),
+        ),
+        **how,
+        "counts": counts,
+        "versions": _versions(),
+    }
+    text = json.dumps(manifest, indent=2) + "\n"
+    (folder / MANIFEST).write_text(text, encoding="utf-8")
+    return hasher.hexdigest()
 
 
 def _statistics(histogram: np.ndarray[Any, Any]) -> tuple[list[float], list[float]]:
@@ -230,6 +273,7 @@ def _statistics(histogram: np.ndarray[Any, Any]) -> tuple[list[float], list[floa
     values = np.arange(256) / 255
     share = histogram / histogram.sum(axis=1, keepdims=True)
     mean = share @ values
+    # [C,256]: each value's distance from its channel's mean
     std = np.sqrt((share * (values - mean[:, None]) ** 2).sum(axis=1))
     std[std < 1e-6] = 1.0  # as ChannelStatistics.of: a constant channel keeps its scale
     return mean.tolist(), std.tolist()

@@ -71,3 +71,29 @@ def read_manifest(folder: Path) -> Mapping[str, Any]:
         raise PoolError(f"the manifest of pool {folder} lacks {sorted(missing)}")
     result: Mapping[str, Any] = manifest
     return result
+
+
+def build_facts(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return in words how a pool was built; nothing for one that was not built here.
+
+    Args:
+        manifest: of the pool.
+    """
+    if "counts" not in manifest:
+        return []
+    counts, least = manifest["counts"], manifest["min_keypoints"]
+    tried, kept = counts["patches_tried"], counts["patches_kept"]
+    return [
+        (
+            "built from",
+            f"{counts['images']:,} images, {counts['unreadable']:,} unreadable, "
+            f"{counts['too_small']:,} too small",
+        ),
+        (
+            "patches",
+            f"{manifest['crops']} of {manifest['patch_size']} pixels from each image, "
+            f"seed {manifest['seed']}",
+        ),
+        ("filter", f"more than {least} SIFT key points" if least else "none"),
+        ("kept", f"{kept:,} of {tried:,} patches ({kept / tried:.1%})"),
+    ]

@@ -1,4 +1,4 @@
-"""Cuts random patches from image files: the work that `pool build` spreads over cores.
+"""The recipe of a pool: random patches of each image, filtered by detail and shrunk.
 
 The published recipe (challenge of Huang et al., 2020): several random crops of each
 image, and of these only the ones in which SIFT finds more than 40 key points. They are
@@ -7,14 +7,9 @@ counted on the patch before it is shrunk: one of 32 pixels hardly ever has 40.
 
 from __future__ import annotations
 
-import json
-import os
-import threading
 import warnings
-import zipfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from multiprocessing.connection import Connection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -22,7 +17,6 @@ import numpy as np
 from PIL import Image
 
 from instahide_fl.errors import PoolError
-from instahide_fl.files import atomic_file
 from instahide_fl.rng import stream
 
 Pixels: TypeAlias = "np.ndarray[Any, np.dtype[np.uint8]]"
@@ -30,7 +24,7 @@ Box: TypeAlias = tuple[int, int, int, int]  # left, top, right, bottom
 
 # "more than 40 key points" is the filter that the authors describe for their challenge.
 MIN_KEYPOINTS = 40
-NAMED_FAILURES = 5
+MAX_FAILURES = 5  # unreadable files that a report names
 # Pillow would clip their values to 0..255 without a word.
 _DEEP_MODES = ("I", "F")
 
@@ -47,7 +41,7 @@ class PoolBuildOptions:
         patch_size: side of a patch before it is shrunk, pixels. An image whose shorter
             side is less gives the largest square that fits.
         channels: 1 (grey) or 3 (colour).
-        seed: of the positions.
+        seed: repeats the positions.
 
     Raises:
         PoolError: an option is out of range.
@@ -82,12 +76,12 @@ class CutReport:
 
     Attributes:
         images: files looked at.
-        unreadable: of these, files that no decoder could read.
-        too_small: of these, images with a side below the pool's size.
+        unreadable: files among them that no decoder could read.
+        too_small: images among them with a side below the pool's size.
         patches_tried: patches cut.
         patches_kept: patches with enough key points.
         most_keypoints: highest count in a patch; 0 without the filter.
-        failures: the first unreadable files, each with the reason.
+        failures: the first unreadable files by name, each with the reason.
     """
 
     images: int = 0
@@ -96,17 +90,18 @@ class CutReport:
     patches_tried: int = 0
     patches_kept: int = 0
     most_keypoints: int = 0
-    failures: tuple[str, ...] = field(default=())
+    failures: tuple[str, ...] = ()
 
     def __add__(self, other: CutReport) -> CutReport:
         return CutReport(
-            self.images + other.images,
-            self.unreadable + other.unreadable,
-            self.too_small + other.too_small,
-            self.patches_tried + other.patches_tried,
-            self.patches_kept + other.patches_kept,
-            max(self.most_keypoints, other.most_keypoints),
-            (self.failures + other.failures)[:NAMED_FAILURES],
+            images=self.images + other.images,
+            unreadable=self.unreadable + other.unreadable,
+            too_small=self.too_small + other.too_small,
+            patches_tried=self.patches_tried + other.patches_tried,
+            patches_kept=self.patches_kept + other.patches_kept,
+            most_keypoints=max(self.most_keypoints, other.most_keypoints),
+            # Sorted, so that the same ones are named in whatever order chunks end.
+            failures=tuple(sorted(self.failures + other.failures)[:MAX_FAILURES]),
         )
 
 
@@ -116,8 +111,8 @@ def patch_boxes(
     """Draw where the patches of an image lie.
 
     Args:
-        width: of the image, pixels.
-        height: of the image, pixels.
+        width: width of the image, pixels.
+        height: height of the image, pixels.
         options: number and side of the patches.
         rng: the image's own stream.
 
@@ -131,7 +126,7 @@ def patch_boxes(
     columns, rows = width - side + 1, height - side + 1
     count = min(options.crops, columns * rows)
     positions = rng.choice(columns * rows, count, replace=False).tolist()
-    corners = [(place % columns, place // columns) for place in positions]
+    corners = [(position % columns, position // columns) for position in positions]
     return [(left, top, left + side, top + side) for left, top in corners]
 
 
@@ -141,7 +136,7 @@ def read_patches(
     """Cut an image file's patches at its own resolution.
 
     Args:
-        path: of the image file.
+        path: the image file.
         options: number and side of the patches.
         rng: the image's own stream.
 
@@ -163,7 +158,7 @@ def read_patches(
 
 
 def count_keypoints(patch: Pixels) -> int:
-    """Return how many SIFT key points OpenCV's default detector finds.
+    """Count the SIFT key points that OpenCV's default detector finds.
 
     Args:
         patch: u8[side,side,3].
@@ -187,12 +182,13 @@ def shrink(patch: Pixels, size: int, channels: int) -> Pixels:
     """
     picture = Image.fromarray(patch).convert("L" if channels == 1 else "RGB")
     small = picture.resize((size, size), Image.Resampling.BICUBIC)
+    # [H,W] or [H,W,C] -> [C,H,W]
     return np.asarray(small).reshape(size, size, channels).transpose(2, 0, 1)
 
 
 def cut_images(
     source: Path, names: Sequence[str], options: PoolBuildOptions
-) -> tuple[list[Pixels], CutReport]:
+) -> tuple[Pixels, CutReport]:
     """Cut, filter and shrink the patches of some images.
 
     Each image has a random stream named by its relative path, so its patches do not
@@ -200,11 +196,12 @@ def cut_images(
 
     Args:
         source: top of the image tree.
-        names: paths relative to it.
+        names: paths of the images relative to it.
         options: how to cut.
 
     Returns:
-        Kept patches u8[C,size,size] in order of `names`, and what became of the images.
+        The n patches that passed, u8[n,C,size,size] in order of `names`, and what
+        became of the images.
     """
     kept: list[Pixels] = []
     total = CutReport()
@@ -213,87 +210,32 @@ def cut_images(
         try:
             patches = read_patches(source / name, options, rng)
         except Exception as error:
-            failure = f"{name} ({error or type(error).__name__})"
+            failure = f"{name} ({error})"
             total += CutReport(images=1, unreadable=1, failures=(failure,))
             continue
-        small, most = _filter(patches, options)
+        small, most_keypoints = _filter(patches, options)
         kept += small
-        total += CutReport(1, 0, int(not patches), len(patches), len(small), most)
-    return kept, total
+        total += CutReport(
+            images=1,
+            too_small=int(not patches),
+            patches_tried=len(patches),
+            patches_kept=len(small),
+            most_keypoints=most_keypoints,
+        )
+    shape = (len(kept), options.channels, options.size, options.size)
+    return np.array(kept, np.uint8).reshape(shape), total  # of that shape if empty, too
 
 
 def _filter(
     patches: list[Pixels], options: PoolBuildOptions
 ) -> tuple[list[Pixels], int]:
-    counts = [count_keypoints(one) if options.min_keypoints else 1 for one in patches]
+    """Shrink the patches with enough key points; return the highest count as well."""
+    if not options.min_keypoints:
+        return [shrink(patch, options.size, options.channels) for patch in patches], 0
+    counts = [count_keypoints(patch) for patch in patches]
     small = [
-        shrink(one, options.size, options.channels)
-        for one, count in zip(patches, counts, strict=True)
+        shrink(patch, options.size, options.channels)
+        for patch, count in zip(patches, counts, strict=True)
         if count > options.min_keypoints
     ]
-    return small, max(counts, default=0) if options.min_keypoints else 0
-
-
-def cut_chunk(
-    source: Path, names: Sequence[str], options: PoolBuildOptions, target: Path
-) -> CutReport:
-    """Cut some images and write the result to a file, atomically.
-
-    Args:
-        source: top of the image tree.
-        names: paths relative to it.
-        options: how to cut.
-        target: the file, read by `read_chunk`.
-
-    Raises:
-        OutputError: the file cannot be written.
-    """
-    patches, report = cut_images(source, names, options)
-    shape = (len(patches), options.channels, options.size, options.size)
-    images = np.stack(patches) if patches else np.empty(shape, np.uint8)
-    histogram = np.stack(
-        [np.bincount(one.ravel(), minlength=256) for one in np.moveaxis(images, 1, 0)]
-    )
-    text = np.frombuffer(json.dumps(asdict(report)).encode(), np.uint8)
-    with atomic_file(target) as temporary, temporary.open("wb") as file:
-        np.savez(file, images=images, histogram=histogram, report=text)
-    return report
-
-
-def read_chunk(path: Path) -> tuple[Pixels, np.ndarray[Any, Any]]:
-    """Read what `cut_chunk` wrote.
-
-    Returns:
-        Patches u8[n,C,size,size], and how often each value occurs, i64[C,256].
-    """
-    with np.load(path) as stored:
-        return stored["images"], stored["histogram"]
-
-
-def read_report(path: Path) -> CutReport | None:
-    """Read only the report of a chunk; None if it is missing or damaged."""
-    try:
-        with np.load(path) as stored:
-            found = json.loads(stored["report"].tobytes())
-            return CutReport(**{**found, "failures": tuple(found["failures"])})
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return None
-
-
-def start_cutting(parent: Connection) -> None:
-    """Prepare a worker process: one thread, and it ends with its parent.
-
-    Args:
-        parent: reaches its end when the parent closes the other side, or dies.
-    """
-    import cv2
-
-    cv2.setNumThreads(1)
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-
-
-def _end_with(parent: Connection) -> None:
-    try:
-        parent.recv()
-    except EOFError:
-        os._exit(1)
+    return small, max(counts, default=0)

@@ -12,11 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
-from instahide_fl.data import pool_build
 from instahide_fl.data.image_tree import list_images
 from instahide_fl.data.photos_pool import load_photos
 from instahide_fl.data.pool import MixingPool
 from instahide_fl.data.pool_build import build_pool
+from instahide_fl.data.pool_manifest import build_facts
 from instahide_fl.data.pool_patches import (
     PoolBuildOptions,
     count_keypoints,
@@ -126,7 +126,7 @@ def test_the_filter_judges_patches_before_they_are_shrunk(tree, tmp_path):
 
 
 def test_any_number_of_processes_gives_the_same_pool(photos, tmp_path, monkeypatch):
-    monkeypatch.setattr("instahide_fl.data.pool_chunks.CHUNK_IMAGES", 5)
+    monkeypatch.setattr("instahide_fl.data.pool_build.CHUNK_IMAGES", 5)
     source = many(tmp_path / "source", photos, 24)
     seen = []
     one = build_pool(source, tmp_path / "one", QUICK, 1)
@@ -271,7 +271,7 @@ def test_facts_of_a_pool_that_was_not_built(pool, tmp_path):
     saved = pool.save(tmp_path / "pool")
     assert saved.folder is not None
     manifest = json.loads((saved.folder / "manifest.json").read_text())
-    assert pool_build.build_facts(manifest) == []
+    assert build_facts(manifest) == []
 
 
 @pytest.mark.skipif(not IMAGENET.is_dir(), reason="no ImageNet on this machine")

@@ -1,0 +1,113 @@
+"""Worker processes that end with the command that started them, whatever ends it."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import forkserver
+from multiprocessing.connection import Connection
+from typing import Any, TypeVar
+
+from instahide_fl.errors import EngineError
+
+Result = TypeVar("Result")
+
+
+def run_in_processes(
+    function: Callable[..., Result], calls: Sequence[tuple[Any, ...]], jobs: int
+) -> Generator[Result, None, None]:
+    """Call a function in worker processes and yield its results as they come.
+
+    No worker outlives the generator, so close it where it may not be used up.
+
+    Args:
+        function: a function of a module, which workers import.
+        calls: the arguments of each call.
+        jobs: processes.
+
+    Raises:
+        EngineError: a worker process died.
+        Exception: the function raised it.
+    """
+    if not calls:
+        return
+    with _executor(min(jobs, len(calls))) as executor:
+        # A submit may start a process, which half started nobody would end.
+        with _interrupts_deferred():
+            futures = [executor.submit(function, *arguments) for arguments in calls]
+        for future in as_completed(futures):
+            yield future.result()
+
+
+@contextlib.contextmanager
+def _executor(jobs: int) -> Iterator[ProcessPoolExecutor]:
+    # Workers are forked from a server and share what it has loaded. None of our own
+    # modules: the server may not have this process's module path.
+    multiprocessing.set_forkserver_preload(["numpy", "cv2", "PIL.Image"])
+    # Ctrl-C in a terminal reaches all processes, but only the command's own answers:
+    # the server inherits that it is ignored, and its workers from it.
+    with _signals_handled(signal.SIG_IGN, signal.SIGINT):
+        forkserver.ensure_running()
+    context = multiprocessing.get_context("forkserver")
+    receiving, alive = context.Pipe(duplex=False)
+    executor = ProcessPoolExecutor(jobs, context, _prepare_worker, (receiving,))
+    try:
+        yield executor
+        executor.shutdown()
+    except BrokenProcessPool:
+        raise EngineError(
+            "a worker process died, perhaps for want of memory: the same command "
+            "continues the build; a smaller --jobs needs less memory"
+        ) from None
+    finally:
+        # Closed first: workers leave at once, not when their call is done.
+        alive.close()
+        executor.shutdown(cancel_futures=True)
+        receiving.close()
+
+
+def _prepare_worker(parent: Connection) -> None:
+    """Use one thread, and end with the parent or when it closes its end of the pipe."""
+    import cv2
+
+    cv2.setNumThreads(1)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: Connection) -> None:
+    try:
+        parent.recv()
+    except EOFError:
+        os._exit(1)
+
+
+@contextlib.contextmanager
+def _interrupts_deferred() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM, where they arrive meanwhile, count after the block."""
+    caught: list[int] = []
+    with _signals_handled(
+        lambda number, frame: caught.append(number), signal.SIGINT, signal.SIGTERM
+    ):
+        yield
+    for number in caught:
+        signal.raise_signal(number)
+
+
+@contextlib.contextmanager
+def _signals_handled(handler: Any, *numbers: signal.Signals) -> Iterator[None]:
+    """Handle signals otherwise in the block, in the main thread; others may not."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)
