@@ -1,9 +1,9 @@
 """Every setting of a run.
 
-`data`, `encoding`, `training`, `defense` and `output` say what each setting means, and
-`config` puts the tables together, reads and writes them. The same names serve three
-places: TOML tables (`[instahide] num-mixed = 4`), the command line
-(`--set instahide.num-mixed=4`) and Flower's flat run config
+The modules `data`, `encoding`, `training`, `defense` and `output` define the settings
+and explain them; `config` puts their tables together, reads and writes them. A setting
+has the same name in three places: TOML tables (`[instahide] num-mixed = 4`), the
+command line (`--set instahide.num-mixed=4`) and Flower's flat run config
 (`-c 'instahide.num-mixed=4'`).
 """
 

@@ -1,4 +1,4 @@
-"""What every table of settings has in common: strict types, and errors that help."""
+"""The base of every table of settings: strict types, and errors that help."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Table(BaseModel):
     )
 
     section: ClassVar[str] = ""
-    """Name of the table in a settings file; empty for the file itself."""
+    """The name of the table in a settings file; empty for the file itself."""
 
     def __init__(self, **values: Any) -> None:
         try:
@@ -40,7 +40,7 @@ class Table(BaseModel):
 
 
 def _explain(error: ValidationError, table: type[Table]) -> str:
-    """Put the first problem into one sentence: setting, value, what is valid."""
+    """Explain the first problem in one sentence: setting, value, what is valid."""
     problem = error.errors()[0]
     if isinstance(cause := problem.get("ctx", {}).get("error"), ConfigError):
         return str(cause)  # of a table inside this one, already explained
@@ -50,7 +50,7 @@ def _explain(error: ValidationError, table: type[Table]) -> str:
     # What follows the key in the location is the branch of a union that was tried.
     key = _kebab(str(problem["loc"][0]))
     if problem["type"] == "extra_forbidden":
-        return _unknown(prefix, key, [_kebab(field) for field in table.model_fields])
+        return _unknown_key(prefix, key, list(map(_kebab, table.model_fields)))
     if problem["type"] == "missing":
         return f"{prefix}{key} is missing"
     rules = [
@@ -70,7 +70,7 @@ def _rule(message: str) -> str:
     return message
 
 
-def _unknown(prefix: str, key: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+def _unknown_key(prefix: str, key: str, valid_keys: list[str]) -> str:
+    close = difflib.get_close_matches(key, valid_keys, n=1, cutoff=0.6)
     hint = f"did you mean {prefix}{close[0]}? " if close else ""
-    return f"unknown setting {prefix}{key}: {hint}known: {', '.join(known)}"
+    return f"unknown setting {prefix}{key}: {hint}known: {', '.join(valid_keys)}"

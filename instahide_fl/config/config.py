@@ -1,4 +1,4 @@
-"""All settings of a run, and how they are read and written."""
+"""All settings of a run together: read, checked as a whole, and written."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class Config(Table):
     """
 
     seed: CountOrZero = 0
-    """Seed of the simulation: partition, model, cohorts, batches and keys. Real clients
-    draw their keys from the operating system instead."""
+    """Seed of a simulation: it repeats partition, initial model, cohorts, batches and
+    keys. Real clients draw their keys from the operating system instead."""
     data: DataConfig = DataConfig()
     partition: PartitionConfig = PartitionConfig()
     pool: PoolConfig = PoolConfig()
@@ -147,22 +147,22 @@ class Config(Table):
     def with_absolute_paths(self, folder: Path) -> Config:
         """Return the same settings with absolute paths.
 
-        Processes of an engine may work in another folder than the user.
+        The processes of an engine may work in another folder than the user.
 
         Args:
-            folder: that relative paths start from.
+            folder: the folder that relative paths start from.
         """
         changes: dict[str, Scalar] = {}
         for name in ("data.root", "pool.source", "model.initial-weights"):
             value = str(self.to_run_config()[name])
             if value and (name, value) != ("pool.source", "photos"):
                 changes[name] = _absolute(value, folder)
-        kind, found, place = self.data.dataset.partition(":")
-        local = kind == "imagefolder" or (
-            kind == "hf" and (folder / Path(place).expanduser()).is_dir()
+        kind, _, path = self.data.dataset.partition(":")
+        is_local = kind == "imagefolder" or (
+            kind == "hf" and (folder / Path(path).expanduser()).is_dir()
         )
-        if found and place and local:
-            changes["data.dataset"] = f"{kind}:{_absolute(place, folder)}"
+        if path and is_local:
+            changes["data.dataset"] = f"{kind}:{_absolute(path, folder)}"
         changes["output.mlflow"] = _absolute_store(self.output.mlflow, folder)
         return self.with_values(changes)
 
@@ -170,7 +170,7 @@ class Config(Table):
         """Return a copy with other values for some keys.
 
         Args:
-            changes: by dotted name, for instance `{"train.rounds": 5}`.
+            changes: new values by dotted name, for instance `{"train.rounds": 5}`.
 
         Raises:
             ConfigError: a key is unknown or a value is not valid.
@@ -182,7 +182,7 @@ class Config(Table):
         return flatten_tables(self.model_dump(by_alias=True))
 
     def to_toml(self) -> str:
-        """Return the settings as TOML text, without `output`."""
+        """Return the settings as TOML text, without the table `[output]`."""
         return tomli_w.dumps(self.model_dump(by_alias=True, exclude={"output"}))
 
     @classmethod
@@ -210,17 +210,17 @@ class Config(Table):
         """Read a TOML file.
 
         Args:
-            path: of the file.
-            changes: values that replace the file's, by dotted name. Only the two
-                together are checked.
+            path: the TOML file.
+            changes: values by dotted name that replace the file's. The file is checked
+                only together with them.
 
         Raises:
             ConfigError: the file is missing, is not TOML, or holds a bad setting.
         """
         try:
             with path.open("rb") as file:
-                given = flatten_tables(tomllib.load(file))
-            return cls.from_run_config({**given, **(changes or {})})
+                values = flatten_tables(tomllib.load(file))
+            return cls.from_run_config({**values, **(changes or {})})
         except OSError as error:
             raise ConfigError(
                 f"cannot read the settings file {path}: {error.strerror}"
@@ -232,13 +232,16 @@ class Config(Table):
 
 
 def parse_assignment(text: str) -> tuple[str, Scalar]:
-    """Read one `--set KEY=VALUE`: a TOML value, or a bare word as a string.
+    """Read one `--set KEY=VALUE`, where a value that is not TOML is taken as a string.
+
+    Returns:
+        The dotted name of the setting, and its value.
 
     Raises:
         ConfigError: there is no `=`, or the value is a list or a table.
     """
-    key, found, value = text.partition("=")
-    if not found or not key.strip():
+    key, equals_sign, value = text.partition("=")
+    if not equals_sign or not key.strip():
         raise ConfigError(f"--set takes KEY=VALUE, got {text!r}")
     try:
         parsed = tomllib.loads(f"value = {value}")["value"]
@@ -254,7 +257,7 @@ def _absolute(value: str, folder: Path) -> str:
 
 
 def _absolute_store(address: str, folder: Path) -> str:
-    """Return MLflow's address of a database file; servers' addresses stay."""
+    """Return MLflow's address of a database file; leave the address of a server."""
     path = address.removeprefix("sqlite:///")
     if not path or "://" in path:
         return address
@@ -262,7 +265,7 @@ def _absolute_store(address: str, folder: Path) -> str:
 
 
 def flatten_tables(tables: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of TOML tables by dotted name."""
+    """Return the values in nested TOML tables by dotted name."""
     return dict(_flatten(tables))
 
 

@@ -15,31 +15,32 @@ class DataConfig(Table):
     section = "data"
 
     dataset: str = "mnist-5k"
-    """`mnist-5k` (ships with a dependency, no network); `mnist`, `fashion-mnist`,
-    `cifar10`, `cifar100` (torchvision's files, see `root` and `download`);
-    `imagefolder:PATH` (a folder per class, or train/ and test/ with a folder per class
-    each); `hf:PATH-OR-NAME` (a Hugging Face image data set: a local folder, or a name
-    on the hub); or `noise:NxCxHxW` (N random training images of 10 classes, to measure
-    speed)."""
+    """The data set: `mnist-5k` (5,000 digits that ship with a dependency, no network);
+    `mnist`, `fashion-mnist`, `cifar10`, `cifar100` (torchvision's files, see `root` and
+    `download`); `imagefolder:PATH` (a folder per class, or train/ and test/ with a
+    folder per class each); `hf:PATH-OR-NAME` (a Hugging Face image data set: a local
+    folder, or a name on the hub); or `noise:NxCxHxW` (N random training images of 10
+    classes, to measure speed)."""
     root: str = ""
-    """Folder with the files of a torchvision data set, in torchvision's layout, or the
-    four idx files of an MNIST-like set, packed (.gz) or not; empty takes `torchvision`
-    in the cache folder."""
+    """Folder with the files of a torchvision data set: in torchvision's layout, or the
+    four idx files of an MNIST-like set, compressed (.gz) or not. If empty, the folder
+    `torchvision` in the cache."""
     download: bool = False
     """Whether a torchvision data set whose files are missing may be downloaded."""
     train_rows: str = ""
-    """`START:STOP` keeps only these training images, counted from 0 in the order of
-    the files (or, where the seed divides training from test images, in the order it
-    gives them); empty keeps all. Test images always stay, and so do the constants that
-    images are normalised with: mean and spread of the whole training set."""
+    """Training images to keep, as `START:STOP`, counted from 0 in the order of the
+    files (or, where the seed divides training from test images, in the order that it
+    gives them); empty keeps all. Test images are always kept, and images are always
+    normalised with the mean and standard deviation of the whole training set."""
     client_column: str = ""
-    """Column of an `hf:` data set that names whose image each one is (a writer, a
+    """Column of an `hf:` data set that names the owner of each image (a writer, a
     patient), for partition.scheme natural-id."""
     image_size: CountOrZero = 0
-    """Side in pixels that images are resized to on load; 0 keeps their own size."""
+    """Side in pixels that images are resized to when loaded; 0 keeps their own size."""
     augment: Literal["auto", "none", "crop", "crop-flip"] = "auto"
-    """Augmentation of private images before mixing: random crop after padding by an
-    eighth of the side, and mirroring. `auto`: crop-flip for colour, none for grey."""
+    """Augmentation of private images before mixing. `crop`: a random crop after padding
+    by an eighth of the side. `crop-flip`: the crop, and mirroring of half of the
+    images. `auto`: crop-flip for colour images, none for grey ones."""
 
 
 class PartitionConfig(Table):
@@ -58,25 +59,27 @@ class PartitionConfig(Table):
         "exponential",
         "natural-id",
     ] = "iid"
-    """`iid`: equal random shares. `dirichlet`: by class over clients, each class is
-    divided over the clients by a draw from Dirichlet(alpha) (Yurochkin et al. 2019;
-    NIID-Bench; sizes differ). `inner-dirichlet`: by client over classes, each client
-    draws its class proportions from Dirichlet(alpha) (Hsu et al. 2019; equal sizes).
-    `shards`: images sorted by class, cut into shards, some for each client (McMahan et
-    al. 2017). `classes`: each client holds a fixed number of classes. `linear`,
-    `square`, `exponential`: quantity skew, client i holds a share that grows with i,
-    i squared or e to the i. `natural-id`: by data.client-column."""
+    """How images are assigned to clients. `iid`: equal random shares. `dirichlet`: each
+    class is divided over the clients by a draw from Dirichlet(alpha) (Yurochkin et al.
+    2019; NIID-Bench), so the sizes of clients differ. `inner-dirichlet`: each client
+    draws the proportions of its classes from Dirichlet(alpha) (Hsu et al. 2019), all of
+    the same size. `shards`: images are sorted by class and cut into shards, and each
+    client receives some of them (McMahan et al. 2017). `classes`: each client holds a
+    fixed number of classes. `linear`, `square`, `exponential`: sizes differ, client i
+    holds a share that grows with i, i squared or e to the i. `natural-id`: each client
+    holds the images of one owner, named by data.client-column."""
     num_clients: CountOrZero = 10
-    """Clients in the federation. 0 (only under `flwr run`) takes the number of
-    SuperNodes."""
+    """Number of clients in the federation. 0 (only under `flwr run`) takes the number
+    of SuperNodes."""
     alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.5
-    """Concentration of the Dirichlet draws; smaller is more uneven."""
+    """Concentration of the Dirichlet draws (schemes dirichlet and inner-dirichlet);
+    smaller is more uneven."""
     shards_per_client: Count = 2
-    """Shards that a client receives (scheme shards)."""
+    """Number of shards that each client receives (scheme shards)."""
     classes_per_client: Count = 2
-    """Classes that a client holds (scheme classes)."""
+    """Number of classes that each client holds (scheme classes)."""
     min_size: Count = 10
-    """Fewest images a client may receive, in every scheme but iid."""
+    """Smallest number of images that a client may receive, in every scheme but iid."""
 
 
 class PoolConfig(Table):
@@ -85,5 +88,5 @@ class PoolConfig(Table):
     section = "pool"
 
     source: str = "photos"
-    """`photos` (patches of photographs that ship with dependencies) or the folder of a
-    built pool."""
+    """The pool: `photos` (patches of photographs that ship with dependencies), or the
+    folder of a pool that `instahide-fl pool build` made."""

@@ -1,4 +1,4 @@
-"""The table `[defense]`: what clients do to updates, and what is claimed of it."""
+"""The table `[defense]`: how updates are protected before they are sent."""
 
 from __future__ import annotations
 
@@ -19,35 +19,35 @@ class DefenseConfig(Table):
     section = "defense"
 
     transforms: str = ""
-    """What a client does to its update before it sends it, in this order, for instance
-    "clip, noise" (a TOML list is taken too). `prune`: zero the entries of smallest
-    magnitude. `sign`: keep only signs, times the tensor's mean magnitude. `clip`: bound
-    the norm. `noise`: add Gaussian noise; needs clip before it."""
+    """Transforms that a client applies to its update before sending it, in this order,
+    for instance "clip, noise" (or a TOML list). `prune`: set the entries of smallest
+    magnitude to zero. `sign`: keep only signs, times the tensor's mean magnitude.
+    `clip`: bound the norm. `noise`: add Gaussian noise; needs clip before it."""
     prune_share: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Share of each tensor's entries that prune zeroes."""
+    """Share of each tensor's entries that the transform prune sets to zero."""
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
-    """L2 norm that clip, and client-level differential privacy, allow a whole update,
-    over all parameters."""
+    """Largest L2 norm of a whole update, over all parameters, with the transform clip
+    or with differential privacy central or local."""
     noise_multiplier: Annotated[float, Field(ge=0)] = 1.0
-    """Standard deviation of Gaussian noise over the norm that is clipped to: clip-norm,
-    or max-gradient-norm in dp-sgd."""
+    """Standard deviation of the Gaussian noise, as a multiple of the norm that is
+    clipped to: clip-norm, or max-gradient-norm in dp-sgd."""
     differential_privacy: Literal["none", "dp-sgd", "central", "local"] = "none"
-    """`dp-sgd` protects one training image: clients clip each image's gradient and add
-    noise to their sum (Abadi et al., CCS 2016). `central` protects a client from those
-    who see the model, not from the server: clients clip, the server adds noise to the
-    mean (McMahan et al., ICLR 2018). `local` protects a client from the server: it
-    clips and adds the noise itself."""
+    """The kind of differential privacy. `dp-sgd` protects one training image: clients
+    clip each image's gradient and add noise to their sum (Abadi et al., CCS 2016).
+    `central` protects a client from those who see the model, not from the server:
+    clients clip, the server adds noise to the mean (McMahan et al., ICLR 2018). `local`
+    protects a client from the server: the client clips and adds the noise itself."""
     max_gradient_norm: Annotated[float, Field(gt=0)] = 1.0
-    """L2 norm that dp-sgd allows the gradient of one image."""
+    """Largest L2 norm of the gradient of one image (dp-sgd)."""
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
-    """The delta that epsilon is reported for. It should be well below one over the
-    number of images (dp-sgd) or clients that are protected."""
+    """Delta of the (epsilon, delta) guarantee that is reported. It should be well below
+    1/n, where n is the number of images (dp-sgd) or clients that are protected."""
 
     @field_validator("transforms", mode="before")
     @classmethod
     def _list_as_text(cls, value: object) -> object:
         # Flower's run config is flat, so a list travels as text.
-        if isinstance(value, list) and all(isinstance(one, str) for one in value):
+        if isinstance(value, list) and all(isinstance(name, str) for name in value):
             return ", ".join(value)
         return value
 
@@ -55,10 +55,10 @@ class DefenseConfig(Table):
     @classmethod
     def _known_and_in_order(cls, value: str) -> str:
         names = _names(value)
-        if unknown := [one for one in names if one not in TRANSFORMS]:
+        if unknown := [name for name in names if name not in TRANSFORMS]:
             raise ValueError(f"names of {', '.join(TRANSFORMS)}, not {unknown[0]!r}")
-        if twice := [one for one in names if names.count(one) > 1]:
-            raise ValueError(f"different transforms, {twice[0]} is there twice")
+        if repeated := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"different transforms, {repeated[0]} is there twice")
         if "noise" in names and "clip" not in names[: names.index("noise")]:
             raise ValueError(
                 'noise after clip, for instance "clip, noise": its standard deviation '
@@ -69,9 +69,9 @@ class DefenseConfig(Table):
     @model_validator(mode="after")
     def _check_noise_once(self) -> Self:
         kind, names = self.differential_privacy, _names(self.transforms)
-        own = {"none": (), "dp-sgd": ("noise",)}.get(kind, ("clip", "noise"))
+        built_in = {"none": (), "dp-sgd": ("noise",)}.get(kind, ("clip", "noise"))
         for name in names:
-            if name in own:
+            if name in built_in:
                 raise ValueError(
                     f'differential-privacy = "{kind}" has its own {name}: leave {name} '
                     f'out of transforms, got "{self.transforms}"'
@@ -80,13 +80,13 @@ class DefenseConfig(Table):
 
     @property
     def transform_names(self) -> tuple[str, ...]:
-        """All transforms in order, with those that differential privacy adds."""
-        own = {"central": ("clip",), "local": ("clip", "noise")}
-        return (*_names(self.transforms), *own.get(self.differential_privacy, ()))
+        """All transforms in order, including those that differential privacy adds."""
+        added = {"central": ("clip",), "local": ("clip", "noise")}
+        return (*_names(self.transforms), *added.get(self.differential_privacy, ()))
 
     @property
     def description(self) -> str:
-        """All defences in the order that they act in; "none" without any."""
+        """All defences in the order in which they act; "none" if there are none."""
         first = ["dp-sgd"] if self.differential_privacy == "dp-sgd" else []
         last = ["central noise"] if self.differential_privacy == "central" else []
         return ", ".join([*first, *self.transform_names, *last]) or "none"
@@ -103,7 +103,7 @@ def check_defense(
     """Refuse settings of other tables that a defence cannot be combined with.
 
     Raises:
-        ValueError: which one, why, and what to set.
+        ValueError: a setting does not fit; the text says which, why, and what to set.
     """
     kind = defense.differential_privacy
     if train.control_variates and (defense.transform_names or defense.is_private):

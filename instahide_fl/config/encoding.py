@@ -26,34 +26,38 @@ class EncoderConfig(Table):
     section = "instahide"
 
     method: Literal["none", "mixup", "instahide"] = "instahide"
-    """`instahide` mixes and flips signs, `mixup` only mixes, `none` does neither."""
+    """The encoding: `instahide` mixes images and flips signs, `mixup` only mixes,
+    `none` leaves images as they are."""
     scope: Literal["inside", "cross"] = "cross"
-    """`inside` mixes private images only; `cross` adds images of the public pool."""
+    """Images that are mixed: `inside` mixes private images only, `cross` adds images of
+    the public pool."""
     num_mixed: Count = 4
-    """k: images in one encoding."""
+    """k, the number of images mixed in one encoding."""
     num_private: Count | Literal["auto"] = "auto"
-    """Private images among the k. `auto`: 2 in cross, all k in inside."""
+    """p, the number of private images among the k. `auto`: 2 in scope cross, all k in
+    scope inside."""
     max_coefficient: Annotated[float, Field(gt=0, le=1)] = 0.65
-    """c1: bound on every coefficient. It does not apply to k = 1."""
+    """c1, the upper bound of every coefficient. It does not apply to k = 1."""
     min_private_weight: Annotated[float, Field(ge=0, lt=1)] = 0.3
-    """c2: least sum of the private coefficients (cross)."""
+    """c2, the lower bound of the sum of the private coefficients (scope cross)."""
     coefficient_law: Literal["abs-normal", "dirichlet"] = "abs-normal"
-    """`abs-normal`: |N(0,1)| divided by their sum, as the authors' code draws them.
-    `dirichlet`: Dirichlet(3, 1, ..., 1), as GradAttack draws them."""
+    """Distribution of the coefficients. `abs-normal`: |N(0,1)| divided by their sum, as
+    in the authors' code. `dirichlet`: Dirichlet(3, 1, ..., 1), as in GradAttack."""
     refresh: Literal["epoch"] | Count = "epoch"
-    """`epoch` draws fresh keys every time an image is used; a number T reuses T fixed
-    encodings of each image."""
+    """How often images are encoded anew: `epoch` encodes with fresh keys every time an
+    image is used; a number T reuses T fixed encodings of each image."""
     keys: Literal["seeded", "secure"] = "seeded"
-    """In a simulation: `seeded` keys and batches repeat with the run's seed, and
-    whoever finds the seed has them all; `secure` ones come from the operating system,
-    and no run repeats. Those of real clients are always secure."""
+    """Source of keys and batches in a simulation. `seeded`: they repeat with the run's
+    seed, and whoever finds the seed has them all. `secure`: they come from the
+    operating system, and no run repeats. Those of real clients are always secure."""
     max_exposures: CountOrZero = 0
-    """Distinct encodings that a private image may take part in, over all rounds and as
-    partner of others too; 0 for no limit. See `exposure_action`."""
+    """Largest number of distinct encodings that a private image takes part in, over all
+    rounds and also as the partner of another image; 0 for no limit. See
+    `exposure_action`."""
     exposure_action: Literal["warn", "stop"] = "warn"
-    """What follows when an image reaches `max_exposures`: `warn` reports how many are
-    beyond it; `stop` leaves the image out from the next round on, and a client that
-    has too few left takes no further part."""
+    """What happens when an image reaches `max_exposures`: `warn` reports how many
+    images are beyond it; `stop` leaves the image out from the next round on, and a
+    client that has too few images left takes no further part."""
 
     @field_validator("refresh", mode="before")
     @classmethod
@@ -85,47 +89,41 @@ class EncoderConfig(Table):
                 f'"epoch" or exposure-action = "warn"'
             )
         if self.method != "none":
-            _check_feasible(
-                self.num_mixed,
-                self.private_count,
-                self.max_coefficient,
-                self.min_private_weight,
-            )
+            self._check_feasible()
         return self
+
+    def _check_feasible(self) -> None:
+        """Refuse bounds on the coefficients that no draw can meet."""
+        mixed, private = self.num_mixed, self.private_count
+        if mixed == 1:
+            return
+        if self.max_coefficient * mixed <= 1:
+            raise ValueError(
+                f"max-coefficient (c1) must exceed 1/num-mixed = {1 / mixed:.4g}, got "
+                f"{self.max_coefficient}: {mixed} coefficients that sum to 1 cannot "
+                f"all stay below it"
+            )
+        reachable = min(1.0, private * self.max_coefficient)
+        if private < mixed and self.min_private_weight >= reachable:
+            raise ValueError(
+                f"min-private-weight (c2) must be below {reachable:.4g}, the most that "
+                f"{private} private coefficients of at most {self.max_coefficient} "
+                f"(max-coefficient) can sum to, got {self.min_private_weight}"
+            )
 
     @property
     def private_count(self) -> int:
-        """Private images in one encoding: p."""
+        """The number of private images in one encoding, p, with `auto` resolved."""
         if self.num_private != "auto":
             return self.num_private
         return self.num_mixed if self.scope == "inside" else min(2, self.num_mixed)
 
     @property
     def public_count(self) -> int:
-        """Images of the pool in one encoding: k - p."""
+        """K - p, the number of images of the pool in one encoding."""
         return self.num_mixed - self.private_count
 
     @property
     def uses_pool(self) -> bool:
         """Whether encodings contain public images."""
         return self.method != "none" and self.public_count > 0
-
-
-def _check_feasible(
-    mixed: int, private: int, max_coefficient: float, min_private_weight: float
-) -> None:
-    if mixed == 1:
-        return
-    if max_coefficient * mixed <= 1:
-        raise ValueError(
-            f"max-coefficient (c1) must exceed 1/num-mixed = {1 / mixed:.4g}, got "
-            f"{max_coefficient}: {mixed} coefficients that sum to 1 cannot all stay "
-            f"below it"
-        )
-    reachable = 1.0 if private == mixed else min(1.0, private * max_coefficient)
-    if private < mixed and min_private_weight >= reachable:
-        raise ValueError(
-            f"min-private-weight (c2) must be below {reachable:.4g}, the most that "
-            f"{private} private coefficients of at most {max_coefficient} "
-            f"(max-coefficient) can sum to, got {min_private_weight}"
-        )

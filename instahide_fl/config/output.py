@@ -1,4 +1,4 @@
-"""The tables `[record]`, `[resources]` and `[output]`: what is kept, and where."""
+"""The tables `[record]`, `[resources]` and `[output]`: what is kept, by what, where."""
 
 from __future__ import annotations
 
@@ -17,15 +17,17 @@ class RecordConfig(Table):
     section = "record"
 
     rounds: str = ""
-    """Rounds whose transcript the server keeps, the parameters sent and every update as
-    received: "1, 5-10", or `all`; empty keeps none."""
+    """The rounds to record, for instance "1, 5-10", or `all`; empty for none. Of these
+    the server keeps a transcript: the parameters it sent and every update it
+    received."""
     truth: bool = False
-    """Simulation only: clients write the images, encodings and keys of those rounds
-    into the run's `truth/`, so that attacks can be scored. A real client refuses."""
+    """Whether clients write the images, encodings and keys of the recorded rounds into
+    the run's folder `truth/`, so that attacks can be scored. In a simulation only: real
+    clients refuse."""
     crafted: Literal["none", "imprint"] = "none"
-    """Simulation only: in those rounds the server sends crafted parameters instead of
-    the global ones, and drops what comes back. `imprint` (Fowl et al., ICLR 2022): a
-    first layer that makes clients send single images."""
+    """Crafted parameters that the server sends in the recorded rounds instead of the
+    global ones; it drops the updates that come back. `imprint` (Fowl et al., ICLR
+    2022): a first layer that makes clients send single images. In a simulation only."""
 
     @field_validator("rounds", mode="before")
     @classmethod
@@ -46,13 +48,19 @@ class RecordConfig(Table):
         return self
 
     def includes_round(self, round_number: int) -> bool:
-        """Tell whether a round (1, 2, ...) is recorded."""
+        """Tell whether a round is recorded.
+
+        Args:
+            round_number: 1, 2, ...
+        """
         ranges = parse_rounds(self.rounds)
         return any(first <= round_number <= last for first, last in ranges)
 
 
 def parse_rounds(text: str) -> list[tuple[int, float]]:
-    """Return the ranges in a text such as "1, 5-10"; `all` is everything.
+    """Return the first and last round of each range in a text such as "1, 5-10".
+
+    The text `all` is the range from 1 to infinity.
 
     Raises:
         ValueError: the text is something else.
@@ -63,7 +71,7 @@ def parse_rounds(text: str) -> list[tuple[int, float]]:
     for part in text.replace(",", " ").split():
         first, dash, last = part.partition("-")
         ends = [first, last] if dash else [first, first]
-        if not all(one.isdecimal() and int(one) > 0 for one in ends) or (
+        if not all(end.isdecimal() and int(end) > 0 for end in ends) or (
             int(ends[0]) > int(ends[1])
         ):
             raise ValueError('rounds and ranges of rounds, for instance "1, 5-10"')
@@ -77,13 +85,14 @@ class ResourcesConfig(Table):
     section = "resources"
 
     workers: CountOrZero = 0
-    """Processes that run clients side by side; 0 takes as many as fit."""
+    """Number of processes that run clients at the same time; 0 takes as many as fit."""
     cpus_per_client: Count = 1
-    """CPUs reserved for a running client, that is for a worker."""
+    """Number of CPUs reserved for each running client, that is for a worker process."""
     gpus_per_client: Annotated[float, Field(ge=0)] = 0.0
-    """GPU share reserved for a running client; 0 trains on the CPU."""
+    """Number of GPUs, or the share of one, reserved for each running client; 0 trains
+    on the CPU."""
     ray_address: str = ""
-    """HOST:PORT of a Ray cluster to use (engine ray), or `auto` for the one that runs
+    """HOST:PORT of the Ray cluster to use (engine ray), or `auto` for the one that runs
     on this machine; empty starts a private one."""
 
     @field_validator("ray_address")
@@ -98,7 +107,7 @@ class ResourcesConfig(Table):
 
     @property
     def local_workers(self) -> int:
-        """Workers on this machine's CPUs alone."""
+        """The number of workers, as far as this machine's CPUs decide it."""
         return self.workers or max(1, (os.cpu_count() or 1) // self.cpus_per_client)
 
 
@@ -108,14 +117,15 @@ class OutputConfig(Table):
     section = "output"
 
     folder: str = ""
-    """The run folder; empty: `runs/<name>` below the server's working directory."""
+    """The run folder; if empty, `runs/<name>` below the server's working directory."""
     resume: bool = False
-    """Continue from the checkpoint in the folder."""
+    """Whether to continue from the checkpoint in the run folder."""
     tensorboard: bool = False
-    """Write event files into the run folder, for `tensorboard --logdir runs`."""
+    """Whether to write event files into the run folder, for `tensorboard --logdir
+    runs`."""
     mlflow: str = ""
-    """Log to MLflow: the file of a database (`mlflow.db`) or the address of a tracking
-    server (`http://HOST:PORT`); empty for none."""
+    """Where to log to MLflow: a database file (`mlflow.db`) or the address of a
+    tracking server (`http://HOST:PORT`); empty for nowhere."""
 
     @field_validator("mlflow")
     @classmethod
