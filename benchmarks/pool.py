@@ -1,7 +1,8 @@
-"""Building a pool: what a second core brings, and that memory is bounded.
+"""Building a pool: the gain from a second core, and the bound on memory.
 
-`python -m benchmarks.pool FOLDER` takes the images of a folder; without one, pictures
-cut from photographs that scikit-image and scikit-learn ship, of ImageNet's usual size.
+`python -m benchmarks.pool FOLDER` takes the images of a folder. Without one it cuts
+pictures of ImageNet's usual size from photographs that scikit-image and scikit-learn
+ship.
 """
 
 from __future__ import annotations
@@ -24,25 +25,25 @@ from benchmarks.reporting import alternate, run_and_save
 from instahide_fl.data.image_tree import list_images
 
 COMMAND = (sys.executable, "-c", "from instahide_fl.cli import main; main()")
-PICTURES, WIDTH, HEIGHT = 1000, 500, 375
-COPIES = 5
+NUM_PICTURES, WIDTH, HEIGHT = 1000, 500, 375  # pixels
+NUM_COPIES = 5  # of the source, in the build that shows that memory is bounded
 
 
 def run(folder: Path | None = None, repeats: int = 3) -> dict[str, Any]:
     """Time builds with one and two processes, then watch the memory of others.
 
     Args:
-        folder: images; pictures are made without it.
-        repeats: timed builds of each.
+        folder: folder of images; None makes pictures.
+        repeats: number of timed builds for each number of processes.
     """
     with tempfile.TemporaryDirectory() as name:
-        place = Path(name)
-        source = folder.resolve() if folder else _pictures(place / "pictures")
-        (place / "copies").mkdir()
-        for copy in range(COPIES):
-            (place / "copies" / str(copy)).symlink_to(source)
-        variants = {jobs: partial(_build, place, source, jobs) for jobs in (1, 2)}
-        seconds = alternate({str(one): work for one, work in variants.items()}, repeats)
+        work = Path(name)
+        source = folder.resolve() if folder else _pictures(work / "pictures")
+        (work / "copies").mkdir()
+        for number in range(NUM_COPIES):
+            (work / "copies" / str(number)).symlink_to(source)
+        builds = {str(jobs): partial(_build, work, source, jobs) for jobs in (1, 2)}
+        seconds = alternate(builds, repeats)
         images = len(list_images(source))
         rows = [
             {
@@ -50,15 +51,15 @@ def run(folder: Path | None = None, repeats: int = 3) -> dict[str, Any]:
                 "jobs": jobs,
                 "images_per_second": images / seconds[str(jobs)],
                 "ratio": seconds["1"] / seconds[str(jobs)],
-                "peak RSS MB": _build(place, source, jobs, watch=True)[1],
+                "peak RSS MB": _build(work, source, jobs, watch=True)[1],
             }
-            for jobs in variants
+            for jobs in (1, 2)
         ]
-        taken, peak = _build(place, place / "copies", 2, watch=True)
-        rate = images * COPIES / taken
+        copies_seconds, peak = _build(work, work / "copies", 2, watch=True)
+        rate = images * NUM_COPIES / copies_seconds
         rows.append(
             {
-                "images": images * COPIES,
+                "images": images * NUM_COPIES,
                 "jobs": 2,
                 "images_per_second": rate,
                 "ratio": rate * seconds["1"] / images,
@@ -74,22 +75,23 @@ def _pictures(folder: Path) -> Path:
     folder.mkdir()
     rng = np.random.default_rng(0)
     photos = [Image.fromarray(photo) for photo in load_photos()]
-    for number in range(PICTURES):
+    for number in range(NUM_PICTURES):
         photo = photos[number % len(photos)]
         width = int(rng.uniform(0.6, 1) * min(photo.width, photo.height * 4 / 3))
-        left = int(rng.integers(photo.width - width + 1))
-        top = int(rng.integers(photo.height - width * 3 // 4 + 1))
-        box = (left, top, left + width, top + width * 3 // 4)
+        height = width * 3 // 4
+        x = int(rng.integers(photo.width - width + 1))
+        y = int(rng.integers(photo.height - height + 1))
+        box = (x, y, x + width, y + height)
         picture = photo.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC, box)
         picture.save(folder / f"{number:04d}.jpg", quality=90)
     return folder
 
 
 def _build(
-    place: Path, source: Path, jobs: int, *, watch: bool = False
+    folder: Path, source: Path, jobs: int, *, watch: bool = False
 ) -> tuple[float, float]:
     """Build a pool and delete it; return seconds and peak MB (0 if not watched)."""
-    with tempfile.TemporaryDirectory(dir=place) as out:
+    with tempfile.TemporaryDirectory(dir=folder) as out:
         options = ("--out", str(Path(out) / "pool"), "--jobs", str(jobs))
         start, peak = time.perf_counter(), 0.0
         process = subprocess.Popen(
@@ -106,6 +108,7 @@ def _build(
 
 
 def _memory(pid: int) -> float:
+    """Return the memory of a process and its descendants, MB."""
     total = 0
     with contextlib.suppress(psutil.Error):  # ended meanwhile
         root = psutil.Process(pid)

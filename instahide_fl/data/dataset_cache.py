@@ -1,8 +1,8 @@
 """Decoded data sets on disk: `.npy` files that all processes of a machine map.
 
-A folder has, for each part (`train` and `test`, or `all`), `PART-images.npy`,
-`PART-targets.npy` and, where it is known whose each image is, `PART-clients.npy`; and
-`description.json` with class names, digest and channel statistics.
+The folder of a data set holds `description.json` (class names, digest and channel
+statistics) and, for each part (`train` and `test`, or `all`), `PART-images.npy`,
+`PART-targets.npy` and, where the owner of each image is known, `PART-clients.npy`.
 """
 
 from __future__ import annotations
@@ -36,13 +36,19 @@ from instahide_fl.types import ChannelStatistics
 
 DESCRIPTION = "description.json"
 CACHE_LAYOUT = 3  # raise it when the cached files change
-TEST_SHARE = 0.2  # of a data set that comes without a test part
-CHUNK_BYTES = 2**24  # pixels looked at together
+TEST_SHARE = 0.2  # of the images, where a data set comes without a test part
+CHUNK_BYTES = 2**24  # of pixels that are in memory at a time
 
 
 @dataclass(frozen=True)
 class CachedPart:
-    """One part of a decoded data set: u8[N,C,H,W], i64[N], i64[N] or None."""
+    """One part of a decoded data set.
+
+    Attributes:
+        images: u8[N,C,H,W], mapped from disk.
+        targets: i64[N], classes 0..K-1.
+        client_ids: i64[N], the number of each image's owner; None if unknown.
+    """
 
     images: Tensor
     targets: Tensor
@@ -54,11 +60,11 @@ class CachedDataset:
     """A decoded data set, divided into training and test images.
 
     Attributes:
-        train: mapped from disk.
-        test: mapped from disk.
-        class_names: K names.
+        train: training images.
+        test: test images.
+        class_names: names of the K classes.
         digest: sha256 (hex) of images and targets (and client ids, where known).
-        statistics: of the training images.
+        statistics: channel statistics of the training images.
     """
 
     train: CachedPart
@@ -74,13 +80,13 @@ def cached_dataset(
     """Open a data set, decoding it on first use.
 
     Args:
-        name: as in `data.dataset`; part of the folder's name.
-        source: where it comes from.
-        image_size: side in pixels that its images were resized to.
-        seed: divides training from test images where the source does not.
+        name: the value of `data.dataset`, which becomes part of the folder's name.
+        source: the data set to decode.
+        image_size: side in pixels that the source resizes images to.
+        seed: seed that divides training from test images where the source does not.
 
     Raises:
-        DataError: it cannot be read, or the cached files are damaged.
+        DataError: the source cannot be read, or the cached files are damaged.
         OutputError: the cache folder cannot be written.
     """
     folder = _decoded(cache_folder("datasets"), name, source, image_size)
@@ -96,15 +102,15 @@ def cached_images(
 
     Args:
         root: folder to keep decoded images in.
-        name: as in `data.dataset`; part of the folder's name.
-        source: where it comes from.
-        image_size: side in pixels that its images were resized to.
+        name: the value of `data.dataset`, which becomes part of the folder's name.
+        source: the data set to decode.
+        image_size: side in pixels that the source resizes images to.
 
     Returns:
         The images, in the order of the source, and the names of the K classes.
 
     Raises:
-        DataError: it cannot be read, or the cached files are damaged.
+        DataError: the source cannot be read, or the cached files are damaged.
         OutputError: `root` cannot be written.
     """
     folder = _decoded(root, name, source, image_size)
@@ -130,12 +136,12 @@ def _decoded(root: Path, name: str, source: DatasetSource, image_size: int) -> P
 def _check(name: str, content: DatasetContent) -> None:
     """Refuse targets that no training could use, before pixels are decoded."""
     count = len(content.class_names)
-    for part, rows in content.parts.items():
-        wrong = (rows.targets < 0) | (rows.targets >= count)
-        if not len(rows.targets) or wrong.any():
+    for part_name, part in content.parts.items():
+        is_wrong = (part.targets < 0) | (part.targets >= count)
+        if not len(part.targets) or is_wrong.any():
             raise DataError(
-                f"data.dataset: {name} ({part}) has {len(rows.targets)} images, "
-                f"{int(wrong.sum())} of them without a label in 0..{count - 1}"
+                f"data.dataset: {name} ({part_name}) has {len(part.targets)} images, "
+                f"{int(is_wrong.sum())} of them without a label in 0..{count - 1}"
             )
     if "all" in content.parts:
         sizes = np.bincount(content.parts["all"].targets, minlength=count)
@@ -150,55 +156,56 @@ def _check(name: str, content: DatasetContent) -> None:
 
 
 def _write(folder: Path, name: str, content: DatasetContent) -> None:
-    for part, rows in content.parts.items():
-        written = _write_images(folder, part, len(rows.targets), rows.blocks())
-        if written != len(rows.targets):
+    for part_name, part in content.parts.items():
+        count = len(part.targets)
+        num_written = _write_images(folder, part_name, count, part.blocks())
+        if num_written != count:
             raise DataError(
-                f"data.dataset: {name} ({part}) has {written} images and "
-                f"{len(rows.targets)} labels"
+                f"data.dataset: {name} ({part_name}) has {num_written} images and "
+                f"{count} labels"
             )
-        np.save(folder / f"{part}-targets.npy", rows.targets)
-        if rows.client_ids is not None:
-            np.save(folder / f"{part}-clients.npy", rows.client_ids)
+        np.save(folder / f"{part_name}-targets.npy", part.targets)
+        if part.client_ids is not None:
+            np.save(folder / f"{part_name}-clients.npy", part.client_ids)
 
 
 def _write_images(
     folder: Path, part: str, count: int, blocks: Iterable[ImageBlock]
 ) -> int:
-    """Write images one block after another and return how many there were."""
-    written = 0
+    """Write images one block after another and return their number."""
+    num_written = 0
     with (folder / f"{part}-images.npy").open("wb") as file:
         for block in blocks:
-            if not written:
+            if not num_written:
                 write_npy_header(file, (count, *block.shape[1:]))
             write_npy_block(file, block)
-            written += len(block)
-    return written
+            num_written += len(block)
+    return num_written
 
 
 def _describe(folder: Path, class_names: Sequence[str], digest: str) -> None:
-    described: dict[str, Any] = {"classes": list(class_names), "sha256": digest}
+    description: dict[str, Any] = {"classes": list(class_names), "sha256": digest}
     if (folder / "train-images.npy").exists():
-        # Once and for all: on 50,000 images it takes seconds.
+        # Measured once and for all: on 50,000 images it takes seconds.
         images = torch.from_numpy(_mapped(folder, "train"))
         chunk = max(1, min(4096, CHUNK_BYTES // images[0].numel()))
-        measured = ChannelStatistics.of(images, chunk)
-        described |= {"mean": measured.mean, "std": measured.std}
-    (folder / DESCRIPTION).write_text(json.dumps(described))
+        statistics = ChannelStatistics.of(images, chunk)
+        description |= {"mean": statistics.mean, "std": statistics.std}
+    (folder / DESCRIPTION).write_text(json.dumps(description))
 
 
 def _digest(folder: Path, content: DatasetContent) -> str:
-    images = {part: _mapped(folder, part) for part in content.parts}
-    shapes = {part: pixels.shape for part, pixels in images.items()}
+    images = {name: _mapped(folder, name) for name in content.parts}
+    shapes = {name: pixels.shape for name, pixels in images.items()}
     hasher = hashlib.sha256(repr((shapes, content.class_names)).encode())
-    for part, rows in content.parts.items():
-        pixels = images[part]
-        block = max(1, CHUNK_BYTES // pixels[0].size)
-        for start in range(0, len(pixels), block):
-            hasher.update(np.ascontiguousarray(pixels[start : start + block]).data)
-        hasher.update(np.ascontiguousarray(rows.targets).data)
-        if rows.client_ids is not None:
-            hasher.update(np.ascontiguousarray(rows.client_ids).data)
+    for name, part in content.parts.items():
+        pixels = images[name]
+        step = max(1, CHUNK_BYTES // pixels[0].size)
+        for start in range(0, len(pixels), step):
+            hasher.update(np.ascontiguousarray(pixels[start : start + step]).data)
+        hasher.update(np.ascontiguousarray(part.targets).data)
+        if part.client_ids is not None:
+            hasher.update(np.ascontiguousarray(part.client_ids).data)
     return hasher.hexdigest()
 
 
@@ -210,52 +217,57 @@ def _divided(folder: Path, seed: int) -> Path:
     divided = folder.with_name(f"{folder.name}-seed-{seed}")
     if divided.is_dir():
         return divided
-    described = _description(folder)
-    whole = _open_part(folder, "all")
-    order = stream(seed, "data", "split").permutation(len(whole.targets))
-    held_out = max(1, round(len(order) * TEST_SHARE))
-    rows = {"train": order[held_out:], "test": order[:held_out]}
+    description = _description(folder)
+    all_images = _open_part(folder, "all")
+    order = stream(seed, "data", "split").permutation(len(all_images.targets))
+    num_test = max(1, round(len(order) * TEST_SHARE))
     content = DatasetContent(
-        {part: _selected(whole, chosen) for part, chosen in rows.items()},
-        described["classes"],
+        {
+            "train": _selected(all_images, order[num_test:]),
+            "test": _selected(all_images, order[:num_test]),
+        },
+        description["classes"],
     )
-    digest = hashlib.sha256(f"{described['sha256']} {seed}".encode()).hexdigest()
+    digest = hashlib.sha256(f"{description['sha256']} {seed}".encode()).hexdigest()
     with atomic_folder(divided) as temporary:
         _write(temporary, divided.name, content)
         _describe(temporary, content.class_names, digest)
     return divided
 
 
-def _selected(whole: CachedPart, rows: np.ndarray[Any, Any]) -> DatasetPart:
-    images = whole.images.numpy()
-    block = max(1, CHUNK_BYTES // images[0].size)
-    ids = whole.client_ids
+def _selected(part: CachedPart, rows: np.ndarray[Any, Any]) -> DatasetPart:
+    """Return some images of a part, copied block by block when they are written."""
+    images = part.images.numpy()
+    step = max(1, CHUNK_BYTES // images[0].size)
+    ids = part.client_ids
     return DatasetPart(
-        whole.targets.numpy()[rows],
+        part.targets.numpy()[rows],
         lambda: (
-            images[rows[start : start + block]] for start in range(0, len(rows), block)
+            images[rows[start : start + step]] for start in range(0, len(rows), step)
         ),
         None if ids is None else ids.numpy()[rows],
     )
 
 
 def _open(folder: Path) -> CachedDataset:
-    described = _description(folder)
+    description = _description(folder)
     return CachedDataset(
-        _open_part(folder, "train"),
-        _open_part(folder, "test"),
-        tuple(described["classes"]),
-        described["sha256"],
-        ChannelStatistics(tuple(described["mean"]), tuple(described["std"])),
+        train=_open_part(folder, "train"),
+        test=_open_part(folder, "test"),
+        class_names=tuple(description["classes"]),
+        digest=description["sha256"],
+        statistics=ChannelStatistics(
+            tuple(description["mean"]), tuple(description["std"])
+        ),
     )
 
 
 def _description(folder: Path) -> dict[str, Any]:
     try:
-        described: dict[str, Any] = json.loads((folder / DESCRIPTION).read_text())
+        description: dict[str, Any] = json.loads((folder / DESCRIPTION).read_text())
     except (OSError, ValueError) as error:
         raise _damaged(folder, error) from None
-    return described
+    return description
 
 
 def _open_part(folder: Path, part: str) -> CachedPart:

@@ -1,6 +1,7 @@
-"""What a reader of data sets hands to the cache: parts that are decoded block by block.
+"""A data set as its reader hands it to the cache: parts, decoded block by block.
 
-Readers: `built_in`, `torchvision_files`, `image_folder` and `hugging_face`.
+The readers are `built_in_datasets`, `torchvision_files`, `image_folder` and
+`hugging_face`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 ImageBlock: TypeAlias = "np.ndarray[Any, np.dtype[np.uint8]]"
-"""Some consecutive images of a part: u8[n,C,H,W]."""
+"""Some consecutive images of a part, u8[n,C,H,W]."""
 
 
 @dataclass(frozen=True)
@@ -21,9 +22,9 @@ class DatasetPart:
     """One part of a data set, whose images are not decoded yet.
 
     Attributes:
-        targets: i64[N].
-        blocks: decodes the images, in order; all blocks together have N.
-        client_ids: i64[N], whose each image is; None where that is not known.
+        targets: i64[N], classes 0..K-1.
+        blocks: a function that decodes the N images in order, a block at a time.
+        client_ids: i64[N], the number of each image's owner; None if unknown.
     """
 
     targets: np.ndarray[Any, np.dtype[np.int64]]
@@ -36,8 +37,8 @@ class DatasetContent:
     """A data set, not decoded yet.
 
     Attributes:
-        parts: `train` and `test`, or `all` where the seed has to divide it.
-        class_names: K names.
+        parts: the parts `train` and `test`, or `all` if the seed has to divide them.
+        class_names: names of the K classes.
     """
 
     parts: dict[str, DatasetPart]
@@ -46,11 +47,11 @@ class DatasetContent:
 
 @dataclass(frozen=True)
 class DatasetSource:
-    """Where a data set comes from.
+    """A data set that can be read, and what tells it from others.
 
     Attributes:
-        identity: differs whenever `read` may give other images or targets.
-        read: returns the content.
+        identity: a text that differs whenever `read` may give other images or targets.
+        read: a function that returns the content.
     """
 
     identity: str
@@ -58,11 +59,11 @@ class DatasetSource:
 
 
 def file_listing(folder: Path, files: Iterable[Path] | None = None) -> str:
-    """Describe files, so that a changed one is decoded anew.
+    """List files with size and time of change, so that changed ones are decoded anew.
 
     Args:
-        folder: what their names are relative to.
-        files: all below the folder if None.
+        folder: the folder that names are relative to.
+        files: the files to list; all below the folder if None.
     """
     if files is None:
         files = sorted(path for path in folder.rglob("*") if path.is_file())

@@ -1,6 +1,6 @@
 """Image data sets by name, as uint8 arrays that all processes of a machine share.
 
-A data set is decoded once into `.npy` files in the cache folder (`dataset_cache`);
+A data set is decoded once into `.npy` files in the cache folder (`dataset_cache`), and
 every later use maps those files into memory.
 """
 
@@ -35,14 +35,14 @@ class ImageDataset:
     """A data set for classification.
 
     Attributes:
-        name: as in `data.dataset`.
-        train: training images, which the clients divide among themselves.
+        name: the value of `data.dataset`.
+        train: training images, which are divided among the clients.
         test: clean test images, which the server evaluates on.
-        class_names: K names.
-        digest: sha256 (hex) of images and targets, and of client ids where known: the
-            same wherever they come from.
-        client_ids: i64[N], whose each training image is, as numbers 0, 1, ... in the
-            order of names (`data.client-column`); None where that is not known.
+        class_names: names of the K classes.
+        digest: sha256 (hex) of images and targets, and of client ids where known. It is
+            the same wherever the images come from.
+        client_ids: i64[N], the owner of each training image, numbered 0, 1, ... in the
+            order of names (`data.client-column`); None if owners are unknown.
     """
 
     name: str
@@ -54,7 +54,7 @@ class ImageDataset:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """C, H, W."""
+        """(C, H, W)."""
         channels, height, width = self.train.images.shape[1:]
         return channels, height, width
 
@@ -63,8 +63,8 @@ def load_dataset(config: DataConfig, seed: int = 0) -> ImageDataset:
     """Load a data set, decoding it into the cache on first use.
 
     Args:
-        config: all of `[data]` but `data.augment`.
-        seed: divides training from test images where the source does not.
+        config: the table `[data]`, of which `augment` is not used.
+        seed: seed that divides training from test images where the source does not.
 
     Raises:
         DataError: no such data set, or it cannot be read or does not fit the settings.
@@ -76,26 +76,26 @@ def load_dataset(config: DataConfig, seed: int = 0) -> ImageDataset:
     if config.train_rows:
         rows = parse_train_rows(config.train_rows, len(train.targets))
         train = _sliced(train, rows)
-        kept = f"{digest} rows {rows.start}:{rows.stop}"
-        digest = hashlib.sha256(kept.encode()).hexdigest()
-    count = len(cached.class_names)
+        identity = f"{digest} rows {rows.start}:{rows.stop}"
+        digest = hashlib.sha256(identity.encode()).hexdigest()
+    test, count = cached.test, len(cached.class_names)
     return ImageDataset(
-        config.dataset,
-        PrivateSplit(train.images, train.targets, count, cached.statistics),
-        PrivateSplit(cached.test.images, cached.test.targets, count, cached.statistics),
-        cached.class_names,
-        digest,
-        train.client_ids,
+        name=config.dataset,
+        train=PrivateSplit(train.images, train.targets, count, cached.statistics),
+        test=PrivateSplit(test.images, test.targets, count, cached.statistics),
+        class_names=cached.class_names,
+        digest=digest,
+        client_ids=train.client_ids,
     )
 
 
 def load_private_images(
     config: DataConfig, cache: Path
 ) -> tuple[PrivateSplit, tuple[str, ...]]:
-    """Load what one client holds: all of a data set, but for a test part of its own.
+    """Load the images that one client holds: a data set without its test part, if any.
 
     Args:
-        config: all of `[data]` but `data.augment`.
+        config: the table `[data]`, of which `augment` is not used.
         cache: folder to keep decoded images in.
 
     Returns:
@@ -120,9 +120,9 @@ def find_source(config: DataConfig) -> DatasetSource:
             set for one that has no columns.
     """
     name, size = config.dataset, config.image_size
-    kind, _, place = name.partition(":")
-    if kind == "hf" and place:
-        return open_hugging_face(place, config.client_column, size)
+    kind, _, path = name.partition(":")
+    if kind == "hf" and path:
+        return open_hugging_face(path, config.client_column, size)
     if config.client_column:
         raise DataError(
             f"data.client-column: only hf: data sets have columns, got "
@@ -132,8 +132,8 @@ def find_source(config: DataConfig) -> DatasetSource:
         return open_mnist_5k(size)
     if name in TORCHVISION:
         return open_torchvision(name, config.root, config.download, size)
-    if kind == "imagefolder" and place:
-        return open_image_folder(place, size)
+    if kind == "imagefolder" and path:
+        return open_image_folder(path, size)
     if kind == "noise" and name != kind:
         return open_noise(name)
     raise DataError(
@@ -143,21 +143,21 @@ def find_source(config: DataConfig) -> DatasetSource:
 
 
 def parse_train_rows(text: str, count: int) -> slice:
-    """Read `data.train-rows`.
+    """Return the rows that `data.train-rows` keeps.
 
     Args:
         text: `START:STOP`.
-        count: training images that there are.
+        count: number of training images in the data set.
 
     Raises:
-        DataError: it is written otherwise, or is not in 0 <= START < STOP <= count.
+        DataError: the text is written otherwise, or not 0 <= START < STOP <= count.
     """
-    found = re.fullmatch(r"\s*(\d+)\s*:\s*(\d+)\s*", text, re.ASCII)
-    if not found:
+    match = re.fullmatch(r"\s*(\d+)\s*:\s*(\d+)\s*", text, re.ASCII)
+    if not match:
         raise DataError(
             f"data.train-rows is written START:STOP, for instance 0:1000, got {text!r}"
         )
-    start, stop = map(int, found.groups())
+    start, stop = map(int, match.groups())
     if not start < stop <= count:
         raise DataError(
             f"data.train-rows must keep some of the {count} training images, so 0 <= "
@@ -172,8 +172,8 @@ def augmentation_for(
     """Return the augmentation that `data.augment` asks for, or None.
 
     Args:
-        config: the `[data]` table.
-        image_shape: C, H, W.
+        config: the table `[data]`.
+        image_shape: (C, H, W) of the private images.
     """
     choice = config.augment
     channels, height, _ = image_shape
@@ -185,7 +185,7 @@ def augmentation_for(
 
 
 def _sliced(part: CachedPart, rows: slice) -> CachedPart:
-    """Keep some images, without a copy; who has none left loses its number."""
+    """Keep some images, without a copy; owners left without any lose their number."""
     ids = part.client_ids
     if ids is not None:
         ids = torch.unique(ids[rows], return_inverse=True)[1]

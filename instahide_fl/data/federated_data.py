@@ -1,4 +1,4 @@
-"""What a simulated federation trains on: data set, partition and pool together."""
+"""The data of a simulated federation: data set, partition and pool together."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class FederatedData:
 
     Attributes:
         dataset: training images (of all clients) and clean test images.
-        partition: which client holds which training image.
-        pool: public images; None where no encoding uses any.
-        augmentation: of private images; None for none.
+        partition: the training images of each client.
+        pool: public images; None if no encoding uses any.
+        augmentation: crops and flips of private images; None for none.
     """
 
     dataset: ImageDataset
@@ -33,18 +33,18 @@ class FederatedData:
     augmentation: Augmentation | None
 
     def split(self, client: int) -> PrivateSplit:
-        """Return the images of client 0..num_clients-1."""
+        """Return the images of a client, 0..num_clients-1."""
         return self.dataset.train.subset(self.partition[client])
 
     def to(self, device: str | torch.device, max_bytes: int) -> FederatedData:
-        """Return the same federation with its training images on a device.
+        """Return the same data with training images and pool on a device, if they fit.
 
-        Mixing there then gathers pixels without sending any. What does not fit stays
-        where it is: the pool is the first to, and images are sent batch by batch.
+        Mixing then gathers pixels there. What does not fit stays where it is, and its
+        images are sent batch by batch; training images go before the pool.
 
         Args:
-            device: for instance "cuda".
-            max_bytes: bytes that images may take there.
+            device: the device, for instance "cuda".
+            max_bytes: bytes that images may take on the device.
         """
         dataset, pool, train = self.dataset, self.pool, self.dataset.train
         if train.images.nbytes <= max_bytes:
@@ -59,8 +59,8 @@ def load_pool(config: Config, image_shape: tuple[int, int, int]) -> MixingPool |
     """Open the pool that the settings name, or None if no encoding uses one.
 
     Args:
-        config: `pool.source` and `[instahide]`.
-        image_shape: C, H, W of the private images.
+        config: the settings, of which `pool.source` and `[instahide]` are used.
+        image_shape: (C, H, W) of the private images.
 
     Raises:
         PoolError: the pool is missing, damaged, or does not fit the images.
@@ -90,9 +90,8 @@ def load_federated_data(config: Config) -> FederatedData:
     if config.instahide.method != "none":
         check_split_size(min(map(len, partition)), config.instahide.private_count)
     pool = load_pool(config, dataset.image_shape)
-    return FederatedData(
-        dataset, partition, pool, augmentation_for(config.data, dataset.image_shape)
-    )
+    augmentation = augmentation_for(config.data, dataset.image_shape)
+    return FederatedData(dataset, partition, pool, augmentation)
 
 
 def check_split_size(images: int, private_count: int) -> None:

@@ -35,8 +35,9 @@ def open_hugging_face(
     """Return a Hugging Face data set.
 
     Args:
-        reference: a folder, or a name on the hub.
-        client_column: column that names whose each training image is; empty for none.
+        reference: a local folder, or a name on the hub.
+        client_column: column that names the owner of each training image; empty for
+            none.
         image_size: side in pixels to resize to; 0 keeps their own size.
     """
     path = Path(reference).expanduser()
@@ -48,7 +49,7 @@ def open_hugging_face(
         loaded = _load(reference, path)
         first = next(iter(loaded.values()))
         image, label = _columns(reference, first)
-        class_names = [str(one) for one in first.features[label].names]
+        class_names = [str(name) for name in first.features[label].names]
         parts = {
             name: _part(f"{reference} ({name})", part, image, label, image_size)
             for name, part in loaded.items()
@@ -91,10 +92,10 @@ def _load(reference: str, path: Path) -> dict[str, Dataset]:
 
 @contextlib.contextmanager
 def _offline_if_unreachable(reference: str) -> Iterator[None]:
-    """Turn the hub off while it does not answer.
+    """Switch Hugging Face's libraries to offline mode if the hub does not answer.
 
-    Otherwise the libraries try for half a minute. What they have downloaded before is
-    found all the same.
+    Otherwise they try for half a minute. They still find what they have downloaded
+    before.
     """
     import datasets
     import huggingface_hub
@@ -102,15 +103,15 @@ def _offline_if_unreachable(reference: str) -> Iterator[None]:
     if _hub_answers(reference):
         yield
         return
-    places = [datasets.config, huggingface_hub.constants]
-    before = [place.HF_HUB_OFFLINE for place in places]
+    modules = [datasets.config, huggingface_hub.constants]
+    before = [module.HF_HUB_OFFLINE for module in modules]
     try:
-        for place in places:
-            place.HF_HUB_OFFLINE = True
+        for module in modules:
+            module.HF_HUB_OFFLINE = True
         yield
     finally:
-        for place, value in zip(places, before, strict=True):
-            place.HF_HUB_OFFLINE = value
+        for module, value in zip(modules, before, strict=True):
+            module.HF_HUB_OFFLINE = value
 
 
 def _hub_answers(reference: str) -> bool:
@@ -120,14 +121,14 @@ def _hub_answers(reference: str) -> bool:
     try:
         huggingface_hub.HfApi().dataset_info(reference, timeout=HUB_TIMEOUT)
     except (HfHubHTTPError, HFValidationError):
-        return True  # with a refusal, which loading explains
+        return True  # it answers with a refusal, which loading explains
     except Exception:  # of whichever network library this version is built on
         return False
     return True
 
 
 def _columns(reference: str, part: Dataset) -> tuple[str, str]:
-    """Name the image column and the label column of a Hugging Face data set."""
+    """Return the names of the image column and the label column."""
     import datasets
 
     images = [n for n, f in part.features.items() if isinstance(f, datasets.Image)]
@@ -155,12 +156,12 @@ def _part(
         image, datasets.Image(decode=False)
     )
     pictures = UndecodedPictures(
-        title,
-        len(part),
-        lambda start, stop: encoded[start:stop][image],
-        feature.decode_example,
-        lambda number: f"row {number}",
-        _is_grey(part, image),
+        title=title,
+        count=len(part),
+        fetch=lambda start, stop: encoded[start:stop][image],
+        open=feature.decode_example,
+        name=lambda number: f"row {number}",
+        grey=_is_grey(part, image),
     )
     return DatasetPart(targets, partial(decode_pictures, pictures, image_size))
 

@@ -1,4 +1,4 @@
-"""Pictures in a folder per class."""
+"""Data sets of picture files, in one folder per class."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from instahide_fl.data.picture_decoding import (
 from instahide_fl.errors import DataError
 
 TEST_NAMES = ("test", "val", "validation")  # the first that exists is taken
-NAMED = 3  # files or classes that an error names
+MAX_NAMED = 3  # files or classes that an error names
 
 
 def open_image_folder(path: str, image_size: int) -> DatasetSource:
@@ -43,45 +43,50 @@ def open_image_folder(path: str, image_size: int) -> DatasetSource:
     folder = Path(path).expanduser()
     if not folder.is_dir():
         raise DataError(f"data.dataset: imagefolder:{path} is no folder")
-    places = _places(folder)
-    class_names = _classes(places.get("train", folder))
-    rows = {
-        part: _samples(place, class_names, complete=part != "test")
-        for part, place in places.items()
+    part_folders = _part_folders(folder)
+    class_names = _class_names(part_folders.get("train", folder))
+    samples = {
+        part: _samples(part_folder, class_names, complete=part != "test")
+        for part, part_folder in part_folders.items()
     }
-    files = [file for samples in rows.values() for file, _ in samples]
+    files = [file for part in samples.values() for file, _ in part]
 
     def read() -> DatasetContent:
         grey = _all_grey(files)
         parts = {
-            part: _part(f"{folder.name} ({part})", places[part], samples, grey, size)
-            for part, samples in rows.items()
+            part: _part(
+                title=f"{folder.name} ({part})",
+                folder=part_folders[part],
+                samples=part_samples,
+                grey=grey,
+                image_size=image_size,
+            )
+            for part, part_samples in samples.items()
         }
         return DatasetContent(parts, class_names)
 
-    size = image_size
-    # Which classes exist is part of it: a class of the test part may hold nothing.
+    # The names of classes are part of it: a class of the test part may have no files.
     return DatasetSource(
         f"imagefolder {class_names} {file_listing(folder, files)}", read
     )
 
 
-def _places(folder: Path) -> dict[str, Path]:
-    """Return the folders that hold classes, by part."""
+def _part_folders(folder: Path) -> dict[str, Path]:
+    """Return for each part the folder that holds its classes."""
     tests = [folder / name for name in TEST_NAMES if (folder / name).is_dir()]
     train = folder / "train"
     if train.is_dir() and tests:
         return {"train": train, "test": tests[0]}
     # Beside other folders "train" is a class, of railway pictures for instance.
-    alone = _folders(folder) == ["train"]
-    return {"all": train if alone else folder}
+    is_only_folder = _subfolders(folder) == ["train"]
+    return {"all": train if is_only_folder else folder}
 
 
-def _folders(folder: Path) -> list[str]:
+def _subfolders(folder: Path) -> list[str]:
     return sorted(
-        one.name
-        for one in folder.iterdir()
-        if one.is_dir() and not one.name.startswith((".", "__"))
+        path.name
+        for path in folder.iterdir()
+        if path.is_dir() and not path.name.startswith((".", "__"))
     )
 
 
@@ -94,9 +99,9 @@ def _is_image(path: str) -> bool:
     return file.suffix.lower() in IMG_EXTENSIONS and not file.name.startswith(".")
 
 
-def _classes(folder: Path) -> list[str]:
-    names = _folders(folder)
-    loose = sorted(one.name for one in folder.iterdir() if _is_image(one.name))
+def _class_names(folder: Path) -> list[str]:
+    names = _subfolders(folder)
+    loose = sorted(path.name for path in folder.iterdir() if _is_image(path.name))
     if loose:
         raise DataError(
             f"data.dataset: {len(loose)} images in {folder} have no label, because "
@@ -104,10 +109,10 @@ def _classes(folder: Path) -> list[str]:
             f"with its class's name"
         )
     if len(names) < 2:
-        found = f"only {names[0]}" if names else "none"
+        existing = f"only {names[0]}" if names else "none"
         raise DataError(
             f"data.dataset: imagefolder needs a folder for each of at least two "
-            f"classes in {folder}, there is {found}"
+            f"classes in {folder}, there is {existing}"
         )
     return names
 
@@ -115,34 +120,34 @@ def _classes(folder: Path) -> list[str]:
 def _samples(
     folder: Path, class_names: Sequence[str], *, complete: bool
 ) -> list[tuple[Path, int]]:
-    """Return the files of each class and its number, in the order of their names.
+    """Return picture files with the numbers of their classes, in the order of names.
 
     Args:
-        folder: holds the classes.
-        class_names: those that are known.
-        complete: whether each of them must have images here.
+        folder: the folder that holds the classes.
+        class_names: names of all classes of the data set.
+        complete: whether each class must have images here.
     """
     from torchvision.datasets.folder import make_dataset
 
     numbers = {name: number for number, name in enumerate(class_names)}
-    unknown = sorted(set(_folders(folder)) - set(class_names))
+    unknown = sorted(set(_subfolders(folder)) - set(class_names))
     if unknown:
         raise DataError(
             f"data.dataset: {folder} has classes that train/ has not: {_some(unknown)}"
         )
-    found = make_dataset(folder, numbers, is_valid_file=_is_image, allow_empty=True)
-    counts = np.bincount([number for _, number in found], minlength=len(class_names))
+    samples = make_dataset(folder, numbers, is_valid_file=_is_image, allow_empty=True)
+    counts = np.bincount([number for _, number in samples], minlength=len(class_names))
     empty = [name for name, count in zip(class_names, counts, strict=True) if not count]
-    if not found or (complete and empty):
+    if not samples or (complete and empty):
         raise DataError(
             f"data.dataset: no images in {folder} for {len(empty)} of "
             f"{len(class_names)} classes: {_some(empty)}"
         )
-    return [(Path(file), number) for file, number in found]
+    return [(Path(file), number) for file, number in samples]
 
 
 def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
+    return ", ".join(names[:MAX_NAMED]) + (", ..." if len(names) > MAX_NAMED else "")
 
 
 def _part(
@@ -154,12 +159,12 @@ def _part(
 ) -> DatasetPart:
     files = [file for file, _ in samples]
     pictures = UndecodedPictures(
-        title,
-        len(files),
-        lambda start, stop: files[start:stop],
-        _open,
-        lambda number: str(files[number].relative_to(folder)),
-        grey,
+        title=title,
+        count=len(files),
+        fetch=lambda start, stop: files[start:stop],
+        open=_open_picture,
+        name=lambda number: str(files[number].relative_to(folder)),
+        grey=grey,
     )
     targets = np.array([number for _, number in samples], dtype=np.int64)
     decode: Callable[[], Iterator[ImageBlock]] = partial(
@@ -168,19 +173,19 @@ def _part(
     return DatasetPart(targets, decode)
 
 
-def _open(file: Path) -> Image.Image:
+def _open_picture(file: Path) -> Image.Image:
     with Image.open(file) as picture:
         return ImageOps.exif_transpose(picture)
 
 
 def _all_grey(files: Sequence[Path]) -> bool:
-    """Tell whether no file is coloured; the first coloured one ends the search."""
-    return not any(map(_coloured, files))
+    """Tell whether all pictures are grey; the first coloured one ends the search."""
+    return not any(map(_is_coloured, files))
 
 
-def _coloured(file: Path) -> bool:
+def _is_coloured(file: Path) -> bool:
     try:
         with Image.open(file) as picture:  # reads the header only
             return picture.mode not in GREY_MODES
     except (OSError, ValueError, SyntaxError):
-        return False  # reported with all others when pixels are decoded
+        return False  # reported with all other damaged files when pixels are decoded

@@ -9,7 +9,7 @@ import numpy as np
 
 from instahide_fl.data.dataset_source import ImageBlock
 
-# What numpy raises for a damaged file: it reads a header as Python's own syntax.
+# What numpy raises for a damaged file, whose header it parses as Python's own syntax.
 NPY_READ_ERRORS = (
     OSError,
     ValueError,
@@ -21,21 +21,21 @@ NPY_READ_ERRORS = (
 
 
 def write_npy_header(file: IO[bytes], shape: tuple[int, ...]) -> None:
-    """Write what comes before the pixels, u8 in C order.
+    """Write the header of a `.npy` file of uint8 in C order.
 
     Args:
-        file: at its start.
-        shape: of all images together.
+        file: the file, at its start.
+        shape: the shape of all images together.
     """
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(file, header)
 
 
 def write_npy_block(file: IO[bytes], block: ImageBlock) -> memoryview:
-    """Write the next images, u8[n,...], and return their bytes.
+    """Append images, u8[n,...], and return their bytes.
 
-    Not through a memory map: a disk that fills up would kill the process there, here it
-    is an error.
+    A memory map would do too, but there a full disk kills the process; here it is an
+    error.
     """
     pixels = np.ascontiguousarray(block).data
     file.write(pixels)

@@ -1,4 +1,4 @@
-"""Which client holds which training image, by Flower Datasets' partitioners."""
+"""The division of training images among clients, by Flower Datasets' partitioners."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from instahide_fl.files import atomic_file, cache_folder
 from instahide_fl.rng import stream
 
 Partition: TypeAlias = list[Tensor]
-"""For each client i64[N_i], rows of the training images: disjoint and complete."""
+"""The rows of each client's training images, i64[N_i]: disjoint and complete."""
 
-CACHE_LAYOUT = 2  # raise it when a scheme draws otherwise, or the files change
+CACHE_LAYOUT = 2  # raise it when a scheme draws otherwise or the files change
 
 
 def partition_images(
@@ -34,10 +34,10 @@ def partition_images(
 
     Args:
         targets: i64[N], classes of all training images.
-        config: scheme, its settings and the number of clients (at least 1).
-        seed: repeats the division.
-        client_ids: i64[N], whose each image is (scheme natural-id): client i gets the
-            images of the i-th smallest id.
+        config: the table `[partition]`, with at least one client.
+        seed: seed of the division.
+        client_ids: i64[N], the owner of each image, for scheme natural-id, where client
+            i gets the images of the i-th smallest id.
 
     Raises:
         ConfigError: the scheme cannot give every client its minimum of images, or its
@@ -56,15 +56,15 @@ def partition_images(
 def cached_partition(
     dataset: ImageDataset, config: PartitionConfig, seed: int
 ) -> Partition:
-    """Return `partition_images`, computed once on a machine and kept in the cache.
+    """Divide training images by `partition_images`, once, and keep it in the cache.
 
     Args:
-        dataset: whose training images are divided.
-        config: scheme, its settings and the number of clients.
-        seed: repeats the division.
+        dataset: the data set whose training images are divided.
+        config: the table `[partition]`.
+        seed: seed of the division.
 
     Raises:
-        ConfigError: as `partition_images`.
+        ConfigError: the division is not possible, as in `partition_images`.
         OutputError: the cache folder cannot be written.
     """
     made_from = [CACHE_LAYOUT, dataset.digest, config.model_dump(), seed]
@@ -99,22 +99,22 @@ def partition_to_json(
     number among the sorted values of `data.client-column`, counted from 0.
 
     Args:
-        partition: of `partition_images`.
-        config: that it was made by.
-        seed: that it was made by.
-        client_ids: i64[N], as in `partition_images`.
+        partition: the rows of each client.
+        config: the settings that the partition was made with.
+        seed: the seed that the partition was made with.
+        client_ids: i64[N], the owner of each image, for scheme natural-id.
     """
-    described = {**config.model_dump(), "seed": seed}
+    description = {**config.model_dump(), "seed": seed}
     if config.scheme == "natural-id" and client_ids is not None:
-        described["natural_ids"] = [int(client_ids[part[0]]) for part in partition]
-    return json.dumps({**described, "clients": [part.tolist() for part in partition]})
+        description["natural_ids"] = [int(client_ids[rows[0]]) for rows in partition]
+    return json.dumps({**description, "clients": [rows.tolist() for rows in partition]})
 
 
 def count_labels(partition: Partition, targets: Tensor, num_classes: int) -> Tensor:
     """Count every client's images of every class.
 
     Args:
-        partition: of M clients.
+        partition: the rows of each of M clients.
         targets: i64[N], classes of all training images.
         num_classes: K.
 
@@ -133,9 +133,10 @@ def _check_counts(images: int, config: PartitionConfig) -> None:
             f"partition.num-clients must be in 1..{images} (the training images), got "
             f"{count}"
         )
-    # Natural clients are what they are, and equal shares what was asked for.
-    free = ("natural-id", "iid")
-    if config.scheme not in free and count * config.min_size > images:
+    # The sizes of natural clients are looked at afterwards, and equal shares are always
+    # what was asked for.
+    unchecked = ("natural-id", "iid")
+    if config.scheme not in unchecked and count * config.min_size > images:
         raise ConfigError(
             f"partition.scheme = {config.scheme!r} cannot give each of {count} clients "
             f"{config.min_size} images (partition.min-size): there are only {images}; "

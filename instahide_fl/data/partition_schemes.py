@@ -1,7 +1,7 @@
 """The schemes that divide training images, each by a partitioner of Flower Datasets.
 
-Where a partitioner would drop images or leave a class to nobody, it is given a table on
-which it cannot: a partition here is always disjoint and complete.
+A partition is always disjoint and complete. Some partitioners would drop images or give
+a class to no client; they are called with a table for which they cannot.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from instahide_fl.rng import stream
 
 Rows: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
 
-INNER_DRAWS = 5  # of inner-dirichlet; at alpha 0.01 about every third one succeeds
+MAX_INNER_DRAWS = 5  # of inner-dirichlet; at alpha 0.01 about one in three succeeds
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,10 @@ class ShuffledImages:
     """The training images in random order.
 
     Attributes:
-        rows: i64[N], their numbers.
-        labels: i64[N], their classes as 0..K-1, of which every one occurs.
-        client_ids: i64[N], whose each is; None where that is not known.
-        seed: of everything that a scheme draws.
+        rows: i64[N], the numbers of the images.
+        labels: i64[N], classes 0..K-1, of which every one occurs.
+        client_ids: i64[N], the owner of each image; None if owners are unknown.
+        seed: seed of everything that a scheme draws.
     """
 
     rows: Rows
@@ -42,22 +42,22 @@ class ShuffledImages:
 
     @property
     def num_classes(self) -> int:
-        """K: classes that occur."""
+        """The number of classes that occur, K."""
         return int(self.labels.max()) + 1
 
     def rng(self, scheme: str) -> np.random.Generator:
-        """Return the stream that a scheme draws from."""
+        """Return the random stream that a scheme draws from."""
         return stream(self.seed, "partition", scheme)
 
 
 Scheme: TypeAlias = Callable[[ShuffledImages, PartitionConfig], list[Rows]]
-"""Gives each client its rows, or raises ConfigError with the setting to change."""
+"""Returns each client's rows, or raises ConfigError with the setting to change."""
 
 
 def _iid(images: ShuffledImages, config: PartitionConfig) -> list[Rows]:
     from flwr_datasets.partitioner import IidPartitioner
 
-    return _dealt(IidPartitioner(num_partitions=config.num_clients), images.rows)
+    return _divide_rows(IidPartitioner(num_partitions=config.num_clients), images.rows)
 
 
 def _dirichlet(images: ShuffledImages, config: PartitionConfig) -> list[Rows]:
@@ -72,7 +72,7 @@ def _dirichlet(images: ShuffledImages, config: PartitionConfig) -> list[Rows]:
         seed=_draw(images.rng("dirichlet")),
     )
     try:
-        return _dealt(partitioner, images.rows, label=images.labels)
+        return _divide_rows(partitioner, images.rows, label=images.labels)
     except ValueError:
         raise ConfigError(
             f"partition.scheme = 'dirichlet' found no draw that gives each of "
@@ -87,7 +87,7 @@ def _inner_dirichlet(images: ShuffledImages, config: PartitionConfig) -> list[Ro
 
     count, rng = config.num_clients, images.rng("inner-dirichlet")
     sizes = [len(part) for part in np.array_split(images.rows, count)]
-    for _ in range(INNER_DRAWS):
+    for _ in range(MAX_INNER_DRAWS):
         partitioner = InnerDirichletPartitioner(
             partition_sizes=sizes,
             partition_by="label",
@@ -96,7 +96,7 @@ def _inner_dirichlet(images: ShuffledImages, config: PartitionConfig) -> list[Ro
         )
         # A client whose classes have all run out has no probabilities left, only NaN.
         with contextlib.suppress(ValueError):
-            return _dealt(partitioner, images.rows, label=images.labels)
+            return _divide_rows(partitioner, images.rows, label=images.labels)
     raise ConfigError(
         f"partition.alpha = {config.alpha:g} is too small for partition.scheme "
         f"'inner-dirichlet': clients want only classes that others have used up; "
@@ -107,87 +107,97 @@ def _inner_dirichlet(images: ShuffledImages, config: PartitionConfig) -> list[Ro
 def _shards(images: ShuffledImages, config: PartitionConfig) -> list[Rows]:
     from flwr_datasets.partitioner import ShardPartitioner
 
-    each, total = config.shards_per_client, len(images.rows)
-    shards = config.num_clients * each
-    if shards > total:
+    per_client, total = config.shards_per_client, len(images.rows)
+    num_shards = config.num_clients * per_client
+    if num_shards > total:
         raise ConfigError(
             f"partition.shards-per-client must be at most "
             f"{total // config.num_clients} for {config.num_clients} clients and "
-            f"{total} training images, got {each}"
+            f"{total} training images, got {per_client}"
         )
-    # It deals out shards, not images: of images it would drop those that do not fill a
-    # shard. All shards have the same size, give or take one image.
+    # The partitioner divides numbers of shards instead of images, because it would drop
+    # images that do not fill a shard. Shards here have the same size, or differ by one.
     partitioner = ShardPartitioner(
         num_partitions=config.num_clients,
         partition_by="label",
-        num_shards_per_partition=each,
+        num_shards_per_partition=per_client,
         shard_size=1,
         seed=_draw(images.rng("shards")),
     )
-    numbers = np.arange(shards)
+    numbers = np.arange(num_shards)
     by_class = images.rows[np.argsort(images.labels, kind="stable")]
-    cut = np.array_split(by_class, shards)
-    dealt = _dealt(partitioner, numbers, label=numbers)
-    return [np.concatenate([cut[one] for one in part]) for part in dealt]
+    shards = np.array_split(by_class, num_shards)
+    clients = _divide_rows(partitioner, numbers, label=numbers)
+    return [np.concatenate([shards[number] for number in held]) for held in clients]
 
 
 def _classes(images: ShuffledImages, config: PartitionConfig) -> list[Rows]:
-    count, each = config.num_clients, config.classes_per_client
-    known = images.num_classes
-    if each > known:
+    count, per_client = config.num_clients, config.classes_per_client
+    num_classes = images.num_classes
+    if per_client > num_classes:
         raise ConfigError(
-            f"partition.classes-per-client must be at most {known}, the classes of "
-            f"the training images, got {each}"
+            f"partition.classes-per-client must be at most {num_classes}, the classes "
+            f"of the training images, got {per_client}"
         )
-    if count * each < known:
+    if count * per_client < num_classes:
+        least = -(-num_classes // count)  # rounded up
         raise ConfigError(
-            f"partition.classes-per-client must be at least {-(-known // count)}, so "
-            f"that {count} clients hold all {known} classes, got {each}"
+            f"partition.classes-per-client must be at least {least}, so that {count} "
+            f"clients hold all {num_classes} classes, got {per_client}"
         )
     rng = images.rng("classes")
     # The partitioner goes through the classes in order; this makes the order random.
-    labels = rng.permutation(known)[images.labels]
+    labels = rng.permutation(num_classes)[images.labels]
     try:
-        if count < known:
-            return _class_blocks(images.rows, labels, count, each, _draw(rng))
-        mode = "first-deterministic"  # every class is the first one of some client
-        return _by_class(images.rows, labels, count, each, mode, _draw(rng))
+        if count < num_classes:
+            return _class_blocks(images.rows, labels, count, per_client, _draw(rng))
+        return _by_class(
+            images.rows,
+            labels,
+            count=count,
+            per_client=per_client,
+            mode="first-deterministic",  # every class is the first one of some client
+            seed=_draw(rng),
+        )
     except ValueError:
         raise ConfigError(
             f"partition.scheme = 'classes' needs an image of a class for every client "
-            f"that holds it, and {count} clients of {each} classes are too many for "
-            f"{len(labels)} images: lower partition.num-clients or "
+            f"that holds it, and {count} clients of {per_client} classes are too many "
+            f"for {len(labels)} images: lower partition.num-clients or "
             f"partition.classes-per-client"
         ) from None
 
 
 def _class_blocks(
-    rows: Rows, labels: Rows, count: int, each: int, seed: int
+    rows: Rows, labels: Rows, count: int, per_client: int, seed: int
 ) -> list[Rows]:
-    """Give each of fewer clients than classes the next classes, round and round.
+    """Give each client the next classes in turn, where classes outnumber clients.
 
-    Random classes would leave some to nobody, and their images out.
+    If classes were random, some could go to no client, and with them their images.
     """
-    single = _by_class(rows, labels, count * each, 1, "deterministic", seed)
+    num_blocks = count * per_client
+    single_classes = _by_class(
+        rows, labels, count=num_blocks, per_client=1, mode="deterministic", seed=seed
+    )
     return [
-        np.concatenate(single[start : start + each])
-        for start in range(0, count * each, each)
+        np.concatenate(single_classes[start : start + per_client])
+        for start in range(0, num_blocks, per_client)
     ]
 
 
 def _by_class(
-    rows: Rows, labels: Rows, count: int, each: int, mode: str, seed: int
+    rows: Rows, labels: Rows, *, count: int, per_client: int, mode: str, seed: int
 ) -> list[Rows]:
     from flwr_datasets.partitioner import PathologicalPartitioner
 
     partitioner = PathologicalPartitioner(
         num_partitions=count,
         partition_by="label",
-        num_classes_per_partition=each,
+        num_classes_per_partition=per_client,
         class_assignment_mode=mode,
         seed=seed,
     )
-    return _dealt(partitioner, rows, label=labels)
+    return _divide_rows(partitioner, rows, label=labels)
 
 
 def _quantity_skew(images: ShuffledImages, config: PartitionConfig) -> list[Rows]:
@@ -199,7 +209,7 @@ def _quantity_skew(images: ShuffledImages, config: PartitionConfig) -> list[Rows
         "exponential": partitioner.ExponentialPartitioner,
     }[config.scheme]
     try:
-        return _dealt(kind(num_partitions=config.num_clients), images.rows)
+        return _divide_rows(kind(num_partitions=config.num_clients), images.rows)
     except ValueError:
         # Sizes are rounded down, and the partitioner refuses to give a client none.
         return [np.empty(0, np.int64)] * config.num_clients
@@ -213,16 +223,17 @@ def _natural_id(images: ShuffledImages, config: PartitionConfig) -> list[Rows]:
             "partition.scheme = 'natural-id' needs a data set that says whose each "
             "image is: name its column in data.client-column"
         )
-    found = len(np.unique(images.client_ids))
-    if found != config.num_clients:
+    num_owners = len(np.unique(images.client_ids))
+    if num_owners != config.num_clients:
         raise ConfigError(
-            f"partition.scheme = 'natural-id': data.client-column names {found} "
-            f"clients: set partition.num-clients = {found}, got {config.num_clients}"
+            f"partition.scheme = 'natural-id': data.client-column names {num_owners} "
+            f"clients: set partition.num-clients = {num_owners}, got "
+            f"{config.num_clients}"
         )
     partitioner = NaturalIdPartitioner(partition_by="client")
     # Its progress bar cannot be switched off.
     with contextlib.redirect_stderr(io.StringIO()):
-        return _dealt(partitioner, images.rows, client=images.client_ids)
+        return _divide_rows(partitioner, images.rows, client=images.client_ids)
 
 
 SCHEMES: dict[str, Scheme] = {
@@ -242,8 +253,8 @@ def _draw(rng: np.random.Generator) -> int:
     return int(rng.integers(2**31))
 
 
-def _dealt(partitioner: Any, rows: Rows, **columns: Rows) -> list[Rows]:
-    """Let a partitioner divide a table of rows; return those of each partition."""
+def _divide_rows(partitioner: Any, rows: Rows, **columns: Rows) -> list[Rows]:
+    """Let a partitioner divide a table of rows, and return the rows of each client."""
     # Imported here: pandas, pyarrow and plotting come along and take seconds.
     import datasets
 

@@ -1,7 +1,7 @@
 """The embedded pool `photos`: patches of photographs that dependencies ship.
 
-It needs no network, but it comes from a dozen photographs: an attacker who has the same
-packages has the pool. Research on real privacy should build a large pool of its own.
+It needs no network, but it comes from a dozen photographs, and an attacker who has the
+same packages has the pool. Research on real privacy should build a large pool.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Photo: TypeAlias = "np.ndarray[Any, np.dtype[np.uint8]]"
 
 NUM_PATCHES = 10_000
 PATCH_SIDES = (64, 256)  # pixels, before shrinking
-SEED = 2020
+SEED = 2020  # of the positions of patches: everybody gets the same pool
 _SKIMAGE = (
     "astronaut",
     "brick",
@@ -44,7 +44,7 @@ SOURCE = f"photos: {len(_SKIMAGE)} of scikit-image, {len(_SKLEARN)} of scikit-le
 
 
 def photos_folder(image_size: int, channels: int) -> Path:
-    """Return where the cache keeps the pool of this shape, built or not.
+    """Return the folder in the cache for the pool of this shape, built or not.
 
     Args:
         image_size: side in pixels that patches are shrunk to.
@@ -75,7 +75,7 @@ def load_photos() -> list[Photo]:
 
     pictures = [getattr(skimage.data, name)() for name in _SKIMAGE]
     pictures += [load_sample_image(name) for name in _SKLEARN]
-    return [np.asarray(Image.fromarray(p).convert("RGB")) for p in pictures]
+    return [np.asarray(Image.fromarray(picture).convert("RGB")) for picture in pictures]
 
 
 def cut_patches(
@@ -90,26 +90,27 @@ def cut_patches(
     pixels hardly ever have 40 of them.
 
     Args:
-        photos: u8[H,W,3] each.
+        photos: photographs, u8[H,W,3] each.
         image_size: side in pixels of the result.
-        channels: 1 or 3.
-        count: patches to cut.
+        channels: 1 (grey) or 3 (colour).
+        count: number of patches to cut.
 
     Returns:
         u8[count,channels,image_size,image_size].
     """
     rng = stream(SEED, "photos")
-    sources = _detailed(photos)
-    cut = np.empty((count, channels, image_size, image_size), np.uint8)
-    for row, patch in zip(range(count), _patches(sources, rng), strict=False):
-        cut[row] = shrink(patch, image_size, channels)
-    return cut
+    photos_with_keypoints = _with_keypoints(photos)
+    pool = np.empty((count, channels, image_size, image_size), np.uint8)
+    patches = _detailed_patches(photos_with_keypoints, rng)
+    for row, patch in zip(range(count), patches, strict=False):
+        pool[row] = shrink(patch, image_size, channels)
+    return pool
 
 
-def _detailed(photos: list[Photo]) -> list[tuple[Photo, np.ndarray[Any, Any]]]:
-    """Pair each photograph with the positions (x, y) of its SIFT key points.
+def _with_keypoints(photos: list[Photo]) -> list[tuple[Photo, np.ndarray[Any, Any]]]:
+    """Pair each photograph with the positions (x, y) of its SIFT key points, f64[n,2].
 
-    Detecting once on the whole photograph and counting what falls into a patch is
+    Detecting once on the whole photograph and counting the points in each patch is
     several hundred times cheaper than detecting on each of thousands of patches.
     """
     detector = cv2.SIFT_create()  # type: ignore[attr-defined]
@@ -120,16 +121,19 @@ def _detailed(photos: list[Photo]) -> list[tuple[Photo, np.ndarray[Any, Any]]]:
     return paired
 
 
-def _patches(
-    sources: list[tuple[Photo, np.ndarray[Any, Any]]], rng: np.random.Generator
+def _detailed_patches(
+    photos_with_keypoints: list[tuple[Photo, np.ndarray[Any, Any]]],
+    rng: np.random.Generator,
 ) -> Iterator[Photo]:
+    """Yield random squares of random photographs that have enough key points."""
     low, high = np.log(PATCH_SIDES)
     while True:
-        photo, points = sources[rng.integers(len(sources))]
+        photo, points = photos_with_keypoints[rng.integers(len(photos_with_keypoints))]
         height, width = photo.shape[:2]
         side = min(round(np.exp(rng.uniform(low, high))), height, width)
-        top = rng.integers(height - side + 1)
-        left = rng.integers(width - side + 1)
-        inside = (points >= (left, top)) & (points < (left + side, top + side))
+        y = rng.integers(height - side + 1)
+        x = rng.integers(width - side + 1)
+        # bool[n,2]: whether a point lies inside the square in x, and in y
+        inside = (points >= (x, y)) & (points < (x + side, y + side))
         if inside.all(axis=1).sum() > MIN_KEYPOINTS:
-            yield photo[top : top + side, left : left + side]
+            yield photo[y : y + side, x : x + side]

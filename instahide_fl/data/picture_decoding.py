@@ -1,4 +1,4 @@
-"""From pictures as they are stored to uint8 pixels of one shape."""
+"""Decodes stored pictures of any kind to uint8 pixels of one shape."""
 
 from __future__ import annotations
 
@@ -17,22 +17,23 @@ from instahide_fl.data.dataset_source import DatasetPart, ImageBlock
 from instahide_fl.errors import DataError
 
 BLOCK_PICTURES = 128  # pictures decoded before they are written
-NAMED = 3  # unreadable pictures that an error names
+MAX_NAMED = 3  # unreadable pictures that an error names
 GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "I;16N")
 SIXTEEN_BITS = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
 @dataclass(frozen=True)
 class UndecodedPictures:
-    """Pictures that are opened one by one.
+    """Pictures of a part of a data set, and how to decode them.
 
     Attributes:
-        title: of the data set, for messages.
-        count: how many there are.
-        fetch: returns what `open` takes, for the pictures start..stop-1.
-        open: decodes one; called from several threads.
-        name: says which picture a number is, for messages.
-        grey: whether the pixels get one channel instead of three.
+        title: name of the part, for messages.
+        count: number of pictures.
+        fetch: a function of start and stop that returns the stored pictures start,
+            ..., stop-1, each as `open` takes it.
+        open: a function that decodes one stored picture; called from several threads.
+        name: a function that names a picture by its number, for messages.
+        grey: whether the pixels have one channel instead of three.
     """
 
     title: str
@@ -46,15 +47,15 @@ class UndecodedPictures:
 def decode_pictures(
     pictures: UndecodedPictures, image_size: int
 ) -> Iterator[ImageBlock]:
-    """Decode pictures with several threads, in order.
+    """Decode pictures with several threads, in order, a block at a time.
 
     Args:
-        pictures: what to decode.
+        pictures: the pictures to decode.
         image_size: side in pixels to resize to; 0 keeps their own size.
 
     Raises:
-        DataError: a picture cannot be read (after all were tried, so that the count is
-            known), or they are not square and of one size.
+        DataError: some pictures cannot be read (raised after all were tried, so that it
+            counts them), or they are not square and of one size.
     """
     attempt = partial(_attempt, pictures, image_size)
     unreadable: list[tuple[int, Exception]] = []
@@ -67,17 +68,15 @@ def decode_pictures(
         ):
             fetched = pictures.fetch(start, min(start + BLOCK_PICTURES, pictures.count))
             outcomes = list(threads.map(attempt, fetched))
-            failed = [
-                (start + row, one)
-                for row, one in enumerate(outcomes)
-                if isinstance(one, Exception)
-            ]
-            unreadable += failed
-            decoded = [one for one in outcomes if not isinstance(one, Exception)]
-            for pixels in decoded:
-                shape = _same_shape(pictures.title, shape, pixels)
+            decoded: list[ImageBlock] = []
+            for number, outcome in enumerate(outcomes, start):
+                if isinstance(outcome, Exception):
+                    unreadable.append((number, outcome))
+                else:
+                    shape = _same_shape(pictures.title, shape, outcome)
+                    decoded.append(outcome)
             if not unreadable:
-                yield np.stack(decoded)
+                yield np.stack(decoded)  # [n,C,H,W]
     if unreadable:
         raise _unreadable(pictures, unreadable)
 
@@ -88,38 +87,39 @@ def part_from_arrays(
     targets: np.ndarray[Any, Any],
     image_size: int,
 ) -> DatasetPart:
-    """Make a part of images that are in memory already.
+    """Make a part of a data set from images in memory.
 
     Args:
-        title: for messages.
-        images: u8[N,C,H,W], C being 1 or 3.
-        targets: N classes.
+        title: name of the part, for messages.
+        images: u8[N,C,H,W], where C is 1 or 3.
+        targets: [N], classes.
         image_size: side in pixels to resize to; 0 keeps their own size.
     """
 
-    def as_they_are() -> Iterator[ImageBlock]:
+    def unchanged() -> Iterator[ImageBlock]:
         for start in range(0, len(images), BLOCK_PICTURES):
             yield images[start : start + BLOCK_PICTURES]
 
     grey = images.shape[1] == 1
-    shown = images[:, 0] if grey else images.transpose(0, 2, 3, 1)
+    # As Pillow takes them: [N,1,H,W] -> [N,H,W], or [N,3,H,W] -> [N,H,W,3].
+    arrays = images[:, 0] if grey else images.transpose(0, 2, 3, 1)
     pictures = UndecodedPictures(
-        title,
-        len(images),
-        lambda start, stop: shown[start:stop],  # type: ignore[arg-type,return-value]
-        lambda pixels: Image.fromarray(np.ascontiguousarray(pixels)),
-        lambda number: f"image {number}",
-        grey,
+        title=title,
+        count=len(images),
+        fetch=lambda start, stop: list(arrays[start:stop]),
+        open=lambda pixels: Image.fromarray(np.ascontiguousarray(pixels)),
+        name=lambda number: f"image {number}",
+        grey=grey,
     )
     resized = partial(decode_pictures, pictures, image_size)
-    return DatasetPart(targets.astype(np.int64), resized if image_size else as_they_are)
+    return DatasetPart(targets.astype(np.int64), resized if image_size else unchanged)
 
 
 def convert_to_8_bits(picture: Image.Image, *, grey: bool) -> Image.Image:
     """Return a picture with 8 bits a channel, in mode L or RGB.
 
-    What is transparent is laid on white: the colour stored there is arbitrary. Of 16
-    bits the upper 8 stay.
+    Transparent pixels are laid on white, because the colour stored there is arbitrary.
+    Of 16 bits a channel, the upper 8 are kept.
     """
     if picture.mode in SIXTEEN_BITS:
         # Pillow would clip at 255 instead.
@@ -132,17 +132,17 @@ def convert_to_8_bits(picture: Image.Image, *, grey: bool) -> Image.Image:
 
 
 def crop_and_resize(picture: Image.Image, size: int) -> Image.Image:
-    """Shrink or enlarge to size x size, cutting the longer side to its middle."""
+    """Cut a picture to its middle square, and shrink or enlarge it to size x size."""
     side = min(picture.size)
-    left, top = (picture.width - side) // 2, (picture.height - side) // 2
-    box = (left, top, left + side, top + side)
+    x, y = (picture.width - side) // 2, (picture.height - side) // 2
+    box = (x, y, x + side, y + side)
     return picture.resize((size, size), Image.Resampling.BICUBIC, box=box)
 
 
 def _attempt(
     pictures: UndecodedPictures, image_size: int, fetched: Any
 ) -> ImageBlock | Exception:
-    """Return pixels u8[C,H,W], or why there are none."""
+    """Decode one picture to u8[C,H,W], or return the error."""
     try:
         picture = convert_to_8_bits(pictures.open(fetched), grey=pictures.grey)
         pixels = np.asarray(
@@ -150,6 +150,7 @@ def _attempt(
         )
     except Exception as error:  # decoders of damaged files raise almost anything
         return error
+    # [H,W] -> [1,H,W], or [H,W,3] -> [3,H,W]
     return pixels[None] if pictures.grey else pixels.transpose(2, 0, 1)
 
 
@@ -168,8 +169,8 @@ def _same_shape(
 def _unreadable(
     pictures: UndecodedPictures, failed: Sequence[tuple[int, Exception]]
 ) -> DataError:
-    named = ", ".join(pictures.name(number) for number, _ in failed[:NAMED])
-    further = ", ..." if len(failed) > NAMED else ""
+    named = ", ".join(pictures.name(number) for number, _ in failed[:MAX_NAMED])
+    further = ", ..." if len(failed) > MAX_NAMED else ""
     reason = str(failed[0][1]) or type(failed[0][1]).__name__
     return DataError(
         f"data.dataset: {len(failed)} of {pictures.count} images of {pictures.title} "

@@ -38,8 +38,8 @@ class MixingPool:
         images: u8[M,C,H,W], usually mapped from disk.
         sha256: hex digest of shape and pixels.
         statistics: constants that public images are normalised with.
-        source: where the images came from, in words.
-        folder: where the pool lies; None for one made in memory.
+        source: origin of the images, in words.
+        folder: the folder of the pool; None for a pool in memory.
 
     Example:
         >>> import torch
@@ -61,7 +61,7 @@ class MixingPool:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """C, H, W."""
+        """(C, H, W)."""
         channels, height, width = self.images.shape[1:]
         return channels, height, width
 
@@ -71,25 +71,25 @@ class MixingPool:
 
         Args:
             images: u8[M,C,H,W].
-            source: where they came from, in words.
+            source: origin of the images, in words.
 
         Raises:
-            PoolError: there are no images, or they are not uint8 of that shape.
+            PoolError: there are no images, or they are not u8[M,C,H,W].
         """
         if images.ndim != 4 or images.dtype != torch.uint8 or not len(images):
             raise PoolError(
                 f"a pool needs images u8[M,C,H,W] with M >= 1, got {images.dtype} of "
                 f"shape {tuple(images.shape)}"
             )
-        digest = _digest(images.numpy())
-        return cls(images, digest, ChannelStatistics.of(images), source)
+        sha256 = _digest(images.numpy())
+        return cls(images, sha256, ChannelStatistics.of(images), source)
 
     @classmethod
     def photos(cls, image_size: int = 32, channels: int = 3) -> MixingPool:
         """Open the embedded pool, building it on first use (a few seconds).
 
         Args:
-            image_size: side in pixels.
+            image_size: side of the images in pixels.
             channels: 1 (grey) or 3 (colour).
 
         Raises:
@@ -134,24 +134,24 @@ class MixingPool:
             )
         statistics = ChannelStatistics(tuple(manifest["mean"]), tuple(manifest["std"]))
         return cls(
-            torch.from_numpy(images),
-            manifest["sha256"],
-            statistics,
-            manifest["source"],
-            folder,
+            images=torch.from_numpy(images),
+            sha256=manifest["sha256"],
+            statistics=statistics,
+            source=manifest["source"],
+            folder=folder,
         )
 
     def save(self, folder: Path) -> MixingPool:
-        """Write the pool into a new folder, atomically, and return it from there.
+        """Write the pool into a new folder, atomically, and open it there.
 
         Raises:
             OutputError: the folder cannot be written.
         """
         manifest = describe(
-            tuple(self.images.shape),
-            self.source,
-            (self.statistics.mean, self.statistics.std),
-            self.sha256,
+            shape=tuple(self.images.shape),
+            source=self.source,
+            statistics=(self.statistics.mean, self.statistics.std),
+            sha256=self.sha256,
         )
         with atomic_folder(folder) as temporary:
             np.save(temporary / IMAGES, self.images.numpy())
@@ -167,7 +167,7 @@ class MixingPool:
         """Return images drawn without repetition, the same ones every time.
 
         Args:
-            count: images wanted; a smaller pool gives all it has.
+            count: number of images; a smaller pool gives all it has.
 
         Returns:
             u8[min(count,M),C,H,W] in random order.
@@ -176,15 +176,15 @@ class MixingPool:
         return self.images[torch.from_numpy(rows)]
 
     def verify(self) -> None:
-        """Read every pixel and compare with the digest.
+        """Check that the pixels have the digest of the manifest; reads all of them.
 
         Raises:
             PoolError: the images are not those that the manifest describes.
         """
-        found = _digest(self.images.numpy())
-        if found != self.sha256:
+        actual = _digest(self.images.numpy())
+        if actual != self.sha256:
             raise PoolError(
-                f"the pool {self.folder or self.source} has sha256 {found[:12]}, its "
+                f"the pool {self.folder or self.source} has sha256 {actual[:12]}, its "
                 f"manifest says {self.sha256[:12]}: copy or build it again"
             )
 
@@ -192,8 +192,8 @@ class MixingPool:
         """Refuse a pool that cannot be mixed with images of this shape.
 
         Args:
-            image_shape: C, H, W of the private images.
-            needed: distinct public images in one encoding.
+            image_shape: (C, H, W) of the private images.
+            needed: number of distinct public images in one encoding.
 
         Raises:
             PoolError: channels, size or count do not fit.
@@ -213,9 +213,9 @@ class MixingPool:
 
 
 def _digest(images: np.ndarray[Any, Any]) -> str:
-    """Hash shape and pixels, a block at a time so that huge pools stay on disk."""
+    """Hash shape and pixels, 16 MB at a time so that huge pools stay on disk."""
     hasher = new_hasher(images.shape)
-    block = max(1, 2**24 // max(1, images[0].size))
-    for start in range(0, len(images), block):
-        hasher.update(np.ascontiguousarray(images[start : start + block]).data)
+    step = max(1, 2**24 // max(1, images[0].size))
+    for start in range(0, len(images), step):
+        hasher.update(np.ascontiguousarray(images[start : start + step]).data)
     return hasher.hexdigest()

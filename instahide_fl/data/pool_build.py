@@ -89,7 +89,7 @@ def build_pool(
     Args:
         source: folder with images at any depth.
         out: folder of the pool; must not exist.
-        options: how to cut.
+        options: the settings of the cut.
         jobs: processes.
         progress: told at the start and after each chunk.
 
@@ -125,11 +125,13 @@ def _description(
     source: Path, names: Sequence[str], options: PoolBuildOptions
 ) -> dict[str, Any]:
     """Describe a build so that two which differ are never mixed."""
-    listing = b"".join(repr(name).encode() + b"\n" for name in names)
+    listing = hashlib.sha256()
+    for name in names:
+        listing.update(repr(name).encode() + b"\n")
     return {
         "source": str(source.resolve()),
         "images": len(names),
-        "listing": hashlib.sha256(listing).hexdigest(),
+        "listing": listing.hexdigest(),
         **asdict(options),
         **_versions(),
     }
@@ -246,8 +248,8 @@ def _assemble(
         for path in chunks:
             images = _read_images(path)
             hasher.update(write_npy_block(file, images))
-            for channel, counts in enumerate(histogram):
-                counts += np.bincount(images[:, channel].ravel(), minlength=256)
+            for channel, channel_counts in enumerate(histogram):
+                channel_counts += np.bincount(images[:, channel].ravel(), minlength=256)
     counts = asdict(report)
     del counts["failures"]
     how = asdict(options)

@@ -1,7 +1,7 @@
-"""What identifies a pool on disk: names of its files, manifest, digest.
+"""A pool's files, manifest and digest.
 
-Kept free of PyTorch, which would take most of the memory of the processes that build a
-pool.
+This module does without PyTorch, which would take most of the memory of the processes
+that build a pool.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ def describe(
     statistics: tuple[Sequence[float], Sequence[float]],
     sha256: str,
 ) -> dict[str, Any]:
-    """Return what every manifest of a pool holds.
+    """Return the entries that the manifest of every pool has.
 
     Args:
-        shape: M, C, H, W.
-        source: where the images came from, in words.
+        shape: (M, C, H, W).
+        source: origin of the images, in words.
         statistics: mean and standard deviation of each channel, in [0, 1].
         sha256: hex digest of shape and pixels.
     """
@@ -69,20 +69,20 @@ def read_manifest(folder: Path) -> Mapping[str, Any]:
         raise PoolError(f"the manifest of pool {folder} is damaged: {error}") from None
     if missing:
         raise PoolError(f"the manifest of pool {folder} lacks {sorted(missing)}")
-    result: Mapping[str, Any] = manifest
-    return result
+    entries: Mapping[str, Any] = manifest
+    return entries
 
 
 def build_facts(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return in words how a pool was built; nothing for one that was not built here.
+    """Return headings and words on how a pool was built by `pool build`.
 
     Args:
-        manifest: of the pool.
+        manifest: the manifest of a pool; one that was not built gives no facts.
     """
     if "counts" not in manifest:
         return []
-    counts, least = manifest["counts"], manifest["min_keypoints"]
-    tried, kept = counts["patches_tried"], counts["patches_kept"]
+    counts, min_keypoints = manifest["counts"], manifest["min_keypoints"]
+    num_tried, num_kept = counts["patches_tried"], counts["patches_kept"]
     return [
         (
             "built from",
@@ -94,6 +94,12 @@ def build_facts(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
             f"{manifest['crops']} of {manifest['patch_size']} pixels from each image, "
             f"seed {manifest['seed']}",
         ),
-        ("filter", f"more than {least} SIFT key points" if least else "none"),
-        ("kept", f"{kept:,} of {tried:,} patches ({kept / tried:.1%})"),
+        (
+            "filter",
+            f"more than {min_keypoints} SIFT key points" if min_keypoints else "none",
+        ),
+        (
+            "kept",
+            f"{num_kept:,} of {num_tried:,} patches ({num_kept / num_tried:.1%})",
+        ),
     ]

@@ -127,7 +127,7 @@ def patch_boxes(
     count = min(options.crops, columns * rows)
     positions = rng.choice(columns * rows, count, replace=False).tolist()
     corners = [(position % columns, position // columns) for position in positions]
-    return [(left, top, left + side, top + side) for left, top in corners]
+    return [(x, y, x + side, y + side) for x, y in corners]
 
 
 def read_patches(
@@ -197,13 +197,13 @@ def cut_images(
     Args:
         source: top of the image tree.
         names: paths of the images relative to it.
-        options: how to cut.
+        options: the settings of the cut.
 
     Returns:
         The n patches that passed, u8[n,C,size,size] in order of `names`, and what
         became of the images.
     """
-    kept: list[Pixels] = []
+    passed: list[Pixels] = []
     total = CutReport()
     for name in names:
         rng = stream(options.seed, "pool", name)
@@ -214,7 +214,7 @@ def cut_images(
             total += CutReport(images=1, unreadable=1, failures=(failure,))
             continue
         small, most_keypoints = _filter(patches, options)
-        kept += small
+        passed += small
         total += CutReport(
             images=1,
             too_small=int(not patches),
@@ -222,8 +222,9 @@ def cut_images(
             patches_kept=len(small),
             most_keypoints=most_keypoints,
         )
-    shape = (len(kept), options.channels, options.size, options.size)
-    return np.array(kept, np.uint8).reshape(shape), total  # of that shape if empty, too
+    shape = (len(passed), options.channels, options.size, options.size)
+    # An empty list has to be given its shape.
+    return np.array(passed, np.uint8).reshape(shape), total
 
 
 def _filter(

@@ -8,7 +8,13 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    Future,
+    ProcessPoolExecutor,
+    as_completed,
+    wait,
+)
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
@@ -38,11 +44,16 @@ def run_in_processes(
     if not calls:
         return
     with _executor(min(jobs, len(calls))) as executor:
-        # A submit may start a process, which half started nobody would end.
-        with _interrupts_deferred():
-            futures = [executor.submit(function, *arguments) for arguments in calls]
-        for future in as_completed(futures):
-            yield future.result()
+        running: set[Future[Result]] = set()
+        for arguments in calls:
+            # No more in the queue than keeps every process busy.
+            if len(running) >= 2 * jobs:
+                completed, running = wait(running, return_when=FIRST_COMPLETED)
+                yield from (future.result() for future in completed)
+            # A submit may start a process, which half started nobody would end.
+            with _interrupts_deferred():
+                running.add(executor.submit(function, *arguments))
+        yield from (future.result() for future in as_completed(running))
 
 
 @contextlib.contextmanager
@@ -55,6 +66,7 @@ def _executor(jobs: int) -> Iterator[ProcessPoolExecutor]:
     with _signals_handled(signal.SIG_IGN, signal.SIGINT):
         forkserver.ensure_running()
     context = multiprocessing.get_context("forkserver")
+    # Nothing is ever sent: workers end when they reach the end of this pipe.
     receiving, alive = context.Pipe(duplex=False)
     executor = ProcessPoolExecutor(jobs, context, _prepare_worker, (receiving,))
     try:

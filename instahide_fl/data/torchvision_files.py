@@ -22,10 +22,21 @@ from instahide_fl.data.picture_decoding import part_from_arrays
 from instahide_fl.errors import DataError
 from instahide_fl.files import cache_folder
 
-# Name in data.dataset: class of torchvision.datasets.
+# Names in data.dataset, and classes of torchvision.datasets.
 MNIST_LIKE = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST"}
 CIFAR_LIKE = {"cifar10": "CIFAR10", "cifar100": "CIFAR100"}
 TORCHVISION = {**MNIST_LIKE, **CIFAR_LIKE}
+# What torchvision's readers raise for damaged files.
+READ_ERRORS = (
+    OSError,
+    EOFError,
+    ValueError,
+    TypeError,
+    RuntimeError,
+    AssertionError,
+    KeyError,
+    zlib.error,
+)
 IDX_FILES = (
     "train-images-idx3-ubyte",
     "train-labels-idx1-ubyte",
@@ -43,33 +54,29 @@ def open_torchvision(
         name: one of `TORCHVISION`.
         root: folder in torchvision's layout, or with the four idx files of an
             MNIST-like set (.gz or not) directly in it; empty takes the cache folder.
-            It is never written to, but for a download.
+            Only a download writes to it.
         download: whether missing files may be downloaded.
-        image_size: side in pixels; 0 keeps their own.
+        image_size: side in pixels to resize to; 0 keeps the images' own size.
 
     Raises:
         DataError: the files are missing or the download failed.
     """
     folder = Path(root).expanduser() if root else cache_folder("torchvision")
-    files = _find(name, folder)
-    if files is None and download:
+    files = _find_files(name, folder)
+    if not files and download:
         _download(name, folder)
-        files = _find(name, folder)
-    if files is None:
+        files = _find_files(name, folder)
+    if not files:
         raise DataError(
             f"data.dataset: no files of {name} in {folder} (looked for "
             f"{_layout(name)}): set data.root to the folder that has them, or "
             f"data.download = true"
         )
-    found = files
 
     def read() -> DatasetContent:
         try:
-            return _read(name, folder, found, image_size)
-        except (
-            *(OSError, EOFError, ValueError, TypeError, RuntimeError),
-            *(AssertionError, KeyError, zlib.error),
-        ) as error:
+            return _read(name, folder, files, image_size)
+        except READ_ERRORS as error:
             raise DataError(
                 f"data.dataset: the files of {name} in {folder} are damaged "
                 f"({_reason(error)}): get them again"
@@ -91,23 +98,29 @@ def _layout(name: str) -> str:
     return f"{_torchvision_class(name).base_folder}/"
 
 
-def _find(name: str, folder: Path) -> list[Path] | None:
-    """Return the files of a data set, or None if any is missing."""
+def _find_files(name: str, folder: Path) -> list[Path]:
+    """Return the files of a data set; none if any is missing."""
     if name in CIFAR_LIKE:
         kind = _torchvision_class(name)
-        rows = [row[0] for row in kind.train_list + kind.test_list]
-        files = [folder / kind.base_folder / one for one in rows]
-        files.append(folder / kind.base_folder / kind.meta["filename"])
-        return files if all(map(Path.is_file, files)) else None
-    for place in (folder / TORCHVISION[name] / "raw", folder):
-        candidates = [
-            [place / one, place / f"{one}.gz"]  # unpacked is faster
-            for one in IDX_FILES
+        names = [file_name for file_name, _ in kind.train_list + kind.test_list]
+        names.append(kind.meta["filename"])
+        files = [folder / kind.base_folder / file_name for file_name in names]
+        return files if all(map(Path.is_file, files)) else []
+    for idx_folder in (folder / TORCHVISION[name] / "raw", folder):
+        files = [
+            path
+            for file_name in IDX_FILES
+            if (path := _unpacked_or_packed(idx_folder / file_name))
         ]
-        files = [next(filter(Path.is_file, pair), place) for pair in candidates]
-        if place not in files:
+        if len(files) == len(IDX_FILES):
             return files
-    return None
+    return []
+
+
+def _unpacked_or_packed(path: Path) -> Path | None:
+    """Return a file, or else its .gz; unpacked is faster."""
+    packed = path.with_name(f"{path.name}.gz")
+    return next(filter(Path.is_file, (path, packed)), None)
 
 
 def _download(name: str, folder: Path) -> None:
@@ -122,7 +135,7 @@ def _download(name: str, folder: Path) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """Return the last line of an error, which in torchvision's is the telling one."""
+    """Return the last line of an error, where torchvision's errors name the cause."""
     lines = str(error).strip().splitlines()
     return lines[-1] if lines else type(error).__name__
 
@@ -154,7 +167,8 @@ def _content(name: str, folder: Path, image_size: int) -> DatasetContent:
             warnings.filterwarnings("ignore", r"dtype\(\): align")
             loaded = _torchvision_class(name)(str(folder), train=part == "train")
         pixels = np.asarray(loaded.data)
+        # [N,H,W] -> [N,1,H,W], or [N,H,W,3] -> [N,3,H,W]
         images = pixels[:, None] if pixels.ndim == 3 else pixels.transpose(0, 3, 1, 2)
         targets = np.asarray(loaded.targets)
         parts[part] = part_from_arrays(f"{name} ({part})", images, targets, image_size)
-    return DatasetContent(parts, [str(one) for one in loaded.classes])
+    return DatasetContent(parts, [str(name) for name in loaded.classes])

@@ -138,7 +138,7 @@ class EncodingKey:
         """Concatenate the keys of consecutive batches.
 
         Args:
-            keys: at least one key; all of the same k, p and image shape.
+            keys: one key or more, all with the same k, p and image shape.
         """
         drawn = [key.augmentation for key in keys if key.augmentation is not None]
         sign_bits = [key.sign_bits for key in keys if key.sign_bits is not None]
