@@ -61,7 +61,7 @@ class GroundTruth:
         """Whether any private image was cropped or mirrored before mixing."""
         return any(truth.key.augmentation is not None for truth in self.truths.values())
 
-    def seen_by(self, reconstruction: Reconstruction) -> GroundTruth:
+    def for_reconstruction(self, reconstruction: Reconstruction) -> GroundTruth:
         """Return the truth to score a reconstruction with.
 
         Where the attack was on aggregates, all clients of a round are one.

@@ -48,7 +48,7 @@ def score_reconstruction(
         TranscriptError: the truth of a client is missing.
         ShapeError: images, rows or labels do not fit the truth.
     """
-    truth = ground_truth.seen_by(reconstruction)
+    truth = ground_truth.for_reconstruction(reconstruction)
     clients = truth.recovered_clients(reconstruction)
     target = reconstruction.target
     scorer = ImageScorer(target, truth, rng)
