@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import signal
 import sys
 
@@ -10,6 +11,11 @@ import torch
 from instahide_fl import cli
 from instahide_fl.data.pool import MixingPool
 from instahide_fl.types import PrivateSplit
+
+# Two tests at a time share two cores, images are small, and processes that tests start
+# (as all of ours) need no second thread either: threads would wait for each other.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 # A shell starts what it puts in the background with Ctrl-C ignored, and every process
 # that a test starts would inherit that, deaf to the Ctrl-C that the test sends.

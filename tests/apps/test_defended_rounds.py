@@ -36,15 +36,17 @@ def settings(**changes):
         {"defense__transforms": "prune, sign, clip, noise"},
         {"defense__differential_privacy": "dp-sgd"},
         {
+            "data__train_rows": "0:200",
             "defense__differential_privacy": "dp-sgd",
             "train__mode": "update",
-            "train__batch_size": 500,
+            "train__batch_size": 25,
         },
         {"defense__differential_privacy": "central", "train__clients_per_round": 1},
         {
+            "data__train_rows": "0:200",
             "defense__differential_privacy": "local",
             "train__mode": "update",
-            "train__batch_size": 500,
+            "train__batch_size": 25,
         },
     ],
 )

@@ -50,9 +50,18 @@ def model_bytes(folder):
         {},
         {"instahide__method": "mixup", "instahide__scope": "inside"},
         {"instahide__method": "none", "data__augment": "crop-flip"},
-        {"instahide__refresh": 3, "train__mode": "update", "server__optimizer": "adam"},
+        {
+            "data__train_rows": "0:200",
+            "instahide__refresh": 3,
+            "train__mode": "update",
+            "server__optimizer": "adam",
+        },
         {"partition__scheme": "dirichlet", "train__local_batches": 2},
-        {"train__mode": "update", "train__control_variates": True},
+        {
+            "data__train_rows": "0:200",
+            "train__mode": "update",
+            "train__control_variates": True,
+        },
         {"server__aggregation": "krum", "model__normalization": "batch"},
     ],
 )
@@ -78,7 +87,8 @@ def test_a_run_repeats_byte_for_byte_and_leaves_a_full_folder(tmp_path, changes)
     size *= 2 if changes.get("train__control_variates") else 1
     assert rows[0]["bytes_up"] == rows[0]["bytes_down"] == 4 * size
     partition = json.loads((first.path / "partition.json").read_text())
-    assert sorted(itertools.chain(*partition["clients"])) == list(range(4000))
+    images = 200 if "data__train_rows" in changes else 4000
+    assert sorted(itertools.chain(*partition["clients"])) == list(range(images))
 
 
 def test_a_resumed_run_ends_as_if_never_interrupted(tmp_path, monkeypatch):

@@ -56,7 +56,7 @@ def closest(left, right):
     ],
 )
 def test_the_model_is_that_of_a_run_in_the_open(tmp_path, changes):
-    changes = {"train__rounds": 2, **SMOOTH, **changes}
+    changes = {"data__train_rows": "0:400", "train__rounds": 2, **SMOOTH, **changes}
     secure = start(tmp_path / "a", settings(**{**changes, **SECURE}))
     again = start(tmp_path / "b", settings(**{**changes, **SECURE}))
     plain = start(tmp_path / "c", settings(**changes))

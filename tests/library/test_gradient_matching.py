@@ -31,14 +31,6 @@ from tests.library.attack_views import observed_client, settings
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def photos():
     """Smooth private images: patches of photographs, cut small."""
@@ -133,7 +125,9 @@ def test_local_steps_are_inverted_by_unrolling_them(photos):
     assert off < 0.5 * truth.encodings.abs().mean()
 
 
-@pytest.mark.parametrize("attack", [DeepLeakage, ImprovedDeepLeakage])
+@pytest.mark.parametrize(
+    "attack", [pytest.param(DeepLeakage, marks=pytest.mark.long), ImprovedDeepLeakage]
+)
 def test_deep_leakage_matches_the_gradient_exactly(photos, attack):
     config = settings(
         "cross", 1, model__name="strided-lenet", model__activation="sigmoid"

@@ -68,7 +68,7 @@ source = "nowhere"
 name = "batch 1"
 attacks = ["first_layer", "batch_statistics"]
 [audits.settings.train]
-rounds = 2
+rounds = 1
 batch-size = 1
 """
 
