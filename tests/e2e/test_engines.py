@@ -41,7 +41,9 @@ def test_a_failing_client_changes_nothing_between_engines(tmp_path):
     assert len(models) == 1
 
 
-@pytest.mark.parametrize("engine", ["ray", "flower"])
+@pytest.mark.parametrize(
+    "engine", ["ray", pytest.param("flower", marks=pytest.mark.long)]
+)
 def test_ctrl_c_leaves_no_process_behind(tmp_path, engine):
     process = subprocess.Popen(
         [

@@ -17,17 +17,24 @@ from tests.e2e.support import marked_processes, model_bytes, start
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "changes",
     [
-        {"resources.workers": 1},
         {
             "resources.workers": 2,
+            "data.train-rows": "0:300",
             "train.mode": "update",
             "train.control-variates": True,  # clients keep state
             "train.schedule": "cosine",
             "model.normalization": "batch",  # and send statistics
             "secure-aggregation.enabled": True,  # in four stages
+        },
+        {
+            "resources.workers": 1,
+            "defense.differential-privacy": "dp-sgd",
+            "defense.transforms": "prune",
+            "instahide.method": "none",
         },
     ],
 )
@@ -35,9 +42,12 @@ def test_flower_on_ray_gives_the_bytes_of_inline(tmp_path, changes):
     inline = start(run_inline, tmp_path / "inline", **changes)
     flower = start(run_flower, tmp_path / "flower", **changes)
     assert model_bytes(inline) == model_bytes(flower)
-    keep = ("round", "test_accuracy", "train_loss", "clients", "bytes_up", "exposures")
+    keep = (
+        *("round", "test_accuracy", "train_loss", "clients", "bytes_up", "exposures"),
+        "epsilon",
+    )
     rows = [
-        [{key: row[key] for key in keep} for row in folder.metrics()]
+        [{key: row.get(key) for key in keep} for row in folder.metrics()]
         for folder in (inline, flower)
     ]
     assert rows[0] == rows[1]
@@ -46,6 +56,7 @@ def test_flower_on_ray_gives_the_bytes_of_inline(tmp_path, changes):
     assert not marked_processes()
 
 
+@pytest.mark.long
 def test_a_failed_run_fails_with_the_clients_reason(tmp_path):
     # The command line would have found this before; here the clients raise it.
     changes = {"pool.source": str(tmp_path / "nowhere")}

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 from instahide_fl.config import Config, ResourcesConfig
 from instahide_fl.engine.inline import run_inline
@@ -23,6 +24,7 @@ from instahide_fl.errors import ConfigError, EngineError
 from instahide_fl.flower.app_bundle import importable_app
 from instahide_fl.flower.in_process_grid import server_context
 from instahide_fl.run_folder import RunFolder
+from instahide_fl.transcript.recorded import read_transcript, recorded_rounds
 from tests.e2e.support import (
     SMALL,
     command_line,
@@ -45,7 +47,9 @@ def cluster(tmp_path_factory):
 
 def run_on_cluster(path, plain=False, **changes):
     """Run on the module's cluster; `plain` makes single updates travel."""
-    config = Config().with_values({**SMALL, **changes, "output.folder": str(path)})
+    config = Config().with_values(
+        {**SMALL, "resources.workers": 2, **changes, "output.folder": str(path)}
+    )
     folder = RunFolder.create(path, config)
     log = path / "logs" / "run.log"
     with importable_app() as (_, server), logging_to(log), RayGrid(config) as grid:
@@ -66,65 +70,141 @@ class _WithoutReducing:
         return getattr(self._grid, name)
 
 
+SECURE = {"secure-aggregation.enabled": True}
+LIMITED = {  # clients keep counters, and leave images out by them
+    "data.train-rows": "0:150",
+    "instahide.max-exposures": 2,
+    "instahide.exposure-action": "stop",
+}
+MEAN = {"server.aggregation": "mean"}
+
+
+def test_two_workers_give_the_bytes_and_the_transcripts_of_inline(tmp_path, cluster):
+    changes = {
+        "partition.scheme": "dirichlet",
+        "record.rounds": "1, 3",
+        "record.truth": True,
+    }
+    expected = start(run_inline, tmp_path / "inline", **changes)
+    folder = run_on_cluster(tmp_path / "ray", **changes)
+    assert_same_run(folder, expected)
+    assert recorded_rounds(folder.path) == [1, 3]
+    for number in (1, 3):
+        inline, ray = (read_transcript(r.path, number) for r in (expected, folder))
+        assert ray.updates.keys() == inline.updates.keys()
+        for client, update in inline.updates.items():
+            assert_same_arrays(update.arrays, ray.updates[client].arrays)
+        assert_same_arrays(inline.aggregate, ray.aggregate)
+        assert_same_arrays(inline.parameters, ray.parameters)
+
+
+def long(changes):
+    return pytest.param(changes, marks=pytest.mark.long)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
-        {"partition.scheme": "dirichlet"},
-        {"partition.scheme": "dirichlet", "train.mode": "update"},
-        {"train.mode": "update", "train.control-variates": True},
-        {"server.aggregation": "median", "model.normalization": "batch"},
-        {"secure-aggregation.enabled": True},
-        # Clients keep counters, and leave images out by them.
+        {"train.mode": "update", "train.control-variates": True, **LIMITED},
         {
-            "data.train-rows": "0:150",
-            "instahide.max-exposures": 2,
-            "instahide.exposure-action": "stop",
+            "train.mode": "update",
+            "data.train-rows": "0:200",
+            "defense.differential-privacy": "local",
+            "defense.transforms": "sign",
+            **MEAN,
         },
+        long({"train.mode": "update", "partition.scheme": "dirichlet"}),
+        long({"server.aggregation": "median", "model.normalization": "batch"}),
+        long(SECURE),
+        long(LIMITED),
+        long({"defense.transforms": "prune, clip, noise"}),
+        long(
+            {"defense.differential-privacy": "dp-sgd", "instahide.method": "none"},
+        ),
+        long({"defense.differential-privacy": "central", **MEAN}),
     ],
+)
+def test_workers_keep_states_and_defences_as_inline_does(tmp_path, cluster, changes):
+    expected = start(run_inline, tmp_path / "inline", **changes)
+    assert_same_run(run_on_cluster(tmp_path / "ray", **changes), expected)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "changes", [{"partition.scheme": "dirichlet"}, {"train.mode": "update"}, SECURE]
 )
 def test_any_number_of_workers_gives_the_bytes_of_inline(tmp_path, cluster, changes):
     expected = start(run_inline, tmp_path / "inline", **changes)
-    keep = ("round", "test_accuracy", "train_loss", "clients", "bytes_up", "exposures")
-    for workers in (1, 2, 3):
+    for workers in (1, 3):
         folder = run_on_cluster(
             tmp_path / str(workers), **changes, **{"resources.workers": workers}
         )
-        assert model_bytes(folder) == model_bytes(expected)
-        rows = [
-            [{key: row[key] for key in keep} for row in one.metrics()]
-            for one in (expected, folder)
-        ]
-        assert rows[0] == rows[1]
+        assert_same_run(folder, expected)
     single = run_on_cluster(tmp_path / "plain", plain=True, **changes)
-    assert model_bytes(single) == model_bytes(expected)
+    assert_same_run(single, expected)
 
 
-def test_a_round_goes_on_without_clients_that_fail_and_workers_are_replaced(tmp_path):
-    """One run in which, round by round, everything happens that can."""
+def assert_same_run(folder, expected):
+    assert model_bytes(folder) == model_bytes(expected)
+    names = (
+        *("round", "test_accuracy", "train_loss", "clients", "bytes_up", "exposures"),
+        "epsilon",
+    )
+    rows = [
+        [{name: row.get(name) for name in names} for row in run.metrics()]
+        for run in (expected, folder)
+    ]
+    assert rows[0] == rows[1]
+
+
+def assert_same_arrays(expected, arrays):
+    assert expected.keys() == arrays.keys()
+    for name, array in expected.items():
+        assert torch.equal(array, arrays[name]), name
+
+
+@pytest.mark.parametrize(
+    ("faults", "failures", "expected"),
+    [
+        (
+            "1 0 raise; 2 1 die-once; 3 2 die",
+            [1, 0, 1],
+            ["client 0 failed: on purpose", "client 2 failed: its worker process died"],
+        ),
+        pytest.param(
+            "1 3 hang; 2 4 memory; 3 4 exit",
+            [1, 1, 1, 0],
+            [
+                "client 3 failed: no answer within 5 s (train.timeout)",
+                "client 4 failed: MemoryError",
+                "client 4 failed: 3",
+            ],
+            marks=pytest.mark.long,
+        ),
+    ],
+)
+def test_a_round_goes_on_without_clients_that_fail_and_workers_are_replaced(
+    tmp_path, faults, failures, expected
+):
     app = faulty_app(tmp_path / "app")
-    faults = "1 0 raise; 2 1 die-once; 3 2 die; 4 3 hang; 5 4 memory; 6 4 exit"
     before = marked_processes().keys()
     changes = {
-        "train.rounds": 7,
+        "train.rounds": len(failures),
         "train.clients-per-round": 0,
         "train.min-updates": 4,
-        "train.timeout": 5.0,
+        "train.timeout": 5.0 if "hang" in faults else 120.0,
+        "resources.workers": 2,
     }
     done, folder = command_line(tmp_path / "run", "ray", app, faults, **changes)
     assert done.returncode == 0, done.stderr
-    assert [row["failures"] for row in folder.metrics()] == [1, 0, 1, 1, 1, 1, 0]
+    assert [row["failures"] for row in folder.metrics()] == failures
     log = (folder.path / "logs" / "run.log").read_text()
-    for expected in (
-        "client 0 failed: on purpose",
-        "client 2 failed: its worker process died",
-        "client 3 failed: no answer within 5 s (train.timeout)",
-        "client 4 failed: MemoryError",
-        "client 4 failed: 3",
-    ):
-        assert expected in log
+    for sentence in expected:
+        assert sentence in log
     assert not marked_processes().keys() - before
 
 
+@pytest.mark.long
 def test_too_few_updates_end_the_run_with_the_reason(tmp_path):
     app = faulty_app(tmp_path / "app")
     before = marked_processes().keys()
@@ -137,6 +217,7 @@ def test_too_few_updates_end_the_run_with_the_reason(tmp_path):
     assert not marked_processes().keys() - before
 
 
+@pytest.mark.long
 def test_a_worker_killed_from_outside_changes_nothing(tmp_path, cluster):
     changes = {"train.rounds": 30, "resources.workers": 2}
     expected = start(run_inline, tmp_path / "inline", **changes)
@@ -159,6 +240,7 @@ def test_more_workers_than_fit_and_a_second_ray_are_refused(tmp_path, cluster):
         start(run_ray, tmp_path / "b")
 
 
+@pytest.mark.long
 def test_a_cluster_of_two_nodes_is_joined_and_left_alone(tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

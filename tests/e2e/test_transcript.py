@@ -11,7 +11,6 @@ import torch
 
 from instahide_fl.config import Config
 from instahide_fl.engine.inline import run_inline
-from instahide_fl.engine.ray.ray_grid import run_ray
 from instahide_fl.errors import TranscriptError
 from instahide_fl.models.arrays import get_arrays, load_arrays
 from instahide_fl.models.registry import build_model
@@ -38,17 +37,10 @@ def recorded(tmp_path_factory):
     return start(run_inline, path, **RECORD)
 
 
-def test_recording_changes_nothing_and_is_the_same_in_every_engine(recorded, tmp_path):
+def test_recording_changes_nothing(recorded, tmp_path):
     plain = start(run_inline, tmp_path / "plain")
-    parallel = start(run_ray, tmp_path / "ray", **RECORD)
-    assert model_bytes(plain) == model_bytes(recorded) == model_bytes(parallel)
+    assert model_bytes(plain) == model_bytes(recorded)
     assert recorded_rounds(recorded.path) == [1, 3]
-    for number in (1, 3):
-        one, other = (read_transcript(r.path, number) for r in (recorded, parallel))
-        for client, update in one.updates.items():
-            assert_same(update.arrays, other.updates[client].arrays)
-        assert_same(one.aggregate, other.aggregate)
-        assert_same(one.parameters, other.parameters)
 
 
 def test_an_update_is_the_gradient_on_the_encodings_in_truth(recorded):
