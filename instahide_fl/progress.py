@@ -82,7 +82,7 @@ class ProgressBar:
 
     def update(
         self,
-        done: int,
+        completed: int,
         total: int | None = None,
         description: str | None = None,
         **texts: str,
@@ -90,14 +90,14 @@ class ProgressBar:
         """Show new counts.
 
         Args:
-            done: The steps done.
+            completed: The number of steps that are done.
             total: The number of steps; None leaves it as it is.
             description: What is going on; None leaves it as it is.
             texts: The texts of further columns, by name.
         """
         self._bar.update(
             self._task,
-            completed=done,
+            completed=completed,
             total=total,
             description=description,
             **cast(Any, texts),
@@ -234,14 +234,14 @@ def steps_bar(
     with ProgressBar(console, description, transient=transient) as bar:
         start = printed = time.monotonic()
 
-        def advance(done: int, total: int) -> None:
+        def advance(completed: int, total: int) -> None:
             nonlocal printed
-            bar.update(done, total)
+            bar.update(completed, total)
             now = time.monotonic()
             if now - printed > QUIET_SECONDS:
                 printed = now
                 bar.print_line(
-                    f"{description}: {done / total:.0%} after {now - start:.0f} s"
+                    f"{description}: {completed / total:.0%} after {now - start:.0f} s"
                 )
 
         yield advance

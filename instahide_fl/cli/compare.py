@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def compare(
     study_file: Annotated[
-        Path, typer.Argument(metavar="STUDY.toml", help="What to compare.")
+        Path, typer.Argument(metavar="STUDY.toml", help="Study file.")
     ],
     out: Annotated[
         Path | None,
@@ -33,10 +33,10 @@ def compare(
         int, typer.Option(help="Runs side by side; 0: as many as there are CPUs.")
     ] = 0,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Finish what is missing in the folder.")
+        bool, typer.Option("--resume", help="Carry out the runs that are missing.")
     ] = False,
     plan: Annotated[
-        bool, typer.Option("--plan", help="Say which runs there would be, and stop.")
+        bool, typer.Option("--plan", help="List the runs, and stop.")
     ] = False,
 ) -> None:
     """Train every method under the same budget, attack each, and write the report."""

@@ -74,7 +74,7 @@ def data_partition(
     assignments: Assignments = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the partition.")] = None,
 ) -> None:
-    """Print who would get how many images of how many classes, before a run."""
+    """Print how many images and classes each client would get, before a run."""
     from instahide_fl.data.datasets import load_dataset
     from instahide_fl.data.partition import cached_partition, count_labels
 

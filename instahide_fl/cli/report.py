@@ -25,7 +25,7 @@ def report(
         ),
     ] = None,
 ) -> None:
-    """Write what came out as one HTML file: figures, tables, images, provenance."""
+    """Write the results as one HTML file: figures, tables, images, provenance."""
     # Imported here: pandas, Matplotlib and the attacks take a while.
     from instahide_fl.report.reports import write_report
 

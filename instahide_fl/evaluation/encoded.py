@@ -92,7 +92,7 @@ def inference_encoder(config: EncoderConfig, pool: MixingPool) -> MixingEncoder:
         pool: The pool that partners come from: the run's, or `training_pool`.
 
     Raises:
-        ConfigError: so few random coefficients meet the bounds that drawing would
+        ConfigError: hardly any random coefficients meet the bounds: drawing would
             hardly ever end.
     """
     try:
