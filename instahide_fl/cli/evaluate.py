@@ -29,14 +29,14 @@ def evaluate(
         typer.Option(
             min=0.0,
             metavar="X",
-            help="Least coefficient of the image itself; default: the run's bound.",
+            help="Smallest coefficient of the image itself; default: the run's bound.",
         ),
     ] = None,
     average: Annotated[
         str, typer.Option(help="What is averaged: softmax or logits.")
     ] = "softmax",
     seed: Annotated[
-        int | None, typer.Option(min=0, help="Of the keys; default: the run's.")
+        int | None, typer.Option(min=0, help="Seed of the keys; default: the run's.")
     ] = None,
 ) -> None:
     """Evaluate a finished run again, on clean or on encoded test images."""
