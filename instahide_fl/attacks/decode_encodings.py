@@ -115,7 +115,14 @@ def decode_recovered(
         for update in recovered
         if update.images is not None
     ]
-    return decode_clients(encodings, view, settings, rng, progress, error_variance)
+    return decode_clients(
+        encodings=encodings,
+        view=view,
+        settings=settings,
+        rng=rng,
+        progress=progress,
+        error_variance=error_variance,
+    )
 
 
 def _mapping_of(

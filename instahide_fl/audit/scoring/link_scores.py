@@ -33,9 +33,9 @@ def score_links(
     Returns:
         Figures by name. `pair_auc`, `pair_average_precision` and `pair_share` say how
         well pairs of encodings that share an image are told from others, by similarity
-        and labels. The same names with `_in_class` say it of pairs of slots of one
-        class, where labels do not help. Both are absent where there is only one kind
-        of pair. `cluster_purity` and `images_found` are about clusters;
+        and labels. The same names with `_in_class` say it of pairs of label entries of
+        one class, where labels do not help. Both are absent where there is only one
+        kind of pair. `cluster_purity` and `images_found` are about clusters;
         `link_accuracy_clustered` and `link_accuracy`, before and after refinement, are
         for a one-to-one matching of clusters and images.
 
@@ -61,7 +61,7 @@ def score_client_links(
 
 
 def _shown(links: LinkedEncodings, truths: Sequence[ClientTruth]) -> Tensor:
-    """Return which private images each slot shows, bool[S,n]."""
+    """Return which private images each label entry shows, bool[L,n]."""
     images = ClientImages.of(truths)
     mixed = torch.cat([images.located(truth.key.private_index) for truth in truths])
     if len(links.encodings) and int(links.encodings.max()) >= len(mixed):
@@ -81,16 +81,16 @@ def _pairs(links: LinkedEncodings, shown: Tensor) -> dict[str, float]:
     encodings = torch.unique(links.encodings)
     order = torch.from_numpy(rng.permutation(len(encodings))[:MAX_COMPARED])
     chosen = encodings[order]
-    slots = torch.isin(links.encodings, chosen).nonzero()[:, 0]
-    vectors, classes = links.vectors[links.vector_rows[slots]], links.classes[slots]
+    entries = torch.isin(links.encodings, chosen).nonzero()[:, 0]
+    vectors, classes = links.vectors[links.vector_rows[entries]], links.classes[entries]
     similarity = vectors @ vectors.T
     similarity[classes[:, None] != classes] = -1.0
-    visible = shown[slots].float()
+    visible = shown[entries].float()
     same = visible @ visible.T > 0
-    other = links.encodings[slots]
-    # Pairs of slots of two encodings and one class, each pair once.
+    other = links.encodings[entries]
+    # Pairs of label entries of two encodings and one class, each pair once.
     apart = (other[:, None] < other) & (classes[:, None] == classes)
-    # From pairs of slots [s,s] to pairs of encodings [e,e]: the best of their slots.
+    # From pairs of entries [l,l] to pairs of encodings [e,e]: their best entries.
     index = torch.searchsorted(chosen.sort().values, other)
     count = len(chosen)
     best = torch.full((count, count), -1.0)
@@ -123,9 +123,9 @@ def _clusters(links: LinkedEncodings, shown: Tensor) -> dict[str, float]:
     """Return how pure clusters are, and how many images they are of."""
     purity, images = [], set()
     for nearest in links.clusters:
-        slots = nearest[nearest >= 0]
-        if len(slots):
-            shares = shown[slots].float().mean(0)
+        entries = nearest[nearest >= 0]
+        if len(entries):
+            shares = shown[entries].float().mean(0)
             purity.append(float(shares.max()))
             images.add(int(shares.argmax()))
     return {
@@ -137,7 +137,7 @@ def _clusters(links: LinkedEncodings, shown: Tensor) -> dict[str, float]:
 
 
 def _accuracy(chosen: Tensor, links: LinkedEncodings, shown: Tensor) -> float:
-    """Return the share of slots linked to an image they show."""
+    """Return the share of entries linked to an image they show."""
     from scipy.optimize import linear_sum_assignment
 
     linked = chosen >= 0
