@@ -13,21 +13,22 @@ from instahide_fl.files import write_text
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 HEAD = """# Measured speed and memory
 
-Written by `make bench` from `benchmarks/results/`. Both sides of a comparison ran in
-one go on one machine: read the ratios, seconds are of that machine.
+Written by `make bench` from `benchmarks/results/`. All variants of a comparison ran in
+one session on one machine: the ratios say more than the seconds, which are that machine's.
 """
 SECTIONS = {
     "engine-overhead": (
         "What the engine costs",
         "Our apps on stock Flower simulation and on engine `ray`, with clients that "
-        "take no training step: what is left is sending, starting and adding up. "
-        "Median of a run's rounds without the first; engine `ray` ran before and after "
-        "the other, and the mean is shown.",
+        "take no training step: what remains is sending, starting clients and adding "
+        "up. Median of a run's rounds without the first. Engine `ray` ran before and "
+        "after stock Flower; the mean of its two runs is shown.",
     ),
     "server-memory": (
         "Memory of the server",
-        "ResNet-18 (45 MB), 100 clients without training. Peak memory of the process "
-        "that holds the server, shared pages counted in parts, and of all processes.",
+        "ResNet-18 (45 MB), 100 clients without training. Peak memory of the server's "
+        "process (a shared page is divided among the processes that share it), and of "
+        "all processes of the run.",
     ),
     "reference-workload": (
         "The reference workload of federated simulators",
@@ -36,21 +37,22 @@ SECTIONS = {
     ),
     "encoder": (
         "The encoder",
-        "InstaHide, cross, 20,000 images of 3x32x32, a pool of as many. "
+        "InstaHide, cross, 20,000 images of 3x32x32, and a pool of 20,000 images. "
         "`straightforward` is the published procedure on the whole set at once, with a "
-        "loop over images for the coefficients; the others encode 1,000 at a time.",
+        "loop over images for the coefficients; the others encode 1,000 images at a "
+        "time.",
     ),
     "attacks": (
         "Inverting Gradients",
-        "Updates of one image of 3x32x32 each, network of three convolutions (113,738 "
-        "parameters), labels known, 500 steps, one core. `published` is the paper's "
-        "algorithm, line by line. Median of three runs, taken in turn.",
+        "Updates of one image of 3x32x32 each, a network of three convolutions "
+        "(113,738 parameters), labels known, 500 steps, one core. `published` is the "
+        "paper's algorithm, line by line. Median of three runs, taken in turn.",
     ),
     "pool-build": (
         "Building a pool",
-        "`instahide-fl pool build` with its defaults, the whole command. Peak memory "
-        "is the sum over all its processes, shared pages counted in each; the last row "
-        "has the same images five times, under other names.",
+        "The whole command `instahide-fl pool build` with its defaults. Peak memory is "
+        "the sum over all its processes; a shared page counts once for each of them. "
+        "The last row has the same images five times, under different names.",
     ),
     "worker-memory": (
         "Memory of further workers",
@@ -60,14 +62,15 @@ SECTIONS = {
     "deployment": (
         "A deployed round",
         "`python -m benchmarks.deployment`: TLS, node authentication and three clients "
-        "on loopback. Seconds of a round (median, shortest, longest) and what a "
-        "client's part of it is made of; the rest is Flower's waiting and polling.",
+        "on loopback. Seconds of a round (median, shortest, longest) and the parts of "
+        "a client's time; the rest of a round is Flower's waiting and polling.",
     ),
     "soak": (
         "A deployment for half an hour",
-        "`python -m benchmarks.soak --minutes 30`. Memory and file handles of each "
-        "process, and how much they grew (as a share) from the first third of the time "
-        "after five minutes to the last third.",
+        "`python -m benchmarks.soak --minutes 30`. Memory and open file descriptors "
+        "of each process, and by which share they grew: the first five minutes are "
+        "left out, and the last third of the remaining time is compared with its first "
+        "third.",
     ),
     "fault-campaign": (
         "A deployment that is killed again and again",
