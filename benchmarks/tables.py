@@ -14,7 +14,8 @@ PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 HEAD = """# Measured speed and memory
 
 Written by `make bench` from `benchmarks/results/`. All variants of a comparison ran in
-one session on one machine: the ratios say more than the seconds, which are that machine's.
+one session on one machine: the ratios say more than the seconds, which are that
+machine's.
 """
 SECTIONS = {
     "engine-overhead": (
