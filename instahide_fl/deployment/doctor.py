@@ -174,7 +174,7 @@ def _check_data(
 ) -> Iterator[CheckResult]:
     """Open the client's images and its pool as a run would."""
     # Imported here: PyTorch takes seconds, and the checks before it none.
-    from instahide_fl.data.federated import load_pool
+    from instahide_fl.data.federated_data import load_pool
     from instahide_fl.deployment.client_data import client_config, load_client_images
 
     run_config = Config().with_values({"data.image-size": image_size})
