@@ -163,6 +163,8 @@ class MixingPool:
         """Return the same pool with its images on a device."""
         return replace(self, images=self.images.to(device))
 
+    on = to  # the name in version 0.1, which scripts call
+
     def sample(self, count: int = 100) -> Tensor:
         """Return images drawn without repetition, the same ones every time.
 

@@ -10,6 +10,7 @@ from instahide_fl.audit.scoring.verdict import (
     LEAKS_TO_ADVERSARY,
     NO_LEAK,
     NO_VERDICT,
+    NOT_SCORED,
 )
 from instahide_fl.report.leakage import Leakage
 from instahide_fl.report.results import Member
@@ -28,7 +29,7 @@ ONLY_TRIED = (
     "below, on this data. Another attack may get more. Similarity (SSIM) says how "
     "alike pictures are, not whether a person would be recognised."
 )
-_IN_WORDS = {
+VERDICTS_IN_WORDS = {
     LEAKS: "leaks private data to an adversary that every federation has",
     LEAKS_TO_ADVERSARY: "leaks private data to an adversary with more power or "
     "knowledge than a server that follows the protocol",
@@ -52,7 +53,7 @@ def verdict_lines(variants: Sequence[Variant]) -> list[tuple[str, str]]:
     lines = [
         (
             variant.label,
-            f"{_IN_WORDS[variant.verdict]}{_by_whom(variant)}.{_how_much(variant)}",
+            f"{VERDICTS_IN_WORDS[variant.verdict]}{_by_whom(variant)}.{_how_much(variant)}",
         )
         for variant in ordered
         if variant.has_runs

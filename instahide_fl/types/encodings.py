@@ -133,6 +133,8 @@ class EncodingKey:
             repeat=self.repeat,
         )
 
+    rows = select  # the name in version 0.1, which scripts call
+
     @classmethod
     def concatenate(cls, keys: Sequence[EncodingKey]) -> EncodingKey:
         """Concatenate the keys of consecutive batches.

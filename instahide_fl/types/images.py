@@ -221,6 +221,9 @@ class PrivateSplit:
             given_statistics=self.statistics,
         )
 
+    # The names in version 0.1, which scripts call.
+    located, share, on = image_rows, subset, to
+
     def _changed(self, **fields: object) -> PrivateSplit:
         """Return a copy with other values for some fields.
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from instahide_fl import load_run, load_study
-from instahide_fl.audit.scoring.verdict import NO_VERDICT
+from instahide_fl.audit.scoring.verdict import FROM_WORST, NO_VERDICT
 from instahide_fl.compare.run_job import perform
 from instahide_fl.errors import InstaHideError, OutputError
 from instahide_fl.report.data_table import DataTable
@@ -23,6 +23,7 @@ from instahide_fl.report.page import Report, Section, save_report
 from instahide_fl.report.reports import report_of_study, write_report
 from instahide_fl.report.study_tables import FAILED_CONTROL, by_attack, guarantee
 from instahide_fl.report.variants import study_variants
+from instahide_fl.report.wording import VERDICTS_IN_WORDS
 from instahide_fl.study.folder import StudyFolder
 from instahide_fl.study.plan import plan_runs
 from instahide_fl.study.settings import StudyConfig
@@ -265,3 +266,7 @@ def test_what_an_earlier_report_left_goes_and_nothing_else(tmp_path):
     save_report(report("accuracy"), tmp_path / "report.html", folder)
     left = {path.name for path in folder.iterdir()}
     assert left == {"accuracy.csv", "accuracy.tex", "contents.txt", "notes.csv"}
+
+
+def test_every_verdict_has_words():
+    assert {*FROM_WORST, ""} <= VERDICTS_IN_WORDS.keys()
