@@ -119,3 +119,11 @@ def test_clients_and_server_meet_only_in_the_library():
             modules = set(imported_modules(path))
             assert other not in {module.split(".")[0] for module in modules}, path
             assert not any("instahide_fl.engine" in module for module in modules), path
+
+
+def test_flower_sends_every_file_of_the_app_to_clients():
+    """It leaves out what is named like a test, and says nothing."""
+    for folder in ("instahide_fl", "clients", "server"):
+        for path in python_files(folder):
+            assert not path.name.endswith("_test.py"), path
+            assert not path.name.startswith("test_"), path

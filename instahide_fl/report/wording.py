@@ -33,6 +33,7 @@ VERDICTS_IN_WORDS = {
     LEAKS_TO_ADVERSARY: "leaks private data to an adversary with more power or "
     "knowledge than a server that follows the protocol",
     NO_VERDICT: "cannot be judged: an attack failed its control, which says nothing",
+    NOT_SCORED: "was attacked, but nobody knows the truth that would tell what leaked",
     NO_LEAK: "no leak was found by the attacks tried, which is not a proof",
     "": "was not attacked, so nothing is known about what it leaks",
 }
