@@ -10,6 +10,7 @@ from instahide_fl.audit.scoring.verdict import (
     LEAKS_TO_ADVERSARY,
     NO_LEAK,
     NO_VERDICT,
+    NOT_SCORED,
 )
 from instahide_fl.report.leakage import Leakage
 from instahide_fl.report.results import Member
