@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help install run simulate test test-faults test-fast coverage check format build docs bench picture clean
+.PHONY: help install run simulate test test-all test-faults test-fast coverage check format build docs bench picture clean
 
 help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -17,17 +17,23 @@ run: $(READY) ## Compare defences on MNIST digits: train, attack, write the repo
 simulate: $(READY) ## Simulate the default federation: 10 clients, InstaHide, MNIST digits.
 	$(BIN)/instahide-fl run $(ARGS)
 
-test: $(READY) ## Run all tests but those of test-faults.
-	$(BIN)/pytest -n 2 --dist loadfile -m "not faults" $(ARGS)
+# Tests of one file share what it starts; the files that start most come first.
+PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+test: $(READY) ## Test everything that the library does, once (6 minutes on two cores).
+	$(PYTEST) -m "not long and not faults" $(ARGS)
+
+test-all: $(READY) ## Run all tests but those of test-faults (25 minutes).
+	$(PYTEST) -m "not faults" --hypothesis-profile=thorough $(ARGS)
 
 test-faults: $(READY) ## Kill, starve and deceive a deployment's processes (10 minutes).
 	$(BIN)/pytest -m faults $(ARGS)
 
-test-fast: $(READY) ## Run the tests that start no Flower or Ray processes.
-	$(BIN)/pytest -n 2 -m "not slow" $(ARGS)
+test-fast: $(READY) ## Run the tests of `test` that start no Flower or Ray processes (2 minutes).
+	$(PYTEST) -m "not slow and not long" $(ARGS)
 
-coverage: $(READY) ## Run all tests but those of test-faults and tell which lines none of them ran.
-	$(BIN)/pytest -n 2 --dist loadfile -m "not faults" --cov --cov-report=term:skip-covered --cov-report=html $(ARGS)
+coverage: $(READY) ## Run the tests of test-all and tell which lines none of them ran.
+	$(PYTEST) -m "not faults" --cov --cov-report=term:skip-covered --cov-report=html $(ARGS)
 
 check: $(READY) ## Lint, check formatting and types.
 	$(BIN)/ruff check .

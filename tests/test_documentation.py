@@ -29,7 +29,10 @@ PAGES = sorted(
         *(ROOT / "examples").glob("*.md"),
     ]
 )
-EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+EXAMPLES = [
+    pytest.param(path, marks=[] if path.stem == "custom_attack" else pytest.mark.long)
+    for path in sorted((ROOT / "examples").glob("*.py"))
+]
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 # Words of a page that stand for something of the reader's.
 PLACEHOLDER = re.compile(r"^[A-Z][A-Z_-]+$|\.\.\.|[\[\]|]")
@@ -135,6 +138,7 @@ def site(tmp_path_factory):
     return folder
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_site_lists_every_setting_and_command(site):
     settings = (site / "reference" / "settings.html").read_text()
@@ -144,6 +148,7 @@ def test_the_site_lists_every_setting_and_command(site):
     assert "instahide-fl deploy remove" in told
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_notebook_was_executed(site):
     page = (site / "notebooks" / "compare.html").read_text()
@@ -152,6 +157,7 @@ def test_the_notebook_was_executed(site):
     assert (site / "notebooks" / picture).stat().st_size > 5_000
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_site_needs_no_network(site):
     loads = re.compile(r'<(?:script|img|iframe)[^>]* src="(?:https?:)?//[^"]*"')
@@ -161,6 +167,7 @@ def test_the_site_needs_no_network(site):
         assert not loads.findall(text) + styles.findall(text), page
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.skipif(not CHROMIUM, reason="no Chromium")
 def test_the_search_works_on_pages_from_a_disk(site, tmp_path):

@@ -24,7 +24,7 @@ CLIENTS = ("east", "north", "west")
 SETTINGS = {
     "partition.num-clients": 3,
     "train.clients-per-round": 3,
-    "train.rounds": 5,
+    "train.rounds": 2,
     "train.timeout": 150,
     "model.name": "mlp",
 }
@@ -97,16 +97,18 @@ def edit(folder, **changes):
     path.write_text(tomli_w.dumps(tomllib.loads(path.read_text()) | changes))
 
 
-def make_federation(root, host="127.0.0.1"):
-    """Make a federation of three clients, whose keys are those of a simulation."""
+def make_federation(root, host="127.0.0.1", clients=CLIENTS):
+    """Make a federation whose clients have the keys of a simulation."""
     fleet, superlink = free_ports(2)
     made = cli(
-        *("deploy", "init", root / "federation", "--clients", *CLIENTS),
+        *("deploy", "init", root / "federation", "--clients", *clients),
         *("--host", host, "--port", fleet, "--superlink-port", superlink),
     )
     assert made.returncode == 0, made.stderr
-    data = load_federated_data(Config().with_values(SETTINGS))
-    for number, name in enumerate(CLIENTS):
+    count = len(clients)
+    sizes = {"partition.num-clients": count, "train.clients-per-round": count}
+    data = load_federated_data(Config().with_values({**SETTINGS, **sizes}))
+    for number, name in enumerate(clients):
         folder = root / "federation/clients" / name
         own_images(folder, data.split(number))
         edit(
@@ -132,12 +134,12 @@ def client(root, name, within=()):
 
 
 @contextlib.contextmanager
-def everybody_online(root):
+def everybody_online(root, clients=CLIENTS):
     """Run server and clients; the folder of the federation."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(server(root))
         await_text(root / "server.log", "Ctrl-C ends it")
-        for name in CLIENTS:
+        for name in clients:
             stack.enter_context(client(root, name))
         await_online(root / "federation")
         yield root / "federation"

@@ -23,7 +23,11 @@ pytestmark = pytest.mark.slow
 def test_a_failing_client_changes_nothing_between_engines(tmp_path):
     """Neither the model nor what clients keep: one that fails keeps what it had."""
     app = faulty_app(tmp_path / "app")
-    changes = {"train.clients-per-round": 0, "train.min-updates": 4}
+    changes = {
+        "train.clients-per-round": 0,
+        "train.min-updates": 4,
+        "resources.workers": 1,
+    }
     models = set()
     for engine in ("inline", "ray", "flower"):
         done, folder = command_line(
@@ -49,6 +53,7 @@ def test_ctrl_c_leaves_no_process_behind(tmp_path, engine):
         [
             *(*COMMAND, "run", "--engine", engine, "--out", "run"),
             *("--set", "train.checkpoint-every=1", "--set", "train.rounds=100000"),
+            "--set=resources.workers=1",
         ],
         cwd=tmp_path,
         stderr=subprocess.PIPE,

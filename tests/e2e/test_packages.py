@@ -56,7 +56,9 @@ def test_a_wheel_installs_one_name_and_carries_the_apps(wheel):
     assert not [path for path in wheel.rglob("*") if "tests" in path.parts]
 
 
-@pytest.mark.parametrize("engine", ["ray", "inline"])
+@pytest.mark.parametrize(
+    "engine", ["inline", pytest.param("ray", marks=pytest.mark.long)]
+)
 def test_a_wheel_alone_simulates_in_an_empty_folder(engine, wheel, tmp_path):
     small = ["--set", "train.rounds=1", "--set", "partition.num-clients=2"]
     model = ["--set", "model.name=mlp", "--engine", engine]

@@ -103,7 +103,12 @@ def test_damaged_and_missing_rounds_are_named(recorded, tmp_path):
 
 
 def test_local_steps_are_recorded_step_by_step(tmp_path):
-    changes = {**RECORD, "train.mode": "update", "train.local-epochs": 2}
+    changes = {
+        **RECORD,
+        "data.train-rows": "0:200",
+        "train.mode": "update",
+        "train.local-epochs": 2,
+    }
     folder = start(run_inline, tmp_path / "run", **changes)
     seen = read_transcript(folder.path, 1)
     client, update = next(iter(seen.updates.items()))

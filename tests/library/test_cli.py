@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -235,23 +234,6 @@ def start_process(*arguments, **options):
         text=True,
         **options,
     )
-
-
-def test_a_full_disk_ends_the_run_with_a_reason(tmp_path):
-    process = start_process(
-        *("run", *QUICK, "--out", "run"),
-        cwd=tmp_path,
-        # `make coverage` could not write its own file either.
-        env={k: v for k, v in os.environ.items() if not k.startswith("COVERAGE_")},
-        # No file may grow beyond 20 kB: the checkpoint of this model has more.
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, -1)),
-    )
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 2, err
-    assert "cannot write" in err
-    assert "Traceback" not in err
-    assert not (tmp_path / "run" / "summary.json").exists()
-    assert not list((tmp_path / "run").rglob(".*"))
 
 
 def test_ctrl_c_says_how_to_continue(tmp_path):
