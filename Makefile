@@ -24,7 +24,7 @@ test: $(READY) ## Test everything that the library does, once (6 minutes on two 
 	$(PYTEST) -m "not long and not faults" $(ARGS)
 
 test-all: $(READY) ## Run all tests but those of test-faults (25 minutes).
-	$(PYTEST) -m "not faults" --hypothesis-profile=thorough $(ARGS)
+	THOROUGH=1 $(PYTEST) -m "not faults" $(ARGS)
 
 test-faults: $(READY) ## Kill, starve and deceive a deployment's processes (10 minutes).
 	$(BIN)/pytest -m faults $(ARGS)

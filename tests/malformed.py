@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
 import shutil
 import sys
@@ -19,9 +20,12 @@ from instahide_fl.errors import InstaHideError
 
 
 def examples(count):
-    """Return hypothesis's settings: the same inputs in every run of the tests."""
+    """Return hypothesis's settings: the same inputs in every run of the tests.
+
+    `make test-all` draws ten times as many.
+    """
     return settings(
-        max_examples=count,
+        max_examples=count * (10 if os.environ.get("THOROUGH") else 1),
         deadline=None,
         derandomize=True,
         database=None,
