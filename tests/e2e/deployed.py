@@ -75,7 +75,7 @@ def service(log, *arguments, within=()):
             raise
 
 
-def await_text(path, text, seconds=120):
+def await_text(path, text, seconds=240):
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if path.exists() and text in path.read_text():
@@ -145,7 +145,7 @@ def everybody_online(root, clients=CLIENTS):
         yield root / "federation"
 
 
-def await_online(folder, seconds=90, within=()):
+def await_online(folder, seconds=240, within=()):
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         status = cli("deploy", "status", folder, within=within)

@@ -75,13 +75,13 @@ def test_a_killed_study_loses_at_most_the_runs_in_progress(tmp_path):
     command = [*COMMAND, "compare", str(path), "--out", str(out), "--jobs", "2"]
     killed = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     metrics = out / "runs" / "plain-seed-0" / "metrics.jsonl"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while not metrics.exists() or metrics.read_text().count("\n") < 5:
         assert time.monotonic() < deadline
         time.sleep(0.1)
     killed.send_signal(signal.SIGKILL)
     killed.wait()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while set(processes()) - before and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not set(processes()) - before

@@ -76,7 +76,7 @@ def serve(made):
 def proxied(made):
     server = serve(made)
     process = subprocess.Popen(nginx_command(NGINX, made.server))
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         with socket.socket() as probe:
             if not probe.connect_ex(("127.0.0.1", made.config.fleet_port)):

@@ -222,7 +222,7 @@ def start_build(source, out, *options):
 
 
 def wait_for_chunk(work, process):
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while not list(work.glob("chunk-*.npz")):
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline, process.kill()
@@ -235,12 +235,12 @@ def test_an_interrupted_build_continues_to_the_same_pool(photos, tmp_path):
     process = start_build(source, out, "--jobs", "1")
     wait_for_chunk(work, process)
     os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C: every process gets it
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=180)
     assert process.returncode == 1
     assert err == "interrupted: the same command continues\n"
     first = {path: path.stat().st_mtime_ns for path in work.glob("chunk-*.npz")}
     process = start_build(source, out, "--jobs", "1", "--crops", "5")
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=180)
     assert process.returncode == 2
     assert "crops 4, now 5" in err
     process = start_build(source, out, "--jobs", "1")
