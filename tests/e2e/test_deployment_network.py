@@ -28,6 +28,7 @@ from tests.e2e.deployed import (
 CAN_MAKE_NETWORKS = os.geteuid() == 0 and shutil.which("ip") is not None
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.skipif(not HAS_NGINX, reason="needs nginx"),
     pytest.mark.skipif(not CAN_MAKE_NETWORKS, reason="needs root and iproute2"),
 ]
