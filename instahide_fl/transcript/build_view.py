@@ -57,19 +57,18 @@ def build_view(
     observations: list[Observation] = []
     _require_updates(adversary, transcripts)
     if knows & {Knowledge.UPDATES, Knowledge.ENCODINGS}:
-        for transcript in transcripts:
-            for client in transcript.updates or _clients_of(truths, transcript.round):
-                truth = truths.get((transcript.round, client))
-                observations.append(
-                    _observe(
-                        adversary=adversary,
-                        config=config,
-                        transcript=transcript,
-                        client=client,
-                        truth=truth,
-                        hidden=hidden,
-                    )
-                )
+        observations += [
+            _observe(
+                adversary=adversary,
+                config=config,
+                transcript=transcript,
+                client=client,
+                truth=truths.get((transcript.round, client)),
+                hidden=hidden,
+            )
+            for transcript in transcripts
+            for client in transcript.updates or _clients_of(truths, transcript.round)
+        ]
     rounds = [
         _observe_round(config, transcript, hidden)
         for transcript in transcripts
