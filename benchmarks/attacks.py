@@ -50,10 +50,10 @@ def run(
     """Attack the same victims in three ways, in turn.
 
     Args:
-        iterations: the number of steps of each attack.
-        victims: the number of victims.
-        compared: the number of victims whose PSNR is shown.
-        repeats: the number of repetitions whose median time is shown; one more comes
+        iterations: The number of steps of each attack.
+        victims: The number of victims.
+        compared: The number of victims whose PSNR is shown.
+        repeats: The number of repetitions whose median time is shown; one more comes
             first and does not count.
     """
     torch.set_num_threads(1)

@@ -36,9 +36,9 @@ def run(
     """Measure encoding of all images once.
 
     Args:
-        images: number of private images, and of images of the pool, 3x32x32.
-        repeats: number of turns, in each of which all variants run once.
-        batch_size: images encoded at a time, by every variant but the first.
+        images: Number of private images, and of images of the pool, 3x32x32.
+        repeats: Number of turns, in each of which all variants run once.
+        batch_size: Images encoded at a time, by every variant but the first.
     """
     rng = np.random.default_rng(0)
     draw = lambda: torch.from_numpy(  # noqa: E731

@@ -59,11 +59,11 @@ class Measured:
     Memory is watched only where it is asked for, because that slows the run down.
 
     Attributes:
-        first_round: seconds of the first round.
-        later_rounds: median seconds of the other rounds.
-        server_memory: peak memory of the server's process in MB, with its part of
+        first_round: Seconds of the first round.
+        later_rounds: Median seconds of the other rounds.
+        server_memory: Peak memory of the server's process in MB, with its part of
             shared pages; 0 if memory was not watched.
-        total_memory: peak memory of all the run's processes in MB, shared pages counted
+        total_memory: Peak memory of all the run's processes in MB, shared pages counted
             once; 0 if memory was not watched.
     """
 
@@ -196,9 +196,9 @@ def measure(engine: str, settings: Mapping[str, Any], watch: bool = False) -> Me
     """Run once and read its figures.
 
     Args:
-        engine: name of the engine.
-        settings: the run's settings by dotted name.
-        watch: whether to measure memory too, as long as rounds go on.
+        engine: Name of the engine.
+        settings: The run's settings by dotted name.
+        watch: Whether to measure memory too, as long as rounds go on.
     """
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
@@ -223,7 +223,7 @@ def measure_program(
     """Run a program and watch its memory.
 
     Args:
-        command: the program's command line.
+        command: The program's command line.
         read: a function from the program's output to the seconds of its rounds.
         is_over: a function that tells when to stop watching its memory; None not to
             watch it.
@@ -255,13 +255,13 @@ class MemoryWatch(threading.Thread):
     """Samples the memory of a run's processes twice a second.
 
     Args:
-        pid: process id of `instahide-fl run`.
-        mark: value of the environment variable `MARK` in all its processes.
+        pid: Process id of `instahide-fl run`.
+        mark: Value of the environment variable `MARK` in all its processes.
         is_over: a function that tells when to stop.
 
     Attributes:
-        server: peak memory of the server's process, in MB.
-        total: peak memory of all processes, in MB.
+        server: Peak memory of the server's process, in MB.
+        total: Peak memory of all processes, in MB.
     """
 
     def __init__(self, pid: int, mark: str, is_over: Callable[[], bool]) -> None:

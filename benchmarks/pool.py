@@ -33,8 +33,8 @@ def run(folder: Path | None = None, repeats: int = 3) -> dict[str, Any]:
     """Time builds with one and two processes, then watch the memory of others.
 
     Args:
-        folder: folder of images; None makes pictures.
-        repeats: number of timed builds for each number of processes.
+        folder: Folder of images; None makes pictures.
+        repeats: Number of timed builds for each number of processes.
     """
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)

@@ -30,8 +30,8 @@ def alternate(
     In turn, because the machine's own speed drifts: a drift meets all variants.
 
     Args:
-        variants: functions to time, by name.
-        repeats: number of turns that count.
+        variants: Functions to time, by name.
+        repeats: Number of turns that count.
 
     Returns:
         Median seconds by name.

@@ -49,10 +49,10 @@ def move_control_variate(
     """Add to the client's control variate; before its first round it is zero.
 
     Args:
-        node: the client.
+        node: The client.
         context: Flower's context of the node.
         round_number: 1, 2, ...
-        difference: the step of the control variate by parameter name.
+        difference: The step of the control variate by parameter name.
 
     Raises:
         OutputError: the client's file cannot be written.

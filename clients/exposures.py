@@ -103,10 +103,10 @@ def warn_of_exposures(
     """Warn in the client's log if images passed the limit in this round.
 
     Args:
-        node: the client.
+        node: The client.
         round_number: 1, 2, ...
-        before: number of images beyond the limit before the round.
-        exposures: the counters after the round.
+        before: Number of images beyond the limit before the round.
+        exposures: The counters after the round.
     """
     limit = node.config.instahide.max_exposures
     beyond = exposures.beyond(limit)

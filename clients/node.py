@@ -61,14 +61,14 @@ class ClientNode:
     """One client, ready to train.
 
     Attributes:
-        client: stable key (`wire.messages.ClientDescription`).
-        config: the run's settings.
-        split: the client's private images.
-        pool: the mixing pool; None if encodings use none.
-        augmentation: random changes to private images before mixing; None for none.
-        simulated: whether the client belongs to a simulation; else its images are real.
-        state: the folder where a real client keeps what outlasts a run; None without.
-        seeded_as: the simulated client whose randomness a real one uses, in a rehearsal
+        client: Stable key (`wire.messages.ClientDescription`).
+        config: The run's settings.
+        split: The client's private images.
+        pool: The mixing pool; None if encodings use none.
+        augmentation: Random changes to private images before mixing; None for none.
+        simulated: Whether the client belongs to a simulation; else its images are real.
+        state: The folder where a real client keeps what outlasts a run; None without.
+        seeded_as: The simulated client whose randomness a real one uses, in a rehearsal
             that its own settings allow; empty for none.
     """
 
@@ -116,7 +116,7 @@ class ClientNode:
         """Return an encoder that keeps this round's truth; None if it is not asked for.
 
         Args:
-            encoder: the encoder whose batches and keys are kept.
+            encoder: The encoder whose batches and keys are kept.
             round_number: 1, 2, ...
 
         Raises:

@@ -32,8 +32,8 @@ def open_policy(folder: Path, config: Config) -> ClientPolicy:
     """Read a client's settings, and refuse a run that they do not allow.
 
     Args:
-        folder: the client's folder.
-        config: the run's settings, as the server sent them.
+        folder: The client's folder.
+        config: The run's settings, as the server sent them.
 
     Raises:
         ConfigError: client.toml is missing or not valid.
@@ -52,10 +52,10 @@ def check_model(
     """Refuse parameters that do not belong to the network for this client's images.
 
     Args:
-        client: the client's name.
-        split: the client's images.
-        model: the network that follows from the run's settings and the images.
-        arrays: the global parameters by name.
+        client: The client's name.
+        split: The client's images.
+        model: The network that follows from the run's settings and the images.
+        arrays: The global parameters by name.
 
     Raises:
         ProtocolError: names or shapes differ.

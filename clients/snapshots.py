@@ -23,7 +23,7 @@ def read_snapshots(path: Path) -> dict[int, dict[str, Tensor]]:
     """Return a file's snapshots by round, each with its tensors by name.
 
     Args:
-        path: the file, which may be missing.
+        path: The file, which may be missing.
 
     Raises:
         RoundError: the file is damaged.
@@ -54,11 +54,11 @@ def store_snapshot(
     """Write a snapshot after a round.
 
     Args:
-        path: the file to write.
+        path: The file to write.
         round_number: 1, 2, ...
-        tensors: the tensors by name, on the CPU.
-        checkpoint_every: number of rounds from one server checkpoint to the next.
-        with_checkpoint: whether the snapshot of the last checkpoint stays beside it.
+        tensors: The tensors by name, on the CPU.
+        checkpoint_every: Number of rounds from one server checkpoint to the next.
+        with_checkpoint: Whether the snapshot of the last checkpoint stays beside it.
 
     Raises:
         OutputError: the file cannot be written.

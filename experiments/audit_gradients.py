@@ -70,11 +70,11 @@ class Row:
     """One attack on one network and batch size, for every method.
 
     Attributes:
-        title: the row's title in the table.
-        attack: the name of the attack.
-        run: the settings of the run.
-        methods: the names of the METHODS to attack; empty takes all.
-        settings: the settings of the attack.
+        title: The row's title in the table.
+        attack: The name of the attack.
+        run: The settings of the run.
+        methods: The names of the METHODS to attack; empty takes all.
+        settings: The settings of the attack.
     """
 
     title: str

@@ -54,13 +54,13 @@ class Row:
     """One attack on one kind of encodings, for several T.
 
     Attributes:
-        page: the page of docs/attacks that has the row, without its suffix.
-        title: the row's title in the table.
-        settings: the settings of the run.
-        times: the numbers T of encodings of each image.
+        page: The page of docs/attacks that has the row, without its suffix.
+        title: The row's title in the table.
+        settings: The settings of the run.
+        times: The numbers T of encodings of each image.
         images: n, the number of images.
-        attack: the settings of the attack.
-        name: the name of the attack; empty takes that of the page.
+        attack: The settings of the attack.
+        name: The name of the attack; empty takes that of the page.
     """
 
     page: str

@@ -28,13 +28,13 @@ class Scored:
     """Means over the recovered images, in the better of two signs for all of them.
 
     Attributes:
-        count: the number of recovered images.
-        ssim: the mean SSIM.
-        psnr: the mean PSNR, in dB.
-        above_half: the share of images with SSIM above 0.5.
-        flipped: the mean of the better SSIM of each image, plain or mirrored; None
+        count: The number of recovered images.
+        ssim: The mean SSIM.
+        psnr: The mean PSNR, in dB.
+        above_half: The share of images with SSIM above 0.5.
+        flipped: The mean of the better SSIM of each image, plain or mirrored; None
             without augmentation.
-        registered: the mean SSIM in the best position, shifted by up to four pixels;
+        registered: The mean SSIM in the best position, shifted by up to four pixels;
             None without augmentation.
     """
 
@@ -67,10 +67,10 @@ class EncodedClient:
     """The images of a client, each encoded T times: once in each of T rounds.
 
     Attributes:
-        config: the settings.
-        split: the private images.
-        pool: the public images; None if none are mixed.
-        rounds: the encodings of each round and their keys.
+        config: The settings.
+        split: The private images.
+        pool: The public images; None if none are mixed.
+        rounds: The encodings of each round and their keys.
     """
 
     config: Config
@@ -82,7 +82,7 @@ class EncodedClient:
         """Return the view of an adversary who holds encodings.
 
         Args:
-            adversary: the name of the threat model.
+            adversary: The name of the threat model.
         """
         model = threat_model(adversary)
         with_mapping = Knowledge.MAPPING in model.knows
@@ -154,7 +154,7 @@ def encode_client(
     """Encode the first images of a data set.
 
     Args:
-        settings: the settings of a run; without `data.augment` nothing is augmented.
+        settings: The settings of a run; without `data.augment` nothing is augmented.
         images: n, the number of images.
         times: T, the number of encodings of each image.
     """

@@ -81,7 +81,7 @@ def measure(config: Config, times: int, images: int) -> dict[str, Any]:
     """Encode images several times and decode the encodings.
 
     Args:
-        config: the settings of data, pool and encoding, and the seed, which also
+        config: The settings of data, pool and encoding, and the seed, which also
             chooses the images.
         times: T, the number of encodings of each image.
         images: n, the number of images.

@@ -15,8 +15,8 @@ def recorded_run(folder: Path, settings: Mapping[str, Scalar]) -> RecordedRun:
     """Return a recorded run; it is simulated unless its folder is complete.
 
     Args:
-        folder: the run folder.
-        settings: the settings that differ from their defaults, by dotted name.
+        folder: The run folder.
+        settings: The settings that differ from their defaults, by dotted name.
     """
     if not RunFolder(folder).finished:
         values = {**settings, "output.folder": str(folder)}

@@ -11,9 +11,9 @@ def write_section(page: Path, text: str, name: str = "results") -> None:
     """Replace what stands between `<!-- NAME: begin -->` and `<!-- NAME: end -->`.
 
     Args:
-        page: the Markdown file.
-        text: the new content, without a line break at its end.
-        name: the name in the two markers.
+        page: The Markdown file.
+        text: The new content, without a line break at its end.
+        name: The name in the two markers.
 
     Raises:
         ValueError: the page lacks a marker.

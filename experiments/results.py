@@ -40,7 +40,7 @@ def collect(folders: Sequence[Path]) -> None:
     A run with the same changes and the same seed as an earlier one replaces it.
 
     Args:
-        folders: the folders of finished runs that were started with a settings file.
+        folders: The folders of finished runs that were started with a settings file.
     """
     for path in folders:
         folder = RunFolder(path)
@@ -97,8 +97,8 @@ def epochs_per_round(config: Config, images: Mapping[str, int]) -> float:
     """Return the share of all training images that a round uses, on average.
 
     Args:
-        config: the run's settings.
-        images: the number of images of each client.
+        config: The run's settings.
+        images: The number of images of each client.
     """
     share = (config.train.clients_per_round or len(images)) / len(images)
     if config.train.mode == "update":
@@ -158,8 +158,8 @@ def still_rising(curve: Sequence[Sequence[float]], margin: float = 0.005) -> boo
     """Tell whether the last quarter of a run still gained accuracy.
 
     Args:
-        curve: pairs of round and accuracy.
-        margin: the smallest gain in accuracy that counts.
+        curve: Pairs of round and accuracy.
+        margin: The smallest gain in accuracy that counts.
     """
     last_round, last_accuracy = curve[-1]
     before = [accuracy for number, accuracy in curve if number <= 0.75 * last_round]
@@ -170,7 +170,7 @@ def draw(names: Mapping[str, str]) -> None:
     """Draw accuracy over epochs.
 
     Args:
-        names: the labels of the curves, by experiment.
+        names: The labels of the curves, by experiment.
     """
     figure = Figure(figsize=(6.4, 3.6), dpi=120)
     axes = figure.subplots()

@@ -75,8 +75,8 @@ class Cell:
     Attributes:
         method: "instahide" or "mixup".
         num_mixed: k, the number of images in an encoding.
-        crops: the number of patches of each photograph in the pool.
-        score: the setting `pool_search.score`.
+        crops: The number of patches of each photograph in the pool.
+        score: The setting `pool_search.score`.
     """
 
     method: str

@@ -66,12 +66,12 @@ class _Run:
     """What a run works with, from its first round to its last.
 
     Attributes:
-        folder: the run folder.
-        config: the run's settings.
-        dataset: the server's data, whose test images it evaluates on.
-        clients: the clients of the federation.
-        model: the network, into which the global arrays are copied for evaluation.
-        optimizer: the holder of the global arrays.
+        folder: The run folder.
+        config: The run's settings.
+        dataset: The server's data, whose test images it evaluates on.
+        clients: The clients of the federation.
+        model: The network, into which the global arrays are copied for evaluation.
+        optimizer: The holder of the global arrays.
     """
 
     folder: RunFolder

@@ -27,7 +27,7 @@ class Clients:
 
     Attributes:
         nodes: Flower's node id by client key, in the order of keys.
-        num_examples: number of images by client key.
+        num_examples: Number of images by client key.
         pool_sha256: sha256 of the pool that all of them hold; empty for none.
     """
 
@@ -44,7 +44,7 @@ class Clients:
         """Choose the clients of a round.
 
         Args:
-            config: the run's settings. With central differential privacy the cohort is
+            config: The run's settings. With central differential privacy the cohort is
                 a Poisson sample, as the accountant assumes; else its size is fixed.
             round_number: 1, 2, ...
 
@@ -65,9 +65,9 @@ class Clients:
         """Choose a cohort of fixed size, without replacement.
 
         Args:
-            seed: the run's seed.
+            seed: The run's seed.
             round_number: 1, 2, ...
-            size: number of clients to choose; 0 takes all.
+            size: Number of clients to choose; 0 takes all.
 
         Returns:
             Client keys in order.
@@ -86,9 +86,9 @@ class Clients:
         clients the operating system chooses.
 
         Args:
-            seed: the run's seed.
+            seed: The run's seed.
             round_number: 1, 2, ...
-            size: mean number of clients to choose; 0 takes all.
+            size: Mean number of clients to choose; 0 takes all.
 
         Returns:
             Client keys in order; may be empty.
@@ -107,8 +107,8 @@ def find_clients(grid: Grid, expected: int, timeout: float) -> Clients:
 
     Args:
         grid: Flower's grid.
-        expected: number of clients; 0 takes those that are there.
-        timeout: seconds to wait for nodes, and again for their answers.
+        expected: Number of clients; 0 takes those that are there.
+        timeout: Seconds to wait for nodes, and again for their answers.
 
     Raises:
         RoundError: too few came, one failed to answer, or two have the same key.

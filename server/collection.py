@@ -33,8 +33,8 @@ def collect(
 
     Args:
         grid: Flower's grid.
-        messages: the messages, one to a node.
-        timeout: seconds to wait.
+        messages: The messages, one to a node.
+        timeout: Seconds to wait.
 
     Yields:
         The id of the node that was asked, and its reply. (Flower makes up the reply of
@@ -81,16 +81,16 @@ def reduce_updates(
 
     Args:
         grid: Flower's grid.
-        content: the records that every client receives.
-        node_ids: the cohort in client order, which is the order of the sum.
+        content: The records that every client receives.
+        node_ids: The cohort in client order, which is the order of the sum.
         group_id: Flower's name for this group of messages: the round.
-        reader: the reader that checks the replies.
-        sizes: number of images of each client.
-        timeout: seconds to wait.
-        side_by_side: number of clients that compute at the same time, to tell computing
+        reader: The reader that checks the replies.
+        sizes: Number of images of each client.
+        timeout: Seconds to wait.
+        side_by_side: Number of clients that compute at the same time, to tell computing
             from waiting; unused if the grid knows it.
         rule: a robust rule in place of the weighted sum; None for the sum.
-        keep_updates: whether to return the single updates too.
+        keep_updates: Whether to return the single updates too.
     """
     if rule is None and not keep_updates and isinstance(grid, ReducingGrid):
         return grid.send_and_reduce(
@@ -116,11 +116,11 @@ class _RoundReplies:
     They come in any order; the tree adds them in client order (`TreeSum`).
 
     Args:
-        reader: the reader that checks the replies.
-        node_ids: the cohort in client order.
-        timeout: seconds to wait, for the reason why a silent client failed.
+        reader: The reader that checks the replies.
+        node_ids: The cohort in client order.
+        timeout: Seconds to wait, for the reason why a silent client failed.
         rule: a robust rule in place of the weighted sum; None for the sum.
-        keep_updates: whether to keep the single updates even without a rule.
+        keep_updates: Whether to keep the single updates even without a rule.
     """
 
     def __init__(

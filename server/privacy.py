@@ -29,8 +29,8 @@ class PrivacyLedger:
     A client counts as soon as it was asked, whether its update came or not.
 
     Attributes:
-        config: the run's settings.
-        clients: the clients of the federation.
+        config: The run's settings.
+        clients: The clients of the federation.
     """
 
     config: Config
@@ -42,7 +42,7 @@ class PrivacyLedger:
         """Return the privacy loss of the image or client that lost most.
 
         Args:
-            round_number: the last completed round; 1, 2, ...
+            round_number: The last completed round; 1, 2, ...
         """
         kind = self.config.defense.differential_privacy
         if kind == "none":

@@ -20,8 +20,8 @@ class Recorder:
     """Writes transcripts: what crossed the wire and nothing else.
 
     Attributes:
-        folder: the run folder.
-        config: the run's settings, which name the rounds.
+        folder: The run folder.
+        config: The run's settings, which name the rounds.
         image_shape: C, H, W; the server knows it from its test images.
         num_classes: K.
     """
@@ -55,11 +55,11 @@ class Recorder:
         """Write a round.
 
         Args:
-            instruction: the instruction that was sent with the parameters.
-            sent: the parameters, as clients received them.
-            updates: the updates as they came, by client key in order.
-            aggregate: the aggregate that the server steps with.
-            images_held: number of images by client, as clients said before the first
+            instruction: The instruction that was sent with the parameters.
+            sent: The parameters, as clients received them.
+            updates: The updates as they came, by client key in order.
+            aggregate: The aggregate that the server steps with.
+            images_held: Number of images by client, as clients said before the first
                 round.
 
         Raises:

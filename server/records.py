@@ -81,8 +81,8 @@ class Sender:
     """The client of a node, as it described itself before the first round.
 
     Attributes:
-        client: the client's key.
-        images: number of images that it holds.
+        client: The client's key.
+        images: Number of images that it holds.
     """
 
     client: str
@@ -96,12 +96,12 @@ class UpdateReader:
     It may run beside the clients, where updates are added up before they travel.
 
     Attributes:
-        forms: shape and dtype of the global parameters, by name.
-        kind: the kind of this run's updates.
-        aggregation: the value of `server.aggregation`.
-        round: the round whose updates are read.
-        senders: the clients of the round's cohort, by node id.
-        tells_loss: whether clients must send their training loss.
+        forms: Shape and dtype of the global parameters, by name.
+        kind: The kind of this run's updates.
+        aggregation: The value of `server.aggregation`.
+        round: The round whose updates are read.
+        senders: The clients of the round's cohort, by node id.
+        tells_loss: Whether clients must send their training loss.
     """
 
     forms: Mapping[str, ArrayForm]
@@ -116,7 +116,7 @@ class UpdateReader:
 
         Args:
             reply: a client's reply.
-            check_finite: whether to refuse values that are not finite, or larger than
+            check_finite: Whether to refuse values that are not finite, or larger than
                 any that training gives.
 
         Raises:

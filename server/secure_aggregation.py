@@ -77,7 +77,7 @@ class MaskedUpdate:
 
     Attributes:
         vector: u32[N]; it looks uniform to anyone without its masks.
-        metrics: the client's figures, its loss left out: "seconds".
+        metrics: The client's figures, its loss left out: "seconds".
     """
 
     vector: Vector
@@ -90,11 +90,11 @@ class SecureRound:
 
     Attributes:
         grid: Flower's grid.
-        config: the run's settings.
+        config: The run's settings.
         round: 1, 2, ...
-        nodes: the cohort's node ids by client key, in client order.
-        sizes: number of images by client key.
-        failures: the reason why each dropped client failed, by client key.
+        nodes: The cohort's node ids by client key, in client order.
+        sizes: Number of images by client key.
+        failures: The reason why each dropped client failed, by client key.
     """
 
     grid: Grid
@@ -110,8 +110,8 @@ class SecureRound:
         """Return the sum of the cohort's updates.
 
         Args:
-            content: the records that every client receives to train.
-            shapes: the parameters' shapes by name.
+            content: The records that every client receives to train.
+            shapes: The parameters' shapes by name.
 
         Raises:
             RoundError: too few clients were left to take the masks off.

@@ -35,13 +35,13 @@ class RoundOutcome:
     """What happened in a round.
 
     Attributes:
-        contributions: the figures of each valid update, by client key in order.
-        failures: the reason why each other client has none, by client key.
-        bytes_down: size of the parameters sent, over all clients.
-        compute_seconds: time for which the round waited for computing clients.
-        transfer_seconds: the rest of the time between sending and having all updates.
-        aggregation_seconds: time for adding up, mean and optimizer step.
-        exposures: exposures of these clients' private images, over all rounds so far.
+        contributions: The figures of each valid update, by client key in order.
+        failures: The reason why each other client has none, by client key.
+        bytes_down: Size of the parameters sent, over all clients.
+        compute_seconds: Time for which the round waited for computing clients.
+        transfer_seconds: The rest of the time between sending and having all updates.
+        aggregation_seconds: Time for adding up, mean and optimizer step.
+        exposures: Exposures of these clients' private images, over all rounds so far.
     """
 
     contributions: Mapping[str, Contribution]
@@ -81,11 +81,11 @@ class Strategy:
     """FedSGD or FedAvg, with any aggregation rule and server optimizer.
 
     Attributes:
-        config: the run's settings.
-        optimizer: the holder of the global parameters, which moves them.
-        clients: the clients of the federation.
-        statistics: the constants with which clients normalise private images.
-        recorder: the recorder of the rounds that the settings name.
+        config: The run's settings.
+        optimizer: The holder of the global parameters, which moves them.
+        clients: The clients of the federation.
+        statistics: The constants with which clients normalise private images.
+        recorder: The recorder of the rounds that the settings name.
     """
 
     config: Config
@@ -282,8 +282,8 @@ def combine_exposures(
     """Combine the clients' figures about the exposures of their images.
 
     Args:
-        contributions: the figures of each valid update, by client key.
-        images_held: number of images, by client key.
+        contributions: The figures of each valid update, by client key.
+        images_held: Number of images, by client key.
 
     Returns:
         max and mean over all images of these clients; with a limit also `beyond`, the

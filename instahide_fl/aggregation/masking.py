@@ -36,8 +36,8 @@ class FixedPoint:
     """Real numbers as integers modulo 2**32.
 
     Attributes:
-        max_value: the largest absolute value that a number may have.
-        num_clients: the most numbers that are added up.
+        max_value: The largest absolute value that a number may have.
+        num_clients: The most numbers that are added up.
     """
 
     max_value: float
@@ -53,7 +53,7 @@ class FixedPoint:
         """Round numbers to integers.
 
         Args:
-            values: the numbers, f32[N] or wider.
+            values: The numbers, f32[N] or wider.
 
         Returns:
             u32[N]; a negative number is its complement modulo 2**32.
@@ -75,7 +75,7 @@ class FixedPoint:
         """Return the sum of numbers as f64[N].
 
         Args:
-            total: the sum of at most `num_clients` encoded vectors, u32[N].
+            total: The sum of at most `num_clients` encoded vectors, u32[N].
         """
         signed = torch.from_numpy(total.view(np.int32).astype(np.float64))
         return signed / self.scale
@@ -86,7 +86,7 @@ def expand_mask(seed: bytes, length: int) -> Vector:
 
     Args:
         seed: 32 bytes.
-        length: number of integers.
+        length: Number of integers.
     """
     stream = keyed_stream(seed, "mask")
     return stream.integers(0, 2**32, length, dtype=np.uint32)
@@ -98,9 +98,9 @@ def add_masks(
     """Return a vector with masks added and others subtracted, modulo 2**32.
 
     Args:
-        vector: the integers, u32[N]; not written to.
-        added: seeds of the masks to add.
-        subtracted: seeds of the masks to subtract.
+        vector: The integers, u32[N]; not written to.
+        added: Seeds of the masks to add.
+        subtracted: Seeds of the masks to subtract.
     """
     masked = vector.copy()
     for seed in added:
@@ -125,8 +125,8 @@ def split_vector(
     """Return the arrays of a vector, as f32 by name.
 
     Args:
-        vector: the arrays' values one after another, f64[N], in the order of names.
-        shapes: each array's shape by name; together they hold N values.
+        vector: The arrays' values one after another, f64[N], in the order of names.
+        shapes: Each array's shape by name; together they hold N values.
     """
     arrays, start = {}, 0
     for name in sorted(shapes):

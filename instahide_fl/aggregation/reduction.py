@@ -36,10 +36,10 @@ class UpdateSum:
     the common case, clients of the same size, then costs one addition each.
 
     Attributes:
-        arrays: the sum before scaling, by parameter name; float32 or wider.
-        scale: the factor by which the arrays are still to be multiplied.
-        weight: the sum of the updates' weights.
-        owned: whether the arrays may be written to.
+        arrays: The sum before scaling, by parameter name; float32 or wider.
+        scale: The factor by which the arrays are still to be multiplied.
+        weight: The sum of the updates' weights.
+        owned: Whether the arrays may be written to.
     """
 
     arrays: dict[str, Tensor]
@@ -52,9 +52,9 @@ class UpdateSum:
         """Start a sum with one update.
 
         Args:
-            update: any client's update.
-            weight: the update's weight; positive.
-            owned: whether the sum may write to the update's memory, which destroys it.
+            update: Any client's update.
+            weight: The update's weight; positive.
+            owned: Whether the sum may write to the update's memory, which destroys it.
         """
         arrays = {name: _wide(array) for name, array in update.arrays.items()}
         return cls(arrays, weight, weight, owned)
@@ -63,7 +63,7 @@ class UpdateSum:
         """Add the sum of later positions; memory that may be written to is reused.
 
         Args:
-            other: the sum to add, which must not be used any more.
+            other: The sum to add, which must not be used any more.
 
         Raises:
             RoundError: the two do not have the same arrays.
@@ -125,8 +125,8 @@ class TreeNode:
     """The root of a subtree: which positions a sum covers.
 
     Attributes:
-        level: height of the subtree; 0 for a single position.
-        index: number of the subtree on its level, from 0.
+        level: Height of the subtree; 0 for a single position.
+        index: Number of the subtree on its level, from 0.
     """
 
     level: int
@@ -141,7 +141,7 @@ class TreeSum:
     positions come roughly in order.
 
     Attributes:
-        nodes: the sums of the subtrees that wait.
+        nodes: The sums of the subtrees that wait.
     """
 
     nodes: dict[TreeNode, UpdateSum] = field(default_factory=dict)
@@ -175,9 +175,9 @@ class Contribution:
     """The figures of a client's update that are left once it is part of a sum.
 
     Attributes:
-        num_examples: number of images it was computed on.
-        nbytes: size of its arrays in bytes.
-        metrics: numbers for the log: "train_loss", "seconds".
+        num_examples: Number of images it was computed on.
+        nbytes: Size of its arrays in bytes.
+        metrics: Numbers for the log: "train_loss", "seconds".
     """
 
     num_examples: int
@@ -196,12 +196,12 @@ class ReducedUpdates:
     """A round's updates, added up.
 
     Attributes:
-        total: the weighted sum; None if no update was valid.
-        contributions: the figures of each valid update, by node id.
-        failures: the reason why each other client has none, by node id.
-        compute_seconds: time for which the round waited for computing clients.
-        adding_seconds: time in which the server added updates up.
-        updates: the single updates by node id in client order, if they were asked for.
+        total: The weighted sum; None if no update was valid.
+        contributions: The figures of each valid update, by node id.
+        failures: The reason why each other client has none, by node id.
+        compute_seconds: Time for which the round waited for computing clients.
+        adding_seconds: Time in which the server added updates up.
+        updates: The single updates by node id in client order, if they were asked for.
     """
 
     total: UpdateSum | None
@@ -220,7 +220,7 @@ class ReadsUpdates(Protocol):
 
         Args:
             reply: a client's reply.
-            check_finite: whether to refuse values that are not finite, or beyond
+            check_finite: Whether to refuse values that are not finite, or beyond
                 `MAX_UPDATE_VALUE`; a caller that leaves it out must look at the sum
                 (`UpdateSum.is_bounded`).
 
@@ -252,12 +252,12 @@ class ReducingGrid(Protocol):
         """Train one round.
 
         Args:
-            content: the records that every client receives (a Flower `RecordDict`).
-            node_ids: the cohort, in the order of the tree's positions.
+            content: The records that every client receives (a Flower `RecordDict`).
+            node_ids: The cohort, in the order of the tree's positions.
             group_id: Flower's name for this group of messages: the round.
-            reader: the reader that checks the replies, beside the clients.
-            sizes: number of images of each client, for dividing the work.
-            timeout: the most seconds that a client may take.
+            reader: The reader that checks the replies, beside the clients.
+            sizes: Number of images of each client, for dividing the work.
+            timeout: The most seconds that a client may take.
         """
 
 
@@ -269,7 +269,7 @@ def tree_mean(
     The order of the updates decides the last bits: sort them by client key.
 
     Args:
-        updates: one or more updates, all with the same names and shapes.
+        updates: One or more updates, all with the same names and shapes.
         weigh: a function that returns an update's weight (`aggregation.weights`).
 
     Returns:

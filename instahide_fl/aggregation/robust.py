@@ -38,7 +38,7 @@ def median(updates: Sequence[ClientUpdate]) -> dict[str, Tensor]:
     All updates count the same, whatever their numbers of images.
 
     Args:
-        updates: one or more updates, all with the same names and shapes.
+        updates: One or more updates, all with the same names and shapes.
 
     Returns:
         The median by parameter name.
@@ -55,8 +55,8 @@ def trimmed_mean(updates: Sequence[ClientUpdate], share: float) -> dict[str, Ten
     Yin et al., "Byzantine-Robust Distributed Learning", ICML 2018 (arXiv:1803.01498).
 
     Args:
-        updates: one or more updates, all with the same names and shapes.
-        share: the part of the values to drop at each end, in [0, 0.5), rounded down.
+        updates: One or more updates, all with the same names and shapes.
+        share: The part of the values to drop at each end, in [0, 0.5), rounded down.
 
     Returns:
         The mean by parameter name.

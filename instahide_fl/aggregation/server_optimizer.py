@@ -30,9 +30,9 @@ class ServerOptimizer:
     the clients' differences.
 
     Args:
-        arrays: the model's initial arrays by name, which are copied.
-        config: optimizer, step size, momentum and weight decay.
-        buffers: names of the arrays that are running statistics.
+        arrays: The model's initial arrays by name, which are copied.
+        config: Optimizer, step size, momentum and weight decay.
+        buffers: Names of the arrays that are running statistics.
     """
 
     def __init__(
@@ -76,10 +76,10 @@ class ServerOptimizer:
         """Move the global arrays.
 
         Args:
-            aggregate: the result of an aggregation rule, by name.
-            kind: whether the parameters' aggregates are gradients or differences.
-            learning_rate_factor: factor of this round's schedule.
-            share: the part of all clients whose updates are in the aggregate, by which
+            aggregate: The result of an aggregation rule, by name.
+            kind: Whether the parameters' aggregates are gradients or differences.
+            learning_rate_factor: Factor of this round's schedule.
+            share: The part of all clients whose updates are in the aggregate, by which
                 SCAFFOLD scales the step of the control variates.
         """
         for group in self._optimizer.param_groups:
@@ -122,8 +122,8 @@ class ServerOptimizer:
         """Restore what `state` returned.
 
         Args:
-            tensors: the state of an optimizer with the same arrays and settings.
-            control_variates: whether to restore the control variates too. They belong
+            tensors: The state of an optimizer with the same arrays and settings.
+            control_variates: Whether to restore the control variates too. They belong
                 to the clients' own: where those are gone, the server's start again at
                 zero.
 

@@ -17,11 +17,11 @@ class Yogi(torch.optim.Optimizer):
     start at zero, as in torch's Adam.
 
     Args:
-        params: the parameters to optimize.
-        lr: step size.
-        betas: decay of the first and of the second moment.
-        eps: number added to the root of the second moment.
-        weight_decay: factor of the L2 penalty, which is added to the gradient.
+        params: The parameters to optimize.
+        lr: Step size.
+        betas: Decay of the first and of the second moment.
+        eps: Number added to the root of the second moment.
+        weight_decay: Factor of the L2 penalty, which is added to the gradient.
     """
 
     def __init__(

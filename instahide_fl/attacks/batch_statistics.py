@@ -66,10 +66,10 @@ def batch_average(
     For one batch this is the batch's own statistic; of several, later ones weigh more.
 
     Args:
-        before: the running statistic that the client was sent.
-        change: the change of the running statistic over the steps.
-        momentum: the weight of a new batch in the running statistic.
-        steps: the number of batches.
+        before: The running statistic that the client was sent.
+        change: The change of the running statistic over the steps.
+        momentum: The weight of a new batch in the running statistic.
+        steps: The number of batches.
     """
     weight_of_before = (1 - momentum) ** steps
     return before + change / (1 - weight_of_before)

@@ -128,10 +128,10 @@ class DeepLeakage(Attack):
         """Return the distance from a new start, with images and labels.
 
         Args:
-            victim: one victim.
-            view: the adversary's view.
-            rng: the generator of the starting point.
-            scale: the squared length of the observed update; distances are divided
+            victim: One victim.
+            view: The adversary's view.
+            rng: The generator of the starting point.
+            scale: The squared length of the observed update; distances are divided
                 by it.
         """
         count, device = victim.steps.images, victim.device

@@ -72,8 +72,8 @@ def count_labels(bias_gradient: Tensor, expected: Tensor, batch_size: int) -> Te
     the sum of predictions that is expected; assigning an image raises it by 1.
 
     Args:
-        bias_gradient: the gradient of the mean loss by the last bias, f64[K].
-        expected: an estimate of the mean prediction, which sums to 1, f64[K].
+        bias_gradient: The gradient of the mean loss by the last bias, f64[K].
+        expected: An estimate of the mean prediction, which sums to 1, f64[K].
         batch_size: B, the number of images.
 
     Returns:

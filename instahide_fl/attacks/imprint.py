@@ -97,8 +97,8 @@ def crafted_parameters(
     """Return parameters whose gradients contain single images.
 
     Args:
-        arrays: the global parameters by name; they are not changed.
-        config: the run's settings; directions and public encodings follow its seed.
+        arrays: The global parameters by name; they are not changed.
+        config: The run's settings; directions and public encodings follow its seed.
         image_shape: C, H, W.
         num_classes: K, the number of classes.
 
@@ -135,7 +135,7 @@ def public_encodings(config: Config, image_shape: tuple[int, int, int]) -> Tenso
     """Encode public images as the run encodes private ones, f64[N,D].
 
     Args:
-        config: the run's settings. If its encodings use no pool, `photos` is encoded.
+        config: The run's settings. If its encodings use no pool, `photos` is encoded.
         image_shape: C, H, W.
     """
     channels, height, _ = image_shape
@@ -154,9 +154,9 @@ def sorting_layer(encodings: Tensor, units: int, seed: int) -> LayerTensors:
     """Return a layer whose units compare <w,x> with thresholds, direction by direction.
 
     Args:
-        encodings: the encodings of public images, f64[N,D].
+        encodings: The encodings of public images, f64[N,D].
         units: J, the number of units.
-        seed: the seed of the directions.
+        seed: The seed of the directions.
 
     Returns:
         The weight f64[J,D] and bias f64[J], scaled so that the sum of all activities

@@ -191,10 +191,10 @@ class _Prior:
     """A measure of how unlikely images are, regardless of gradients.
 
     Attributes:
-        settings: the attack, with the weights of both terms.
-        victims: the V victims.
-        hidden_signs: whether signs were flipped, so that only |x| is smooth.
-        statistics: the BatchNorm statistics of the victims' batches; None if they are
+        settings: The attack, with the weights of both terms.
+        victims: The V victims.
+        hidden_signs: Whether signs were flipped, so that only |x| is smooth.
+        statistics: The BatchNorm statistics of the victims' batches; None if they are
             not used.
     """
 
@@ -259,9 +259,9 @@ class _Best:
     """The best match of each problem so far.
 
     Attributes:
-        images: the images, f32[V,M,C,H,W].
-        losses: the distances of their updates, f32[V].
-        latest: the last step in which the match of any problem improved by more than
+        images: The images, f32[V,M,C,H,W].
+        losses: The distances of their updates, f32[V].
+        latest: The last step in which the match of any problem improved by more than
             1 in 1000.
     """
 
@@ -306,9 +306,9 @@ def _chunks(
     """Divide victims into chunks that fit into memory.
 
     Args:
-        group: victims that can be stacked.
-        restarts: the number of restarts of each victim.
-        memory: the bytes that one restart of one victim takes.
+        group: Victims that can be stacked.
+        restarts: The number of restarts of each victim.
+        memory: The bytes that one restart of one victim takes.
     """
     problems = min(SIDE_BY_SIDE, MAX_MEMORY // memory)
     size = max(1, problems // restarts)

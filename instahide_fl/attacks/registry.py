@@ -47,8 +47,8 @@ def build_attack(name: str, settings: Mapping[str, object]) -> Attack:
     """Return an attack with these settings.
 
     Args:
-        name: the attack's name, a key of `ATTACKS`.
-        settings: the values of settings by name, for instance {"iterations": 200};
+        name: The attack's name, a key of `ATTACKS`.
+        settings: The values of settings by name, for instance {"iterations": 200};
             other settings have their defaults.
 
     Raises:

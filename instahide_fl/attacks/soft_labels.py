@@ -71,8 +71,8 @@ def soft_label(
     known, and p follows from it. A class that the image lacks has y = 0 and shows S.
 
     Args:
-        gradient: the gradient of the last layer.
-        parameters: the parameters of the last layer.
+        gradient: The gradient of the last layer.
+        parameters: The parameters of the last layer.
         weight: S, if it is known; None recovers it, which needs a class with y = 0.
 
     Returns:
@@ -95,9 +95,9 @@ def recover_label(
     """Return the soft label of a client's single image.
 
     Args:
-        view: the adversary's view, for the settings of the encoding.
-        observation: the observation of the client.
-        head: the network's last layer.
+        view: The adversary's view, for the settings of the encoding.
+        observation: The observation of the client.
+        head: The network's last layer.
 
     Raises:
         AttackError: the update is of several images or steps, or its gradient is 0.

@@ -150,7 +150,7 @@ class Config(Table):
         The processes of an engine may work in another folder than the user.
 
         Args:
-            folder: the folder that relative paths start from.
+            folder: The folder that relative paths start from.
         """
         changes: dict[str, Scalar] = {}
         for name in ("data.root", "pool.source", "model.initial-weights"):
@@ -170,7 +170,7 @@ class Config(Table):
         """Return a copy with other values for some keys.
 
         Args:
-            changes: new values by dotted name, for instance `{"train.rounds": 5}`.
+            changes: New values by dotted name, for instance `{"train.rounds": 5}`.
 
         Raises:
             ConfigError: a key is unknown or a value is not valid.
@@ -210,8 +210,8 @@ class Config(Table):
         """Read a TOML file.
 
         Args:
-            path: the TOML file.
-            changes: values by dotted name that replace the file's. The file is checked
+            path: The TOML file.
+            changes: Values by dotted name that replace the file's. The file is checked
                 only together with them.
 
         Raises:

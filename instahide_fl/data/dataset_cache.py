@@ -60,11 +60,11 @@ class CachedDataset:
     """A decoded data set, divided into training and test images.
 
     Attributes:
-        train: training images.
-        test: test images.
-        class_names: names of the K classes.
+        train: Training images.
+        test: Test images.
+        class_names: Names of the K classes.
         digest: sha256 (hex) of images and targets (and client ids, where known).
-        statistics: channel statistics of the training images.
+        statistics: Channel statistics of the training images.
     """
 
     train: CachedPart
@@ -80,10 +80,10 @@ def cached_dataset(
     """Open a data set, decoding it on first use.
 
     Args:
-        name: the value of `data.dataset`, which becomes part of the folder's name.
-        source: the data set to decode.
-        image_size: side in pixels that the source resizes images to.
-        seed: seed that divides training from test images where the source does not.
+        name: The value of `data.dataset`, which becomes part of the folder's name.
+        source: The data set to decode.
+        image_size: Side in pixels that the source resizes images to.
+        seed: Seed that divides training from test images where the source does not.
 
     Raises:
         DataError: the source cannot be read, or the cached files are damaged.
@@ -101,10 +101,10 @@ def cached_images(
     """Open all images of a data set but those of a test part, decoding on first use.
 
     Args:
-        root: folder to keep decoded images in.
-        name: the value of `data.dataset`, which becomes part of the folder's name.
-        source: the data set to decode.
-        image_size: side in pixels that the source resizes images to.
+        root: Folder to keep decoded images in.
+        name: The value of `data.dataset`, which becomes part of the folder's name.
+        source: The data set to decode.
+        image_size: Side in pixels that the source resizes images to.
 
     Returns:
         The images, in the order of the source, and the names of the K classes.

@@ -37,8 +37,8 @@ class DatasetContent:
     """A data set, not decoded yet.
 
     Attributes:
-        parts: the parts `train` and `test`, or `all` if the seed has to divide them.
-        class_names: names of the K classes.
+        parts: The parts `train` and `test`, or `all` if the seed has to divide them.
+        class_names: Names of the K classes.
     """
 
     parts: dict[str, DatasetPart]
@@ -62,8 +62,8 @@ def file_listing(folder: Path, files: Iterable[Path] | None = None) -> str:
     """List files with size and time of change, so that changed ones are decoded anew.
 
     Args:
-        folder: the folder that names are relative to.
-        files: the files to list; all below the folder if None.
+        folder: The folder that names are relative to.
+        files: The files to list; all below the folder if None.
     """
     if files is None:
         files = sorted(path for path in folder.rglob("*") if path.is_file())

@@ -35,10 +35,10 @@ class ImageDataset:
     """A data set for classification.
 
     Attributes:
-        name: the value of `data.dataset`.
-        train: training images, which are divided among the clients.
-        test: clean test images, which the server evaluates on.
-        class_names: names of the K classes.
+        name: The value of `data.dataset`.
+        train: Training images, which are divided among the clients.
+        test: Clean test images, which the server evaluates on.
+        class_names: Names of the K classes.
         digest: sha256 (hex) of images and targets, and of client ids where known. It is
             the same wherever the images come from.
         client_ids: i64[N], the owner of each training image, numbered 0, 1, ... in the
@@ -63,8 +63,8 @@ def load_dataset(config: DataConfig, seed: int = 0) -> ImageDataset:
     """Load a data set, decoding it into the cache on first use.
 
     Args:
-        config: the table `[data]`, of which `augment` is not used.
-        seed: seed that divides training from test images where the source does not.
+        config: The table `[data]`, of which `augment` is not used.
+        seed: Seed that divides training from test images where the source does not.
 
     Raises:
         DataError: no such data set, or it cannot be read or does not fit the settings.
@@ -95,8 +95,8 @@ def load_private_images(
     """Load the images that one client holds: a data set without its test part, if any.
 
     Args:
-        config: the table `[data]`, of which `augment` is not used.
-        cache: folder to keep decoded images in.
+        config: The table `[data]`, of which `augment` is not used.
+        cache: Folder to keep decoded images in.
 
     Returns:
         The images, and the names of their K classes.
@@ -147,7 +147,7 @@ def parse_train_rows(text: str, count: int) -> slice:
 
     Args:
         text: `START:STOP`.
-        count: number of training images in the data set.
+        count: Number of training images in the data set.
 
     Raises:
         DataError: the text is written otherwise, or not 0 <= START < STOP <= count.
@@ -172,7 +172,7 @@ def augmentation_for(
     """Return the augmentation that `data.augment` asks for, or None.
 
     Args:
-        config: the table `[data]`.
+        config: The table `[data]`.
         image_shape: (C, H, W) of the private images.
     """
     choice = config.augment

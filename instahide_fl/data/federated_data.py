@@ -21,10 +21,10 @@ class FederatedData:
     """The data of a federation.
 
     Attributes:
-        dataset: training images (of all clients) and clean test images.
-        partition: the training images of each client.
-        pool: public images; None if no encoding uses any.
-        augmentation: crops and flips of private images; None for none.
+        dataset: Training images (of all clients) and clean test images.
+        partition: The training images of each client.
+        pool: Public images; None if no encoding uses any.
+        augmentation: Crops and flips of private images; None for none.
     """
 
     dataset: ImageDataset
@@ -43,8 +43,8 @@ class FederatedData:
         images are sent batch by batch; training images go before the pool.
 
         Args:
-            device: the device, for instance "cuda".
-            max_bytes: bytes that images may take on the device.
+            device: The device, for instance "cuda".
+            max_bytes: Bytes that images may take on the device.
         """
         dataset, pool, train = self.dataset, self.pool, self.dataset.train
         if train.images.nbytes <= max_bytes:
@@ -59,7 +59,7 @@ def load_pool(config: Config, image_shape: tuple[int, int, int]) -> MixingPool |
     """Open the pool that the settings name, or None if no encoding uses one.
 
     Args:
-        config: the settings, of which `pool.source` and `[instahide]` are used.
+        config: The settings, of which `pool.source` and `[instahide]` are used.
         image_shape: (C, H, W) of the private images.
 
     Raises:

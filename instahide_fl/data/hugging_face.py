@@ -36,9 +36,9 @@ def open_hugging_face(
 
     Args:
         reference: a local folder, or a name on the hub.
-        client_column: column that names the owner of each training image; empty for
+        client_column: Column that names the owner of each training image; empty for
             none.
-        image_size: side in pixels to resize to; 0 keeps their own size.
+        image_size: Side in pixels to resize to; 0 keeps their own size.
     """
     path = Path(reference).expanduser()
     identity = file_listing(path) if path.is_dir() else f"hub:{reference}"

@@ -33,8 +33,8 @@ def open_image_folder(path: str, image_size: int) -> DatasetSource:
     Below a class, folders may be nested. Pictures are turned as their EXIF data say.
 
     Args:
-        path: the folder.
-        image_size: side in pixels to resize to; 0 keeps their own size.
+        path: The folder.
+        image_size: Side in pixels to resize to; 0 keeps their own size.
 
     Raises:
         DataError: no such folder, no classes, a class without images, or images that
@@ -123,9 +123,9 @@ def _samples(
     """Return picture files with the numbers of their classes, in the order of names.
 
     Args:
-        folder: the folder that holds the classes.
-        class_names: names of all classes of the data set.
-        complete: whether each class must have images here.
+        folder: The folder that holds the classes.
+        class_names: Names of all classes of the data set.
+        complete: Whether each class must have images here.
     """
     from torchvision.datasets.folder import make_dataset
 

@@ -18,7 +18,7 @@ def list_images(folder: Path) -> list[str]:
     files and folders are left out.
 
     Args:
-        folder: the top of the tree.
+        folder: The top of the tree.
 
     Returns:
         Paths relative to `folder` with "/" between their parts, sorted.

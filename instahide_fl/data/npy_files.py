@@ -24,8 +24,8 @@ def write_npy_header(file: IO[bytes], shape: tuple[int, ...]) -> None:
     """Write the header of a `.npy` file of uint8 in C order.
 
     Args:
-        file: the file, at its start.
-        shape: the shape of all images together.
+        file: The file, at its start.
+        shape: The shape of all images together.
     """
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(file, header)

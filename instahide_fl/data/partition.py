@@ -34,8 +34,8 @@ def partition_images(
 
     Args:
         targets: i64[N], classes of all training images.
-        config: the table `[partition]`, with at least one client.
-        seed: seed of the division.
+        config: The table `[partition]`, with at least one client.
+        seed: Seed of the division.
         client_ids: i64[N], the owner of each image, for scheme natural-id, where client
             i gets the images of the i-th smallest id.
 
@@ -59,9 +59,9 @@ def cached_partition(
     """Divide training images by `partition_images`, once, and keep it in the cache.
 
     Args:
-        dataset: the data set whose training images are divided.
-        config: the table `[partition]`.
-        seed: seed of the division.
+        dataset: The data set whose training images are divided.
+        config: The table `[partition]`.
+        seed: Seed of the division.
 
     Raises:
         ConfigError: the division is not possible, as in `partition_images`.
@@ -99,9 +99,9 @@ def partition_to_json(
     number among the sorted values of `data.client-column`, counted from 0.
 
     Args:
-        partition: the rows of each client.
-        config: the settings that the partition was made with.
-        seed: the seed that the partition was made with.
+        partition: The rows of each client.
+        config: The settings that the partition was made with.
+        seed: The seed that the partition was made with.
         client_ids: i64[N], the owner of each image, for scheme natural-id.
     """
     description = {**config.model_dump(), "seed": seed}
@@ -114,7 +114,7 @@ def count_labels(partition: Partition, targets: Tensor, num_classes: int) -> Ten
     """Count every client's images of every class.
 
     Args:
-        partition: the rows of each of M clients.
+        partition: The rows of each of M clients.
         targets: i64[N], classes of all training images.
         num_classes: K.
 

@@ -32,7 +32,7 @@ class ShuffledImages:
         rows: i64[N], the numbers of the images.
         labels: i64[N], classes 0..K-1, of which every one occurs.
         client_ids: i64[N], the owner of each image; None if owners are unknown.
-        seed: seed of everything that a scheme draws.
+        seed: Seed of everything that a scheme draws.
     """
 
     rows: Rows

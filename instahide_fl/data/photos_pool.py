@@ -47,7 +47,7 @@ def photos_folder(image_size: int, channels: int) -> Path:
     """Return the folder in the cache for the pool of this shape, built or not.
 
     Args:
-        image_size: side in pixels that patches are shrunk to.
+        image_size: Side in pixels that patches are shrunk to.
         channels: 1 (grey) or 3 (colour).
 
     Raises:
@@ -90,10 +90,10 @@ def cut_patches(
     pixels hardly ever have 40 of them.
 
     Args:
-        photos: photographs, u8[H,W,3] each.
-        image_size: side in pixels of the result.
+        photos: Photographs, u8[H,W,3] each.
+        image_size: Side in pixels of the result.
         channels: 1 (grey) or 3 (colour).
-        count: number of patches to cut.
+        count: Number of patches to cut.
 
     Returns:
         u8[count,channels,image_size,image_size].

@@ -27,13 +27,13 @@ class UndecodedPictures:
     """Pictures of a part of a data set, and how to decode them.
 
     Attributes:
-        title: name of the part, for messages.
-        count: number of pictures.
+        title: Name of the part, for messages.
+        count: Number of pictures.
         fetch: a function of start and stop that returns the stored pictures start,
             ..., stop-1, each as `open` takes it.
         open: a function that decodes one stored picture; called from several threads.
         name: a function that names a picture by its number, for messages.
-        grey: whether the pixels have one channel instead of three.
+        grey: Whether the pixels have one channel instead of three.
     """
 
     title: str
@@ -50,8 +50,8 @@ def decode_pictures(
     """Decode pictures with several threads, in order, a block at a time.
 
     Args:
-        pictures: the pictures to decode.
-        image_size: side in pixels to resize to; 0 keeps their own size.
+        pictures: The pictures to decode.
+        image_size: Side in pixels to resize to; 0 keeps their own size.
 
     Raises:
         DataError: some pictures cannot be read (raised after all were tried, so that it
@@ -90,10 +90,10 @@ def part_from_arrays(
     """Make a part of a data set from images in memory.
 
     Args:
-        title: name of the part, for messages.
+        title: Name of the part, for messages.
         images: u8[N,C,H,W], where C is 1 or 3.
         targets: [N], classes.
-        image_size: side in pixels to resize to; 0 keeps their own size.
+        image_size: Side in pixels to resize to; 0 keeps their own size.
     """
 
     def unchanged() -> Iterator[ImageBlock]:

@@ -36,10 +36,10 @@ class MixingPool:
 
     Attributes:
         images: u8[M,C,H,W], usually mapped from disk.
-        sha256: hex digest of shape and pixels.
-        statistics: constants that public images are normalised with.
-        source: origin of the images, in words.
-        folder: the folder of the pool; None for a pool in memory.
+        sha256: Hex digest of shape and pixels.
+        statistics: Constants that public images are normalised with.
+        source: Origin of the images, in words.
+        folder: The folder of the pool; None for a pool in memory.
 
     Example:
         >>> import torch
@@ -71,7 +71,7 @@ class MixingPool:
 
         Args:
             images: u8[M,C,H,W].
-            source: origin of the images, in words.
+            source: Origin of the images, in words.
 
         Raises:
             PoolError: there are no images, or they are not u8[M,C,H,W].
@@ -89,7 +89,7 @@ class MixingPool:
         """Open the embedded pool, building it on first use (a few seconds).
 
         Args:
-            image_size: side of the images in pixels.
+            image_size: Side of the images in pixels.
             channels: 1 (grey) or 3 (colour).
 
         Raises:
@@ -169,7 +169,7 @@ class MixingPool:
         """Return images drawn without repetition, the same ones every time.
 
         Args:
-            count: number of images; a smaller pool gives all it has.
+            count: Number of images; a smaller pool gives all it has.
 
         Returns:
             u8[min(count,M),C,H,W] in random order.
@@ -195,7 +195,7 @@ class MixingPool:
 
         Args:
             image_shape: (C, H, W) of the private images.
-            needed: number of distinct public images in one encoding.
+            needed: Number of distinct public images in one encoding.
 
         Raises:
             PoolError: channels, size or count do not fit.

@@ -59,9 +59,9 @@ class BuiltPool:
     """A finished pool and what became of its source.
 
     Attributes:
-        folder: the pool, for `MixingPool.open`.
-        sha256: hex digest of shape and pixels.
-        report: counts, and the first files that could not be read.
+        folder: The pool, for `MixingPool.open`.
+        sha256: Hex digest of shape and pixels.
+        report: Counts, and the first files that could not be read.
     """
 
     folder: Path
@@ -87,11 +87,11 @@ def build_pool(
     """Cut a pool from the images below a folder, or continue an interrupted build.
 
     Args:
-        source: folder with images at any depth.
-        out: folder of the pool; must not exist.
-        options: the settings of the cut.
-        jobs: processes.
-        progress: told at the start and after each chunk.
+        source: Folder with images at any depth.
+        out: Folder of the pool; must not exist.
+        options: The settings of the cut.
+        jobs: Processes.
+        progress: Told at the start and after each chunk.
 
     Raises:
         PoolError: the source has no usable image, or no patch passed the filter.

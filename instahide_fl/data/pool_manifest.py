@@ -29,9 +29,9 @@ def describe(
 
     Args:
         shape: (M, C, H, W).
-        source: origin of the images, in words.
-        statistics: mean and standard deviation of each channel, in [0, 1].
-        sha256: hex digest of shape and pixels.
+        source: Origin of the images, in words.
+        statistics: Mean and standard deviation of each channel, in [0, 1].
+        sha256: Hex digest of shape and pixels.
     """
     mean, std = statistics
     return {
@@ -77,7 +77,7 @@ def build_facts(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return headings and words on how a pool was built by `pool build`.
 
     Args:
-        manifest: the manifest of a pool; one that was not built gives no facts.
+        manifest: The manifest of a pool; one that was not built gives no facts.
     """
     if "counts" not in manifest:
         return []

@@ -34,14 +34,14 @@ class PoolBuildOptions:
     """How a pool is cut from images.
 
     Attributes:
-        size: side of the pool's images, pixels.
-        crops: patches cut from each image, at distinct positions.
+        size: Side of the pool's images, pixels.
+        crops: Patches cut from each image, at distinct positions.
         min_keypoints: a patch is kept if it has more SIFT key points than this; 0 keeps
             every patch.
-        patch_size: side of a patch before it is shrunk, pixels. An image whose shorter
+        patch_size: Side of a patch before it is shrunk, pixels. An image whose shorter
             side is less gives the largest square that fits.
         channels: 1 (grey) or 3 (colour).
-        seed: repeats the positions.
+        seed: Repeats the positions.
 
     Raises:
         PoolError: an option is out of range.
@@ -75,13 +75,13 @@ class CutReport:
     """What became of some images.
 
     Attributes:
-        images: files looked at.
-        unreadable: files among them that no decoder could read.
-        too_small: images among them with a side below the pool's size.
-        patches_tried: patches cut.
-        patches_kept: patches with enough key points.
-        most_keypoints: highest count in a patch; 0 without the filter.
-        failures: the first unreadable files by name, each with the reason.
+        images: Files looked at.
+        unreadable: Files among them that no decoder could read.
+        too_small: Images among them with a side below the pool's size.
+        patches_tried: Patches cut.
+        patches_kept: Patches with enough key points.
+        most_keypoints: Highest count in a patch; 0 without the filter.
+        failures: The first unreadable files by name, each with the reason.
     """
 
     images: int = 0
@@ -111,10 +111,10 @@ def patch_boxes(
     """Draw where the patches of an image lie.
 
     Args:
-        width: width of the image, pixels.
-        height: height of the image, pixels.
-        options: number and side of the patches.
-        rng: the image's own stream.
+        width: Width of the image, pixels.
+        height: Height of the image, pixels.
+        options: Number and side of the patches.
+        rng: The image's own stream.
 
     Returns:
         Distinct squares, fewer than asked for where the image has fewer positions; none
@@ -136,9 +136,9 @@ def read_patches(
     """Cut an image file's patches at its own resolution.
 
     Args:
-        path: the image file.
-        options: number and side of the patches.
-        rng: the image's own stream.
+        path: The image file.
+        options: Number and side of the patches.
+        rng: The image's own stream.
 
     Returns:
         u8[side,side,3] each; none if the image is smaller than the pool's.
@@ -174,7 +174,7 @@ def shrink(patch: Pixels, size: int, channels: int) -> Pixels:
 
     Args:
         patch: u8[side,side,3].
-        size: side of the result, pixels.
+        size: Side of the result, pixels.
         channels: 1 or 3.
 
     Returns:
@@ -195,9 +195,9 @@ def cut_images(
     depend on which images are cut with it, or where.
 
     Args:
-        source: top of the image tree.
-        names: paths of the images relative to it.
-        options: the settings of the cut.
+        source: Top of the image tree.
+        names: Paths of the images relative to it.
+        options: The settings of the cut.
 
     Returns:
         The n patches that passed, u8[n,C,size,size] in order of `names`, and what

@@ -34,8 +34,8 @@ def run_in_processes(
 
     Args:
         function: a function of a module, which workers import.
-        calls: the arguments of each call.
-        jobs: processes.
+        calls: The arguments of each call.
+        jobs: Processes.
 
     Raises:
         EngineError: a worker process died.

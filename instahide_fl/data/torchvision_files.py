@@ -51,12 +51,12 @@ def open_torchvision(
     """Find the files of a data set, downloading them if allowed and missing.
 
     Args:
-        name: one of `TORCHVISION`.
-        root: folder in torchvision's layout, or with the four idx files of an
+        name: One of `TORCHVISION`.
+        root: Folder in torchvision's layout, or with the four idx files of an
             MNIST-like set (.gz or not) directly in it; empty takes the cache folder.
             Only a download writes to it.
-        download: whether missing files may be downloaded.
-        image_size: side in pixels to resize to; 0 keeps the images' own size.
+        download: Whether missing files may be downloaded.
+        image_size: Side in pixels to resize to; 0 keeps the images' own size.
 
     Raises:
         DataError: the files are missing or the download failed.

@@ -30,12 +30,12 @@ class PrivacyLoss:
     """The differential privacy that a run has spent so far.
 
     Attributes:
-        unit: the protected unit; None if nothing is protected.
-        delta: the delta of (epsilon, delta); None if nothing is protected.
-        epsilon: the epsilon of the image or client that spent most; None if there is
+        unit: The protected unit; None if nothing is protected.
+        delta: The delta of (epsilon, delta); None if nothing is protected.
+        epsilon: The epsilon of the image or client that spent most; None if there is
             no such figure.
-        per_release: the epsilon of a client's single update (local); None elsewhere.
-        absent: the reason why there is no epsilon; empty if there is one.
+        per_release: The epsilon of a client's single update (local); None elsewhere.
+        absent: The reason why there is no epsilon; empty if there is one.
     """
 
     unit: Literal["example", "client"] | None
@@ -53,10 +53,10 @@ def gaussian_epsilon(
     Neighbouring data sets differ by one part (an image, a client) that only one has.
 
     Args:
-        noise_multiplier: standard deviation over the norm of one part; at least 0.
-        rate: probability that a part is in a sample, in (0, 1].
-        steps: number of times that noise is added.
-        delta: the delta of (epsilon, delta), in (0, 1).
+        noise_multiplier: Standard deviation over the norm of one part; at least 0.
+        rate: Probability that a part is in a sample, in (0, 1].
+        steps: Number of times that noise is added.
+        delta: The delta of (epsilon, delta), in (0, 1).
 
     Returns:
         A number of at least 0; infinite where the accountant finds no bound.
@@ -101,10 +101,10 @@ def example_loss(
     """Return the loss of the image that lost most (dp-sgd).
 
     Args:
-        config: the run's settings.
-        rounds_by_size: the most rounds that one client took part in, by the number of
+        config: The run's settings.
+        rounds_by_size: The most rounds that one client took part in, by the number of
             images that it holds.
-        steps_by_size: number of noisy gradients that such a client computes in a round,
+        steps_by_size: Number of noisy gradients that such a client computes in a round,
             by the same number.
     """
     defense, train = config.defense, config.train
@@ -134,9 +134,9 @@ def central_loss(config: Config, rate: float, rounds: int) -> PrivacyLoss:
     """Return the loss of a client against whoever sees the models (central).
 
     Args:
-        config: the run's settings.
-        rate: probability that a client is in a cohort.
-        rounds: number of completed rounds.
+        config: The run's settings.
+        rate: Probability that a client is in a cohort.
+        rounds: Number of completed rounds.
     """
     defense = config.defense
     if defense.noise_multiplier == 0:
@@ -154,8 +154,8 @@ def local_loss(config: Config, releases: int) -> PrivacyLoss:
     may be twice the norm apart: the noise counts half.
 
     Args:
-        config: the run's settings.
-        releases: number of updates of the client that sent most.
+        config: The run's settings.
+        releases: Number of updates of the client that sent most.
     """
     defense = config.defense
     if defense.noise_multiplier == 0:

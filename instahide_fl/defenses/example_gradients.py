@@ -32,7 +32,7 @@ class ExampleGradients:
     """Computes sums of clipped gradients of single examples.
 
     Args:
-        model: any network whose output for an image depends on that image alone. From
+        model: Any network whose output for an image depends on that image alone. From
             now on its forward pass keeps the layout that images come in.
         loss: a function from logits f32[1,K] and targets f32[1,K] to a number.
     """
@@ -62,7 +62,7 @@ class ExampleGradients:
         """Add up the examples' gradients, each scaled down to a norm.
 
         Args:
-            batch: any number of encodings; also none.
+            batch: Any number of encodings; also none.
             max_norm: L2 bound on the gradient of one example, over all parameters.
 
         Returns:
@@ -89,8 +89,8 @@ def clip_factors(gradients: Mapping[str, Tensor], max_norm: float) -> Tensor:
     """Return the factor that scales each example's gradient: min(1, bound / norm).
 
     Args:
-        gradients: the examples' gradients by parameter name, f32[B,...].
-        max_norm: the bound; positive.
+        gradients: The examples' gradients by parameter name, f32[B,...].
+        max_norm: The bound; positive.
 
     Returns:
         f32[B], in (0, 1].
@@ -115,10 +115,10 @@ def noisy_mean(
     The true number would tell whether one part was there.
 
     Args:
-        total: the sum by parameter name.
-        deviation: standard deviation of the noise on the sum.
-        expected_size: expected number of parts; positive.
-        rng: the generator that draws the noise.
+        total: The sum by parameter name.
+        deviation: Standard deviation of the noise on the sum.
+        expected_size: Expected number of parts; positive.
+        rng: The generator that draws the noise.
     """
     noisy = add_noise(total, deviation, rng)
     return {name: array / expected_size for name, array in noisy.items()}
@@ -128,9 +128,9 @@ def poisson_sample(count: int, rate: float, rng: np.random.Generator) -> Tensor:
     """Choose each example independently, as the accountant assumes.
 
     Args:
-        count: number of examples.
-        rate: probability of each example, in [0, 1].
-        rng: the generator that draws the sample.
+        count: Number of examples.
+        rate: Probability of each example, in [0, 1].
+        rng: The generator that draws the sample.
 
     Returns:
         The chosen rows in order, i64[B]; may be empty.

@@ -29,7 +29,7 @@ def prune(arrays: Arrays, share: float) -> dict[str, Tensor]:
     2019 (arXiv:1906.08935); per tensor as in GradAttack (Huang et al., NeurIPS 2021).
 
     Args:
-        arrays: the update's parameters by name.
+        arrays: The update's parameters by name.
         share: a quantile of the magnitudes, in [0, 1); entries strictly below it become
             zero, entries that equal it stay.
     """
@@ -52,7 +52,7 @@ def sign(arrays: Arrays) -> dict[str, Tensor]:
     2019 (arXiv:1901.09847), without the paper's error feedback.
 
     Args:
-        arrays: the update's parameters by name.
+        arrays: The update's parameters by name.
     """
     return {name: a.sign() * a.abs().mean() for name, a in arrays.items()}
 
@@ -64,8 +64,8 @@ def clip(arrays: Arrays, max_norm: float) -> dict[str, Tensor]:
     2018 (arXiv:1710.06963): flat clipping.
 
     Args:
-        arrays: the update's parameters by name; the norm is over all of them together.
-        max_norm: the bound; positive.
+        arrays: The update's parameters by name; the norm is over all of them together.
+        max_norm: The bound; positive.
 
     Returns:
         The clipped arrays by name; the same tensors if the norm is within the bound.
@@ -82,9 +82,9 @@ def add_noise(
     """Add independent Gaussian noise to every entry.
 
     Args:
-        arrays: floating-point arrays by name. Noise is drawn in the order of names.
-        deviation: standard deviation, at least 0.
-        rng: the operating system's stream for real clients; a seeded one hides nothing.
+        arrays: Floating-point arrays by name. Noise is drawn in the order of names.
+        deviation: Standard deviation, at least 0.
+        rng: The operating system's stream for real clients; a seeded one hides nothing.
     """
     if deviation == 0:
         return dict(arrays)
@@ -99,8 +99,8 @@ def gaussian(like: Tensor, deviation: float, rng: np.random.Generator) -> Tensor
 
     Args:
         like: a floating-point tensor.
-        deviation: standard deviation.
-        rng: the generator that draws the noise, in float64, so that rounding to float32
+        deviation: Standard deviation.
+        rng: The generator that draws the noise, in float64, so that rounding to float32
             is the last step.
     """
     noise = rng.standard_normal(tuple(like.shape)) * deviation
@@ -111,7 +111,7 @@ def l2_norm(arrays: Arrays) -> float:
     """Return the L2 norm over all arrays together, added up in float64.
 
     Args:
-        arrays: arrays by name. They are added in the order of names, so that the last
+        arrays: Arrays by name. They are added in the order of names, so that the last
             bits do not depend on the mapping's order.
     """
     squares = [
@@ -125,7 +125,7 @@ def build_transforms(config: DefenseConfig) -> list[UpdateTransform]:
     """Return the transforms that the settings name, in their order.
 
     Args:
-        config: the `[defense]` table.
+        config: The `[defense]` table.
     """
     deviation = config.noise_multiplier * config.clip_norm
     transforms: dict[str, UpdateTransform] = {
@@ -146,10 +146,10 @@ def apply_transforms(
     """Apply a client's transforms to its update.
 
     Args:
-        arrays: the update's arrays by name; not written to.
-        buffers: names of the arrays that are running statistics, which stay unchanged.
-        config: the `[defense]` table.
-        rng: the generator that draws the noise.
+        arrays: The update's arrays by name; not written to.
+        buffers: Names of the arrays that are running statistics, which stay unchanged.
+        config: The `[defense]` table.
+        rng: The generator that draws the noise.
     """
     statistics = {name: array for name, array in arrays.items() if name in buffers}
     parameters = {name: array for name, array in arrays.items() if name not in buffers}

@@ -48,9 +48,9 @@ class Encoder(Protocol):
         """Encode the images of these rows.
 
         Args:
-            index: rows of the split, i64[B]; each image is the first of its k.
-            split: the client's own images, from which partners are drawn too.
-            rng: the generator that draws the keys.
+            index: Rows of the split, i64[B]; each image is the first of its k.
+            split: The client's own images, from which partners are drawn too.
+            rng: The generator that draws the keys.
 
         Returns:
             The batch, and the key with which anyone can repeat it.
@@ -63,9 +63,9 @@ class MixingEncoder:
 
     Attributes:
         config: k, p, c1, c2 and the coefficient law.
-        pool: the public images; needed if k > p.
-        augmentation: random changes to private images before mixing; None for none.
-        flip_signs: whether a random sign mask is applied.
+        pool: The public images; needed if k > p.
+        augmentation: Random changes to private images before mixing; None for none.
+        flip_signs: Whether a random sign mask is applied.
     """
 
     config: EncoderConfig
@@ -89,9 +89,9 @@ class MixingEncoder:
         """Encode the images of these rows under fresh keys.
 
         Args:
-            index: rows of the split, i64[B].
-            split: the client's own images, at least p of them.
-            rng: the generator that draws coefficients, partners, public images, crops
+            index: Rows of the split, i64[B].
+            split: The client's own images, at least p of them.
+            rng: The generator that draws coefficients, partners, public images, crops
                 and signs.
 
         Raises:
@@ -107,9 +107,9 @@ class MixingEncoder:
         """Draw one-time keys for these rows.
 
         Args:
-            index: rows of the split, i64[B].
-            split: the client's own images.
-            rng: the source of randomness.
+            index: Rows of the split, i64[B].
+            split: The client's own images.
+            rng: The source of randomness.
 
         Raises:
             ConfigError: the split has fewer than p images.
@@ -147,8 +147,8 @@ class MixingEncoder:
         """Mix and flip as the key says.
 
         Args:
-            key: the key of B encodings.
-            split: the images that the key's private rows refer to.
+            key: The key of B encodings.
+            split: The images that the key's private rows refer to.
 
         Returns:
             images f32[B,C,H,W] and soft targets f32[B,K], on the device of the split.
@@ -300,8 +300,8 @@ class FixedEncodings:
     are drawn anew from the same streams whenever they are needed, so nothing is stored.
 
     Attributes:
-        encoder: the encoder that draws and applies the keys.
-        count: number of encodings of each image, T.
+        encoder: The encoder that draws and applies the keys.
+        count: Number of encodings of each image, T.
         stream_of: a function that returns always the same stream for t in 0..T-1.
     """
 
@@ -315,9 +315,9 @@ class FixedEncodings:
         """Encode the images of these rows by one of their T keys.
 
         Args:
-            index: rows of the split, i64[B].
-            split: the client's own images.
-            rng: the generator that chooses one of the T.
+            index: Rows of the split, i64[B].
+            split: The client's own images.
+            rng: The generator that chooses one of the T.
         """
         key = self.draw_key(index, split, rng)
         return self.encoder.apply_key(key, split), key
@@ -341,9 +341,9 @@ def build_encoder(
     """Return the encoder that `instahide.method` names.
 
     Args:
-        config: the `[instahide]` table.
-        pool: the public images; needed for cross.
-        augmentation: random changes to private images before mixing.
+        config: The `[instahide]` table.
+        pool: The public images; needed for cross.
+        augmentation: Random changes to private images before mixing.
 
     Raises:
         ConfigError: a pool is needed and missing, or the coefficient bounds are all but

@@ -35,8 +35,8 @@ class Exposures:
         """Return counters before the first encoding.
 
         Args:
-            images: number of the client's images, N.
-            config: the `[instahide]` table.
+            images: Number of the client's images, N.
+            config: The `[instahide]` table.
         """
         repeats = 0 if config.refresh == "epoch" else config.refresh
         used = torch.zeros(repeats, images, dtype=torch.uint8)
@@ -46,7 +46,7 @@ class Exposures:
         """Count a batch of encodings; a fixed one that was made before counts no more.
 
         Args:
-            key: the batch's key; `private_index` refers to all of the client's images.
+            key: The batch's key; `private_index` refers to all of the client's images.
         """
         index = key.private_index
         if key.repeat is not None:
@@ -86,8 +86,8 @@ class CountingEncoder:
     """An encoder that counts exposures.
 
     Attributes:
-        inner: the encoder of the images that may still be encoded.
-        exposures: the counters of all of the client's images.
+        inner: The encoder of the images that may still be encoded.
+        exposures: The counters of all of the client's images.
         open_rows: i64[n], the rows of the images that may still be encoded.
     """
 
@@ -101,9 +101,9 @@ class CountingEncoder:
         """Encode, and count.
 
         Args:
-            index: rows of the split, i64[B].
-            split: the images that may still be encoded.
-            rng: the generator that draws the keys.
+            index: Rows of the split, i64[B].
+            split: The images that may still be encoded.
+            rng: The generator that draws the keys.
 
         Returns:
             The batch, and its key, which refers to all of the client's images.

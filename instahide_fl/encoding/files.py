@@ -28,9 +28,9 @@ class EncodedDataset:
 
     Attributes:
         batch: N encodings.
-        key: the keys of these N encodings.
-        encoder: the encoder that drew and applied the key.
-        split: the images that the key's private rows refer to.
+        key: The keys of these N encodings.
+        encoder: The encoder that drew and applied the key.
+        split: The images that the key's private rows refer to.
     """
 
     batch: EncodedBatch
@@ -45,9 +45,9 @@ def encode_dataset(
     """Encode training images as a single client that holds all of them would.
 
     Args:
-        config: the settings; `[data]`, `[pool]` and `[instahide]` are used.
-        limit: number of images to encode, the first ones; None for all.
-        seeded: whether keys come from `config.seed`, repeatable and insecure, instead
+        config: The settings; `[data]`, `[pool]` and `[instahide]` are used.
+        limit: Number of images to encode, the first ones; None for all.
+        seeded: Whether keys come from `config.seed`, repeatable and insecure, instead
             of the operating system.
 
     Raises:
@@ -84,7 +84,7 @@ def save_encodings(path: Path, batch: EncodedBatch) -> None:
     """Write what may be released: `encodings` f32[N,C,H,W], `soft_targets` f32[N,K].
 
     Args:
-        path: the .npz file to write.
+        path: The .npz file to write.
         batch: N encodings.
 
     Raises:
@@ -101,10 +101,10 @@ def save_key(path: Path, key: EncodingKey) -> None:
     """Write the key, with which anyone can decode the encodings.
 
     Args:
-        path: the .npz file to write. It holds `coefficients`, `private_index`,
+        path: The .npz file to write. It holds `coefficients`, `private_index`,
             `public_index`, `signs` and, if images were augmented, `crop_offset` and
             `crop_flip`.
-        key: the keys of N encodings.
+        key: The keys of N encodings.
 
     Raises:
         OutputError: the file cannot be written.

@@ -46,16 +46,16 @@ def fused_mix(
     The result does not depend on the number of threads (`torch.get_num_threads`).
 
     Args:
-        private: private images u8[M,C,H,W], C-contiguous.
-        private_rows: rows of the private images, i64[B,p].
-        private_statistics: normalisation constants of the private images.
-        public: public images u8[P,C,H,W], C-contiguous; may be empty.
-        public_rows: rows of the public images, i64[B,k-p].
-        public_statistics: normalisation constants of the public images.
-        coefficients: mixing coefficients f32[B,k], private ones first.
-        sign_bits: packed signs u8[B,ceil(C*H*W/8)], most significant bit first, 1 for
+        private: Private images u8[M,C,H,W], C-contiguous.
+        private_rows: Rows of the private images, i64[B,p].
+        private_statistics: Normalisation constants of the private images.
+        public: Public images u8[P,C,H,W], C-contiguous; may be empty.
+        public_rows: Rows of the public images, i64[B,k-p].
+        public_statistics: Normalisation constants of the public images.
+        coefficients: Mixing coefficients f32[B,k], private ones first.
+        sign_bits: Packed signs u8[B,ceil(C*H*W/8)], most significant bit first, 1 for
             +1; None leaves signs alone.
-        crop: offsets i64[B*p,2], flips bool[B*p] and padding of the private sources in
+        crop: Offsets i64[B*p,2], flips bool[B*p] and padding of the private sources in
             row order (`data.augment`); None for no augmentation.
 
     Returns:

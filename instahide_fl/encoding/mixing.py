@@ -31,9 +31,9 @@ def draw_coefficients(
     most c1 and (cross) the private ones sum to at least c2. Both bounds hold jointly.
 
     Args:
-        count: number of encodings, B.
+        count: Number of encodings, B.
         config: k, p, c1, c2 and the coefficient law.
-        rng: the source of randomness.
+        rng: The source of randomness.
 
     Returns:
         f32[B,k], private coefficients first; rows are non-negative and sum to 1.
@@ -127,10 +127,10 @@ def draw_distinct(
     only the numbers that are not used yet, then steps over the used ones.
 
     Args:
-        count: number of rows, B.
-        columns: numbers in a row, m.
+        count: Number of rows, B.
+        columns: Numbers in a row, m.
         population: n; a row uses m of the numbers, plus one if `exclude` is given.
-        rng: the source of randomness.
+        rng: The source of randomness.
         exclude: i64[B], one number per row that must not be drawn.
 
     Returns:
@@ -161,9 +161,9 @@ def draw_sign_bits(count: int, pixels: int, rng: np.random.Generator) -> Tensor:
     """Draw independent fair signs, one random bit each, eight to a byte.
 
     Args:
-        count: number of encodings, B.
-        pixels: signs of one encoding, C*H*W.
-        rng: the source of randomness.
+        count: Number of encodings, B.
+        pixels: Signs of one encoding, C*H*W.
+        rng: The source of randomness.
 
     Returns:
         u8[B,ceil(pixels/8)] for `types.unpack_signs`; bits beyond `pixels` are unused.
@@ -183,7 +183,7 @@ def mix_and_flip(
     Args:
         sources: k tensors f32[B,C,H,W] of normalised images, private ones first. They
             are consumed one by one, so a generator never holds all k in memory.
-        coefficients: mixing coefficients f32[B,k] whose rows sum to 1.
+        coefficients: Mixing coefficients f32[B,k] whose rows sum to 1.
         signs: i8[B,C,H,W] of -1 and +1; None leaves signs alone (Mixup).
 
     Returns:
@@ -225,8 +225,8 @@ def mix_targets(coefficients: Tensor, labels: Tensor, num_classes: int) -> Tenso
     As in the authors' code they are not renormalised: a row sums to the private weight.
 
     Args:
-        coefficients: coefficients f32[B,p] of the private images.
-        labels: labels i64[B,p] of the private images.
+        coefficients: Coefficients f32[B,p] of the private images.
+        labels: Labels i64[B,p] of the private images.
         num_classes: K.
 
     Returns:

@@ -118,7 +118,7 @@ class ArrayForm:
 
     Attributes:
         shape: The tensor's shape.
-        dtype: numpy's name of the tensor's dtype, for instance "float32".
+        dtype: Numpy's name of the tensor's dtype, for instance "float32".
     """
 
     shape: tuple[int, ...]

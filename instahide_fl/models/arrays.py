@@ -39,8 +39,8 @@ def load_arrays(model: nn.Module, arrays: Mapping[str, Tensor]) -> None:
     """Copy arrays into a model, in place.
 
     Args:
-        model: any module.
-        arrays: all of the model's arrays by name, in its shapes.
+        model: Any module.
+        arrays: All of the model's arrays by name, in its shapes.
     """
     with torch.no_grad():
         for name, array in live_arrays(model).items():

@@ -38,7 +38,7 @@ class SmallCnn(nn.Module):
         """Return logits.
 
         Args:
-            images: normalised images, f32[B,C,H,W].
+            images: Normalised images, f32[B,C,H,W].
 
         Returns:
             f32[B,K].
@@ -71,7 +71,7 @@ class LeNet(nn.Module):
         """Return logits.
 
         Args:
-            images: normalised images, f32[B,C,H,W].
+            images: Normalised images, f32[B,C,H,W].
 
         Returns:
             f32[B,K].
@@ -109,7 +109,7 @@ class DropoutCnn(nn.Module):
         """Return logits.
 
         Args:
-            images: normalised images, f32[B,C,H,W].
+            images: Normalised images, f32[B,C,H,W].
 
         Returns:
             f32[B,K].

@@ -23,7 +23,7 @@ def load_initial_weights(model: nn.Module, source: str) -> str:
     random start, as is usual when a network moves to another data set.
 
     Args:
-        model: the network whose arrays are overwritten.
+        model: The network whose arrays are overwritten.
         source: a run folder, or a .safetensors file (`model.initial-weights`).
 
     Returns:

@@ -22,7 +22,7 @@ class ChannelsLast(nn.Module):
         """Return the same images, channels last in memory.
 
         Args:
-            images: any images, f32[B,C,H,W].
+            images: Any images, f32[B,C,H,W].
         """
         if not self.enabled:
             return images

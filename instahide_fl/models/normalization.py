@@ -46,7 +46,7 @@ def replace_batch_norm(module: nn.Module, variant: str) -> None:
     """Replace every BatchNorm2d by a layer of another variant.
 
     Args:
-        module: the network, changed in place.
+        module: The network, changed in place.
         variant: a value of `model.normalization`.
     """
     build_layer = normalization_layer(variant)

@@ -71,7 +71,7 @@ class PreActResNet18(nn.Module):
         """Return logits.
 
         Args:
-            images: normalised images, f32[B,C,H,W].
+            images: Normalised images, f32[B,C,H,W].
 
         Returns:
             f32[B,K].

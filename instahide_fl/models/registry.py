@@ -52,10 +52,10 @@ def build_model(
     """Build a network with parameters drawn from the seed.
 
     Args:
-        config: the `[model]` table.
+        config: The `[model]` table.
         image_shape: C, H, W.
         num_classes: K.
-        seed: the run's seed; the same seed gives the same parameters.
+        seed: The run's seed; the same seed gives the same parameters.
 
     Returns:
         A module from f32[B,C,H,W] to logits f32[B,K], on the CPU, in channels-last

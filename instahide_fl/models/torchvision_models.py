@@ -23,7 +23,7 @@ def resnet18(
         image_shape: C, H, W. Below 64 pixels the stem is a 3x3 convolution without
             stride or pooling (section 4.2 of the paper).
         num_classes: K.
-        config: the `[model]` table, whose `normalization` follows every convolution.
+        config: The `[model]` table, whose `normalization` follows every convolution.
     """
     # Imported here: torchvision does not load beside every build of torch.
     from torchvision.models import (  # type: ignore[import-untyped]
@@ -53,7 +53,7 @@ def densenet121(
     Args:
         image_shape: C, H, W; small images get the stem of `resnet18`.
         num_classes: K.
-        config: the `[model]` table, whose `normalization` replaces BatchNorm.
+        config: The `[model]` table, whose `normalization` replaces BatchNorm.
     """
     from torchvision.models import densenet121 as build
 

@@ -26,7 +26,7 @@ class LocalTrainer:
 
     Args:
         model: a network of the right shape.
-        config: the `[train]` table.
+        config: The `[train]` table.
     """
 
     def __init__(self, model: nn.Module, config: TrainConfig) -> None:
@@ -64,14 +64,14 @@ class LocalTrainer:
         """Compute a client's contribution to a round, on encodings only.
 
         Args:
-            arrays: the global arrays by name (`models.arrays`). They are not written
+            arrays: The global arrays by name (`models.arrays`). They are not written
                 to, and the caller must not write to them either as long as it passes
                 the same tensors again.
-            split: the client's private images, on the model's device.
-            encoder: the encoder, whose encodings are what is trained on.
-            rng: the generator that chooses batches and draws keys.
-            learning_rate_factor: factor of this round's schedule (mode update).
-            correction: terms added to the gradient of every local step, by parameter
+            split: The client's private images, on the model's device.
+            encoder: The encoder, whose encodings are what is trained on.
+            rng: The generator that chooses batches and draws keys.
+            learning_rate_factor: Factor of this round's schedule (mode update).
+            correction: Terms added to the gradient of every local step, by parameter
                 name (mode update; see `training.scaffold`); None for none.
 
         Returns:
@@ -239,7 +239,7 @@ def warm_up(
     Args:
         model: a network of the run's shape; its parameters move.
         image_shape: (channels, height, width).
-        config: the `[train]` table.
+        config: The `[train]` table.
     """
     LocalTrainer(model, config).warm_up(image_shape)
 
@@ -260,8 +260,8 @@ def local_steps(count: int, config: TrainConfig) -> int:
     """Return the optimizer steps that a client takes in a round (mode update).
 
     Args:
-        count: number of the client's images.
-        config: the `[train]` table.
+        count: Number of the client's images.
+        config: The `[train]` table.
     """
     return config.local_epochs * math.ceil(count / config.batch_size)
 
@@ -270,8 +270,8 @@ def gradient_images(count: int, config: TrainConfig) -> int:
     """Return how many images the gradient of a round is the mean of (mode gradient).
 
     Args:
-        count: number of the client's images.
-        config: the `[train]` table.
+        count: Number of the client's images.
+        config: The `[train]` table.
     """
     return min(count, config.batch_size * config.local_batches)
 
@@ -285,9 +285,9 @@ def batch_rows(
     in between, and whoever replays a client must draw in the same order.
 
     Args:
-        count: number of the client's images.
-        config: the `[train]` table.
-        rng: the client's stream for this round.
+        count: Number of the client's images.
+        config: The `[train]` table.
+        rng: The client's stream for this round.
 
     Yields:
         i64[B] for each batch.

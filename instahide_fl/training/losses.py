@@ -14,8 +14,8 @@ def soft_cross_entropy(logits: Tensor, soft_targets: Tensor) -> Tensor:
     comparable across k.
 
     Args:
-        logits: the network's output, f32[B,K].
-        soft_targets: the label distributions, f32[B,K], non-negative.
+        logits: The network's output, f32[B,K].
+        soft_targets: The label distributions, f32[B,K], non-negative.
 
     Returns:
         f32 scalar.

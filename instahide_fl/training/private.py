@@ -29,9 +29,9 @@ class PrivateGradient:
     """One noisy gradient.
 
     Attributes:
-        arrays: the gradient by parameter name.
-        loss: mean loss of the sampled images; 0 for an empty sample.
-        num_sampled: size of the sample, which must not leave the client.
+        arrays: The gradient by parameter name.
+        loss: Mean loss of the sampled images; 0 for an empty sample.
+        num_sampled: Size of the sample, which must not leave the client.
     """
 
     arrays: dict[str, Tensor]
@@ -44,7 +44,7 @@ class PrivateGradients:
 
     Args:
         model: a network without BatchNorm.
-        defense: the `[defense]` table: norm and noise.
+        defense: The `[defense]` table: norm and noise.
     """
 
     def __init__(self, model: nn.Module, defense: DefenseConfig) -> None:
@@ -66,10 +66,10 @@ class PrivateGradients:
         would tell whether one image was there.
 
         Args:
-            split: the client's private images.
-            encoder: the encoder of the sample.
-            expected_size: mean size of a sample, at most the number of images.
-            rng: the generator that draws the sample, then its keys, then the noise.
+            split: The client's private images.
+            encoder: The encoder of the sample.
+            expected_size: Mean size of a sample, at most the number of images.
+            rng: The generator that draws the sample, then its keys, then the noise.
         """
         rows = poisson_sample(len(split), expected_size / len(split), rng)
         batch, _ = encoder.encode(rows, split, rng)
@@ -85,8 +85,8 @@ class PrivateTrainer(LocalTrainer):
 
     Args:
         model: a network without BatchNorm.
-        config: the `[train]` table.
-        defense: the `[defense]` table: norm and noise.
+        config: The `[train]` table.
+        defense: The `[defense]` table: norm and noise.
     """
 
     def __init__(

@@ -21,7 +21,7 @@ def split_control_variates(
     """Divide the arrays that travel into a model's arrays and control variates.
 
     Args:
-        arrays: all arrays by name; control variates' names carry the prefix.
+        arrays: All arrays by name; control variates' names carry the prefix.
 
     Returns:
         The model's arrays, and the control variates by parameter name.
@@ -41,8 +41,8 @@ def with_control_variates(
     """Put a model's arrays and control variates together for the way.
 
     Args:
-        arrays: the model's arrays by name.
-        control: the control variates by parameter name.
+        arrays: The model's arrays by name.
+        control: The control variates by parameter name.
 
     Returns:
         All of them by name; `split_control_variates` divides them again.
@@ -56,8 +56,8 @@ def gradient_correction(
     """Return what a client adds to each gradient: c - c_i.
 
     Args:
-        server: the server's control variate c, by parameter name.
-        client: the client's control variate c_i; empty, which means zero, for a client
+        server: The server's control variate c, by parameter name.
+        client: The client's control variate c_i; empty, which means zero, for a client
             that takes part for the first time.
     """
     if not client:
@@ -74,10 +74,10 @@ def control_variate_difference(
     """Return how far a client's control variate moves: -c + (x - y) / (steps * rate).
 
     Args:
-        server: the server's control variate c, by parameter name.
-        difference: local minus global parameters, y - x.
-        steps: number of local optimizer steps; with none, nothing moves.
-        learning_rate: step size of these steps; positive.
+        server: The server's control variate c, by parameter name.
+        difference: Local minus global parameters, y - x.
+        steps: Number of local optimizer steps; with none, nothing moves.
+        learning_rate: Step size of these steps; positive.
     """
     if steps == 0:
         return {name: c * 0 for name, c in server.items()}

@@ -71,9 +71,9 @@ class EncodingKey:
         image_shape: (C, H, W).
         sign_bits: u8[B,ceil(C*H*W/8)], the signs packed into bits, most significant bit
             first, 1 for +1; None if no signs are flipped.
-        augmentation: crops and flips of the B*p private sources, in row order; None if
+        augmentation: Crops and flips of the B*p private sources, in row order; None if
             none were drawn.
-        repeat: the number 0..T-1 of these encodings, where an image has T fixed ones;
+        repeat: The number 0..T-1 of these encodings, where an image has T fixed ones;
             None for fresh encodings and for concatenated batches.
 
     Example:
@@ -140,7 +140,7 @@ class EncodingKey:
         """Concatenate the keys of consecutive batches.
 
         Args:
-            keys: one key or more, all with the same k, p and image shape.
+            keys: One key or more, all with the same k, p and image shape.
         """
         drawn = [key.augmentation for key in keys if key.augmentation is not None]
         sign_bits = [key.sign_bits for key in keys if key.sign_bits is not None]

@@ -38,7 +38,7 @@ class ChannelStatistics:
 
         Args:
             images: u8[N,C,H,W].
-            chunk: number of images converted at a time, to bound memory.
+            chunk: Number of images converted at a time, to bound memory.
         """
         total = torch.zeros(images.shape[1], dtype=torch.float64)
         squares = torch.zeros_like(total)
@@ -88,7 +88,7 @@ class PrivateSplit:
         images: u8[N,C,H,W].
         targets: i64[N], classes 0..num_classes-1.
         num_classes: K.
-        given_statistics: constants to normalise with; if None, they are measured on the
+        given_statistics: Constants to normalise with; if None, they are measured on the
             client's images.
         rows: i64[n], the client's rows of `images` and `targets`, which it may share
             with other clients; None if all rows are its own.

@@ -15,12 +15,12 @@ class ClientUpdate:
     """What one client contributes to a round.
 
     Attributes:
-        arrays: gradients of the mean loss, or local minus global parameters, by
+        arrays: Gradients of the mean loss, or local minus global parameters, by
             parameter name.
-        num_examples: number of images that the update was computed on, its weight in
+        num_examples: Number of images that the update was computed on, its weight in
             the aggregate.
         kind: "gradient" or "delta", what `arrays` holds.
-        metrics: numbers for the log, "train_loss" and "seconds".
+        metrics: Numbers for the log, "train_loss" and "seconds".
     """
 
     arrays: dict[str, Tensor]

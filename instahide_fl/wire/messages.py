@@ -32,9 +32,9 @@ class ClientDescription:
     """A client's answer to the server's first question.
 
     Attributes:
-        client: stable key: the partition number in simulation, a name when deployed.
-        num_examples: number of images that it holds.
-        imported_code_hash: hash of the code that it runs (see `provenance`).
+        client: Stable key: the partition number in simulation, a name when deployed.
+        num_examples: Number of images that it holds.
+        imported_code_hash: Hash of the code that it runs (see `provenance`).
         pool_sha256: sha256 of the pool that it mixes with; empty if its encodings use
             none.
     """
@@ -75,11 +75,11 @@ class RoundInstruction:
     """What the server sends with the global parameters.
 
     Attributes:
-        round: the round's number, from 1.
+        round: The round's number, from 1.
         pool_sha256: sha256 of the pool that the run agreed on; empty if encodings use
             none.
-        statistics: the constants with which all clients normalise private images.
-        learning_rate_factor: factor of the schedule, for clients that train (mode
+        statistics: The constants with which all clients normalise private images.
+        learning_rate_factor: Factor of the schedule, for clients that train (mode
             update).
     """
 
@@ -127,9 +127,9 @@ class UpdateHeader:
     """What a client sends with its update.
 
     Attributes:
-        client: the client's stable key.
+        client: The client's stable key.
         kind: "gradient" or "delta".
-        round: the round that the update was computed for.
+        round: The round that the update was computed for.
     """
 
     client: str
@@ -216,8 +216,8 @@ def finite_number(name: str, value: object) -> float:
     """Return a message's value as a float.
 
     Args:
-        name: the value's name, for the error's text.
-        value: anything that the other side may have sent.
+        name: The value's name, for the error's text.
+        value: Anything that the other side may have sent.
 
     Raises:
         ProtocolError: the value is no number, or not finite.

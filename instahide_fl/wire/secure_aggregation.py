@@ -50,8 +50,8 @@ def shares_needed(clients: int, threshold: float) -> int:
     """Return how many clients have to stay to the end.
 
     Args:
-        clients: number of clients in the cohort.
-        threshold: the required share of them; more than a half, so that no two disjoint
+        clients: Number of clients in the cohort.
+        threshold: The required share of them; more than a half, so that no two disjoint
             groups can both be complete.
 
     Raises:
@@ -69,8 +69,8 @@ def required_values(values: Mapping[str, Any], *names: str) -> Mapping[str, Any]
     """Return a message's values after checking that they are complete.
 
     Args:
-        values: the record's values.
-        *names: names of the values that must be there.
+        values: The record's values.
+        *names: Names of the values that must be there.
 
     Raises:
         ProtocolError: the message is of another version, or lacks a value.

@@ -84,10 +84,10 @@ class KeyReplay(Attack):
         """Search for the seed, and open the encodings with the keys that it gives.
 
         Args:
-            view: the adversary's view, with encodings, or with updates of single
+            view: The adversary's view, with encodings, or with updates of single
                 images, which give soft labels away.
-            rng: an unused generator.
-            progress: the callback for progress, in seeds tried.
+            rng: An unused generator.
+            progress: The callback for progress, in seeds tried.
 
         Raises:
             AttackError: the run draws no keys, or the view shows nothing to compare
@@ -118,13 +118,13 @@ class _Evidence:
     """What the keys of a candidate seed are compared with.
 
     Attributes:
-        view: the adversary's view.
-        clients: each client and round, with what was observed of it.
-        augmentation: the augmentation of private images before mixing; None for none.
-        row: the row of the first client's first batch whose label tells most.
-        entries: the entries of that label that are not 0, f32[m]; None if no label
+        view: The adversary's view.
+        clients: Each client and round, with what was observed of it.
+        augmentation: The augmentation of private images before mixing; None for none.
+        row: The row of the first client's first batch whose label tells most.
+        entries: The entries of that label that are not 0, f32[m]; None if no label
             tells anything.
-        labels_decide: whether labels alone rule out all wrong seeds, so that no mask
+        labels_decide: Whether labels alone rule out all wrong seeds, so that no mask
             has to be compared.
     """
 
@@ -140,9 +140,9 @@ class _Evidence:
         """Collect the evidence in a view.
 
         Args:
-            view: the adversary's view.
-            images_held: the number of images of each client; 0 takes it from the view.
-            seeds: the number of seeds that will be tried.
+            view: The adversary's view.
+            images_held: The number of images of each client; 0 takes it from the view.
+            seeds: The number of seeds that will be tried.
 
         Raises:
             AttackError: the run draws no keys, or the view shows nothing to compare

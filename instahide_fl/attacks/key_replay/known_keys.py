@@ -23,8 +23,8 @@ class OpenedImages:
     """Private images of a client, solved from its encodings.
 
     Attributes:
-        images: the images, normalised, f32[n,C,H,W].
-        rows: their numbers among the client's images, i64[n].
+        images: The images, normalised, f32[n,C,H,W].
+        rows: Their numbers among the client's images, i64[n].
     """
 
     images: Tensor
@@ -44,11 +44,11 @@ def open_encodings(
     What they leave open comes out close to the mean colour.
 
     Args:
-        encodings: the encodings of one client, normalised, f32[E,C,H,W].
-        key: the keys of the E encodings.
-        statistics: the constants that private images are normalised with.
-        pool: the public images, if the encodings mix any.
-        augmentation: the augmentation that drew the key's crops and flips.
+        encodings: The encodings of one client, normalised, f32[E,C,H,W].
+        key: The keys of the E encodings.
+        statistics: The constants that private images are normalised with.
+        pool: The public images, if the encodings mix any.
+        augmentation: The augmentation that drew the key's crops and flips.
     """
     # Imported here: only this function needs it, and it takes a while.
     from scipy.sparse.linalg import lsmr
@@ -90,11 +90,11 @@ def _system(
     """Return the matrix that maps private pixels to encoded ones, for any channel.
 
     Args:
-        components: the numbers of the private images in each encoding, i64[E,p].
-        weights: their coefficients, f32[E,p].
+        components: The numbers of the private images in each encoding, i64[E,p].
+        weights: Their coefficients, f32[E,p].
         count: n, the number of private images.
-        key: the keys, with crops and flips.
-        augmentation: the augmentation that drew them.
+        key: The keys, with crops and flips.
+        augmentation: The augmentation that drew them.
 
     Returns:
         A sparse array of scipy, f64[E*H*W,n*H*W].

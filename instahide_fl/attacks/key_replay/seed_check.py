@@ -16,9 +16,9 @@ def coefficients_fit(coefficients: Tensor, entries: Tensor) -> Tensor:
     of the images among the classes has to give the label.
 
     Args:
-        coefficients: the coefficients of the private images, of each of S candidates,
+        coefficients: The coefficients of the private images, of each of S candidates,
             f32[S,p].
-        entries: the label's entries that are not 0, f32[m] or f32[S,m].
+        entries: The label's entries that are not 0, f32[m] or f32[S,m].
 
     Returns:
         Whether each candidate fits, bool[S].
@@ -69,8 +69,8 @@ def mask_deviations(encodings: Tensor, signs: Tensor) -> float:
     deviation of the sum.
 
     Args:
-        encodings: the encodings, f32[E,C,H,W].
-        signs: the candidate masks, i8[E,C,H,W].
+        encodings: The encodings, f32[E,C,H,W].
+        signs: The candidate masks, i8[E,C,H,W].
 
     Returns:
         The sum, in standard deviations under a wrong mask: around 0 for a wrong mask,

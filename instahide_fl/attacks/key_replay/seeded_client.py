@@ -23,12 +23,12 @@ class SeededClient:
     """A simulated client in a round: everything that its draws depend on but the seed.
 
     Attributes:
-        client: the client's key.
-        round: the round, from 1.
-        images_held: the number of images that the client holds.
-        encoder: the `[instahide]` table.
-        train: the `[train]` table.
-        has_dropout: whether the network has dropout, which draws a seed too.
+        client: The client's key.
+        round: The round, from 1.
+        images_held: The number of images that the client holds.
+        encoder: The `[instahide]` table.
+        train: The `[train]` table.
+        has_dropout: Whether the network has dropout, which draws a seed too.
     """
 
     client: str
@@ -44,8 +44,8 @@ class SeededClient:
         This is much faster than drawing whole keys.
 
         Args:
-            seed: the candidate seed.
-            row: the row of the encoding in the batch.
+            seed: The candidate seed.
+            row: The row of the encoding in the batch.
 
         Returns:
             The coefficients, f32[k].
@@ -69,11 +69,11 @@ class SeededClient:
         """Return the keys of a round's encodings, in the order of training.
 
         Args:
-            seed: the candidate seed.
+            seed: The candidate seed.
             image_shape: C, H, W.
-            pool: the public images, if encodings mix any.
-            augmentation: the augmentation of private images before mixing.
-            batches: the number of batches to draw, from the first; -1 for all.
+            pool: The public images, if encodings mix any.
+            augmentation: The augmentation of private images before mixing.
+            batches: The number of batches to draw, from the first; -1 for all.
         """
         rng, split = self._stream(seed), _blank_split(self.images_held, image_shape)
         mixing = build_encoder(self.encoder, pool, augmentation)

@@ -27,8 +27,8 @@ def empty_bins(gradient: LayerTensors, parameters: LayerTensors) -> tuple[Tensor
     """Take image after image out of the bins.
 
     Args:
-        gradient: the gradient of the sorting layer.
-        parameters: the parameters of the sorting layer, with the units of one direction
+        gradient: The gradient of the sorting layer.
+        parameters: The parameters of the sorting layer, with the units of one direction
             in the order of their thresholds.
 
     Returns:
@@ -73,8 +73,8 @@ def _repeated_images(bins: LayerTensors, recovered: Tensor) -> tuple[Tensor, Ten
     """Return the images that several bins agree on and that are no mixtures.
 
     Args:
-        bins: the contents of N bins.
-        recovered: the images that were recovered before, f64[M,D].
+        bins: The contents of N bins.
+        recovered: The images that were recovered before, f64[M,D].
 
     Returns:
         New images, f64[m,D], and the gradient of the bias that each of them adds to its

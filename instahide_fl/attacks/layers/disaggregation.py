@@ -38,9 +38,9 @@ class Disaggregated:
     """The images of a batch, as far as they explain the gradient.
 
     Attributes:
-        images: the verified images, f64[M,D].
-        rank: the number of images that the gradient contains.
-        starts: the number of random starts that were used.
+        images: The verified images, f64[M,D].
+        rank: The number of images that the gradient contains.
+        starts: The number of random starts that were used.
     """
 
     images: Tensor
@@ -62,12 +62,12 @@ def disaggregate(
     contributes to. Wrong images fail this test, so the returned ones are right.
 
     Args:
-        gradient: the gradient of a linear layer before a ReLU.
-        parameters: the parameters of that layer.
+        gradient: The gradient of a linear layer before a ReLU.
+        parameters: The parameters of that layer.
         batch_size: B, the number of images in the batch.
-        starts: the largest number of random starts.
-        rng: the generator of the starts.
-        progress: the callback for progress, in starts.
+        starts: The largest number of random starts.
+        rng: The generator of the starts.
+        progress: The callback for progress, in starts.
     """
     # The gradient is rows @ basis: f64[J,D] = f64[J,r] @ f64[r,D].
     u, singular_values, vh = torch.linalg.svd(gradient.weight, full_matrices=False)
@@ -95,9 +95,9 @@ def _tolerance(singular_values: Tensor, rank: int) -> float:
     """Return the cosine below which a direction and a row count as orthogonal.
 
     Args:
-        singular_values: the singular values of the gradient. Those beyond the rank are
+        singular_values: The singular values of the gradient. Those beyond the rank are
             rounding errors, which coordinates along the last direction show most.
-        rank: the rank of the gradient without rounding errors.
+        rank: The rank of the gradient without rounding errors.
     """
     noise = 0.0
     if rank < len(singular_values):
@@ -109,9 +109,9 @@ def sparse_directions(rows: Tensor, starts: Tensor, tolerance: float) -> Tensor:
     """Descend to directions that are orthogonal to many rows.
 
     Args:
-        rows: the coordinates of the gradient's rows in the span, f64[J,r].
-        starts: the directions to start from, f64[S,r].
-        tolerance: the cosine that passes for 0.
+        rows: The coordinates of the gradient's rows in the span, f64[J,r].
+        starts: The directions to start from, f64[S,r].
+        tolerance: The cosine that passes for 0.
 
     Returns:
         Unit vectors, f64[S,r].
@@ -201,11 +201,11 @@ def _explains(
     """Tell which images activate the units that they contribute to, bool[r].
 
     Args:
-        images: the candidate images, f64[r,D].
-        directions: the direction of each, f64[r,r].
-        rows: the coordinates of the gradient's rows in the span, f64[J,r].
-        parameters: the parameters of the layer.
-        tolerance: the cosine that passes for 0.
+        images: The candidate images, f64[r,D].
+        directions: The direction of each, f64[r,r].
+        rows: The coordinates of the gradient's rows in the span, f64[J,r].
+        parameters: The parameters of the layer.
+        tolerance: The cosine that passes for 0.
     """
     active = images @ parameters.weight.T + parameters.bias > 0
     lengths = rows.norm(dim=1)

@@ -58,7 +58,7 @@ def first_linear_layer(
     """Return the first layer if it is linear on all pixels in their order, with a bias.
 
     Args:
-        config: the run's settings.
+        config: The run's settings.
         image_shape: C, H, W.
         num_classes: K, the number of classes.
 
@@ -78,7 +78,7 @@ def last_linear_layer(
     """Return the last layer if it is linear with a bias and gives the logits.
 
     Args:
-        config: the run's settings.
+        config: The run's settings.
         image_shape: C, H, W.
         num_classes: K, the number of classes.
 
@@ -93,8 +93,8 @@ def require_head(attack: str, view: AdversaryView) -> LinearLayer:
     """Return the last layer of the run's network.
 
     Args:
-        attack: the name of the attack, for the error.
-        view: the adversary's view.
+        attack: The name of the attack, for the error.
+        view: The adversary's view.
 
     Raises:
         AttackError: the last layer is not linear with a bias.
@@ -124,9 +124,9 @@ def layer_gradient(
     learning rate: exact for one step, the mean of the gradients for several.
 
     Args:
-        config: the run's settings.
-        observation: the observation of a client, with its update.
-        layer: the layer.
+        config: The run's settings.
+        observation: The observation of a client, with its update.
+        layer: The layer.
     """
     update = observation.update
     assert update is not None, "the threat model was checked to give updates"
@@ -146,8 +146,8 @@ def require_one_step(attack: str, observation: Observation) -> None:
     """Check that an update comes from one gradient.
 
     Args:
-        attack: the name of the attack, for the error.
-        observation: the observation of a client, with its update.
+        attack: The name of the attack, for the error.
+        observation: The observation of a client, with its update.
 
     Raises:
         AttackError: the client took several local steps.

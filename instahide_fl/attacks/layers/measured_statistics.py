@@ -33,10 +33,10 @@ def measured_statistics(
 
     Args:
         network: a network without dropout; its arrays are overwritten.
-        parameters: the parameters that the batches go through, by name, with running
+        parameters: The parameters that the batches go through, by name, with running
             statistics.
-        images: the images, normalised, batch after batch, f32[E,C,H,W].
-        batch_sizes: the number of images in each batch; they sum to E.
+        images: The images, normalised, batch after batch, f32[E,C,H,W].
+        batch_sizes: The number of images in each batch; they sum to E.
 
     Returns:
         "LAYER.mean" and "LAYER.variance" (unbiased) for each layer, f64[channels].

@@ -26,12 +26,12 @@ class FixedLayer(nn.Module):
     """A layer whose parameters are constants.
 
     Attributes:
-        name: the name of the layer in its network.
-        inputs: the inputs of the last pass, f32[N,I]: a row for each position of each
+        name: The name of the layer in its network.
+        inputs: The inputs of the last pass, f32[N,I]: a row for each position of each
             image.
-        edge: the edge of the autograd graph at which the gradient at the outputs of the
+        edge: The edge of the autograd graph at which the gradient at the outputs of the
             last pass, f32[N,O], can be requested.
-        calls: the number of passes so far.
+        calls: The number of passes so far.
     """
 
     inputs: Tensor
@@ -53,9 +53,9 @@ class FixedLayer(nn.Module):
         """Return the gradients of parameters that are vectors, f32[V,O] by name.
 
         Args:
-            output_gradients: the gradients at the outputs, f32[V,P,O], for P positions
+            output_gradients: The gradients at the outputs, f32[V,P,O], for P positions
                 in the images of each of V victims.
-            inputs: the inputs, f32[V,P,I].
+            inputs: The inputs, f32[V,P,I].
         """
         if self.bias is None:
             return {}

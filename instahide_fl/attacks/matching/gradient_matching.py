@@ -27,8 +27,8 @@ class LayerStatistics:
     """The statistics of a batch in each BatchNorm layer.
 
     Attributes:
-        means: the means of each layer, f32[V,channels].
-        variances: the variances of each layer, unbiased, f32[V,channels].
+        means: The means of each layer, f32[V,channels].
+        variances: The variances of each layer, unbiased, f32[V,channels].
     """
 
     means: tuple[Tensor, ...]
@@ -41,10 +41,10 @@ def simulated_updates(victims: Victims, images: Tensor, soft_targets: Tensor) ->
     Local steps are unrolled, so that the result can be differentiated.
 
     Args:
-        victims: the V victims.
-        images: the guessed images, normalised, in the order of the steps,
+        victims: The V victims.
+        images: The guessed images, normalised, in the order of the steps,
             f32[V,M,C,H,W].
-        soft_targets: the guessed or known labels, f32[V,M,K].
+        soft_targets: The guessed or known labels, f32[V,M,K].
 
     Returns:
         The updates by parameter name, f32[V,...].
@@ -88,8 +88,8 @@ def cosine_distance(guessed: Arrays, observed: Arrays) -> Tensor:
     The distance of "Inverting Gradients" (Geiping et al., NeurIPS 2020, equation 4).
 
     Args:
-        guessed: the updates of the guesses by parameter name, f32[V,...].
-        observed: the observed updates by parameter name, f32[V,...].
+        guessed: The updates of the guesses by parameter name, f32[V,...].
+        observed: The observed updates by parameter name, f32[V,...].
 
     Returns:
         The distances, f32[V], from 0 to 2.
@@ -110,8 +110,8 @@ def squared_distance(guessed: Arrays, observed: Arrays) -> Tensor:
     The distance of "Deep Leakage from Gradients" (Zhu et al., NeurIPS 2019).
 
     Args:
-        guessed: the updates of the guesses by parameter name, f32[V,...].
-        observed: the observed updates by parameter name, f32[V,...].
+        guessed: The updates of the guesses by parameter name, f32[V,...].
+        observed: The observed updates by parameter name, f32[V,...].
     """
     total = sum(
         _dot(array - observed[name], array - observed[name])
@@ -127,8 +127,8 @@ def total_variation(images: Tensor, of_absolute: bool) -> Tensor:
     Random signs make neighbours differ, so |x| is taken where signs are flipped.
 
     Args:
-        images: the images, f32[V,M,C,H,W].
-        of_absolute: whether to take |x| first.
+        images: The images, f32[V,M,C,H,W].
+        of_absolute: Whether to take |x| first.
 
     Returns:
         The total variation of each problem's images, f32[V].
@@ -143,8 +143,8 @@ def layer_statistics(victims: Victims, images: Tensor) -> LayerStatistics:
     """Measure mean and variance at each BatchNorm layer, for the images of one step.
 
     Args:
-        victims: the V victims.
-        images: the guessed images, f32[V,M,C,H,W].
+        victims: The V victims.
+        images: The guessed images, f32[V,M,C,H,W].
     """
     layers = [m for m in victims.model.modules() if isinstance(m, nn.BatchNorm2d)]
 
@@ -178,9 +178,9 @@ def statistics_distance(
     The prior of "See through Gradients" (Yin et al., CVPR 2021, equation 11).
 
     Args:
-        guessed: the statistics of the guessed images.
-        observed: the statistics of the victims' batches.
-        first_weight: the factor of the first layer's term.
+        guessed: The statistics of the guessed images.
+        observed: The statistics of the victims' batches.
+        first_weight: The factor of the first layer's term.
 
     Returns:
         The distances, f32[V].

@@ -19,8 +19,8 @@ class Box:
     """The range of a normalised pixel, by channel.
 
     Attributes:
-        low: the smallest values, f32[C,1,1].
-        high: the largest values, f32[C,1,1].
+        low: The smallest values, f32[C,1,1].
+        high: The largest values, f32[C,1,1].
     """
 
     low: Tensor
@@ -63,9 +63,9 @@ class GuessedLabels:
     is 1.
 
     Args:
-        victims: the V victims, with or without known labels.
-        view: the adversary's view.
-        start: the logits of unknown labels to start from, standard normal, f32[V,M,K].
+        victims: The V victims, with or without known labels.
+        view: The adversary's view.
+        start: The logits of unknown labels to start from, standard normal, f32[V,M,K].
     """
 
     def __init__(self, victims: Victims, view: AdversaryView, start: Tensor) -> None:
@@ -117,9 +117,9 @@ def best_of_restarts(values: Tensor, losses: Tensor, restarts: int) -> Tensor:
     """Return each victim's restart with the smallest loss.
 
     Args:
-        values: the values to choose from, with the restarts of a victim next to each
+        values: The values to choose from, with the restarts of a victim next to each
             other, f32[V*R,...].
-        losses: the losses of all restarts, f32[V*R].
+        losses: The losses of all restarts, f32[V*R].
         restarts: R, the number of restarts.
 
     Returns:

@@ -20,9 +20,9 @@ def memory_of_one(
     """Estimate the memory of one problem: one victim, one restart.
 
     Args:
-        model: the network, as `training_network` returns it.
+        model: The network, as `training_network` returns it.
         image_shape: C, H, W.
-        observation: the victim, for its batch sizes.
+        observation: The victim, for its batch sizes.
 
     Returns:
         Bytes: what autograd saves for second derivatives, and copies of the update.

@@ -40,8 +40,8 @@ def update_distance(
     """Return the fastest function for the distance of guesses' updates.
 
     Args:
-        victims: the V victims.
-        kind: the distance: `cosine_distance` or `squared_distance`.
+        victims: The V victims.
+        kind: The distance: `cosine_distance` or `squared_distance`.
 
     Returns:
         A function of images f32[V,M,C,H,W] and soft targets f32[V,M,K], which returns
@@ -77,7 +77,7 @@ class SideBySide:
     """Victims whose gradients are computed in one pass.
 
     Args:
-        victims: the V victims, of which `fits_one_pass`.
+        victims: The V victims, of which `fits_one_pass`.
     """
 
     def __init__(self, victims: Victims) -> None:
@@ -112,8 +112,8 @@ class SideBySide:
         be differentiated once.
 
         Args:
-            images: the guessed images, normalised, f32[V,M,C,H,W].
-            soft_targets: the guessed or known labels, f32[V,M,K].
+            images: The guessed images, normalised, f32[V,M,C,H,W].
+            soft_targets: The guessed or known labels, f32[V,M,K].
 
         Returns:
             The distances, f32[V], from 0 to 2.
@@ -168,9 +168,9 @@ def _products(
     """Return <G, observed> and <G, G> of the weight gradients G, f32[V] each.
 
     Args:
-        output_gradients: the gradients at the layer's outputs, f32[V,P,O].
-        inputs: the layer's inputs, f32[V,P,I]; G is output_gradients^T inputs.
-        observed: the observed gradients of the weight, f32[V,O,I].
+        output_gradients: The gradients at the layer's outputs, f32[V,P,O].
+        inputs: The layer's inputs, f32[V,P,I]; G is output_gradients^T inputs.
+        observed: The observed gradients of the weight, f32[V,O,I].
     """
     (positions, num_inputs), num_outputs = inputs.shape[1:], output_gradients.shape[2]
     # The numbers of multiplications, forward and backward; both ways also multiply with

@@ -23,10 +23,10 @@ class Steps:
 
     Attributes:
         kind: "gradient" of the mean loss, or "delta" after local steps.
-        batch_sizes: the number of images of each step; one step in mode gradient.
-        learning_rate: the learning rate of the local steps.
-        momentum: the momentum of the local steps.
-        weight_decay: the weight decay of the local steps.
+        batch_sizes: The number of images of each step; one step in mode gradient.
+        learning_rate: The learning rate of the local steps.
+        momentum: The momentum of the local steps.
+        weight_decay: The weight decay of the local steps.
     """
 
     kind: UpdateKind
@@ -46,14 +46,14 @@ class Victims:
     """V updates that were computed in the same way.
 
     Attributes:
-        observations: the observations of the V victims.
-        model: the network, in training mode; its own parameters are not used.
-        parameters: the parameters that each client was sent, by name, f32[V,...]; or
+        observations: The observations of the V victims.
+        model: The network, in training mode; its own parameters are not used.
+        parameters: The parameters that each client was sent, by name, f32[V,...]; or
             f32[...] where all were sent the same (`shared`).
-        shared: whether all were sent the same parameters.
-        updates: the updates that clients sent, by name, f32[V,...].
-        steps: the steps from the parameters to the updates.
-        soft_targets: the labels, f32[V,M,K]; None if the adversary does not know them.
+        shared: Whether all were sent the same parameters.
+        updates: The updates that clients sent, by name, f32[V,...].
+        steps: The steps from the parameters to the updates.
+        soft_targets: The labels, f32[V,M,K]; None if the adversary does not know them.
     """
 
     observations: tuple[Observation, ...]
@@ -82,7 +82,7 @@ def training_network(
     not affect gradients and are removed.
 
     Args:
-        config: the run's settings.
+        config: The run's settings.
         image_shape: C, H, W.
         num_classes: K, the number of classes.
 
@@ -105,8 +105,8 @@ def check_batches(model: nn.Module, view: AdversaryView) -> None:
     """Refuse aggregates of batches that BatchNorm normalised separately.
 
     Args:
-        model: the network, as `training_network` returns it.
-        view: the adversary's view.
+        model: The network, as `training_network` returns it.
+        view: The adversary's view.
 
     Raises:
         AttackError: the network has BatchNorm, and an update is of several clients.
@@ -146,11 +146,11 @@ def stack_victims(
     """Stack the updates of victims.
 
     Args:
-        view: the adversary's view.
-        model: the network, as `training_network` returns it.
-        observations: the victims, a group of `alike`.
-        device: the device to compute on.
-        with_labels: whether to use the labels that are known.
+        view: The adversary's view.
+        model: The network, as `training_network` returns it.
+        observations: The victims, a group of `alike`.
+        device: The device to compute on.
+        with_labels: Whether to use the labels that are known.
 
     Raises:
         AttackError: an update lacks parameters of the network.

@@ -96,10 +96,10 @@ class _Client:
     """The distinct encodings of one client.
 
     Attributes:
-        name: the client's key.
-        images: the encodings, normalised, f32[E,C,H,W].
-        soft_targets: their soft labels, f32[E,K].
-        max_in_round: the number of encodings in its largest round.
+        name: The client's key.
+        images: The encodings, normalised, f32[E,C,H,W].
+        soft_targets: Their soft labels, f32[E,K].
+        max_in_round: The number of encodings in its largest round.
     """
 
     name: str
@@ -235,12 +235,12 @@ def _decoded(
     """Decode as an auditor does, with links that may be wrong.
 
     Args:
-        client: the client's E encodings.
-        view: the adversary's view.
-        chosen: the numbers of the images in each encoding, i64[E,p].
-        weights: their coefficients, f64[E,p].
-        count: the number of images in all.
-        rng: the generator of the decoder's starting point.
+        client: The client's E encodings.
+        view: The adversary's view.
+        chosen: The numbers of the images in each encoding, i64[E,p].
+        weights: Their coefficients, f64[E,p].
+        count: The number of images in all.
+        rng: The generator of the decoder's starting point.
     """
     config = view.config.instahide
     public = config.num_mixed - chosen.shape[1]

@@ -22,11 +22,11 @@ def public_sample(
     """Return public images as encodings show them.
 
     Args:
-        pool: the public images.
+        pool: The public images.
         config: k, and the distribution of coefficients.
-        folded: whether a mask hides the signs of encodings; absolute values of mixtures
+        folded: Whether a mask hides the signs of encodings; absolute values of mixtures
             of public images are returned then.
-        rng: the generator that chooses images and mixes them.
+        rng: The generator that chooses images and mixes them.
 
     Returns:
         Images or absolute values of mixtures, normalised, f32[M,C,H,W].

@@ -29,11 +29,11 @@ class Links:
     """The cluster, that is the image, which each encoding has of its two classes.
 
     Attributes:
-        centres: the decorrelated image of each of m clusters, f64[m,r].
-        classes: the class of each cluster, i64[m].
-        chosen: the two clusters of each encoding, i64[E,2].
-        weights: the coefficients of the two, f64[E,2].
-        loss: the sum of squared residuals of encodings, each divided by the variance of
+        centres: The decorrelated image of each of m clusters, f64[m,r].
+        classes: The class of each cluster, i64[m].
+        chosen: The two clusters of each encoding, i64[E,2].
+        weights: The coefficients of the two, f64[E,2].
+        loss: The sum of squared residuals of encodings, each divided by the variance of
             its public part.
     """
 
@@ -49,9 +49,9 @@ class Evidence:
     """What is known of encodings that have two classes.
 
     Attributes:
-        points: the decorrelated encodings, f64[E,r].
-        classes: the two classes of each, ascending, i64[E,2].
-        weights: the coefficients of the two, f64[E,2].
+        points: The decorrelated encodings, f64[E,r].
+        classes: The two classes of each, ascending, i64[E,2].
+        weights: The coefficients of the two, f64[E,2].
     """
 
     points: Floats
@@ -68,8 +68,8 @@ def images_of_classes(soft_targets: Floats, images: int) -> Indices:
     """Estimate how many of a client's images each class has.
 
     Args:
-        soft_targets: the soft labels of E encodings, f64[E,K].
-        images: the number of images of the client.
+        soft_targets: The soft labels of E encodings, f64[E,K].
+        images: The number of images of the client.
 
     Returns:
         The number of images of each class, i64[K]; at least 1 for a class that any
@@ -84,9 +84,9 @@ def find_links(evidence: Evidence, per_class: Indices, seed: int) -> Links:
     """Cluster encodings by class, then improve links and images in turn.
 
     Args:
-        evidence: what is known of E encodings.
-        per_class: the number of images of each class, i64[K].
-        seed: the seed of k-means.
+        evidence: What is known of E encodings.
+        per_class: The number of images of each class, i64[K].
+        seed: The seed of k-means.
     """
     classes = np.repeat(np.arange(len(per_class)), per_class)
     centres = np.zeros((len(classes), evidence.points.shape[1]))

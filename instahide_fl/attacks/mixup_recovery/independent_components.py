@@ -26,8 +26,8 @@ def span(encodings: NDArray[np.float32], rank: int = 0) -> Floats:
     """Return an orthonormal basis of the span of the encodings' columns.
 
     Args:
-        encodings: the encodings, f32[E,D].
-        rank: the number of dimensions, the strongest first; 0 for all that exceed
+        encodings: The encodings, f32[E,D].
+        rank: The number of dimensions, the strongest first; 0 for all that exceed
             rounding errors.
 
     Returns:
@@ -50,10 +50,10 @@ def sparse_mixing(basis: Floats, num_mixed: int, exact: bool, seed: int) -> Floa
     """Find the coefficients: sparse non-negative vectors in a span.
 
     Args:
-        basis: an orthonormal basis of the span, f64[E,n].
+        basis: An orthonormal basis of the span, f64[E,n].
         num_mixed: k, the number of images in each encoding.
-        exact: whether encodings hold nothing else, so that the zeros are exact.
-        seed: the seed of the starting point.
+        exact: Whether encodings hold nothing else, so that the zeros are exact.
+        seed: The seed of the starting point.
 
     Returns:
         The coefficients, a column for each image in no particular order, f64[E,n]; rows
@@ -86,9 +86,9 @@ def _with_zeros(basis: Floats, mixing: Floats, expected: int) -> Floats:
     given by the leading eigenvector v of the Gram matrix of the support's rows.
 
     Args:
-        basis: an orthonormal basis of the span, f64[E,n].
-        mixing: approximate columns, f64[E,n].
-        expected: the number of entries of a column that are not zero, to begin with.
+        basis: An orthonormal basis of the span, f64[E,n].
+        mixing: Approximate columns, f64[E,n].
+        expected: The number of entries of a column that are not zero, to begin with.
     """
     support = mixing >= -np.partition(-mixing, expected - 1, axis=0)[expected - 1]
     for _ in range(MAX_REFINEMENTS):

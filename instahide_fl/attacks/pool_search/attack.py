@@ -74,10 +74,10 @@ class PoolSearch(Attack):
         """Rank the pool by plain correlation, and by `score`.
 
         Args:
-            view: the adversary's view, with encodings and the pool.
-            rng: the generator of the sample that whitening is measured on, and of the
+            view: The adversary's view, with encodings and the pool.
+            rng: The generator of the sample that whitening is measured on, and of the
                 attacker's own mixtures.
-            progress: the callback for progress of training and search.
+            progress: The callback for progress of training and search.
 
         Raises:
             AttackError: there are no encodings, they mix no public images, or the proxy
@@ -180,8 +180,8 @@ def by_observation(
     """Divide the rankings of all encodings by client and round.
 
     Args:
-        observations: the clients and rounds, in the order of their encodings.
-        rankings: the rankings of all encodings, by score.
+        observations: The clients and rounds, in the order of their encodings.
+        rankings: The rankings of all encodings, by score.
     """
     recovered, start = [], 0
     for observation in observations:

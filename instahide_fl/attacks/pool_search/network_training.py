@@ -26,8 +26,8 @@ class Training:
     """How long a network is trained.
 
     Attributes:
-        steps: the number of batches.
-        batch_size: the number of mixtures in a batch.
+        steps: The number of batches.
+        batch_size: The number of mixtures in a batch.
     """
 
     steps: int
@@ -47,12 +47,12 @@ def train_on_mixtures(
     Every batch is drawn afresh: no mixture comes twice, so there is nothing to overfit.
 
     Args:
-        network: the network to train.
-        loss: the loss of a batch; it runs the network.
-        mixtures: the source of the batches.
-        training: the number and the size of the batches.
-        rng: the generator that draws the mixtures.
-        progress: the callback for progress, in steps.
+        network: The network to train.
+        loss: The loss of a batch; it runs the network.
+        mixtures: The source of the batches.
+        training: The number and the size of the batches.
+        rng: The generator that draws the mixtures.
+        progress: The callback for progress, in steps.
 
     Returns:
         The mean loss of the last tenth of the steps.

@@ -31,7 +31,7 @@ class Comparison:
 
     Attributes:
         queries: a vector of length 1 for each encoding, f32[E,d].
-        embed: the function that gives the vectors of public images.
+        embed: The function that gives the vectors of public images.
     """
 
     queries: Tensor
@@ -41,8 +41,8 @@ class Comparison:
         """Return the scores f32[e,c] of a block of encodings.
 
         Args:
-            block: the rows of the encodings.
-            public: the vectors of public images, f32[c,d].
+            block: The rows of the encodings.
+            public: The vectors of public images, f32[c,d].
         """
         return self.queries[block] @ public.T
 
@@ -53,10 +53,10 @@ def rank_pool(
     """Find the public images that resemble each encoding most.
 
     Args:
-        comparison: the way to compare E encodings with public images.
-        pool: the N public images.
+        comparison: The way to compare E encodings with public images.
+        pool: The N public images.
         top: m, the number of images to return; of a smaller pool, all are returned.
-        progress: the callback for progress, in images of the pool.
+        progress: The callback for progress, in images of the pool.
     """
     top, count = min(top, len(pool)), len(comparison.queries)
     scores, index = torch.empty(count, 0), torch.empty(count, 0, dtype=torch.int64)
@@ -80,7 +80,7 @@ def correlation_embedding(ignore_signs: bool) -> Embedding:
     """Return an embedding whose inner product is the Pearson correlation of pixels.
 
     Args:
-        ignore_signs: whether absolute values are compared.
+        ignore_signs: Whether absolute values are compared.
     """
 
     def embed(images: Tensor) -> Tensor:
@@ -98,11 +98,11 @@ def _merge(
     """Merge the scores of a chunk with the best ones of earlier chunks.
 
     Args:
-        best: the best scores so far, f32[e,m].
-        best_index: the images of the pool that reached them, i64[e,m].
-        chunk: the scores of the chunk, f32[e,c].
-        start: the number of the chunk's first image in the pool.
-        top: the largest m to return.
+        best: The best scores so far, f32[e,m].
+        best_index: The images of the pool that reached them, i64[e,m].
+        chunk: The scores of the chunk, f32[e,c].
+        start: The number of the chunk's first image in the pool.
+        top: The largest m to return.
     """
     chunk_best, column = chunk.topk(min(top, chunk.shape[1]), dim=1)
     scores = torch.cat([best, chunk_best], dim=1)

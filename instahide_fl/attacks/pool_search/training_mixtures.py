@@ -27,8 +27,8 @@ class OwnMixtures:
     """A source of mixtures.
 
     Attributes:
-        encoder: the victims' encoder, without its sign mask.
-        split: public images that stand in for private ones.
+        encoder: The victims' encoder, without its sign mask.
+        split: Public images that stand in for private ones.
     """
 
     encoder: MixingEncoder
@@ -45,9 +45,9 @@ def own_mixtures(view: AdversaryView, pool: MixingPool, proxy: str) -> OwnMixtur
     """Return a source of mixtures like those that the clients of a run make.
 
     Args:
-        view: the adversary's view: settings, and the shape of images.
-        pool: the pool that the clients mix with.
-        proxy: the data set that stands in for private images, as in `data.dataset`;
+        view: The adversary's view: settings, and the shape of images.
+        pool: The pool that the clients mix with.
+        proxy: The data set that stands in for private images, as in `data.dataset`;
             empty takes images of the pool.
 
     Raises:

@@ -107,13 +107,13 @@ def train_towers(
     """Train two towers on the attacker's own mixtures, and embed the encodings.
 
     Args:
-        mixtures: the attacker's own mixtures, with images of the pool.
-        pool: the public images.
-        ignore_signs: whether a mask hides the signs.
-        encodings: the victims' encodings, f32[E,C,H,W].
-        training: the number and the size of the batches.
-        rng: the generator of initial weights and mixtures.
-        progress: the callback for progress, in steps.
+        mixtures: The attacker's own mixtures, with images of the pool.
+        pool: The public images.
+        ignore_signs: Whether a mask hides the signs.
+        encodings: The victims' encodings, f32[E,C,H,W].
+        training: The number and the size of the batches.
+        rng: The generator of initial weights and mixtures.
+        progress: The callback for progress, in steps.
 
     Returns:
         The comparison of these encodings with public images.
