@@ -41,6 +41,8 @@ MIN_IMAGE_SIDE = {  # in pixels; a smaller image leaves a layer without input
     "strided-cnn": 1,
     "strided-lenet": 1,
 }
+WITHOUT_NORMALIZATION = ("lenet", "cnn-dropout", "mlp", "strided-lenet")
+WITH_ACTIVATIONS = ("small-cnn", "lenet", "mlp", "strided-cnn", "strided-lenet")
 
 
 def build_model(
@@ -85,14 +87,12 @@ def _check_variants(config: ModelConfig) -> None:
     Raises:
         ConfigError: it has no normalisation layers, or one activation only.
     """
-    without_normalization = ("lenet", "cnn-dropout", "mlp", "strided-lenet")
-    if config.name in without_normalization and config.normalization != "none":
+    if config.name in WITHOUT_NORMALIZATION and config.normalization != "none":
         raise ConfigError(
             f"model.name = {config.name!r} has no normalisation layers: set "
             f'model.normalization = "none", got {config.normalization!r}'
         )
-    with_activations = ("small-cnn", "lenet", "mlp", "strided-cnn", "strided-lenet")
-    if config.name not in with_activations and config.activation != "relu":
+    if config.name not in WITH_ACTIVATIONS and config.activation != "relu":
         raise ConfigError(
             f"model.name = {config.name!r} has no other activation than relu: set "
             f'model.activation = "relu", got {config.activation!r}'
