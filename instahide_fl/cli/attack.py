@@ -34,14 +34,15 @@ def attack(
     assignments: SettingsOfAttacks = None,
     seed: Seed = 0,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Default: attacks/ in the run.")
+        Path | None,
+        typer.Option(metavar="DIR", help="Results. Default: attacks/ in the run."),
     ] = None,
     with_reference: ReferenceOption = True,
     show_list: Annotated[
         bool, typer.Option("--list", help="Explain every attack and adversary.")
     ] = False,
 ) -> None:
-    """Attack a recorded run, score what comes out, and say what leaked."""
+    """Attack a recorded run, score the results, and say what leaked."""
     if show_list:
         _print_list()
         return

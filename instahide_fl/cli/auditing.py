@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 Names = Annotated[
     list[str] | None,
     typer.Option(
-        "--attack", metavar="NAME", help="Default: all that apply, but slow ones."
+        "--attack",
+        metavar="NAME",
+        help="An attack; may be repeated. Default: all that apply, except slow ones.",
     ),
 ]
 ThreatModelOption = Annotated[
@@ -39,7 +41,7 @@ SettingsOfAttacks = Annotated[
         help="A setting of an attack, e.g. dlg.restarts=5.",
     ),
 ]
-Seed = Annotated[int, typer.Option(min=0, help="The seed of starting points.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of the attacks' starting points.")]
 ReferenceOption = Annotated[
     bool,
     typer.Option(

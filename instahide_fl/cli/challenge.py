@@ -53,9 +53,9 @@ def challenge_make(
     pool: Annotated[
         str, typer.Option(metavar="POOL", help="photos, or the folder of a pool.")
     ] = "photos",
-    images: Annotated[int, typer.Option(min=1, help="n, private images.")] = 100,
-    encodings: Annotated[int, typer.Option(min=1, help="T, of each image.")] = 50,
-    num_mixed: Annotated[int, typer.Option(help="k, images in an encoding.")] = 6,
+    images: Annotated[int, typer.Option(min=1, help="Private images, n.")] = 100,
+    encodings: Annotated[int, typer.Option(min=1, help="Encodings per image, T.")] = 50,
+    num_mixed: Annotated[int, typer.Option(help="Images per encoding, k.")] = 6,
     method: Annotated[str, typer.Option(help="instahide, mixup or none.")] = (
         "instahide"
     ),
@@ -63,10 +63,10 @@ def challenge_make(
     assignments: Assignments = None,
     seed: Annotated[
         int | None,
-        typer.Option(help="Repeatable, insecure keys. Without: operating system."),
+        typer.Option(help="Draw repeatable, insecure keys. Default: secure keys."),
     ] = None,
 ) -> None:
-    """Make a challenge of test images: encodings for everybody, the truth apart."""
+    """Make a challenge from test images; originals and keys go into truth/."""
     from instahide_fl.challenge.make import make_challenge, write_challenge
     from instahide_fl.rng import operating_system_stream, stream
 
@@ -150,7 +150,9 @@ def challenge_score(
     folder: Folder,
     decryption: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Default: decryption.npy in the folder."),
+        typer.Option(
+            metavar="FILE", help="Decryption. Default: decryption.npy in the folder."
+        ),
     ] = None,
 ) -> None:
     """Score a decryption by the rules of the InstaHide Challenge."""

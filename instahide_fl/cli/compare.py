@@ -27,16 +27,18 @@ def compare(
     ],
     out: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Default: studies/ and the file's name."),
+        typer.Option(
+            metavar="DIR", help="Study folder. Default: the file's name, in studies/."
+        ),
     ] = None,
     jobs: Annotated[
-        int, typer.Option(help="Runs side by side; 0: as many as there are CPUs.")
+        int, typer.Option(help="Runs at the same time; 0: as many as CPUs allow.")
     ] = 0,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Carry out the runs that are missing.")
+        bool, typer.Option("--resume", help="Carry out only the missing runs.")
     ] = False,
     plan: Annotated[
-        bool, typer.Option("--plan", help="List the runs, and stop.")
+        bool, typer.Option("--plan", help="List the runs, but start none.")
     ] = False,
 ) -> None:
     """Train every method under the same budget, attack each, and write the report."""

@@ -23,7 +23,7 @@ from instahide_fl.cli.common import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-data_app = typer.Typer(help="Data sets.", no_args_is_help=True)
+data_app = typer.Typer(help="Data sets and their partitions.", no_args_is_help=True)
 MAX_LISTED_CLASSES = 20  # more are summed up
 
 
@@ -68,13 +68,14 @@ def data_partition(
         str, typer.Argument(help="As data.dataset, for instance mnist-5k.")
     ] = "mnist-5k",
     picture: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Picture of it, .png.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Picture of the partition, .png."),
     ] = None,
     config: SettingsOption = None,
     assignments: Assignments = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the partition.")] = None,
 ) -> None:
-    """Print how many images and classes each client would get, before a run."""
+    """Print how many images and classes each client would get in a run."""
     from instahide_fl.data.datasets import load_dataset
     from instahide_fl.data.partition import cached_partition, count_labels
 

@@ -36,10 +36,11 @@ ClientDir = Annotated[
     Path, typer.Argument(metavar="CLIENT_DIR", help="Folder of a client.")
 ]
 Insecure = Annotated[
-    bool, typer.Option("--insecure", help="Without TLS and without keys of clients.")
+    bool, typer.Option("--insecure", help="Use neither TLS nor client keys.")
 ]
 Days = Annotated[
-    int, typer.Option(min=1, max=3650, help="Validity of the server's certificate.")
+    int,
+    typer.Option(min=1, max=3650, help="Days that the certificate is valid."),
 ]
 
 
@@ -59,15 +60,17 @@ def deploy_init(
         typer.Option(
             "--host",
             metavar="NAME-OR-IP",
-            help="The server, as clients reach it; repeat it. Default: localhost.",
+            help="Where clients reach the server; repeatable. Default: localhost.",
         ),
     ] = None,
-    port: Annotated[int, typer.Option(help="Of the server, for clients.")] = 9443,
+    port: Annotated[int, typer.Option(help="The server's port for clients.")] = 9443,
     superlink_port: Annotated[
-        int | None, typer.Option(help="On loopback. Default: the next after --port.")
+        int | None,
+        typer.Option(help="The SuperLink's port, on loopback. Default: --port plus 1."),
     ] = None,
     name: Annotated[
-        str | None, typer.Option(help="Of the federation. Default: the folder's name.")
+        str | None,
+        typer.Option(help="The federation's name. Default: the folder's name."),
     ] = None,
     days: Days = 730,
 ) -> None:
@@ -100,7 +103,7 @@ def deploy_init(
 @deploy_app.command("add")
 def deploy_add(
     folder: FederationDir,
-    client: Annotated[str, typer.Argument(metavar="NAME", help="Of the client.")],
+    client: Annotated[str, typer.Argument(metavar="NAME", help="The client.")],
 ) -> None:
     """Make a folder for another client."""
     from instahide_fl.deployment.federation_files import add_client
@@ -113,7 +116,7 @@ def deploy_add(
 @deploy_app.command("remove")
 def deploy_remove(
     folder: FederationDir,
-    client: Annotated[str, typer.Argument(metavar="NAME", help="Of the client.")],
+    client: Annotated[str, typer.Argument(metavar="NAME", help="The client.")],
 ) -> None:
     """Take a client out of the federation."""
     from instahide_fl.deployment.federation_files import remove_client
@@ -123,7 +126,7 @@ def deploy_remove(
 
 @deploy_app.command("renew")
 def deploy_renew(folder: FederationDir, days: Days = 730) -> None:
-    """Make a new certificate for the server, by the same authority."""
+    """Make a new certificate for the server, signed by the same authority."""
     from instahide_fl.deployment.federation_files import renew_certificate
 
     federation = renew_certificate(folder, days)
@@ -142,7 +145,7 @@ def deploy_pin(
     folder: ClientDir,
     code_hash: Annotated[
         str | None,
-        typer.Argument(metavar="[HASH]", help="Without: of this installation."),
+        typer.Argument(metavar="[HASH]", help="Default: this installation's hash."),
     ] = None,
 ) -> None:
     """Let a client run this code and no other."""
@@ -158,12 +161,13 @@ def deploy_server(
     proxy: Annotated[
         bool,
         typer.Option(
-            "--proxy/--no-proxy", help="Let clients of other machines in, by nginx."
+            "--proxy/--no-proxy",
+            help="Accept clients on other machines, by nginx.",
         ),
     ] = True,
     insecure: Insecure = False,
 ) -> None:
-    """Run the SuperLink, and nginx before it, until Ctrl-C."""
+    """Run the SuperLink, behind nginx, until Ctrl-C."""
     from instahide_fl.deployment.federation import open_federation
     from instahide_fl.deployment.services import serve
 
@@ -243,7 +247,7 @@ def deploy_run(
 
 @deploy_app.command("status")
 def deploy_status(folder: FederationDir, insecure: Insecure = False) -> None:
-    """Show which clients are online, and the runs; exit code 1 if clients are away."""
+    """Show clients and runs; the exit code is 1 if a client is not online."""
     from instahide_fl.deployment.federation import open_federation
     from instahide_fl.deployment.superlink import LocalSuperLink
 
@@ -262,7 +266,7 @@ def deploy_status(folder: FederationDir, insecure: Insecure = False) -> None:
 
 @deploy_app.command("stop")
 def deploy_stop(folder: FederationDir, insecure: Insecure = False) -> None:
-    """Stop the runs that are going on; the server and its clients stay."""
+    """Stop the current runs; the server and its clients keep running."""
     from instahide_fl.deployment.federation import open_federation
     from instahide_fl.deployment.superlink import LocalSuperLink
 

@@ -17,15 +17,15 @@ def doctor(
         Path | None,
         typer.Argument(
             metavar="[CLIENT_DIR | FEDERATION_DIR]",
-            help="A client's or a federation's folder; none checks the installation.",
+            help="Folder to check. Default: check the installation only.",
         ),
     ] = None,
     image_size: Annotated[
         int,
-        typer.Option(min=0, help="As data.image-size of the runs of a client."),
+        typer.Option(min=0, help="The setting data.image-size of a client's runs."),
     ] = 0,
 ) -> None:
-    """Check this machine: each line is ok or says what to do."""
+    """Check whether this machine is ready, and say what to mend."""
     from instahide_fl.deployment.doctor import examine_folder, examine_installation
 
     faults = 0

@@ -26,16 +26,17 @@ def encode(
         typer.Option(metavar="FILE", help="Keys, .npz. Whoever has them can decode."),
     ] = None,
     picture: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Picture of ten, .png.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Picture of ten encodings, .png."),
     ] = None,
     images: Annotated[
-        int | None, typer.Option(min=1, help="Encode only the first N.")
+        int | None, typer.Option(min=1, help="Encode only the first N images.")
     ] = None,
     config: SettingsOption = None,
     assignments: Assignments = None,
     seed: Annotated[
         int | None,
-        typer.Option(help="Repeatable, insecure keys. Without: operating system."),
+        typer.Option(help="Draw repeatable, insecure keys. Default: secure keys."),
     ] = None,
 ) -> None:
     """Encode the training images of a data set, without a federation."""

@@ -22,7 +22,7 @@ def evaluate(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
     encodings: Annotated[
         int | None,
-        typer.Option(min=1, metavar="K", help="Also classify K encodings an image."),
+        typer.Option(min=1, metavar="K", help="Also classify K encodings per image."),
     ] = None,
     own_coefficient: Annotated[
         float | None,

@@ -28,22 +28,22 @@ pool_app = typer.Typer(help="Pools of public images.", no_args_is_help=True)
 def pool_build(
     source: Annotated[Path, typer.Argument(help="Folder with images at any depth.")],
     out: Annotated[Path, typer.Option(metavar="POOL", help="Folder of the pool.")],
-    size: Annotated[int, typer.Option(help="Side of its images, pixels.")] = 32,
+    size: Annotated[int, typer.Option(help="Side of its images, in pixels.")] = 32,
     crops: Annotated[int, typer.Option(help="Patches cut from each image.")] = 4,
     min_keypoints: Annotated[
         int,
-        typer.Option(help="Keep patches with more SIFT key points; 0 keeps all."),
+        typer.Option(help="Keep patches with more SIFT key points than this; 0: all."),
     ] = 40,
     patch_size: Annotated[
-        int, typer.Option(help="Side of a patch before shrinking, pixels.")
+        int, typer.Option(help="Side of a patch before shrinking, in pixels.")
     ] = 128,
     channels: Annotated[int, typer.Option(help="1 (grey) or 3 (colour).")] = 3,
     seed: Annotated[int, typer.Option(help="Seed of the patches' positions.")] = 0,
     jobs: Annotated[
-        int | None, typer.Option(help="Number of processes; by default one per core.")
+        int | None, typer.Option(help="Number of processes. Default: one per core.")
     ] = None,
 ) -> None:
-    """Cut a pool from a folder of images; the same command continues."""
+    """Cut a pool from a folder of images; repeat the command if it was interrupted."""
     signal.signal(signal.SIGTERM, interrupt)
     try:
         from instahide_fl.data.pool_build import build_pool

@@ -46,12 +46,12 @@ def run(
     ] = None,
     tensorboard: Annotated[
         bool,
-        typer.Option("--tensorboard", help="Show it in TensorBoard (--logdir runs)."),
+        typer.Option("--tensorboard", help="Log to TensorBoard (--logdir runs)."),
     ] = False,
     mlflow: Annotated[
         str | None,
         typer.Option(
-            metavar="STORE", help="Show it in MLflow: mlflow.db or http://HOST:PORT."
+            metavar="STORE", help="Log to MLflow: mlflow.db or http://HOST:PORT."
         ),
     ] = None,
 ) -> None:
