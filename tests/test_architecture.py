@@ -1,4 +1,4 @@
-"""The laws of the layout: imports point one way, and some rooms stay shut."""
+"""The layout's rules: imports point one way, and some are forbidden."""
 
 from __future__ import annotations
 
@@ -81,31 +81,31 @@ def test_no_module_is_imported_by_what_it_imports():
 
 
 def test_attacks_never_see_the_truth():
-    shut = ("instahide_fl.audit", "instahide_fl.transcript.truth")
+    forbidden = ("instahide_fl.audit", "instahide_fl.transcript.truth")
     for path in python_files("instahide_fl/attacks"):
         for module in imported_modules(path):
-            assert not module.startswith(shut), f"{path} imports {module}"
+            assert not module.startswith(forbidden), f"{path} imports {module}"
 
 
 def test_a_server_starts_without_pictures_and_reports():
-    shut = ("instahide_fl.report", "instahide_fl.pictures")
+    forbidden = ("instahide_fl.report", "instahide_fl.pictures")
     for path in python_files("server"):
         for node in ast.parse(path.read_text()).body:
             if isinstance(node, ast.ImportFrom):
-                assert not node.module.startswith(shut), path
+                assert not node.module.startswith(forbidden), path
 
 
-def test_only_the_apps_and_the_rooms_of_the_engines_know_flower_and_ray():
-    rooms = {"flwr": {"engine", "flower"}, "ray": {"engine"}}
+def test_only_the_apps_and_the_engines_packages_import_flower_and_ray():
+    allowed = {"flwr": {"engine", "flower"}, "ray": {"engine"}}
     for path in python_files("instahide_fl"):
-        room = path.relative_to(ROOT / "instahide_fl").parts[0]
+        package = path.relative_to(ROOT / "instahide_fl").parts[0]
         roots = {module.split(".")[0] for module in imported_modules(path)}
         assert not roots & {"clients", "server"}, path
-        for package, allowed in rooms.items():
-            assert package not in roots or room in allowed, path
+        for framework, packages in allowed.items():
+            assert framework not in roots or package in packages, path
 
 
-def test_only_one_room_touches_what_flower_does_not_document():
+def test_only_one_package_imports_what_flower_does_not_document():
     public = {"flwr.app", "flwr.clientapp", "flwr.serverapp"}
     for folder in ("instahide_fl", "clients", "server"):
         for path in python_files(folder):

@@ -18,15 +18,15 @@ def test_images_go_to_the_device_as_far_as_they_fit():
     data = load_federated_data(Config())
     assert data.pool is not None
     images, pool = data.dataset.train.images.nbytes, data.pool.images.nbytes
-    for room, places in (
+    for free_bytes, devices in (
         (images - 1, ("cpu", "cpu")),
         (images, ("meta", "cpu")),
         (images + pool, ("meta", "meta")),
     ):
-        moved = data.to("meta", room)
+        moved = data.to("meta", free_bytes)
         assert moved.pool is not None
-        devices = moved.dataset.train.images.device, moved.pool.images.device
-        assert tuple(device.type for device in devices) == places
+        assert moved.dataset.train.images.device.type == devices[0]
+        assert moved.pool.images.device.type == devices[1]
         assert len(moved.split(3)) == len(data.split(3))
     alone = data.split(3).to("meta")  # only the client's own images travel
     assert len(alone.images) == len(alone) == len(data.split(3))
