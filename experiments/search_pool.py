@@ -116,8 +116,8 @@ def main() -> None:
         if any(_matches(row, cell) for row in searches):
             continue
         pool = _pool(arguments.photos, arguments.out, cell.crops, console)
-        run = _recorded(arguments.out / cell.folder, cell, pool, arguments.data)
-        row = _searched(run, cell, arguments.out / cell.folder, console)
+        run = _record_run(arguments.out / cell.folder, cell, pool, arguments.data)
+        row = _search(run, cell, arguments.out / cell.folder, console)
         searches.append(row)
         console.print(row, markup=False)
         write_text(RESULTS, json.dumps(results, indent=2) + "\n")
@@ -144,7 +144,7 @@ def _pool(photos: Path, out: Path, crops: int, console: Console) -> Path:
     return folder.resolve()
 
 
-def _recorded(folder: Path, cell: Cell, pool: Path, data: str) -> RecordedRun:
+def _record_run(folder: Path, cell: Cell, pool: Path, data: str) -> RecordedRun:
     settings: dict[str, Scalar] = {
         **ALL,
         "data.dataset": data,
@@ -155,7 +155,7 @@ def _recorded(folder: Path, cell: Cell, pool: Path, data: str) -> RecordedRun:
     return recorded_run(folder, settings)
 
 
-def _searched(
+def _search(
     run: RecordedRun, cell: Cell, folder: Path, console: Console
 ) -> dict[str, object]:
     """Search, and return the figures that the table shows."""

@@ -142,7 +142,7 @@ def _versions() -> dict[str, str]:
 
 
 def _begin_or_continue(work: Path, description: Mapping[str, Any]) -> None:
-    """Write what is built into a new working folder, or check that it is the same."""
+    """Create the working folder with the build's options, or check that they match."""
     if any(not path.name.startswith(".") for path in work.iterdir()):
         try:
             begun = json.loads((work / DESCRIPTION).read_text(encoding="utf-8"))

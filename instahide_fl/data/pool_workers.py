@@ -101,7 +101,7 @@ def _end_with(parent: Connection) -> None:
 
 @contextlib.contextmanager
 def _interrupts_deferred() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM, where they arrive meanwhile, count after the block."""
+    """Defer Ctrl-C and SIGTERM to the end of the block."""
     caught: list[int] = []
     with _signals_handled(
         lambda number, frame: caught.append(number), signal.SIGINT, signal.SIGTERM
@@ -113,7 +113,7 @@ def _interrupts_deferred() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _signals_handled(handler: Any, *numbers: signal.Signals) -> Iterator[None]:
-    """Handle signals otherwise in the block, in the main thread; others may not."""
+    """Install a signal handler for the block; do nothing outside the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -83,7 +83,7 @@ def _check_version(name: str, requirement: Requirement | None) -> CheckResult:
 
 
 def _requirements() -> dict[str, Requirement]:
-    """Return what this package needs, by name, and Ray as Flower needs it."""
+    """Return this package's requirements by name, and Flower's requirement on Ray."""
     declared = list(map(Requirement, _declared_requirements()))
     try:
         flower = [Requirement(text) for text in requires("flwr") or []]

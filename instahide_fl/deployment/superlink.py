@@ -106,7 +106,7 @@ class LocalSuperLink:
         return superlink_answers(self.port, self.authority)
 
     def check_is_up(self) -> None:
-        """Refuse to go on where it does not answer.
+        """Raise if the SuperLink does not answer.
 
         Raises:
             EngineError: It does not; the text names the command that starts it.
@@ -178,7 +178,7 @@ class LocalSuperLink:
 
     @property
     def _registrations(self) -> Path:
-        """The file with Flower's number of each client, which alone it lists."""
+        """The file that maps clients' names to Flower's node numbers."""
         return self.folder.server / "registered.json"
 
     def _read_registrations(self) -> dict[str, Registration]:

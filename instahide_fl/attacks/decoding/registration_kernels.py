@@ -79,7 +79,10 @@ def collect(
     posterior: Floats,
     folded: bool,
 ) -> tuple[Floats, Floats]:
-    """Sum what encodings say about the pixels of one image, moved back.
+    """Sum the encodings' residuals, moved back to the image's own pixels.
+
+    A residual is an encoding without what is expected of other images. It is weighted
+    by the coefficient, the inverse variance and the probability of the position.
 
     Args:
         values: f32[M,D], the encodings, or their magnitudes.

@@ -53,8 +53,8 @@ class SeededClient:
         rng = self._stream(seed)
         index = next(batch_rows(self.images_held, self.train, rng))
         if self.encoder.refresh != "epoch":
-            which = int(rng.integers(self.encoder.refresh))
-            rng, row = fixed_stream(seed, self.client, which), int(index[row])
+            number = int(rng.integers(self.encoder.refresh))
+            rng, row = fixed_stream(seed, self.client, number), int(index[row])
         # The rows before it are drawn first; those after it do not change it.
         return draw_coefficients(row + 1, self.encoder, rng)[row]
 
@@ -82,7 +82,7 @@ class SeededClient:
             mixing
             if refresh == "epoch"
             else FixedEncodings(
-                mixing, refresh, lambda which: fixed_stream(seed, self.client, which)
+                mixing, refresh, lambda number: fixed_stream(seed, self.client, number)
             )
         )
         keys: list[EncodingKey] = []
