@@ -18,12 +18,12 @@ def test_images_go_to_the_device_as_far_as_they_fit():
     data = load_federated_data(Config())
     assert data.pool is not None
     images, pool = data.dataset.train.images.nbytes, data.pool.images.nbytes
-    for free_bytes, devices in (
+    for max_bytes, devices in (
         (images - 1, ("cpu", "cpu")),
         (images, ("meta", "cpu")),
         (images + pool, ("meta", "meta")),
     ):
-        moved = data.to("meta", free_bytes)
+        moved = data.to("meta", max_bytes)
         assert moved.pool is not None
         assert moved.dataset.train.images.device.type == devices[0]
         assert moved.pool.images.device.type == devices[1]
