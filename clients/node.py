@@ -275,7 +275,7 @@ def _refuse_weakening(client: str, config: Config) -> None:
 
 
 def _with_federation_size(config: Config, nodes: int) -> Config:
-    """Take the number of SuperNodes where the settings leave it open."""
+    """Set num-clients to the number of SuperNodes if it is 0."""
     num_clients = config.partition.num_clients
     if num_clients not in (0, nodes):
         raise ConfigError(

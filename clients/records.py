@@ -31,16 +31,16 @@ def read_round(message: Message) -> tuple[RoundInstruction, dict[str, Tensor]]:
     Raises:
         ProtocolError: the server speaks another version.
     """
-    about, arrays = message.content[ABOUT], message.content[ARRAYS]
-    if not isinstance(about, ConfigRecord) or not isinstance(arrays, ArrayRecord):
+    fields, arrays = message.content[ABOUT], message.content[ARRAYS]
+    if not isinstance(fields, ConfigRecord) or not isinstance(arrays, ArrayRecord):
         raise ProtocolError(f"a round's {ABOUT} or {ARRAYS} record is of another type")
-    return RoundInstruction.from_values(about), from_record(arrays)
+    return RoundInstruction.from_values(fields), from_record(arrays)
 
 
 def reply_description(message: Message, description: ClientDescription) -> Message:
     """Answer the server's first question."""
-    about = ConfigRecord(description.to_values())  # type: ignore[arg-type]
-    return Message(RecordDict({ABOUT: about}), reply_to=message)
+    fields = ConfigRecord(description.to_values())  # type: ignore[arg-type]
+    return Message(RecordDict({ABOUT: fields}), reply_to=message)
 
 
 def reply_update(

@@ -62,12 +62,12 @@ _STATE = "secure-aggregation"  # a record in Context.state, which stays on the n
 
 def answer_public_keys(message: Message, context: Context, client: str) -> Message:
     """Make this round's keys and send the public ones (stage 1)."""
-    about = required_values(message.content[ABOUT], ROUND)
+    fields = required_values(message.content[ABOUT], ROUND)
     mask_key, mask_public = generate_key_pairs()
     exchange_key, exchange_public = generate_key_pairs()
     context.state[_STATE] = ConfigRecord(
         {
-            "round": int(about[ROUND]),
+            "round": int(fields[ROUND]),
             "seed": new_secret(),
             "mask-key": private_key_to_bytes(mask_key),
             "exchange-key": private_key_to_bytes(exchange_key),
@@ -91,12 +91,12 @@ def answer_key_shares(
     Raises:
         ProtocolError: keys are missing, twice, or too few.
     """
-    about = required_values(
+    fields = required_values(
         message.content[ABOUT], ROUND, CLIENTS, MASK_KEYS, EXCHANGE_KEYS
     )
-    state = _read_state(context, int(about[ROUND]))
-    peers = list(about[CLIENTS])
-    keys = [*about[MASK_KEYS], *about[EXCHANGE_KEYS]]
+    state = _read_state(context, int(fields[ROUND]))
+    peers = list(fields[CLIENTS])
+    keys = [*fields[MASK_KEYS], *fields[EXCHANGE_KEYS]]
     if client not in peers or len(set(keys)) < 2 * len(peers):
         raise ProtocolError("the public keys of a round are not each client's own")
     needed = shares_needed(len(peers), config.secure_aggregation.threshold)
@@ -107,7 +107,7 @@ def answer_key_shares(
     for peer in range(len(peers)):
         if peer == own_position:
             continue
-        secret = _agreed_secret(state["exchange-key"], about[EXCHANGE_KEYS][peer])
+        secret = _agreed_secret(state["exchange-key"], fields[EXCHANGE_KEYS][peer])
         plaintext = share_keys_plaintext_concat(
             own_position, peer, seed_shares[peer], key_shares[peer]
         )
@@ -115,8 +115,8 @@ def answer_key_shares(
     state.update(
         {
             CLIENTS: peers,
-            MASK_KEYS: list(about[MASK_KEYS]),
-            EXCHANGE_KEYS: list(about[EXCHANGE_KEYS]),
+            MASK_KEYS: list(fields[MASK_KEYS]),
+            EXCHANGE_KEYS: list(fields[EXCHANGE_KEYS]),
             "own-seed-share": seed_shares[own_position],
             "own-key-share": key_shares[own_position],
         }
@@ -146,12 +146,12 @@ def reply_masked(
             f"client {client} sends masked updates only (secure-aggregation.enabled), "
             f"and the server asked for a plain one"
         )
-    about = required_values(
+    fields = required_values(
         message.content[MASKS], ROUND, CLIENTS, CIPHERTEXTS, LARGEST_WEIGHT
     )
-    state = _read_state(context, int(about[ROUND]))
+    state = _read_state(context, int(fields[ROUND]))
     peers = list(state[CLIENTS])
-    senders = [peers.index(name) for name in about[CLIENTS]]
+    senders = [peers.index(name) for name in fields[CLIENTS]]
     own_position = peers.index(client)
     needed = shares_needed(len(peers), config.secure_aggregation.threshold)
     if len(senders) + 1 < needed:
@@ -159,8 +159,8 @@ def reply_masked(
             f"{len(senders) + 1} clients of {len(peers)} shared their keys, "
             f"secure-aggregation.threshold asks for {needed}"
         )
-    _store_shares(state, own_position, senders, list(about[CIPHERTEXTS]))
-    weight = WEIGHTS[config.server.aggregation](update) / float(about[LARGEST_WEIGHT])
+    _store_shares(state, own_position, senders, list(fields[CIPHERTEXTS]))
+    weight = WEIGHTS[config.server.aggregation](update) / float(fields[LARGEST_WEIGHT])
     numbers = FixedPoint(config.secure_aggregation.largest_value, len(peers))
     pair_seeds = {
         sender: _mask_seed(_agreed_secret(state["mask-key"], state[MASK_KEYS][sender]))
@@ -174,7 +174,7 @@ def reply_masked(
         subtracted=earlier,
     )
     context.state[_STATE] = ConfigRecord(state)
-    header = UpdateHeader(client, update.kind, int(about[ROUND]))
+    header = UpdateHeader(client, update.kind, int(fields[ROUND]))
     content = RecordDict(
         {
             ARRAYS: to_record({VECTOR: torch.from_numpy(masked.view(np.int32))}),
@@ -208,13 +208,13 @@ def answer_unmask(
         ProtocolError: the server asks for both secrets of a client, or too few clients
             are left.
     """
-    about = required_values(message.content[ABOUT], ROUND, SURVIVORS, DROPPED)
-    state = _read_state(context, int(about[ROUND]))
+    fields = required_values(message.content[ABOUT], ROUND, SURVIVORS, DROPPED)
+    state = _read_state(context, int(fields[ROUND]))
     peers = list(state[CLIENTS])
     # One answer for each round: a second question could be for the other secret.
     del context.state[_STATE]
-    survivors = [peers.index(name) for name in about[SURVIVORS]]
-    dropped = [peers.index(name) for name in about[DROPPED]]
+    survivors = [peers.index(name) for name in fields[SURVIVORS]]
+    dropped = [peers.index(name) for name in fields[DROPPED]]
     asked = survivors + dropped
     needed = shares_needed(len(peers), config.secure_aggregation.threshold)
     if len(set(asked)) < len(asked) or len(set(survivors)) < needed:

@@ -69,8 +69,8 @@ def main() -> None:
                     times,
                     arguments.images,
                 )
-                about = {"case": case, "encodings": times, "seed": seed}
-                rows.append({**about, **measured})
+                setting = {"case": case, "encodings": times, "seed": seed}
+                rows.append({**setting, **measured})
                 console.print(rows[-1], markup=False)
     results = {"images": arguments.images, "seeds": arguments.seeds, "rows": rows}
     write_text(RESULTS, json.dumps(results, indent=2) + "\n")

@@ -57,18 +57,18 @@ def read_description(message: Message) -> ClientDescription:
     Raises:
         ProtocolError: the client speaks another version, or its answer makes no sense.
     """
-    about = message.content.get(ABOUT)
-    if not isinstance(about, ConfigRecord):
+    fields = message.content.get(ABOUT)
+    if not isinstance(fields, ConfigRecord):
         raise ProtocolError(f"a client does not say who it is: it sent no {ABOUT}")
-    return ClientDescription.from_values(about)
+    return ClientDescription.from_values(fields)
 
 
 def round_content(
     instruction: RoundInstruction, parameters: Mapping[str, Tensor]
 ) -> RecordDict:
     """Return what every client of a round's cohort receives; the tensors are shared."""
-    about = ConfigRecord(instruction.to_values())  # type: ignore[arg-type]
-    return RecordDict({ARRAYS: to_record(parameters), ABOUT: about})
+    fields = ConfigRecord(instruction.to_values())  # type: ignore[arg-type]
+    return RecordDict({ARRAYS: to_record(parameters), ABOUT: fields})
 
 
 def round_message(content: RecordDict, node_id: int, group_id: str) -> Message:
@@ -140,8 +140,8 @@ class UpdateReader:
     def _read(
         self, content: RecordDict, sender: Sender, check_finite: bool
     ) -> ClientUpdate:
-        about, arrays, metrics = records_of_update(content)
-        check_header(about, sender, self.kind, self.round)
+        fields, arrays, metrics = records_of_update(content)
+        check_header(fields, sender, self.kind, self.round)
         tensors = checked_tensors(arrays, self.forms)
         if check_finite:
             for name, array in tensors.items():
@@ -166,27 +166,27 @@ def records_of_update(
     Raises:
         ProtocolError: one is missing or of another type, or there are others.
     """
-    about, arrays, metrics = (content.get(name) for name in (ABOUT, ARRAYS, METRICS))
+    fields, arrays, metrics = (content.get(name) for name in (ABOUT, ARRAYS, METRICS))
     if extra := sorted(set(content) - {ABOUT, ARRAYS, METRICS}):
         raise ProtocolError(f"it has a record {extra[0][:60]!r} too many")
-    if not isinstance(about, ConfigRecord):
+    if not isinstance(fields, ConfigRecord):
         raise ProtocolError(f"it lacks the record {ABOUT!r}")
     if not isinstance(arrays, ArrayRecord):
         raise ProtocolError(f"it lacks the record {ARRAYS!r}")
     if not isinstance(metrics, MetricRecord):
         raise ProtocolError(f"it lacks the record {METRICS!r}")
-    return about, arrays, metrics
+    return fields, arrays, metrics
 
 
 def check_header(
-    about: ConfigRecord, sender: Sender, kind: UpdateKind, round_number: int
+    fields: ConfigRecord, sender: Sender, kind: UpdateKind, round_number: int
 ) -> None:
     """Check that an update is this client's, of this run's kind and of this round.
 
     Raises:
         ProtocolError: it is not.
     """
-    header = UpdateHeader.from_values(about)
+    header = UpdateHeader.from_values(fields)
     if header.client != sender.client:
         raise ProtocolError(f"it calls itself client {header.client[:60]!r}")
     if header.kind != kind:

@@ -212,9 +212,9 @@ class SecureRound:
         return float(images)
 
     def _read_masked(self, client: str, reply: Message, length: int) -> MaskedUpdate:
-        about, arrays, metrics = records_of_update(reply.content)
+        fields, arrays, metrics = records_of_update(reply.content)
         sender = Sender(client, self.sizes[client])
-        check_header(about, sender, self.config.train.update_kind, self.round)
+        check_header(fields, sender, self.config.train.update_kind, self.round)
         form = ArrayForm((length,), "int32")
         vector = checked_tensors(arrays, {VECTOR: form})[VECTOR].cpu().numpy()
         return MaskedUpdate(vector.view(np.uint32), read_client_metrics(metrics))

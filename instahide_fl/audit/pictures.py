@@ -77,7 +77,7 @@ def _save_grid(path: Path, result: AttackResult) -> None:
 
 
 def _save_recovered(path: Path, result: AttackResult) -> None:
-    """Draw what came out where there is nothing to hold it against."""
+    """Draw recovered images alone; no truth was recorded."""
     statistics = result.attack_target.statistics
     images = [
         statistics.restore(recovered.images[:COLUMNS].cpu().nan_to_num(0.0, 0.0, 0.0))

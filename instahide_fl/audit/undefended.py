@@ -77,8 +77,8 @@ def undefended_transcripts(
     private = config.defense.differential_privacy == "dp-sgd"
     if private and config.train.mode == "update":
         raise AttackError(
-            "no control: the local steps of dp-sgd take batches of random size, which "
-            "have no counterpart without it"
+            "no undefended reference: the local steps of dp-sgd take batches of random "
+            "size, which have no counterpart without it"
         )
     first = transcripts[0]
     model = training_network(config, first.image_shape, first.num_classes)
@@ -136,7 +136,9 @@ def with_images(
 def _aggregate(config: Config, updates: Sequence[ClientUpdate]) -> dict[str, Tensor]:
     """Return what the server would have stepped with."""
     if not updates:
-        raise AttackError("single updates, which a control imitates, were not recorded")
+        raise AttackError(
+            "single updates, which the undefended reference imitates, were not recorded"
+        )
     if rule := robust_rule(config.server):
         return rule(updates)
     return tree_mean(updates, WEIGHTS[config.server.aggregation])

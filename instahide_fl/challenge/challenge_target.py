@@ -34,8 +34,8 @@ from instahide_fl.types import ChannelStatistics
 
 HOLDERS = ("encodings-holder", "auditor-of-encodings")
 """Adversaries who have encodings."""
-EXPECTED = ("decode_encodings", "carlini")
-"""Attacks that run unasked even where they are slow: what a challenge is for."""
+CHALLENGE_ATTACKS = ("decode_encodings", "carlini")
+"""Attacks made for challenges, which run unasked even where they are slow."""
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,9 @@ def open_challenge(
 
 
 def attacks_on_encodings(adversary: str | None) -> list[str]:
-    """Return the attacks to run where none is named: registering one is enough.
+    """Return the names of all registered attacks that this adversary can run.
+
+    Attacks that run only when named are left out, except those made for challenges.
 
     Args:
         adversary: The adversary that all are run as; None for each attack's own, of
@@ -213,7 +215,7 @@ def attacks_on_encodings(adversary: str | None) -> list[str]:
     return [
         name
         for name, attack in ATTACKS.items()
-        if (attack.by_default or name in EXPECTED)
+        if (attack.by_default or name in CHALLENGE_ATTACKS)
         and (attack.threat_model in HOLDERS if knows is None else attack.needs <= knows)
     ]
 
@@ -231,34 +233,34 @@ def _notes(published: PublishedChallenge, pool: MixingPool | None) -> Iterator[s
 
 def _config(settings: ChallengeSettings, dataset: str) -> Config:
     """Put what was published into the form of a run's settings."""
-    about = settings.instahide.model_dump(by_alias=True)
-    values = {f"instahide.{name}": value for name, value in about.items()}
+    fields = settings.instahide.model_dump(by_alias=True)
+    values = {f"instahide.{name}": value for name, value in fields.items()}
     values |= {"data.dataset": dataset, "data.augment": settings.data.augment}
     return Config.from_run_config(values)
 
 
 def _opened_pool(settings: ChallengeSettings, source: str | None) -> MixingPool | None:
-    about = settings.pool
-    if source is None and (about is None or about.source != "photos"):
+    published = settings.pool
+    if source is None and (published is None or published.source != "photos"):
         return None
     channels, height, _ = settings.image_shape
     if source in (None, "photos"):
         pool = MixingPool.photos(height, channels)
     else:
         pool = MixingPool.open(Path(str(source)).expanduser())
-    if _is_another(pool, about):
+    if _is_another(pool, published):
         if source is None:
             return None
         raise PoolError(
             f"--pool {source} has sha256 {pool.sha256[:12]}, the challenge was made "
-            f"with {about.sha256[:12] if about else ''}: give that one, or none"
+            f"with {published.sha256[:12] if published else ''}: give that one, or none"
         )
     pool.check_fits(settings.image_shape, settings.instahide.public_count)
     return pool
 
 
-def _is_another(pool: MixingPool, about: PublishedPool | None) -> bool:
-    return about is not None and pool.sha256 != about.sha256
+def _is_another(pool: MixingPool, published: PublishedPool | None) -> bool:
+    return published is not None and pool.sha256 != published.sha256
 
 
 def _truth(folder: Path, published: PublishedChallenge) -> ClientTruth | None:

@@ -35,7 +35,7 @@ class Submission:
     complexity: str
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as it is written beside a score."""
+        """Return the submission as JSON values, as written beside a score."""
         return asdict(self)
 
 

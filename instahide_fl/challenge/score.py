@@ -58,7 +58,7 @@ class ChallengeMetrics:
     share_above_half: float
 
     def to_json(self) -> dict[str, float]:
-        """Return it as it is written into score.json."""
+        """Return the score as JSON values, as in score.json."""
         return {
             "max_ssim": self.max_ssim,
             "mean_ssim": self.mean_ssim,
@@ -180,12 +180,12 @@ def describe_decryption(path: Path, attack: str, threat_model: str) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    about = {
+    metadata = {
         "attack": attack,
         "threat_model": threat_model,
         "sha256": _sha256(path),
     }
-    write_text(path.with_suffix(".json"), json.dumps(about, indent=2) + "\n")
+    write_text(path.with_suffix(".json"), json.dumps(metadata, indent=2) + "\n")
 
 
 def made_by(path: Path) -> dict[str, str]:
@@ -199,10 +199,10 @@ def made_by(path: Path) -> dict[str, str]:
         that was changed since.
     """
     try:
-        about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        if about["sha256"] != _sha256(path):
+        metadata = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        if metadata["sha256"] != _sha256(path):
             return {}
-        return {name: str(about[name]) for name in ("attack", "threat_model")}
+        return {name: str(metadata[name]) for name in ("attack", "threat_model")}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 
@@ -218,8 +218,8 @@ def save_score(path: Path, score: ChallengeScore, decryption: Path) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    about = {"decryption": {"file": decryption.name, **made_by(decryption)}}
-    text = json.dumps({**about, **score.to_json()}, indent=2, allow_nan=False)
+    origin = {"decryption": {"file": decryption.name, **made_by(decryption)}}
+    text = json.dumps({**origin, **score.to_json()}, indent=2, allow_nan=False)
     write_text(path, text + "\n")
 
 

@@ -46,7 +46,8 @@ ReferenceOption = Annotated[
     bool,
     typer.Option(
         "--control/--no-control",
-        help="Attack the same images without any defence as well.",
+        help="Attack the same images without any defence as well "
+        "(the undefended reference).",
     ),
 ]
 

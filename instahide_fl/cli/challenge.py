@@ -172,8 +172,8 @@ def challenge_score(
     images = read_decryption(path, tuple(truth.encodings.shape))
     with console.status("scoring"):
         score = score_challenge(images, truth, statistics)
-    about = made_by(path)
-    maker = " by ".join(about.values()) or path.name
+    origin = made_by(path)
+    maker = " by ".join(origin.values()) or path.name
     save_score(folder / SCORE, score, path)
     title = f"{maker}: Max_SSIM {score.submitted.max_ssim:.2f}"
     picture = (folder / SCORE).with_suffix(".png")
@@ -224,10 +224,10 @@ def _decrypt(
 
 
 def _preference(result: AttackResult) -> tuple[bool, bool]:
-    """Sort what somebody ordinary can do first, and there what a challenge is for."""
-    from instahide_fl.challenge.challenge_target import EXPECTED
+    """Sort results of ordinary adversaries first, then attacks made for challenges."""
+    from instahide_fl.challenge.challenge_target import CHALLENGE_ATTACKS
 
-    return not result.threat_model.ordinary, result.attack.name not in EXPECTED
+    return not result.threat_model.ordinary, result.attack.name not in CHALLENGE_ATTACKS
 
 
 def _print_score(score: ChallengeScore, maker: str) -> None:

@@ -55,7 +55,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Comparer:
-    """How images are brought into the units that they are compared in.
+    """Compares images in units of [0, 1], clipped where they must lie there.
 
     Attributes:
         statistics: Constants that images are normalised with.
@@ -65,13 +65,13 @@ class Comparer:
     statistics: ChannelStatistics
     clip: bool
 
-    def shown(self, images: Tensor) -> Tensor:
-        """Clip if these images are to be clipped."""
+    def to_display_units(self, images: Tensor) -> Tensor:
+        """Return images as they are displayed: clipped to [0, 1] if `clip`."""
         return images.clamp(0, 1) if self.clip else images
 
     def opposite(self, images: Tensor) -> Tensor:
         """Return the negatives, clipped if these images are to be clipped."""
-        return self.shown(negative(images, self.statistics))
+        return self.to_display_units(negative(images, self.statistics))
 
     def pairwise(self, images: Tensor, originals: Tensor) -> Tensor:
         """Return the SSIM of each image, in its better sign, with each original.
@@ -84,7 +84,7 @@ class Comparer:
             f64[M,N].
         """
         return torch.maximum(
-            pairwise_ssim(self.shown(images), originals),
+            pairwise_ssim(self.to_display_units(images), originals),
             pairwise_ssim(self.opposite(images), originals),
         )
 
@@ -98,14 +98,14 @@ class Comparer:
             images: f32[R,C,H,W], in units of [0, 1], not clipped.
             candidates: f32[R,p,C,H,W].
         """
-        plain, opposite = self.shown(images), self.opposite(images)
+        plain, opposite = self.to_display_units(images), self.opposite(images)
         # [R,1,C,H,W] with [R,p,C,H,W] -> [R,p]
         similar = torch.maximum(
             ssim(plain[:, None], candidates), ssim(opposite[:, None], candidates)
         )
         choice = similar.argmax(dim=1)
         originals = candidates[torch.arange(len(images)), choice]
-        fitted = self.shown(fit_colours(images, originals))
+        fitted = self.to_display_units(fit_colours(images, originals))
         raw = ssim(plain, originals)
         turned = ssim(opposite, originals)
         return Comparison(

@@ -42,7 +42,7 @@ class Identification:
         return self.hits / self.count if self.count else 0.0
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as it is written into an attack's file."""
+        """Return the scores as JSON values, as in attacks/NAME.json."""
         if not self.count:
             return {"absent": "no client has another image of the same class"}
         return {

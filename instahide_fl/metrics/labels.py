@@ -50,7 +50,7 @@ class HardLabels:
         return (as_good + 1) / (len(self.guessed) + 1)
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as it is written into an attack's file."""
+        """Return the scores as JSON values, as in attacks/NAME.json."""
         return {"overlap": self.overlap, "chance": self.chance, "count": self.count}
 
 
@@ -74,7 +74,7 @@ class SoftLabels:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as it is written into an attack's file."""
+        """Return the scores as JSON values, as in attacks/NAME.json."""
         return {
             "max_error": float(self.errors.max()),
             "mean_error": float(self.errors.mean()),

@@ -57,7 +57,7 @@ class Summary:
         )
 
     def to_json(self) -> dict[str, float]:
-        """Return it as it is written into an attack's file."""
+        """Return the scores as JSON values, as in attacks/NAME.json."""
         share = self.share_above_half
         above = {} if share is None else {"share_above_0.5": share}
         return {"mean": self.mean, "best": self.best, **above, "spread": self.spread}
@@ -105,7 +105,7 @@ class ImageScores:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as it is written into an attack's file."""
+        """Return the scores as JSON values, as in attacks/NAME.json."""
         return {
             "count": self.count,
             "ssim": self.ssim.to_json(),

@@ -24,7 +24,7 @@ PITCH = 1.06  # from image to image, in widths of an image
 GAP = 0.3  # below each row, in heights of an image: for the similarity
 INCHES = 0.72  # side of an image
 
-_NOTES = {NO_LEAK: "\n(no leak found)", NO_VERDICT: "\n(failed its control)"}
+_NOTES = {NO_LEAK: "\n(no leak found)", NO_VERDICT: "\n(failed the reference)"}
 
 Pixels: TypeAlias = np.ndarray[Any, np.dtype[np.uint8]]
 

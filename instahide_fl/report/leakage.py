@@ -101,7 +101,9 @@ def leakages(attacks: pd.DataFrame) -> list[Leakage]:
 
 
 def images_recovered(attacks: pd.DataFrame) -> pd.DataFrame:
-    """Return the attacks that recovered private images and did not fail their control.
+    """Return the attacks that recovered private images and have a verdict.
+
+    An attack that fails on the undefended reference too has none.
 
     Args:
         attacks: The rows of `Study.attacks`, with the column private_ssim_mean.

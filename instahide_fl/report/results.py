@@ -75,7 +75,7 @@ class Run:
 
     @cached_property
     def attacks(self) -> pd.DataFrame:
-        """One row an attack: adversary, verdict, similarities, baselines, control.
+        """One row an attack: adversary, verdict, similarities, baselines, reference.
 
         Similarities are SSIM in the better sign. What an attack did not measure is
         absent.

@@ -23,7 +23,7 @@ NO_GUARANTEE = "no formal guarantee"
 _TEXT_COLUMNS = frozenset(
     {"method", "audit", "attack", "adversary", "control", "verdict"}
 )
-FAILED_CONTROL = "attack failed its control: says nothing"
+FAILED_REFERENCE = "attack failed on the undefended reference: says nothing"
 
 
 def by_method(variants: Sequence[Variant]) -> DataTable:
@@ -35,9 +35,9 @@ def by_method(variants: Sequence[Variant]) -> DataTable:
         title="Accuracy, leakage, guarantee and cost",
         caption="Means over seeds, with standard deviations between seeds where there "
         "are several. Leakage is SSIM with private images of the attack that got most, "
-        "of all adversaries; an attack that failed its control does not count. Worst "
-        "case: the best-recovered image of all seeds. Recognisable: share of images "
-        "with SSIM above 0.5 (a convention).",
+        "of all adversaries; an attack that fails on the undefended reference does not "
+        "count. Worst case: the best-recovered image of all seeds. Recognisable: share "
+        "of images with SSIM above 0.5 (a convention).",
         frame=pd.DataFrame(rows, columns=columns),
         formats={
             "accuracy": percent,
@@ -121,8 +121,8 @@ def by_attack(variants: Sequence[Variant]) -> DataTable | None:
         title="Attacks, one by one",
         caption="SSIM in the better sign, mean over images and seeds. A guess: the "
         "mean of other images. Labels: share of classes named, beside what chance "
-        "names. Control: the same attack on the same clients where nothing is hidden; "
-        "one that fails there says nothing about a defence.",
+        "names. Control: the undefended reference, the same attack on the same clients "
+        "where nothing is hidden; one that fails there says nothing about a defence.",
         frame=pd.DataFrame(rows, columns=columns),
         formats=dict.fromkeys(with_decimals, two_decimals),
         numeric=frozenset(columns) - _TEXT_COLUMNS,
@@ -171,7 +171,7 @@ def _control(attacks: pd.DataFrame) -> str:
 
 def _verdict(attacks: pd.DataFrame) -> str:
     verdict = worst(attacks["verdict"])
-    return FAILED_CONTROL if verdict == NO_VERDICT else verdict
+    return FAILED_REFERENCE if verdict == NO_VERDICT else verdict
 
 
 def diagnostics(variants: Sequence[Variant]) -> DataTable | None:

@@ -33,7 +33,8 @@ VERDICTS_IN_WORDS = {
     LEAKS: "leaks private data to an adversary that every federation has",
     LEAKS_TO_ADVERSARY: "leaks private data to an adversary with more power or "
     "knowledge than a server that follows the protocol",
-    NO_VERDICT: "cannot be judged: an attack failed its control, which says nothing",
+    NO_VERDICT: "cannot be judged: an attack failed on the undefended reference too, "
+    "which says nothing",
     NOT_SCORED: "was attacked, but nobody knows the truth that would tell what leaked",
     NO_LEAK: "no leak was found by the attacks tried, which is not a proof",
     "": "was not attacked, so nothing is known about what it leaks",
@@ -54,7 +55,8 @@ def verdict_lines(variants: Sequence[Variant]) -> list[tuple[str, str]]:
     lines = [
         (
             variant.label,
-            f"{VERDICTS_IN_WORDS[variant.verdict]}{_by_whom(variant)}.{_how_much(variant)}",
+            f"{VERDICTS_IN_WORDS[variant.verdict]}{_leaking_attacks(variant)}."
+            f"{_worst_scores(variant)}",
         )
         for variant in ordered
         if variant.has_runs
@@ -64,7 +66,7 @@ def verdict_lines(variants: Sequence[Variant]) -> list[tuple[str, str]]:
     return [*lines, *(("", note) for note in notes)]
 
 
-def _by_whom(variant: Variant) -> str:
+def _leaking_attacks(variant: Variant) -> str:
     """Name the attacks that gave the verdict, where it is a leak."""
     if variant.verdict not in (LEAKS, LEAKS_TO_ADVERSARY):
         return ""
@@ -73,7 +75,7 @@ def _by_whom(variant: Variant) -> str:
     return f", by {', '.join(names)}"
 
 
-def _how_much(variant: Variant) -> str:
+def _worst_scores(variant: Variant) -> str:
     """Say what the worst attacks reached, and how accurate the method is."""
     ordinary = variant.worst_leakage(ordinary=True)
     worst = variant.worst_leakage(ordinary=False)

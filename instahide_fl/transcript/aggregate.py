@@ -22,14 +22,15 @@ ALL_CLIENTS = "all"
 
 
 def why_not_as_one_client(config: Config, clients: int) -> str:
-    """Return why an aggregate is not what one client with all images would have sent.
+    """Return why an aggregate cannot be attacked as one client's update.
 
     Args:
         config: The run's settings.
         clients: The number of clients whose updates are in the aggregate.
 
     Returns:
-        A sentence with a remedy; empty if the aggregate is just that.
+        A sentence with a remedy; empty if it can, being just what one client with
+        all images would have sent.
     """
     rule = config.server.aggregation
     if rule not in WEIGHTS:
@@ -47,7 +48,7 @@ def why_not_as_one_client(config: Config, clients: int) -> str:
 
 
 def expected_cohort(config: Config) -> tuple[int, int]:
-    """Return what the settings tell of a round of which only the sum was recorded.
+    """Return the cohort that the settings imply; used when only the sum was recorded.
 
     Returns:
         The number of clients, and the number of images that they computed on together:

@@ -83,7 +83,7 @@ def write_transcript(folder: Path, transcript: RoundTranscript) -> None:
     for client, update in transcript.updates.items():
         for name, array in update.arrays.items():
             tensors[f"update/{client}/{name}"] = array
-    about = {
+    metadata = {
         "schema": SCHEMA,
         "round": transcript.round,
         "kind": transcript.kind,
@@ -100,7 +100,9 @@ def write_transcript(folder: Path, transcript: RoundTranscript) -> None:
         "images_held": dict(transcript.images_held),
     }
     save_tensors(
-        transcript_path(folder, transcript.round), tensors, {"about": json.dumps(about)}
+        transcript_path(folder, transcript.round),
+        tensors,
+        {"about": json.dumps(metadata)},
     )
 
 
@@ -128,9 +130,9 @@ def read_transcript(folder: Path, round_number: int) -> RoundTranscript:
             f"round {round_number} of {folder} was not recorded; "
             + (f"recorded: {_listed(recorded)}" if recorded else HOW_TO_RECORD)
         )
-    tensors, about = load_described(path)
+    tensors, metadata = load_described(path)
     try:
-        return _from_file(tensors, about)
+        return _from_file(tensors, metadata)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise TranscriptError(f"{path} is not a transcript: {error!r}") from None
 
@@ -142,36 +144,37 @@ HOW_TO_RECORD = (
 
 
 def _from_file(
-    tensors: Mapping[str, Tensor], about: Mapping[str, Any]
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]
 ) -> RoundTranscript:
-    if about["schema"] != SCHEMA:
-        raise ValueError(f"schema {about['schema']}, this version reads {SCHEMA}")
-    channels, height, width = map(int, about["image_shape"])
-    mean, std = (tuple(map(float, about[name])) for name in ("mean", "std"))
+    if metadata["schema"] != SCHEMA:
+        raise ValueError(f"schema {metadata['schema']}, this version reads {SCHEMA}")
+    channels, height, width = map(int, metadata["image_shape"])
+    mean, std = (tuple(map(float, metadata[name])) for name in ("mean", "std"))
     if not len(mean) == len(std) == channels:
         raise ValueError(f"{len(mean)} means for {channels} channels")
     updates = {
         client: ClientUpdate(
             _below(tensors, f"update/{client}/"),
             int(row["num_examples"]),
-            about["kind"],
+            metadata["kind"],
             dict(row["metrics"]),
         )
-        for client, row in about["clients"].items()
+        for client, row in metadata["clients"].items()
     }
     return RoundTranscript(
-        round=int(about["round"]),
+        round=int(metadata["round"]),
         parameters=_below(tensors, "global/"),
         updates=updates,
         aggregate=_below(tensors, "aggregate/"),
-        kind=about["kind"],
+        kind=metadata["kind"],
         statistics=ChannelStatistics(mean, std),
         image_shape=(channels, height, width),
-        num_classes=int(about["num_classes"]),
-        learning_rate_factor=float(about["learning_rate_factor"]),
-        pool_sha256=str(about["pool_sha256"]),
+        num_classes=int(metadata["num_classes"]),
+        learning_rate_factor=float(metadata["learning_rate_factor"]),
+        pool_sha256=str(metadata["pool_sha256"]),
         images_held={
-            client: int(count) for client, count in about.get("images_held", {}).items()
+            client: int(count)
+            for client, count in metadata.get("images_held", {}).items()
         },
     )
 

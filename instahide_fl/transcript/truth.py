@@ -194,14 +194,14 @@ def write_truth(folder: Path, truth: ClientTruth) -> None:
     if key.augmentation is not None:
         tensors["offset"] = key.augmentation.offset
         tensors["flip"] = key.augmentation.flip
-    about = {
+    metadata = {
         "round": truth.round,
         "client": truth.client,
         "image_shape": key.image_shape,
         "batch_sizes": truth.batch_sizes,
     }
     path = truth_path(folder, truth.round, truth.client)
-    save_tensors(path, tensors, {"about": json.dumps(about)})
+    save_tensors(path, tensors, {"about": json.dumps(metadata)})
 
 
 def read_truth(folder: Path, round_number: int, client: str) -> ClientTruth:
@@ -216,9 +216,9 @@ def read_truth(folder: Path, round_number: int, client: str) -> ClientTruth:
             f"{path} is missing: scoring an attack needs the truth of a simulation; "
             f"run it with --set record.truth=true"
         )
-    tensors, about = load_described(path)
+    tensors, metadata = load_described(path)
     try:
-        channels, height, width = about["image_shape"]
+        channels, height, width = metadata["image_shape"]
         drawn = None
         if "offset" in tensors:
             drawn = AppliedAugmentation(tensors["offset"], tensors["flip"])
@@ -232,15 +232,15 @@ def read_truth(folder: Path, round_number: int, client: str) -> ClientTruth:
         )
         others, other_rows = _others(tensors)
         return ClientTruth(
-            round=int(about["round"]),
-            client=str(about["client"]),
+            round=int(metadata["round"]),
+            client=str(metadata["client"]),
             images=tensors["images"],
             targets=tensors["targets"],
             rows=tensors["rows"],
             encodings=tensors["encodings"],
             soft_targets=tensors["soft_targets"],
             key=key,
-            batch_sizes=tuple(about["batch_sizes"]),
+            batch_sizes=tuple(metadata["batch_sizes"]),
             others=others,
             other_rows=other_rows,
         )

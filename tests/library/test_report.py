@@ -21,7 +21,7 @@ from instahide_fl.report.drawing import COLOURS
 from instahide_fl.report.leakage import dominated
 from instahide_fl.report.page import Report, Section, save_report
 from instahide_fl.report.reports import report_of_study, write_report
-from instahide_fl.report.study_tables import FAILED_CONTROL, by_attack, guarantee
+from instahide_fl.report.study_tables import FAILED_REFERENCE, by_attack, guarantee
 from instahide_fl.report.variants import study_variants
 from instahide_fl.report.wording import VERDICTS_IN_WORDS
 from instahide_fl.study.folder import StudyFolder
@@ -172,7 +172,7 @@ def test_an_attack_that_fails_its_control_counts_for_nothing(study):
     read = load_study(study)
     variants = study_variants(read)
     assert all(variant.worst_leakage(ordinary=False) is None for variant in variants)
-    assert set(by_attack(variants).frame["verdict"]) == {FAILED_CONTROL}
+    assert set(by_attack(variants).frame["verdict"]) == {FAILED_REFERENCE}
     report = report_of_study(read)
     assert "cannot be judged" in dict(report.verdict)["plain"]
 

@@ -141,7 +141,7 @@ class _State:
         brightest: f32[C], by how much white exceeds black.
         folded: Whether signs are unknown.
         images: f32[n,C,P], less black.
-        shown: f32[E,p,D], what each component is expected to look like, less black.
+        rendered: f32[E,p,D], what each component is expected to look like, less black.
         expected: f32[E,D], what the whole encoding is expected to look like.
         best: i64[E,p], the likeliest positions.
         image_variance: The variance of the images' errors.
@@ -157,7 +157,7 @@ class _State:
     brightest: Floats
     folded: bool
     images: Floats
-    shown: Floats
+    rendered: Floats
     expected: Floats
     best: Indices
     image_variance: float = IMAGE_VARIANCE[0]
@@ -183,7 +183,7 @@ class _State:
         images = np.repeat(grey[None], count, 0)  # [C,P] -> [n,C,P]
         # [D] -> [E,p,D]: grey, darker where borders may be
         typical = _moved(grey, sources).mean(0)
-        shown = np.broadcast_to(typical, (*weights.shape, len(typical))).copy()
+        rendered = np.broadcast_to(typical, (*weights.shape, len(typical))).copy()
         black_pixels = np.repeat(-mean / std, height * width)  # [C] -> [D]
         expected = weights.sum(1)[:, None] * (typical + black_pixels)
         if mixtures.public is not None:
@@ -198,7 +198,7 @@ class _State:
             brightest=(1 / std).astype(np.float32),
             folded=folded,
             images=images,
-            shown=shown,
+            rendered=rendered,
             expected=expected.astype(np.float32),
             best=np.zeros(weights.shape, np.int64),
         )
@@ -209,8 +209,8 @@ class _State:
         if not len(encoding):
             return
         weights = self.weights[encoding, component]
-        shown = self.shown[encoding, component]
-        rest = self.expected[encoding] - weights[:, None] * shown
+        rendered = self.rendered[encoding, component]
+        rest = self.expected[encoding] - weights[:, None] * rendered
         error_variance = np.square(self.weights[encoding]).sum(1)
         error_variance *= np.float32(self.image_variance)
         noise = self.noise[encoding] + error_variance
@@ -237,9 +237,9 @@ class _State:
         self.images[image] = np.clip(solved, 0, self.brightest[:, None])
         moved = _moved(self.images[image], self.sources)
         # The mean over positions: [M,c] and [M,c,D] -> [M,D]
-        shown = np.einsum("ec,ecd->ed", posterior, moved[chosen])
-        self.shown[encoding, component] = shown
-        self.expected[encoding] = rest + weights[:, None] * shown
+        rendered = np.einsum("ec,ecd->ed", posterior, moved[chosen])
+        self.rendered[encoding, component] = rendered
+        self.expected[encoding] = rest + weights[:, None] * rendered
 
     def _misfits(
         self,

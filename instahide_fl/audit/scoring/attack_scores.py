@@ -63,7 +63,7 @@ class IdentificationScores:
         return max(drawn, self.matched_noise.precision)
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as it is written into an attack's file."""
+        """Return the scores as JSON values, as in attacks/NAME.json."""
         written = self.attack.to_json()
         return {**written, "chance": self.chance} if self.attack.count else written
 
@@ -84,7 +84,7 @@ class BestPositionSimilarity:
     no_information: Summary
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as it is written into an attack's file."""
+        """Return the scores as JSON values, as in attacks/NAME.json."""
         return {
             "ssim": self.attack.to_json(),
             "no_information": self.no_information.to_json(),

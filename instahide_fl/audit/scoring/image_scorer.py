@@ -99,7 +99,7 @@ class ImageScorer:
             uninformed=clipped.compare(guess, pairing.candidates),
             uninformed_encoding=_uninformed_encoding(truth, pairing, statistics),
             in_better_sign=_in_better_sign(images, pairing, clipped),
-            guess=clipped.shown(guess),
+            guess=clipped.to_display_units(guess),
             shown=align_shown(recovered.client, images, pairing, statistics),
         )
 
@@ -129,7 +129,9 @@ def _in_better_sign(images: Tensor, pairing: Pairing, clipped: Comparer) -> Tens
     """Return f32[R,C,H,W] in [0, 1], each in the sign that resembles its truth."""
     paired = images[pairing.index]
     flipped = pairing.private.flipped[:, None, None, None]  # [R] -> [R,1,1,1]
-    return torch.where(flipped, clipped.opposite(paired), clipped.shown(paired))
+    return torch.where(
+        flipped, clipped.opposite(paired), clipped.to_display_units(paired)
+    )
 
 
 def _checked(recovered: Recovered, originals: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ class KeyCounts:
     count: int
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as it is written into an attack's file."""
+        """Return the scores as JSON values, as in attacks/NAME.json."""
         return {"found": self.correct, "named": self.named, "count": self.count}
 
 

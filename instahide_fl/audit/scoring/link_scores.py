@@ -42,12 +42,12 @@ def score_links(
     Raises:
         ShapeError: links name encodings that the truth does not have.
     """
-    shown = _shown(links, truths)
+    visible = _visible_images(links, truths)
     return {
-        **_pairs(links, shown),
-        **_clusters(links, shown),
-        "link_accuracy_clustered": _accuracy(links.clustered, links, shown),
-        "link_accuracy": _accuracy(links.refined, links, shown),
+        **_pairs(links, visible),
+        **_clusters(links, visible),
+        "link_accuracy_clustered": _accuracy(links.clustered, links, visible),
+        "link_accuracy": _accuracy(links.refined, links, visible),
     }
 
 
@@ -60,7 +60,7 @@ def score_client_links(
     return score_links(links, ground_truth.of_client(client))
 
 
-def _shown(links: LinkedEncodings, truths: Sequence[ClientTruth]) -> Tensor:
+def _visible_images(links: LinkedEncodings, truths: Sequence[ClientTruth]) -> Tensor:
     """Return which private images each label entry shows, bool[L,n]."""
     images = ClientImages.of(truths)
     mixed = torch.cat([images.located(truth.key.private_index) for truth in truths])
@@ -75,7 +75,7 @@ def _shown(links: LinkedEncodings, truths: Sequence[ClientTruth]) -> Tensor:
     return member[links.encodings] & same_class
 
 
-def _pairs(links: LinkedEncodings, shown: Tensor) -> dict[str, float]:
+def _pairs(links: LinkedEncodings, visible: Tensor) -> dict[str, float]:
     """Return how well pairs that share an image are told from others."""
     rng = np.random.default_rng(0)  # chooses what is judged, nothing else
     encodings = torch.unique(links.encodings)
@@ -85,8 +85,8 @@ def _pairs(links: LinkedEncodings, shown: Tensor) -> dict[str, float]:
     vectors, classes = links.vectors[links.vector_rows[entries]], links.classes[entries]
     similarity = vectors @ vectors.T
     similarity[classes[:, None] != classes] = -1.0
-    visible = shown[entries].float()
-    same = visible @ visible.T > 0
+    judged = visible[entries].float()
+    same = judged @ judged.T > 0
     other = links.encodings[entries]
     # Pairs of label entries of two encodings and one class, each pair once.
     apart = (other[:, None] < other) & (classes[:, None] == classes)
@@ -119,30 +119,30 @@ def _ranked(suffix: str, scores: Tensor, same: Tensor) -> dict[str, float]:
     }
 
 
-def _clusters(links: LinkedEncodings, shown: Tensor) -> dict[str, float]:
+def _clusters(links: LinkedEncodings, visible: Tensor) -> dict[str, float]:
     """Return how pure clusters are, and how many images they are of."""
     purity, images = [], set()
     for nearest in links.clusters:
         entries = nearest[nearest >= 0]
         if len(entries):
-            shares = shown[entries].float().mean(0)
+            shares = visible[entries].float().mean(0)
             purity.append(float(shares.max()))
             images.add(int(shares.argmax()))
     return {
         "cluster_purity": float(np.mean(purity)) if purity else 0.0,
         "clusters": float(len(purity)),
         "images_found": float(len(images)),
-        "images_in_truth": float(shown.shape[1]),
+        "images_in_truth": float(visible.shape[1]),
     }
 
 
-def _accuracy(chosen: Tensor, links: LinkedEncodings, shown: Tensor) -> float:
+def _accuracy(chosen: Tensor, links: LinkedEncodings, visible: Tensor) -> float:
     """Return the share of entries linked to an image they show."""
     from scipy.optimize import linear_sum_assignment
 
     linked = chosen >= 0
-    counts = torch.zeros(len(links.clusters), shown.shape[1])
-    counts.index_add_(0, chosen[linked], shown[linked].float())
+    counts = torch.zeros(len(links.clusters), visible.shape[1])
+    counts.index_add_(0, chosen[linked], visible[linked].float())
     clusters, images = linear_sum_assignment(counts.numpy(), maximize=True)
     right = counts[torch.from_numpy(clusters), torch.from_numpy(images)].sum()
     return float(right) / max(1, len(chosen))

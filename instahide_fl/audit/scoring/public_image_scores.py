@@ -81,7 +81,7 @@ class ComponentScores:
         return clearly and self.p_value <= SIGNIFICANCE
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as it is written into an attack's file."""
+        """Return the scores as JSON values, as in attacks/NAME.json."""
         sizes = sorted({1, self.ranks.shape[1], FIRST, RANKED})
         return {
             "encodings": self.encodings,

@@ -35,7 +35,7 @@ def score_reconstruction(
     ground_truth: GroundTruth,
     rng: np.random.Generator,
 ) -> AttackScores:
-    """Compare what an attack recovered with what was there.
+    """Compare what an attack recovered with the truth.
 
     Statistics of batches are scored apart: see `statistics_scores`.
 
@@ -139,7 +139,7 @@ def _best_position(
     ground_truth: GroundTruth,
     scored: Sequence[ScoredImages],
 ) -> BestPositionSimilarity | None:
-    """Score in the best position, where nobody can know how images lay."""
+    """Score at the best crop and flip, when these are unknown."""
     if not scored or not ground_truth.augmented or reconstruction.target != "private":
         return None
     originals = torch.cat([images.pairing.originals for images in scored])

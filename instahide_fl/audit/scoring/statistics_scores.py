@@ -45,7 +45,7 @@ class StatisticsErrors:
     uninformed: Tensor
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as it is written into an attack's file."""
+        """Return the scores as JSON values, as in attacks/NAME.json."""
         return {
             "encoding": _summary(self.encoding),
             "private": _summary(self.private),
