@@ -20,7 +20,10 @@ from tests.e2e.support import (
 pytestmark = pytest.mark.slow
 
 
-def test_a_failing_client_changes_nothing_between_engines(tmp_path):
+@pytest.mark.parametrize(
+    "other", ["flower", pytest.param("ray", marks=pytest.mark.long)]
+)
+def test_a_failing_client_changes_nothing_between_engines(tmp_path, other):
     """Neither the model nor what clients keep: one that fails keeps what it had."""
     app = faulty_app(tmp_path / "app")
     changes = {
@@ -29,7 +32,7 @@ def test_a_failing_client_changes_nothing_between_engines(tmp_path):
         "resources.workers": 1,
     }
     models = set()
-    for engine in ("inline", "ray", "flower"):
+    for engine in ("inline", other):
         done, folder = command_line(
             tmp_path / engine, engine, app, "2 3 raise", **changes
         )
