@@ -50,12 +50,11 @@ def build_view(
         ThreatModelError: the threat model gives what `truths` lacks.
         PoolError: the pool is missing or does not fit the images.
     """
-    knows, hidden = adversary.knows, set(buffers)
-    if Knowledge.BUFFERS in knows:
-        hidden = set()
+    knows = adversary.knows
+    hidden = set() if Knowledge.BUFFERS in knows else set(buffers)
+    _require_updates(adversary, transcripts)
     first = transcripts[0]
     observations: list[Observation] = []
-    _require_updates(adversary, transcripts)
     if knows & {Knowledge.UPDATES, Knowledge.ENCODINGS}:
         observations += [
             _observe(
