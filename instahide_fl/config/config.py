@@ -159,7 +159,7 @@ class Config(Table):
                 changes[name] = _absolute(value, folder)
         kind, _, path = self.data.dataset.partition(":")
         is_local = kind == "imagefolder" or (
-            kind == "hf" and (folder / Path(path).expanduser()).is_dir()
+            kind == "hf" and (folder / Path(path).expanduser()).exists()
         )
         if path and is_local:
             changes["data.dataset"] = f"{kind}:{_absolute(path, folder)}"

@@ -2,11 +2,33 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from instahide_fl.config.base import Count, CountOrZero, Table
+
+
+def _check_value_range(text: str) -> str:
+    if text != "auto":
+        parse_value_range(text)
+    return text
+
+
+def parse_value_range(text: str) -> tuple[float, float]:
+    """Return the two numbers of `LOW:HIGH`.
+
+    Raises:
+        ValueError: The text is written otherwise, or not LOW < HIGH.
+    """
+    try:
+        low, high = map(float, text.split(":"))
+    except ValueError:
+        low = high = math.nan
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise ValueError('must be "auto" or LOW:HIGH with LOW < HIGH, as in -1000:3000')
+    return low, high
 
 
 class DataConfig(Table):
@@ -32,11 +54,37 @@ class DataConfig(Table):
     files (or, where the seed divides training from test images, in the order that it
     gives them); empty keeps all. Test images are always kept, and images are always
     normalised with the mean and standard deviation of the whole training set."""
+    train_part: str = ""
+    """Folder, or part of a Hugging Face set, to train on; empty recognises it by name
+    (train, training, in any case and with a prefix or suffix)."""
+    test_part: str = ""
+    """Folder, or part of a Hugging Face set, to test on; empty recognises it by name
+    (test, testing, or else val, valid, validation, dev, eval)."""
+    image_column: str = ""
+    """Column with the pictures, where a data set has columns; empty takes the only
+    one, or the one with a usual name (image, img, picture, pixel_values...)."""
+    label_column: str = ""
+    """Column with the classes, where a data set has columns; empty takes the only one,
+    or the one with a usual name (label, labels, fine_label, class, target...)."""
+    config: str = ""
+    """Configuration of a Hugging Face set that has several; empty takes the only
+    one, or the one called default."""
     client_column: str = ""
     """Column of an `hf:` data set that names the owner of each image (a writer, a
     patient), for partition.scheme natural-id."""
     image_size: CountOrZero = 0
     """Side in pixels that images are resized to when loaded; 0 keeps their own size."""
+    channels: Literal["auto", 1, 3] = "auto"
+    """Channels of the decoded images: 1 (grey) or 3 (colour). `auto`: 3 if any picture
+    of any part is coloured."""
+    value_range: Annotated[str, AfterValidator(_check_value_range)] = "auto"
+    """Stored pixel values that become 0 and 255, as `LOW:HIGH`, for pictures deeper
+    than 8 bits (medical, depth, float); values outside are clipped. `auto`: 8-bit
+    pictures as they are, others by the range of the whole data set. A deployment with
+    deeper pictures needs LOW:HIGH, because every client must map alike."""
+    drop_duplicates: bool = False
+    """Whether to drop training images whose pixels equal those of a test image or of
+    an earlier training image. Otherwise they are counted in the data report."""
     augment: Literal["auto", "none", "crop", "crop-flip"] = "auto"
     """Augmentation of private images before mixing. `crop`: a random crop after padding
     by an eighth of the side. `crop-flip`: the crop, and mirroring of half of the

@@ -18,16 +18,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from instahide_fl.data.dataset_source import (
-    DatasetContent,
-    DatasetPart,
-    DatasetSource,
-    ImageBlock,
-)
+from instahide_fl.config import DataConfig
 from instahide_fl.data.npy_files import (
     NPY_READ_ERRORS,
     write_npy_block,
     write_npy_header,
+)
+from instahide_fl.data.picture_decoding import PixelFormat, decode_part, survey_pictures
+from instahide_fl.data.sources.base import (
+    DatasetContent,
+    DatasetPart,
+    DatasetSource,
+    ImageBlock,
+    ImageBlocks,
 )
 from instahide_fl.errors import DataError
 from instahide_fl.files import atomic_folder, cache_folder
@@ -75,36 +78,34 @@ class CachedDataset:
 
 
 def cached_dataset(
-    name: str, source: DatasetSource, image_size: int, seed: int
+    config: DataConfig, source: DatasetSource, seed: int
 ) -> CachedDataset:
     """Open a data set, decoding it on first use.
 
     Args:
-        name: The value of `data.dataset`, which becomes part of the folder's name.
+        config: The table `[data]`.
         source: The data set to decode.
-        image_size: Side in pixels that the source resizes images to.
         seed: Seed that divides training from test images where the source does not.
 
     Raises:
         DataError: the source cannot be read, or the cached files are damaged.
         OutputError: the cache folder cannot be written.
     """
-    folder = _decoded(cache_folder("datasets"), name, source, image_size)
+    folder = _decoded(cache_folder("datasets"), config, source)
     if (folder / "all-images.npy").exists():
         folder = _divided(folder, seed)
     return _open(folder)
 
 
 def cached_images(
-    root: Path, name: str, source: DatasetSource, image_size: int
+    root: Path, config: DataConfig, source: DatasetSource
 ) -> tuple[CachedPart, tuple[str, ...]]:
     """Open all images of a data set but those of a test part, decoding on first use.
 
     Args:
         root: Folder to keep decoded images in.
-        name: The value of `data.dataset`, which becomes part of the folder's name.
+        config: The table `[data]`.
         source: The data set to decode.
-        image_size: Side in pixels that the source resizes images to.
 
     Returns:
         The images, in the order of the source, and the names of the K classes.
@@ -113,21 +114,27 @@ def cached_images(
         DataError: the source cannot be read, or the cached files are damaged.
         OutputError: `root` cannot be written.
     """
-    folder = _decoded(root, name, source, image_size)
+    folder = _decoded(root, config, source)
     part = "all" if (folder / "all-images.npy").exists() else "train"
     return _open_part(folder, part), tuple(_description(folder)["classes"])
 
 
-def _decoded(root: Path, name: str, source: DatasetSource, image_size: int) -> Path:
+def _decoded(root: Path, config: DataConfig, source: DatasetSource) -> Path:
     """Return the folder below `root` with a decoded data set, made on first use."""
-    made_from = repr((CACHE_LAYOUT, source.identity, image_size)).encode()
+    name = config.dataset
+    decoding = (config.image_size, config.channels, config.value_range)
+    made_from = repr((CACHE_LAYOUT, source.identity, decoding)).encode()
     version = hashlib.sha256(made_from).hexdigest()[:16]
     folder = root / f"{_slug(name)}-{version}"
     if not folder.is_dir():
         content = source.read()
         _check(name, content)
+        parts = list(content.parts.values())
+        pixel_format, _ = survey_pictures(parts, config)
         with atomic_folder(folder) as temporary:
-            _write(temporary, name, content)
+            for part_name, part in content.parts.items():
+                blocks = decode_part(part, pixel_format)
+                _write_part(temporary, f"{name} ({part_name})", part_name, part, blocks)
             digest = _digest(temporary, content)
             _describe(temporary, content.class_names, digest)
     return folder
@@ -155,18 +162,22 @@ def _check(name: str, content: DatasetContent) -> None:
             )
 
 
-def _write(folder: Path, name: str, content: DatasetContent) -> None:
-    for part_name, part in content.parts.items():
-        count = len(part.targets)
-        num_written = _write_images(folder, part_name, count, part.blocks())
-        if num_written != count:
-            raise DataError(
-                f"data.dataset: {name} ({part_name}) has {num_written} images and "
-                f"{count} labels"
-            )
-        np.save(folder / f"{part_name}-targets.npy", part.targets)
-        if part.client_ids is not None:
-            np.save(folder / f"{part_name}-clients.npy", part.client_ids)
+def _write_part(
+    folder: Path,
+    title: str,
+    name: str,
+    part: DatasetPart,
+    blocks: Iterable[ImageBlock],
+) -> None:
+    count = len(part.targets)
+    num_written = _write_images(folder, name, count, blocks)
+    if num_written != count:
+        raise DataError(
+            f"data.dataset: {title} has {num_written} images and {count} labels"
+        )
+    np.save(folder / f"{name}-targets.npy", part.targets)
+    if part.client_ids is not None:
+        np.save(folder / f"{name}-clients.npy", part.client_ids)
 
 
 def _write_images(
@@ -221,31 +232,33 @@ def _divided(folder: Path, seed: int) -> Path:
     all_images = _open_part(folder, "all")
     order = stream(seed, "data", "split").permutation(len(all_images.targets))
     num_test = max(1, round(len(order) * TEST_SHARE))
-    content = DatasetContent(
-        {
-            "train": _selected(all_images, order[num_test:]),
-            "test": _selected(all_images, order[:num_test]),
-        },
-        description["classes"],
-    )
+    rows = {"train": order[num_test:], "test": order[:num_test]}
+    parts = {name: _selected(name, all_images, rows[name]) for name in rows}
     digest = hashlib.sha256(f"{description['sha256']} {seed}".encode()).hexdigest()
+    images = all_images.images
     with atomic_folder(divided) as temporary:
-        _write(temporary, divided.name, content)
-        _describe(temporary, content.class_names, digest)
+        for name, part in parts.items():
+            blocks = decode_part(part, PixelFormat(images.shape[1], image_size=0))
+            _write_part(temporary, divided.name, name, part, blocks)
+        _describe(temporary, description["classes"], digest)
     return divided
 
 
-def _selected(part: CachedPart, rows: np.ndarray[Any, Any]) -> DatasetPart:
+def _selected(name: str, part: CachedPart, rows: np.ndarray[Any, Any]) -> DatasetPart:
     """Return some images of a part, copied block by block when they are written."""
     images = part.images.numpy()
     step = max(1, CHUNK_BYTES // images[0].size)
-    ids = part.client_ids
-    return DatasetPart(
-        part.targets.numpy()[rows],
-        lambda: (
+    blocks = ImageBlocks(
+        title=name,
+        count=len(rows),
+        channels=images.shape[1],
+        blocks=lambda: (
             images[rows[start : start + step]] for start in range(0, len(rows), step)
         ),
-        None if ids is None else ids.numpy()[rows],
+    )
+    ids = part.client_ids
+    return DatasetPart(
+        part.targets.numpy()[rows], blocks, None if ids is None else ids.numpy()[rows]
     )
 
 

@@ -16,16 +16,13 @@ from torch import Tensor
 
 from instahide_fl.config import DataConfig
 from instahide_fl.data.augment import Augmentation
-from instahide_fl.data.built_in_datasets import open_mnist_5k, open_noise
+from instahide_fl.data.data_report import DataReport
 from instahide_fl.data.dataset_cache import (
     CachedPart,
     cached_dataset,
     cached_images,
 )
-from instahide_fl.data.dataset_source import DatasetSource
-from instahide_fl.data.hugging_face import open_hugging_face
-from instahide_fl.data.image_folder import open_image_folder
-from instahide_fl.data.torchvision_files import TORCHVISION, open_torchvision
+from instahide_fl.data.sources.find import find_source
 from instahide_fl.errors import DataError
 from instahide_fl.types import PrivateSplit
 
@@ -43,6 +40,8 @@ class ImageDataset:
             the same wherever the images come from.
         client_ids: i64[N], the owner of each training image, numbered 0, 1, ... in the
             order of names (`data.client-column`); None if owners are unknown.
+        report: What was read, what was left out and what to look at; None for a data
+            set that was made in memory.
     """
 
     name: str
@@ -51,6 +50,7 @@ class ImageDataset:
     class_names: tuple[str, ...]
     digest: str
     client_ids: Tensor | None = None
+    report: DataReport | None = None
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -71,7 +71,7 @@ def load_dataset(config: DataConfig, seed: int = 0) -> ImageDataset:
         OutputError: the cache folder cannot be written.
     """
     source = find_source(config)
-    cached = cached_dataset(config.dataset, source, config.image_size, seed)
+    cached = cached_dataset(config, source, seed)
     train, digest = cached.train, cached.digest
     if config.train_rows:
         rows = parse_train_rows(config.train_rows, len(train.targets))
@@ -106,40 +106,10 @@ def load_private_images(
         OutputError: `cache` cannot be written.
     """
     source = find_source(config)
-    part, names = cached_images(cache, config.dataset, source, config.image_size)
+    part, names = cached_images(cache, config, source)
     if config.train_rows:
         part = _sliced(part, parse_train_rows(config.train_rows, len(part.targets)))
     return PrivateSplit(part.images, part.targets, len(names)), names
-
-
-def find_source(config: DataConfig) -> DatasetSource:
-    """Return the source that `data.dataset` names.
-
-    Raises:
-        DataError: no such data set, its files are missing, or `data.client-column` is
-            set for one that has no columns.
-    """
-    name, size = config.dataset, config.image_size
-    kind, _, path = name.partition(":")
-    if kind == "hf" and path:
-        return open_hugging_face(path, config.client_column, size)
-    if config.client_column:
-        raise DataError(
-            f"data.client-column: only hf: data sets have columns, got "
-            f"{config.client_column!r} for {name}"
-        )
-    if name == "mnist-5k":
-        return open_mnist_5k(size)
-    if name in TORCHVISION:
-        return open_torchvision(name, config.root, config.download, size)
-    if kind == "imagefolder" and path:
-        return open_image_folder(path, size)
-    if kind == "noise" and name != kind:
-        return open_noise(name)
-    raise DataError(
-        f"data.dataset must be mnist-5k, hf:PATH-OR-NAME, imagefolder:PATH, "
-        f"{', '.join(TORCHVISION)} or noise:NxCxHxW, got {name!r}"
-    )
 
 
 def parse_train_rows(text: str, count: int) -> slice:

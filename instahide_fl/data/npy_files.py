@@ -7,7 +7,7 @@ from typing import IO
 
 import numpy as np
 
-from instahide_fl.data.dataset_source import ImageBlock
+from instahide_fl.data.sources.base import ImageBlock
 
 # What numpy raises for a damaged file, whose header it parses as Python's own syntax.
 NPY_READ_ERRORS = (

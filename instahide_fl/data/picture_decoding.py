@@ -2,71 +2,112 @@
 
 from __future__ import annotations
 
+import io
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from rich.progress import track
 
-from instahide_fl.data.dataset_source import DatasetPart, ImageBlock
+from instahide_fl.config import DataConfig
+from instahide_fl.data.data_report import MAX_EXAMPLES, PixelFindings
+from instahide_fl.data.sources.base import (
+    BLOCK_IMAGES,
+    DatasetPart,
+    ImageBlock,
+    ImageBlocks,
+    StoredPicture,
+    StoredPictures,
+)
 from instahide_fl.errors import DataError
 
-BLOCK_PICTURES = 128  # pictures decoded before they are written
-MAX_NAMED = 3  # unreadable pictures that an error names
 GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "I;16N")
 SIXTEEN_BITS = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
 @dataclass(frozen=True)
-class UndecodedPictures:
-    """Pictures of a part of a data set, and how to decode them.
+class PixelFormat:
+    """What all images of a data set are decoded to, whatever their part.
 
     Attributes:
-        title: Name of the part, for messages.
-        count: Number of pictures.
-        fetch: a function of start and stop that returns the stored pictures start,
-            ..., stop-1, each as `open` takes it.
-        open: a function that decodes one stored picture; called from several threads.
-        name: a function that names a picture by its number, for messages.
-        grey: Whether the pixels have one channel instead of three.
+        channels: 1 (grey) or 3 (colour).
+        image_size: Side in pixels to resize to; 0 keeps the images' own size.
     """
 
-    title: str
-    count: int
-    fetch: Callable[[int, int], Sequence[Any]]
-    open: Callable[[Any], Image.Image]
-    name: Callable[[int], str]
-    grey: bool
+    channels: int
+    image_size: int
 
 
-def decode_pictures(
-    pictures: UndecodedPictures, image_size: int
-) -> Iterator[ImageBlock]:
-    """Decode pictures with several threads, in order, a block at a time.
+def survey_pictures(
+    parts: Sequence[DatasetPart], config: DataConfig
+) -> tuple[PixelFormat, PixelFindings]:
+    """Look at the pictures of all parts and decide what they are decoded to.
 
     Args:
-        pictures: The pictures to decode.
-        image_size: Side in pixels to resize to; 0 keeps their own size.
+        parts: All parts of the data set.
+        config: The table `[data]`.
+
+    Returns:
+        The format, and what was seen.
 
     Raises:
-        DataError: some pictures cannot be read (raised after all were tried, so that it
+        DataError: The pictures and the settings allow no certain reading.
+    """
+    coloured = any(_is_coloured_part(part.pictures) for part in parts)
+    channels = 3 if coloured else 1
+    findings = PixelFindings(channels, "of the pictures", {})
+    return PixelFormat(channels, config.image_size), findings
+
+
+def decode_part(part: DatasetPart, pixel_format: PixelFormat) -> Iterator[ImageBlock]:
+    """Decode the images of a part in order, a block at a time.
+
+    Args:
+        part: The part.
+        pixel_format: What the images are decoded to.
+
+    Yields:
+        Blocks u8[n,C,H,W].
+
+    Raises:
+        DataError: Some pictures cannot be read (raised after all were tried, so that it
             counts them), or they are not square and of one size.
     """
-    attempt = partial(_attempt, pictures, image_size)
+    pictures = part.pictures
+    if isinstance(pictures, StoredPictures):
+        yield from _decode_pictures(pictures, pixel_format)
+    elif pixel_format.image_size:
+        for block in pictures.blocks():
+            yield np.stack([_resize_pixels(pixels, pixel_format) for pixels in block])
+    else:
+        yield from pictures.blocks()
+
+
+def _resize_pixels(pixels: ImageBlock, pixel_format: PixelFormat) -> ImageBlock:
+    """Resize u8[C,H,W]."""
+    # [1,H,W] -> [H,W], or [3,H,W] -> [H,W,3], as Pillow takes them
+    array = pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)
+    picture = Image.fromarray(np.ascontiguousarray(array))
+    return _pixels(crop_and_resize(picture, pixel_format.image_size))
+
+
+def _decode_pictures(
+    pictures: StoredPictures, pixel_format: PixelFormat
+) -> Iterator[ImageBlock]:
+    attempt = partial(_attempt, pixel_format)
     unreadable: list[tuple[int, Exception]] = []
     shape: tuple[int, ...] | None = None
-    starts = range(0, pictures.count, BLOCK_PICTURES)
+    starts = range(0, pictures.count, BLOCK_IMAGES)
     # Pillow lets other threads run while it decodes and resizes.
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         for start in track(
             starts, f"decoding {pictures.title}", transient=True, update_period=0.5
         ):
-            fetched = pictures.fetch(start, min(start + BLOCK_PICTURES, pictures.count))
+            fetched = pictures.fetch(start, min(start + BLOCK_IMAGES, pictures.count))
             outcomes = list(threads.map(attempt, fetched))
             decoded: list[ImageBlock] = []
             for number, outcome in enumerate(outcomes, start):
@@ -79,40 +120,6 @@ def decode_pictures(
                 yield np.stack(decoded)  # [n,C,H,W]
     if unreadable:
         raise _unreadable(pictures, unreadable)
-
-
-def part_from_arrays(
-    title: str,
-    images: ImageBlock,
-    targets: np.ndarray[Any, Any],
-    image_size: int,
-) -> DatasetPart:
-    """Make a part of a data set from images in memory.
-
-    Args:
-        title: Name of the part, for messages.
-        images: u8[N,C,H,W], where C is 1 or 3.
-        targets: [N], classes.
-        image_size: Side in pixels to resize to; 0 keeps their own size.
-    """
-
-    def unchanged() -> Iterator[ImageBlock]:
-        for start in range(0, len(images), BLOCK_PICTURES):
-            yield images[start : start + BLOCK_PICTURES]
-
-    grey = images.shape[1] == 1
-    # As Pillow takes them: [N,1,H,W] -> [N,H,W], or [N,3,H,W] -> [N,H,W,3].
-    arrays = images[:, 0] if grey else images.transpose(0, 2, 3, 1)
-    pictures = UndecodedPictures(
-        title=title,
-        count=len(images),
-        fetch=lambda start, stop: list(arrays[start:stop]),
-        open=lambda pixels: Image.fromarray(np.ascontiguousarray(pixels)),
-        name=lambda number: f"image {number}",
-        grey=grey,
-    )
-    resized = partial(decode_pictures, pictures, image_size)
-    return DatasetPart(targets.astype(np.int64), resized if image_size else unchanged)
 
 
 def convert_to_8_bits(picture: Image.Image, *, grey: bool) -> Image.Image:
@@ -139,19 +146,58 @@ def crop_and_resize(picture: Image.Image, size: int) -> Image.Image:
     return picture.resize((size, size), Image.Resampling.BICUBIC, box=box)
 
 
+def open_picture(stored: StoredPicture) -> Image.Image:
+    """Open a stored picture; its pixels are decoded when they are used.
+
+    Args:
+        stored: The picture.
+
+    Raises:
+        Exception: Whatever the decoders raise for damaged files.
+    """
+    if isinstance(stored, np.ndarray):
+        return Image.fromarray(np.ascontiguousarray(stored))
+    return Image.open(io.BytesIO(stored) if isinstance(stored, bytes) else stored)
+
+
 def _attempt(
-    pictures: UndecodedPictures, image_size: int, fetched: Any
+    pixel_format: PixelFormat, stored: StoredPicture
 ) -> ImageBlock | Exception:
     """Decode one picture to u8[C,H,W], or return the error."""
     try:
-        picture = convert_to_8_bits(pictures.open(fetched), grey=pictures.grey)
-        pixels = np.asarray(
-            crop_and_resize(picture, image_size) if image_size else picture
-        )
+        with open_picture(stored) as opened:
+            turned = ImageOps.exif_transpose(opened)
+        picture = convert_to_8_bits(turned, grey=pixel_format.channels == 1)
+        if pixel_format.image_size:
+            picture = crop_and_resize(picture, pixel_format.image_size)
+        return _pixels(picture)
     except Exception as error:  # decoders of damaged files raise almost anything
         return error
+
+
+def _pixels(picture: Image.Image) -> ImageBlock:
+    """Return u8[C,H,W]."""
+    pixels = np.asarray(picture)
     # [H,W] -> [1,H,W], or [H,W,3] -> [3,H,W]
-    return pixels[None] if pictures.grey else pixels.transpose(2, 0, 1)
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+
+def _is_coloured_part(pictures: StoredPictures | ImageBlocks) -> bool:
+    if isinstance(pictures, ImageBlocks):
+        return pictures.channels == 3
+    for start in range(0, pictures.count, BLOCK_IMAGES):
+        stop = min(start + BLOCK_IMAGES, pictures.count)
+        if any(map(_is_coloured, pictures.fetch(start, stop))):
+            return True
+    return False
+
+
+def _is_coloured(stored: StoredPicture) -> bool:
+    try:
+        with open_picture(stored) as picture:  # reads the header only
+            return picture.mode not in GREY_MODES
+    except (OSError, ValueError, SyntaxError):
+        return False  # reported with all other damaged files when pixels are decoded
 
 
 def _same_shape(
@@ -167,10 +213,10 @@ def _same_shape(
 
 
 def _unreadable(
-    pictures: UndecodedPictures, failed: Sequence[tuple[int, Exception]]
+    pictures: StoredPictures, failed: Sequence[tuple[int, Exception]]
 ) -> DataError:
-    named = ", ".join(pictures.name(number) for number, _ in failed[:MAX_NAMED])
-    further = ", ..." if len(failed) > MAX_NAMED else ""
+    named = ", ".join(pictures.name(number) for number, _ in failed[:MAX_EXAMPLES])
+    further = ", ..." if len(failed) > MAX_EXAMPLES else ""
     reason = str(failed[0][1]) or type(failed[0][1]).__name__
     return DataError(
         f"data.dataset: {len(failed)} of {pictures.count} images of {pictures.title} "

@@ -7,7 +7,7 @@ from PIL import Image
 
 from instahide_fl.config import DataConfig
 from instahide_fl.data.datasets import load_dataset
-from instahide_fl.data.picture_decoding import BLOCK_PICTURES
+from instahide_fl.data.sources.base import BLOCK_IMAGES
 from instahide_fl.errors import DataError
 from instahide_fl.types import ChannelStatistics
 from tests.library.pictures import write_pictures
@@ -16,7 +16,7 @@ from tests.real_data import IMAGENET
 
 def test_a_folder_per_class_is_divided_by_the_seed(tmp_path, own_cache):
     names = [
-        f"{kind}/deep/{i:03}.png" for kind in ("b", "a") for i in range(BLOCK_PICTURES)
+        f"{kind}/deep/{i:03}.png" for kind in ("b", "a") for i in range(BLOCK_IMAGES)
     ]
     write_pictures(tmp_path / "set", names, "L")
     config = DataConfig(dataset=f"imagefolder:{tmp_path / 'set'}")
@@ -26,9 +26,9 @@ def test_a_folder_per_class_is_divided_by_the_seed(tmp_path, own_cache):
     assert loaded.image_shape == (1, 8, 8)
     for part in (loaded.train, loaded.test):  # each image kept its class
         shades = part.images[:, 0, 0, 0].int()
-        assert torch.equal(part.targets, (shades < BLOCK_PICTURES).long())
+        assert torch.equal(part.targets, (shades < BLOCK_IMAGES).long())
     together = torch.cat([loaded.train.images, loaded.test.images])
-    assert sorted(together[:, 0, 0, 0].tolist()) == list(range(2 * BLOCK_PICTURES))
+    assert sorted(together[:, 0, 0, 0].tolist()) == list(range(2 * BLOCK_IMAGES))
     assert load_dataset(config, 1).digest != loaded.digest
     assert loaded.train.statistics == ChannelStatistics.of(loaded.train.images)
 

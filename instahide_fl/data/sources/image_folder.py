@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
 
-from instahide_fl.data.dataset_source import (
+from instahide_fl.config import DataConfig
+from instahide_fl.data.sources.base import (
     DatasetContent,
     DatasetPart,
     DatasetSource,
-    ImageBlock,
+    StoredPictures,
     file_listing,
-)
-from instahide_fl.data.picture_decoding import (
-    GREY_MODES,
-    UndecodedPictures,
-    decode_pictures,
 )
 from instahide_fl.errors import DataError
 
@@ -27,14 +21,14 @@ TEST_NAMES = ("test", "val", "validation")  # the first that exists is taken
 MAX_NAMED = 3  # files or classes that an error names
 
 
-def open_image_folder(path: str, image_size: int) -> DatasetSource:
+def open_image_folder(path: str, config: DataConfig) -> DatasetSource:
     """Find the pictures of `PATH/CLASS` or of `PATH/train/CLASS`, `PATH/test/CLASS`.
 
     Below a class, folders may be nested. Pictures are turned as their EXIF data say.
 
     Args:
         path: The folder.
-        image_size: Side in pixels to resize to; 0 keeps their own size.
+        config: The table `[data]`.
 
     Raises:
         DataError: no such folder, no classes, a class without images, or images that
@@ -52,14 +46,11 @@ def open_image_folder(path: str, image_size: int) -> DatasetSource:
     files = [file for part in samples.values() for file, _ in part]
 
     def read() -> DatasetContent:
-        grey = _all_grey(files)
         parts = {
             part: _part(
                 title=f"{folder.name} ({part})",
                 folder=part_folders[part],
                 samples=part_samples,
-                grey=grey,
-                image_size=image_size,
             )
             for part, part_samples in samples.items()
         }
@@ -150,42 +141,13 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:MAX_NAMED]) + (", ..." if len(names) > MAX_NAMED else "")
 
 
-def _part(
-    title: str,
-    folder: Path,
-    samples: Sequence[tuple[Path, int]],
-    grey: bool,
-    image_size: int,
-) -> DatasetPart:
+def _part(title: str, folder: Path, samples: Sequence[tuple[Path, int]]) -> DatasetPart:
     files = [file for file, _ in samples]
-    pictures = UndecodedPictures(
+    pictures = StoredPictures(
         title=title,
         count=len(files),
         fetch=lambda start, stop: files[start:stop],
-        open=_open_picture,
         name=lambda number: str(files[number].relative_to(folder)),
-        grey=grey,
     )
     targets = np.array([number for _, number in samples], dtype=np.int64)
-    decode: Callable[[], Iterator[ImageBlock]] = partial(
-        decode_pictures, pictures, image_size
-    )
-    return DatasetPart(targets, decode)
-
-
-def _open_picture(file: Path) -> Image.Image:
-    with Image.open(file) as picture:
-        return ImageOps.exif_transpose(picture)
-
-
-def _all_grey(files: Sequence[Path]) -> bool:
-    """Tell whether all pictures are grey; the first coloured one ends the search."""
-    return not any(map(_is_coloured, files))
-
-
-def _is_coloured(file: Path) -> bool:
-    try:
-        with Image.open(file) as picture:  # reads the header only
-            return picture.mode not in GREY_MODES
-    except (OSError, ValueError, SyntaxError):
-        return False  # reported with all other damaged files when pixels are decoded
+    return DatasetPart(targets, pictures)

