@@ -240,7 +240,7 @@ def _deployed_client(folder: Path, config: Config) -> ClientNode:
     """Open a client by its own settings, which the run's have to respect."""
     policy = open_policy(folder, config)
     config = client_config(policy, folder, config)
-    split = load_client_images(policy, folder, config)
+    split = load_client_images(policy, folder, config).split
     if config.instahide.method != "none":
         check_split_size(len(split), config.instahide.private_count)
     channels, height, width = split.images.shape[1:]

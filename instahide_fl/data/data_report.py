@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Self
+
+from pydantic import TypeAdapter
 
 MAX_EXAMPLES = 3  # names that a report or an error gives of many
 
@@ -98,6 +100,34 @@ class PixelFindings:
 
 
 @dataclass(frozen=True)
+class DataFindings:
+    """What reading and decoding a data set found, before its images are counted.
+
+    Attributes:
+        source: What the reader took.
+        pixels: What the stored pictures are.
+        levels: The number of distinct values, 0..255, in a sample of decoded images.
+    """
+
+    source: SourceFindings
+    pixels: PixelFindings
+    levels: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the findings as JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """Read what `to_json` returned.
+
+        Raises:
+            ValueError: The values are others.
+        """
+        return TypeAdapter(cls).validate_python(values)
+
+
+@dataclass(frozen=True)
 class DataReport:
     """All that was found about a data set as it is used.
 
@@ -142,8 +172,20 @@ class DataReport:
 
         The keys `parts`, `classes`, `channels`, `height`, `width`, `levels`,
         `duplicates`, `left_out` (a number) and `warnings` (sentences) stay as they are.
+        `source.left_out` and `warning_details` hold what those two sum up.
         """
         values = asdict(self)
         values["left_out"] = self.left_out
+        values["warning_details"] = values["warnings"]
         values["warnings"] = [str(warning) for warning in self.warnings]
         return values
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """Read what `to_json` returned.
+
+        Raises:
+            ValueError: The values are others.
+        """
+        details = values.get("warning_details")
+        return TypeAdapter(cls).validate_python({**values, "warnings": details})

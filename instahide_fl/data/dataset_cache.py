@@ -1,16 +1,18 @@
 """Decoded data sets on disk: `.npy` files that all processes of a machine map.
 
-The folder of a data set holds `description.json` (class names, digest and channel
-statistics) and, for each part (`train` and `test`, or `all`), `PART-images.npy`,
-`PART-targets.npy` and, where the owner of each image is known, `PART-clients.npy`.
+The folder of a data set holds `description.json` (class names, digest, channel
+statistics and what reading and decoding found) and, for each part (`train` and `test`,
+or `all`), `PART-images.npy`, `PART-targets.npy`, `PART-hashes.npy` (of each image's
+pixels), `PART-one-colour.npy` and, where the owner of each image is known,
+`PART-clients.npy`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +21,15 @@ import torch
 from torch import Tensor
 
 from instahide_fl.config import DataConfig
+from instahide_fl.data.data_report import DataFindings
+from instahide_fl.data.duplicates import ImageHashes, hash_images, is_one_colour
 from instahide_fl.data.npy_files import (
     NPY_READ_ERRORS,
     write_npy_block,
     write_npy_header,
 )
 from instahide_fl.data.picture_decoding import PixelFormat, decode_part, survey_pictures
+from instahide_fl.data.report_counts import PartContents
 from instahide_fl.data.sources.base import (
     DatasetContent,
     DatasetPart,
@@ -38,9 +43,10 @@ from instahide_fl.rng import stream
 from instahide_fl.types import ChannelStatistics
 
 DESCRIPTION = "description.json"
-CACHE_LAYOUT = 3  # raise it when the cached files change
+CACHE_LAYOUT = 4  # raise it when the cached files change
 TEST_SHARE = 0.2  # of the images, where a data set comes without a test part
 CHUNK_BYTES = 2**24  # of pixels that are in memory at a time
+SAMPLE_IMAGES = 256  # of a part, whose distinct values are counted
 
 
 @dataclass(frozen=True)
@@ -51,11 +57,27 @@ class CachedPart:
         images: u8[N,C,H,W], mapped from disk.
         targets: i64[N], classes 0..K-1.
         client_ids: i64[N], the number of each image's owner; None if unknown.
+        contents: What the data report counts of these images.
     """
 
     images: Tensor
     targets: Tensor
     client_ids: Tensor | None
+    contents: PartContents
+
+    def sliced(self, rows: slice) -> CachedPart:
+        """Keep some images, without a copy; owners without any lose their number.
+
+        Args:
+            rows: The rows to keep.
+        """
+        ids, contents = self.client_ids, self.contents
+        if ids is not None:
+            ids = torch.unique(ids[rows], return_inverse=True)[1]
+        contents = PartContents(
+            contents.targets[rows], contents.hashes[rows], contents.is_one_colour[rows]
+        )
+        return CachedPart(self.images[rows], self.targets[rows], ids, contents)
 
 
 @dataclass(frozen=True)
@@ -68,6 +90,7 @@ class CachedDataset:
         class_names: Names of the K classes.
         digest: sha256 (hex) of images and targets (and client ids, where known).
         statistics: Channel statistics of the training images.
+        findings: What reading and decoding found.
     """
 
     train: CachedPart
@@ -75,6 +98,7 @@ class CachedDataset:
     class_names: tuple[str, ...]
     digest: str
     statistics: ChannelStatistics
+    findings: DataFindings
 
 
 def cached_dataset(
@@ -99,7 +123,7 @@ def cached_dataset(
 
 def cached_images(
     root: Path, config: DataConfig, source: DatasetSource
-) -> tuple[CachedPart, tuple[str, ...]]:
+) -> tuple[CachedPart, tuple[str, ...], DataFindings]:
     """Open all images of a data set but those of a test part, decoding on first use.
 
     Args:
@@ -108,7 +132,8 @@ def cached_images(
         source: The data set to decode.
 
     Returns:
-        The images, in the order of the source, and the names of the K classes.
+        The images, in the order of the source; the names of the K classes; and what
+        reading and decoding found.
 
     Raises:
         DataError: the source cannot be read, or the cached files are damaged.
@@ -116,7 +141,9 @@ def cached_images(
     """
     folder = _decoded(root, config, source)
     part = "all" if (folder / "all-images.npy").exists() else "train"
-    return _open_part(folder, part), tuple(_description(folder)["classes"])
+    description = _description(folder)
+    names = tuple(description["classes"])
+    return _open_part(folder, part), names, _findings(folder, description)
 
 
 def _decoded(root: Path, config: DataConfig, source: DatasetSource) -> Path:
@@ -130,13 +157,15 @@ def _decoded(root: Path, config: DataConfig, source: DatasetSource) -> Path:
         content = source.read()
         _check(name, content)
         parts = list(content.parts.values())
-        pixel_format, _ = survey_pictures(parts, config)
+        pixel_format, pixels = survey_pictures(parts, config)
         with atomic_folder(folder) as temporary:
             for part_name, part in content.parts.items():
                 blocks = decode_part(part, pixel_format)
                 _write_part(temporary, f"{name} ({part_name})", part_name, part, blocks)
             digest = _digest(temporary, content)
-            _describe(temporary, content.class_names, digest)
+            levels = _count_levels(_mapped(temporary, name) for name in content.parts)
+            findings = DataFindings(content.findings, pixels, levels)
+            _describe(temporary, content.class_names, digest, findings)
     return folder
 
 
@@ -185,17 +214,39 @@ def _write_images(
 ) -> int:
     """Write images one block after another and return their number."""
     num_written = 0
+    hashes: list[ImageHashes] = []
+    one_colour: list[np.ndarray[Any, np.dtype[np.bool_]]] = []
     with (folder / f"{part}-images.npy").open("wb") as file:
         for block in blocks:
             if not num_written:
                 write_npy_header(file, (count, *block.shape[1:]))
             write_npy_block(file, block)
             num_written += len(block)
+            hashes.append(hash_images(block))
+            one_colour.append(is_one_colour(block))
+    if num_written:
+        np.save(folder / f"{part}-hashes.npy", np.concatenate(hashes))
+        np.save(folder / f"{part}-one-colour.npy", np.concatenate(one_colour))
     return num_written
 
 
-def _describe(folder: Path, class_names: Sequence[str], digest: str) -> None:
-    description: dict[str, Any] = {"classes": list(class_names), "sha256": digest}
+def _count_levels(parts: Iterable[ImageBlock]) -> int:
+    """Count the distinct values in images drawn evenly from each part."""
+    occurs = np.zeros(256, dtype=bool)
+    for images in parts:
+        for number in np.linspace(0, len(images) - 1, SAMPLE_IMAGES, dtype=int):
+            occurs[np.unique(images[number])] = True
+    return int(occurs.sum())
+
+
+def _describe(
+    folder: Path, class_names: Sequence[str], digest: str, findings: DataFindings
+) -> None:
+    description: dict[str, Any] = {
+        "classes": list(class_names),
+        "sha256": digest,
+        "findings": findings.to_json(),
+    }
     if (folder / "train-images.npy").exists():
         # Measured once and for all: on 50,000 images it takes seconds.
         images = torch.from_numpy(_mapped(folder, "train"))
@@ -235,13 +286,24 @@ def _divided(folder: Path, seed: int) -> Path:
     rows = {"train": order[num_test:], "test": order[:num_test]}
     parts = {name: _selected(name, all_images, rows[name]) for name in rows}
     digest = hashlib.sha256(f"{description['sha256']} {seed}".encode()).hexdigest()
+    findings = _divided_findings(_findings(folder, description))
     images = all_images.images
     with atomic_folder(divided) as temporary:
         for name, part in parts.items():
             blocks = decode_part(part, PixelFormat(images.shape[1], image_size=0))
             _write_part(temporary, divided.name, name, part, blocks)
-        _describe(temporary, description["classes"], digest)
+        _describe(temporary, description["classes"], digest, findings)
     return divided
+
+
+def _divided_findings(findings: DataFindings) -> DataFindings:
+    """Describe where the parts come from that the seed divides."""
+    everything = findings.source.parts_from.get("all", "all images")
+    parts_from = {
+        "train": f"{everything}, {1 - TEST_SHARE:.0%} drawn by the seed",
+        "test": f"{everything}, {TEST_SHARE:.0%} drawn by the seed",
+    }
+    return replace(findings, source=replace(findings.source, parts_from=parts_from))
 
 
 def _selected(name: str, part: CachedPart, rows: np.ndarray[Any, Any]) -> DatasetPart:
@@ -272,6 +334,7 @@ def _open(folder: Path) -> CachedDataset:
         statistics=ChannelStatistics(
             tuple(description["mean"]), tuple(description["std"])
         ),
+        findings=_findings(folder, description),
     )
 
 
@@ -283,13 +346,26 @@ def _description(folder: Path) -> dict[str, Any]:
     return description
 
 
+def _findings(folder: Path, description: Mapping[str, Any]) -> DataFindings:
+    try:
+        return DataFindings.from_json(description["findings"])
+    except (KeyError, ValueError) as error:
+        raise _damaged(folder, error) from None
+
+
 def _open_part(folder: Path, part: str) -> CachedPart:
     clients = folder / f"{part}-clients.npy"
     try:
+        contents = PartContents(
+            targets=np.load(folder / f"{part}-targets.npy"),
+            hashes=np.load(folder / f"{part}-hashes.npy"),
+            is_one_colour=np.load(folder / f"{part}-one-colour.npy"),
+        )
         return CachedPart(
-            torch.from_numpy(_mapped(folder, part)),
-            torch.from_numpy(np.load(folder / f"{part}-targets.npy")),
-            torch.from_numpy(np.load(clients)) if clients.exists() else None,
+            images=torch.from_numpy(_mapped(folder, part)),
+            targets=torch.from_numpy(contents.targets),
+            client_ids=torch.from_numpy(np.load(clients)) if clients.exists() else None,
+            contents=contents,
         )
     except NPY_READ_ERRORS as error:
         raise _damaged(folder, error) from None

@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from instahide_fl.config import DataConfig
 from instahide_fl.data.augment import Augmentation
-from instahide_fl.data.data_report import DataReport
+from instahide_fl.data.data_report import DataFindings, DataReport
 from instahide_fl.data.dataset_cache import (
     CachedPart,
     cached_dataset,
     cached_images,
 )
+from instahide_fl.data.report_counts import build_report
 from instahide_fl.data.sources.find import find_source
 from instahide_fl.errors import DataError
 from instahide_fl.types import PrivateSplit
@@ -72,13 +72,19 @@ def load_dataset(config: DataConfig, seed: int = 0) -> ImageDataset:
     """
     source = find_source(config)
     cached = cached_dataset(config, source, seed)
-    train, digest = cached.train, cached.digest
-    if config.train_rows:
-        rows = parse_train_rows(config.train_rows, len(train.targets))
-        train = _sliced(train, rows)
+    test, count, digest = cached.test, len(cached.class_names), cached.digest
+    train, findings, rows = _keep_rows(config, cached.train, cached.findings)
+    if rows is not None:
         identity = f"{digest} rows {rows.start}:{rows.stop}"
         digest = hashlib.sha256(identity.encode()).hexdigest()
-    test, count = cached.test, len(cached.class_names)
+    channels, height, width = train.images.shape[1:]
+    report = build_report(
+        dataset=config.dataset,
+        parts={"train": train.contents, "test": test.contents},
+        class_names=cached.class_names,
+        image_shape=(channels, height, width),
+        findings=findings,
+    )
     return ImageDataset(
         name=config.dataset,
         train=PrivateSplit(train.images, train.targets, count, cached.statistics),
@@ -86,30 +92,49 @@ def load_dataset(config: DataConfig, seed: int = 0) -> ImageDataset:
         class_names=cached.class_names,
         digest=digest,
         client_ids=train.client_ids,
+        report=report,
     )
 
 
-def load_private_images(
-    config: DataConfig, cache: Path
-) -> tuple[PrivateSplit, tuple[str, ...]]:
+@dataclass(frozen=True)
+class PrivateImages:
+    """The images that one client of a deployment holds.
+
+    Attributes:
+        split: The images and their classes.
+        class_names: Names of the K classes.
+        report: What was read, what was left out and what to look at.
+    """
+
+    split: PrivateSplit
+    class_names: tuple[str, ...]
+    report: DataReport
+
+
+def load_private_images(config: DataConfig, cache: Path) -> PrivateImages:
     """Load the images that one client holds: a data set without its test part, if any.
 
     Args:
         config: The table `[data]`, of which `augment` is not used.
         cache: Folder to keep decoded images in.
 
-    Returns:
-        The images, and the names of their K classes.
-
     Raises:
         DataError: no such data set, or it cannot be read or does not fit the settings.
         OutputError: `cache` cannot be written.
     """
     source = find_source(config)
-    part, names = cached_images(cache, config, source)
-    if config.train_rows:
-        part = _sliced(part, parse_train_rows(config.train_rows, len(part.targets)))
-    return PrivateSplit(part.images, part.targets, len(names)), names
+    part, names, findings = cached_images(cache, config, source)
+    part, findings, _ = _keep_rows(config, part, findings)
+    channels, height, width = part.images.shape[1:]
+    report = build_report(
+        dataset=config.dataset,
+        parts={"train": part.contents},
+        class_names=names,
+        image_shape=(channels, height, width),
+        findings=findings,
+    )
+    split = PrivateSplit(part.images, part.targets, len(names))
+    return PrivateImages(split, names, report)
 
 
 def parse_train_rows(text: str, count: int) -> slice:
@@ -154,9 +179,18 @@ def augmentation_for(
     return Augmentation(padding=max(1, height // 8), flip=choice == "crop-flip")
 
 
-def _sliced(part: CachedPart, rows: slice) -> CachedPart:
-    """Keep some images, without a copy; owners left without any lose their number."""
-    ids = part.client_ids
-    if ids is not None:
-        ids = torch.unique(ids[rows], return_inverse=True)[1]
-    return CachedPart(part.images[rows], part.targets[rows], ids)
+def _keep_rows(
+    config: DataConfig, part: CachedPart, findings: DataFindings
+) -> tuple[CachedPart, DataFindings, slice | None]:
+    """Keep the rows that `data.train-rows` names, and say so in the findings."""
+    if not config.train_rows:
+        return part, findings, None
+    count = len(part.targets)
+    rows = parse_train_rows(config.train_rows, count)
+    source = findings.source
+    origin = source.parts_from.get("train", source.parts_from.get("all", "all images"))
+    kept_rows = (
+        f"{origin}, of which data.train-rows keeps {rows.start}:{rows.stop} of {count}"
+    )
+    source = replace(source, parts_from={**source.parts_from, "train": kept_rows})
+    return part.sliced(rows), replace(findings, source=source), rows

@@ -8,11 +8,10 @@ from pathlib import Path
 import torch
 
 from instahide_fl.config import Config
-from instahide_fl.data.datasets import load_private_images
+from instahide_fl.data.datasets import PrivateImages, load_private_images
 from instahide_fl.deployment.policy import CLIENT_FILE, ClientPolicy
 from instahide_fl.errors import ConfigError
 from instahide_fl.files import explained
-from instahide_fl.types import PrivateSplit
 
 
 def state_folder(folder: Path) -> Path:
@@ -58,7 +57,7 @@ def client_config(policy: ClientPolicy, folder: Path, config: Config) -> Config:
 
 def load_client_images(
     policy: ClientPolicy, folder: Path, config: Config
-) -> PrivateSplit:
+) -> PrivateImages:
     """Load a client's images, labelled with the classes of the federation.
 
     Args:
@@ -72,9 +71,10 @@ def load_client_images(
         OutputError: The folder cannot be written.
     """
     cache = state_folder(folder) / "images"
-    split, names = load_private_images(config.data, cache)
+    images = load_private_images(config.data, cache)
     if not policy.classes:
-        return split
+        return images
+    names = images.class_names
     if unknown := [name for name in names if name not in policy.classes]:
         raise ConfigError(
             f"client {policy.name}: its images have classes that are not among "
@@ -83,6 +83,9 @@ def load_client_images(
         )
     # Class numbers of the client's folders -> those of the federation.
     numbers = torch.tensor([policy.classes.index(name) for name in names])
-    return replace(
-        split, targets=numbers[split.targets], num_classes=len(policy.classes)
+    split = replace(
+        images.split,
+        targets=numbers[images.split.targets],
+        num_classes=len(policy.classes),
     )
+    return replace(images, split=split, class_names=tuple(policy.classes))

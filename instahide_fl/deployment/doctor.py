@@ -179,7 +179,7 @@ def _check_data(
 
     run_config = Config().with_values({"data.image-size": image_size})
     config = client_config(policy, folder, run_config)
-    split = load_client_images(policy, folder, config)
+    split = load_client_images(policy, folder, config).split
     channels, height, width = split.images.shape[1:]
     yield passed(
         "data",
