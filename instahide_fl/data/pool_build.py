@@ -21,8 +21,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from instahide_fl.data.image_tree import SUFFIXES, list_images
+from instahide_fl.data.image_tree import list_images
 from instahide_fl.data.npy_files import write_npy_block, write_npy_header
+from instahide_fl.data.picture_listing import printable
 from instahide_fl.data.pool_manifest import (
     IMAGES,
     MANIFEST,
@@ -73,7 +74,7 @@ class BuiltPool:
         headings = ("cannot read", *[""] * (len(self.report.failures) - 1))
         return [
             *build_facts(read_manifest(self.folder)),
-            *zip(headings, map(_printable, self.report.failures), strict=False),
+            *zip(headings, map(printable, self.report.failures), strict=False),
         ]
 
 
@@ -104,7 +105,10 @@ def build_pool(
         raise OutputError(f"{out} exists already: choose another name")
     names = list_images(source)
     if not names:
-        raise PoolError(f"no images below {source}: looked for {', '.join(SUFFIXES)}")
+        raise PoolError(
+            f"no images below {source}: give a folder of pictures that Pillow reads, "
+            f"such as JPEG, PNG, WebP or TIFF files"
+        )
     work = out.with_name(f"{out.name}.building")
     with explained(work):
         work.mkdir(parents=True, exist_ok=True)
@@ -281,11 +285,6 @@ def _statistics(histogram: np.ndarray[Any, Any]) -> tuple[list[float], list[floa
     return mean.tolist(), std.tolist()
 
 
-def _printable(name: str) -> str:
-    """Replace bytes of a file's name that are not UTF-8."""
-    return name.encode("utf-8", "backslashreplace").decode()
-
-
 def _why_empty(source: Path, report: CutReport, options: PoolBuildOptions) -> str:
     if report.patches_tried:
         return (
@@ -298,7 +297,7 @@ def _why_empty(source: Path, report: CutReport, options: PoolBuildOptions) -> st
     if report.unreadable == report.images:
         return (
             f"none of the {report.images:,} images below {source} can be read: "
-            f"{_printable(report.failures[0])}"
+            f"{printable(report.failures[0])}"
         )
     return (
         f"none of the {report.images:,} images below {source} can be used: "
