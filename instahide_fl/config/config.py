@@ -158,7 +158,7 @@ class Config(Table):
             if value and (name, value) != ("pool.source", "photos"):
                 changes[name] = _absolute(value, folder)
         kind, _, path = self.data.dataset.partition(":")
-        is_local = kind == "imagefolder" or (
+        is_local = kind in ("imagefolder", "webdataset") or (
             kind == "hf" and (folder / Path(path).expanduser()).exists()
         )
         if path and is_local:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from instahide_fl.config import DataConfig
 from instahide_fl.data.sources.base import DatasetSource
 from instahide_fl.data.sources.built_in import open_mnist_5k, open_noise
 from instahide_fl.data.sources.hugging_face import open_hugging_face
 from instahide_fl.data.sources.image_folder import open_image_folder
+from instahide_fl.data.sources.shard_files import is_folder_of_shards
+from instahide_fl.data.sources.tar_samples import holds_samples
 from instahide_fl.data.sources.torchvision_files import TORCHVISION, open_torchvision
+from instahide_fl.data.sources.webdataset import open_webdataset
 from instahide_fl.errors import DataError
 
 
@@ -20,11 +25,13 @@ def find_source(config: DataConfig) -> DatasetSource:
     """
     name = config.dataset
     kind, _, path = name.partition(":")
+    if path and (kind == "webdataset" or (kind == "hf" and is_folder_of_shards(path))):
+        return open_webdataset(path, config)
     if kind == "hf" and path:
         return open_hugging_face(path, config)
     if config.client_column:
         raise DataError(
-            f"data.client-column: only hf: data sets have columns, got "
+            f"data.client-column: only hf: and webdataset: data sets have columns, got "
             f"{config.client_column!r} for {name}"
         )
     if name == "mnist-5k":
@@ -32,10 +39,20 @@ def find_source(config: DataConfig) -> DatasetSource:
     if name in TORCHVISION:
         return open_torchvision(name, config.root, config.download)
     if kind == "imagefolder" and path:
+        _refuse_shards(path)
         return open_image_folder(path, config)
     if kind == "noise" and name != kind:
         return open_noise(name)
     raise DataError(
         f"data.dataset must be mnist-5k, hf:PATH-OR-NAME, imagefolder:PATH, "
-        f"{', '.join(TORCHVISION)} or noise:NxCxHxW, got {name!r}"
+        f"webdataset:PATH, {', '.join(TORCHVISION)} or noise:NxCxHxW, got {name!r}"
     )
+
+
+def _refuse_shards(path: str) -> None:
+    if is_folder_of_shards(path) or holds_samples(Path(path).expanduser()):
+        raise DataError(
+            f"data.dataset: {path} is no folder of pictures, but a WebDataset (a "
+            f"file with the class beside each picture, in .tar archives): give "
+            f"webdataset:{path}"
+        )
