@@ -19,7 +19,11 @@ from flwr.app import ConfigRecord, Context
 from clients.policy import FOLDER, open_policy
 from instahide_fl.config import Config
 from instahide_fl.data.augment import Augmentation
-from instahide_fl.data.datasets import augmentation_for, load_dataset
+from instahide_fl.data.datasets import (
+    augmentation_for,
+    check_agreed_range,
+    load_dataset,
+)
 from instahide_fl.data.federated_data import (
     FederatedData,
     check_split_size,
@@ -223,6 +227,8 @@ def _real_client(context: Context, config: Config) -> ClientNode:
     config = config.with_values(changes)
     _refuse_weakening(name, config)
     dataset = load_dataset(config.data)
+    if dataset.report is not None:
+        check_agreed_range(config.data, dataset.report.pixels)
     check_split_size(len(dataset.train), config.instahide.private_count)
     pool = load_pool(config, dataset.image_shape)
     augmentation = augmentation_for(config.data, dataset.image_shape)

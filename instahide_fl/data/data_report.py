@@ -84,6 +84,9 @@ class PixelFindings:
         stored_as: The number of pictures of each kind: {"8-bit grey": 12}.
         value_range: The stored values (low, high) that become 0 and 255.
         value_range_reason: How the range was decided, as a phrase.
+        num_deep: The number of pictures deeper than 8 bits.
+        stored_extremes: The smallest and greatest stored value, where all were looked
+            at; None for 8-bit pictures that are taken as they are.
         clipped_share: The share of values outside the range, in [0, 1].
         sizes: The sizes of the stored pictures and what becomes of them, as a phrase.
         warnings: What the user should look at.
@@ -94,6 +97,8 @@ class PixelFindings:
     stored_as: Mapping[str, int]
     value_range: tuple[float, float] = (0.0, 255.0)
     value_range_reason: str = "8 bits as stored"
+    num_deep: int = 0
+    stored_extremes: tuple[float, float] | None = None
     clipped_share: float = 0.0
     sizes: str = ""
     warnings: tuple[DataWarning, ...] = ()

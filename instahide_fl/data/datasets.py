@@ -15,14 +15,15 @@ from torch import Tensor
 
 from instahide_fl.config import DataConfig
 from instahide_fl.data.augment import Augmentation
-from instahide_fl.data.data_report import DataFindings, DataReport
+from instahide_fl.data.cached_parts import CachedPart
+from instahide_fl.data.data_report import DataFindings, DataReport, PixelFindings
 from instahide_fl.data.dataset_cache import (
-    CachedPart,
     cached_dataset,
     cached_images,
 )
 from instahide_fl.data.report_counts import build_report
 from instahide_fl.data.sources.find import find_source
+from instahide_fl.data.value_range import format_range
 from instahide_fl.errors import DataError
 from instahide_fl.types import PrivateSplit
 
@@ -124,6 +125,7 @@ def load_private_images(config: DataConfig, cache: Path) -> PrivateImages:
     """
     source = find_source(config)
     part, names, findings = cached_images(cache, config, source)
+    check_agreed_range(config, findings.pixels)
     part, findings, _ = _keep_rows(config, part, findings)
     channels, height, width = part.images.shape[1:]
     report = build_report(
@@ -135,6 +137,26 @@ def load_private_images(config: DataConfig, cache: Path) -> PrivateImages:
     )
     split = PrivateSplit(part.images, part.targets, len(names))
     return PrivateImages(split, names, report)
+
+
+def check_agreed_range(config: DataConfig, pixels: PixelFindings) -> None:
+    """Refuse a range that a deployed client chose from its own pictures.
+
+    Args:
+        config: The table `[data]`.
+        pixels: What the client's pictures are.
+
+    Raises:
+        DataError: The pictures are deeper than 8 bits and `data.value-range` is auto.
+    """
+    if config.value_range == "auto" and pixels.num_deep:
+        raise DataError(
+            f"data.value-range: {pixels.num_deep:,} of this client's pictures are "
+            f"deeper than 8 bits, and all clients of a deployment have to map values "
+            f"alike: agree on a range and set data.value-range = LOW:HIGH in the run's "
+            f"settings (for this client's pictures alone, data.value-range = "
+            f"{format_range(pixels.value_range)})"
+        )
 
 
 def parse_train_rows(text: str, count: int) -> slice:

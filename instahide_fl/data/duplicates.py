@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -51,6 +52,27 @@ def find_first_copies(hashes: ImageHashes) -> np.ndarray[Any, np.dtype[np.int64]
     first_copies = np.empty(len(hashes), dtype=np.int64)
     first_copies[order] = order[starts_group][group]
     return first_copies
+
+
+def rows_without_copies(
+    parts: Mapping[str, ImageHashes],
+) -> dict[str, np.ndarray[Any, np.dtype[np.int64]]]:
+    """Return the rows of each part that equal no earlier image.
+
+    Args:
+        parts: The hashes of each part's images, u64[N,2]. Images of a part are earlier
+            than those of the parts after it.
+
+    Returns:
+        For each part row numbers i64[n] in ascending order.
+    """
+    first_copies = find_first_copies(np.concatenate(list(parts.values())))
+    is_first = first_copies == np.arange(len(first_copies))
+    rows, start = {}, 0
+    for name, hashes in parts.items():
+        rows[name] = np.flatnonzero(is_first[start : start + len(hashes)])
+        start += len(hashes)
+    return rows
 
 
 def is_one_colour(images: ImageBlock) -> np.ndarray[Any, np.dtype[np.bool_]]:

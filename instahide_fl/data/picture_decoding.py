@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-import io
 import os
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 from rich.progress import track
 
-from instahide_fl.config import DataConfig
-from instahide_fl.data.data_report import MAX_EXAMPLES, PixelFindings
+from instahide_fl.data.data_report import MAX_EXAMPLES
 from instahide_fl.data.sources.base import (
     BLOCK_IMAGES,
     DatasetPart,
     ImageBlock,
-    ImageBlocks,
     StoredPicture,
     StoredPictures,
 )
+from instahide_fl.data.stored_pictures import read_picture
+from instahide_fl.data.value_range import EIGHT_BITS, map_to_8_bits
 from instahide_fl.errors import DataError
 
-GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "I;16N")
-SIXTEEN_BITS = ("I", "I;16", "I;16B", "I;16L", "I;16N")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -36,31 +36,63 @@ class PixelFormat:
     Attributes:
         channels: 1 (grey) or 3 (colour).
         image_size: Side in pixels to resize to; 0 keeps the images' own size.
+        value_range: The stored values (low, high) that become 0 and 255.
+        maps_8_bits: Whether the range is for 8-bit pictures too; else it is for deeper
+            ones alone.
     """
 
     channels: int
     image_size: int
+    value_range: tuple[float, float] = EIGHT_BITS
+    maps_8_bits: bool = False
 
 
-def survey_pictures(
-    parts: Sequence[DatasetPart], config: DataConfig
-) -> tuple[PixelFormat, PixelFindings]:
-    """Look at the pictures of all parts and decide what they are decoded to.
+def map_pictures(
+    pictures: StoredPictures,
+    function: Callable[[StoredPicture], Result],
+    activity: str,
+    is_selected: np.ndarray[Any, np.dtype[np.bool_]] | None = None,
+) -> Iterator[tuple[int, Result | Exception]]:
+    """Apply a function to all pictures of a part, in threads, a block at a time.
 
     Args:
-        parts: All parts of the data set.
-        config: The table `[data]`.
+        pictures: The pictures.
+        function: A function of a stored picture.
+        activity: What the progress bar says: "decoding".
+        is_selected: bool[N], the pictures to take; all if None.
 
-    Returns:
-        The format, and what was seen.
-
-    Raises:
-        DataError: The pictures and the settings allow no certain reading.
+    Yields:
+        The number of each picture, in order, with the result or the error.
     """
-    coloured = any(_is_coloured_part(part.pictures) for part in parts)
-    channels = 3 if coloured else 1
-    findings = PixelFindings(channels, "of the pictures", {})
-    return PixelFormat(channels, config.image_size), findings
+
+    def attempt(stored: StoredPicture) -> Result | Exception:
+        try:
+            return function(stored)
+        except Exception as error:  # decoders of damaged files raise almost anything
+            return error
+
+    starts = range(0, pictures.count, BLOCK_IMAGES)
+    # Pillow lets other threads run while it decodes and resizes.
+    with ThreadPoolExecutor(os.cpu_count()) as threads, warnings.catch_warnings():
+        # Large pictures are read; of those that are too large Pillow raises an error.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        for start in track(
+            starts,
+            f"{activity} {pictures.title}",
+            transient=True,
+            update_period=0.5,
+        ):
+            stop = min(start + BLOCK_IMAGES, pictures.count)
+            selected = np.ones(stop - start, dtype=bool)
+            if is_selected is not None:
+                selected = is_selected[start:stop]
+            if not selected.any():
+                continue
+            fetched = pictures.fetch(start, stop)
+            numbers = np.flatnonzero(selected).tolist()
+            outcomes = threads.map(attempt, [fetched[number] for number in numbers])
+            for number, outcome in zip(numbers, outcomes, strict=True):
+                yield start + number, outcome
 
 
 def decode_part(part: DatasetPart, pixel_format: PixelFormat) -> Iterator[ImageBlock]:
@@ -80,58 +112,104 @@ def decode_part(part: DatasetPart, pixel_format: PixelFormat) -> Iterator[ImageB
     pictures = part.pictures
     if isinstance(pictures, StoredPictures):
         yield from _decode_pictures(pictures, pixel_format)
-    elif pixel_format.image_size:
-        for block in pictures.blocks():
-            yield np.stack([_resize_pixels(pixels, pixel_format) for pixels in block])
     else:
-        yield from pictures.blocks()
+        for block in pictures.blocks():
+            yield _adapt_block(block, pixel_format)
 
 
-def _resize_pixels(pixels: ImageBlock, pixel_format: PixelFormat) -> ImageBlock:
-    """Resize u8[C,H,W]."""
+def _adapt_block(block: ImageBlock, pixel_format: PixelFormat) -> ImageBlock:
+    """Map, recolour and resize decoded images, u8[n,C,H,W]."""
+    if pixel_format.maps_8_bits:
+        block = map_to_8_bits(block, pixel_format.value_range)
+    if not pixel_format.image_size and block.shape[1] == pixel_format.channels:
+        return block
+    return np.stack([_adapt_pixels(pixels, pixel_format) for pixels in block])
+
+
+def _adapt_pixels(pixels: ImageBlock, pixel_format: PixelFormat) -> ImageBlock:
+    """Recolour and resize u8[C,H,W]."""
     # [1,H,W] -> [H,W], or [3,H,W] -> [H,W,3], as Pillow takes them
     array = pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)
     picture = Image.fromarray(np.ascontiguousarray(array))
-    return _pixels(crop_and_resize(picture, pixel_format.image_size))
+    return _finish(picture, pixel_format)
 
 
 def _decode_pictures(
     pictures: StoredPictures, pixel_format: PixelFormat
 ) -> Iterator[ImageBlock]:
-    attempt = partial(_attempt, pixel_format)
+    decode = partial(decode_picture, pixel_format=pixel_format)
     unreadable: list[tuple[int, Exception]] = []
     shape: tuple[int, ...] | None = None
-    starts = range(0, pictures.count, BLOCK_IMAGES)
-    # Pillow lets other threads run while it decodes and resizes.
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
-        for start in track(
-            starts, f"decoding {pictures.title}", transient=True, update_period=0.5
-        ):
-            fetched = pictures.fetch(start, min(start + BLOCK_IMAGES, pictures.count))
-            outcomes = list(threads.map(attempt, fetched))
-            decoded: list[ImageBlock] = []
-            for number, outcome in enumerate(outcomes, start):
-                if isinstance(outcome, Exception):
-                    unreadable.append((number, outcome))
-                else:
-                    shape = _same_shape(pictures.title, shape, outcome)
-                    decoded.append(outcome)
-            if not unreadable:
-                yield np.stack(decoded)  # [n,C,H,W]
+    decoded: list[ImageBlock] = []
+    for number, outcome in map_pictures(pictures, decode, "decoding"):
+        if isinstance(outcome, Exception):
+            unreadable.append((number, outcome))
+            decoded = []
+            continue
+        shape = _same_shape(pictures.title, shape, outcome)
+        if not unreadable:
+            decoded.append(outcome)
+        if len(decoded) == BLOCK_IMAGES:
+            yield np.stack(decoded)  # [n,C,H,W]
+            decoded = []
     if unreadable:
         raise _unreadable(pictures, unreadable)
+    if decoded:
+        yield np.stack(decoded)
+
+
+def decode_picture(stored: StoredPicture, pixel_format: PixelFormat) -> ImageBlock:
+    """Decode one picture.
+
+    Args:
+        stored: The picture.
+        pixel_format: What it is decoded to.
+
+    Returns:
+        u8[C,H,W].
+
+    Raises:
+        Exception: Whatever the decoders raise for damaged files.
+    """
+    picture = read_picture(stored)
+    if isinstance(picture, np.ndarray):
+        picture = _picture_of_values(picture, pixel_format.value_range)
+    elif pixel_format.maps_8_bits:
+        levels = map_to_8_bits(np.arange(256), pixel_format.value_range).tolist()
+        picture = convert_to_8_bits(picture, grey=pixel_format.channels == 1)
+        picture = picture.point(levels * len(picture.getbands()))
+    return _finish(picture, pixel_format)
+
+
+def _picture_of_values(
+    values: np.ndarray[Any, Any], value_range: tuple[float, float]
+) -> Image.Image:
+    """Return a picture of 8 bits a channel from [H,W], [H,W,3] or [H,W,4]."""
+    pixels = map_to_8_bits(values, value_range)
+    if values.ndim == 3 and values.shape[2] == 4:
+        # Opacity has the range of its type, whatever the range of the colours.
+        is_integer = values.dtype.kind in "iu"
+        opaque = float(np.iinfo(values.dtype).max) if is_integer else 1.0
+        pixels[..., 3] = map_to_8_bits(values[..., 3], (0.0, opaque))
+    return Image.fromarray(pixels)
+
+
+def _finish(picture: Image.Image, pixel_format: PixelFormat) -> ImageBlock:
+    picture = convert_to_8_bits(picture, grey=pixel_format.channels == 1)
+    if pixel_format.image_size:
+        picture = crop_and_resize(picture, pixel_format.image_size)
+    return _pixels(picture)
 
 
 def convert_to_8_bits(picture: Image.Image, *, grey: bool) -> Image.Image:
-    """Return a picture with 8 bits a channel, in mode L or RGB.
+    """Return a picture of at most 8 bits a channel in mode L or RGB.
 
     Transparent pixels are laid on white, because the colour stored there is arbitrary.
-    Of 16 bits a channel, the upper 8 are kept.
+
+    Args:
+        picture: A picture of any mode that Pillow converts.
+        grey: Whether to return mode L.
     """
-    if picture.mode in SIXTEEN_BITS:
-        # Pillow would clip at 255 instead.
-        wide = np.asarray(picture).astype(np.int64).clip(0, 2**16 - 1)
-        picture = Image.fromarray((wide >> 8).astype(np.uint8))
     if "A" in picture.getbands() or "transparency" in picture.info:
         white = Image.new("RGBA", picture.size, "white")
         picture = Image.alpha_composite(white, picture.convert("RGBA"))
@@ -146,58 +224,11 @@ def crop_and_resize(picture: Image.Image, size: int) -> Image.Image:
     return picture.resize((size, size), Image.Resampling.BICUBIC, box=box)
 
 
-def open_picture(stored: StoredPicture) -> Image.Image:
-    """Open a stored picture; its pixels are decoded when they are used.
-
-    Args:
-        stored: The picture.
-
-    Raises:
-        Exception: Whatever the decoders raise for damaged files.
-    """
-    if isinstance(stored, np.ndarray):
-        return Image.fromarray(np.ascontiguousarray(stored))
-    return Image.open(io.BytesIO(stored) if isinstance(stored, bytes) else stored)
-
-
-def _attempt(
-    pixel_format: PixelFormat, stored: StoredPicture
-) -> ImageBlock | Exception:
-    """Decode one picture to u8[C,H,W], or return the error."""
-    try:
-        with open_picture(stored) as opened:
-            turned = ImageOps.exif_transpose(opened)
-        picture = convert_to_8_bits(turned, grey=pixel_format.channels == 1)
-        if pixel_format.image_size:
-            picture = crop_and_resize(picture, pixel_format.image_size)
-        return _pixels(picture)
-    except Exception as error:  # decoders of damaged files raise almost anything
-        return error
-
-
 def _pixels(picture: Image.Image) -> ImageBlock:
     """Return u8[C,H,W]."""
     pixels = np.asarray(picture)
     # [H,W] -> [1,H,W], or [H,W,3] -> [3,H,W]
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-
-
-def _is_coloured_part(pictures: StoredPictures | ImageBlocks) -> bool:
-    if isinstance(pictures, ImageBlocks):
-        return pictures.channels == 3
-    for start in range(0, pictures.count, BLOCK_IMAGES):
-        stop = min(start + BLOCK_IMAGES, pictures.count)
-        if any(map(_is_coloured, pictures.fetch(start, stop))):
-            return True
-    return False
-
-
-def _is_coloured(stored: StoredPicture) -> bool:
-    try:
-        with open_picture(stored) as picture:  # reads the header only
-            return picture.mode not in GREY_MODES
-    except (OSError, ValueError, SyntaxError):
-        return False  # reported with all other damaged files when pixels are decoded
 
 
 def _same_shape(

@@ -41,3 +41,11 @@ def write_hugging_face_folder(
         path = folder / "data" / f"{part}-00000-of-00001.parquet"
         write_parquet(path, pixels, labels, classes, image_column="img", **words)
     return pixels
+
+
+def write_noise_pictures(folder, count, start=0):
+    """Save pictures of noise, numbered from `start` on; a number has its own pixels."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(start, start + count):
+        pixels = np.random.default_rng(number).integers(0, 256, (8, 8, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number:03}.png")

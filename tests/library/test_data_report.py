@@ -4,27 +4,19 @@ from __future__ import annotations
 
 import json
 
-import numpy as np
 from PIL import Image
 
 from instahide_fl.config import DataConfig
 from instahide_fl.data.data_report import DataReport
 from instahide_fl.data.datasets import load_dataset, load_private_images
-
-
-def write_noise(folder, count, start=0, shape=(8, 8, 3)):
-    """Save pictures of noise of their own, from a number on."""
-    folder.mkdir(parents=True)
-    for number in range(start, start + count):
-        pixels = np.random.default_rng(number).integers(0, 256, shape, np.uint8)
-        Image.fromarray(pixels).save(folder / f"{number:03}.png")
+from tests.library.pictures import write_noise_pictures
 
 
 def test_a_report_counts_parts_classes_and_copies(tmp_path, own_cache):
-    write_noise(tmp_path / "train" / "a", 6)
-    write_noise(tmp_path / "train" / "b", 5, start=10)
-    write_noise(tmp_path / "test" / "a", 4, start=2)  # all of them in train too
-    write_noise(tmp_path / "test" / "b", 3, start=5)  # one of them is a training a
+    write_noise_pictures(tmp_path / "train" / "a", 6)
+    write_noise_pictures(tmp_path / "train" / "b", 5, start=10)
+    write_noise_pictures(tmp_path / "test" / "a", 4, start=2)  # all in train
+    write_noise_pictures(tmp_path / "test" / "b", 3, start=5)  # 5 is in train/a
     config = DataConfig(dataset=f"imagefolder:{tmp_path}")
     for _ in ("decoded", "from the cache"):
         report = load_dataset(config).report
@@ -47,8 +39,8 @@ def test_a_report_counts_parts_classes_and_copies(tmp_path, own_cache):
 
 
 def test_a_report_of_a_divided_set_and_of_a_deployed_client(tmp_path, own_cache):
-    write_noise(tmp_path / "set" / "a", 6)
-    write_noise(tmp_path / "set" / "b", 4, start=10)
+    write_noise_pictures(tmp_path / "set" / "a", 6)
+    write_noise_pictures(tmp_path / "set" / "b", 4, start=10)
     config = DataConfig(dataset=f"imagefolder:{tmp_path / 'set'}")
     report = load_dataset(config).report
     assert report is not None
@@ -60,9 +52,9 @@ def test_a_report_of_a_divided_set_and_of_a_deployed_client(tmp_path, own_cache)
 
 
 def test_a_report_is_read_back_from_json(tmp_path, own_cache):
-    write_noise(tmp_path / "train" / "a", 6)
-    write_noise(tmp_path / "train" / "b", 5)  # copies of other classes: a warning
-    write_noise(tmp_path / "test" / "a", 4, start=20)
+    write_noise_pictures(tmp_path / "train" / "a", 6)
+    write_noise_pictures(tmp_path / "train" / "b", 5)  # 5 copies
+    write_noise_pictures(tmp_path / "test" / "a", 4, start=20)
     report = load_dataset(DataConfig(dataset=f"imagefolder:{tmp_path}")).report
     assert report is not None
     assert report.warnings
@@ -73,8 +65,8 @@ def test_a_report_is_read_back_from_json(tmp_path, own_cache):
 
 
 def test_pictures_of_one_colour_are_counted(own_cache, tmp_path):
-    write_noise(tmp_path / "a", 20)
-    write_noise(tmp_path / "b", 18, start=30)
+    write_noise_pictures(tmp_path / "a", 20)
+    write_noise_pictures(tmp_path / "b", 18, start=30)
     for shade in (1, 2):
         Image.new("RGB", (8, 8), (shade, 0, 0)).save(tmp_path / "b" / f"{shade}.png")
     report = load_dataset(DataConfig(dataset=f"imagefolder:{tmp_path}")).report

@@ -61,7 +61,8 @@ def test_pictures_of_all_modes_become_colour(tmp_path, own_cache):
     exif[0x0112] = 3  # to be turned by 180 degrees
     turned.save(folder / "5-turned.png", exif=exif)
     write_pictures(tmp_path, ["train/b/1.png", "test/a/1.png"])
-    loaded = load_dataset(DataConfig(dataset=f"imagefolder:{tmp_path}"))
+    config = DataConfig(dataset=f"imagefolder:{tmp_path}", value_range="0:65535")
+    loaded = load_dataset(config)
     corners = loaded.train.images[:6, :, (0, 7), 0].transpose(1, 2).tolist()
     assert corners[0] == [[0, 0, 0]] * 2
     assert corners[1] == [[0, 0, 255], [255, 255, 255]]
