@@ -7,7 +7,7 @@ from pathlib import Path
 from instahide_fl.config import DataConfig
 from instahide_fl.data.sources.base import DatasetSource
 from instahide_fl.data.sources.built_in import open_mnist_5k, open_noise
-from instahide_fl.data.sources.hugging_face import open_hugging_face
+from instahide_fl.data.sources.hugging_face.source import open_hugging_face
 from instahide_fl.data.sources.image_folder import open_image_folder
 from instahide_fl.data.sources.shard_files import is_folder_of_shards
 from instahide_fl.data.sources.tar_samples import holds_samples

@@ -1,0 +1,190 @@
+"""Finds out how a data set lies on this machine, and opens its parts."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from instahide_fl.data.data_report import LeftOut
+from instahide_fl.data.sources.hugging_face.column_kinds import (
+    label_kind,
+    picture_kind,
+)
+from instahide_fl.data.sources.hugging_face.configurations import (
+    UNNAMED_PART,
+    read_configurations,
+)
+from instahide_fl.data.sources.hugging_face.content import PartTables
+from instahide_fl.data.sources.hugging_face.part_files import (
+    assign_files,
+    describe_files,
+    is_table,
+    select_tables,
+    table_kind,
+)
+from instahide_fl.data.sources.hugging_face.tables import (
+    Table,
+    open_table,
+    table_of_dataset,
+)
+from instahide_fl.errors import DataError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+_SAVED_PARTS = "dataset_dict.json"  # in the folder of DatasetDict.save_to_disk
+_SAVED_STATE = "state.json"  # in that of Dataset.save_to_disk
+
+
+def list_files(folder: Path) -> list[str]:
+    """List the regular files below a folder, without hidden ones.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        Names relative to the folder with "/" between their parts, sorted.
+
+    Raises:
+        DataError: A table file is a link that leads nowhere.
+    """
+    names = []
+    for root, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            path = Path(root, name)
+            if is_table(name) and path.is_symlink() and not path.exists():
+                raise DataError(
+                    f"data.dataset: {path} is a link that leads nowhere: download the "
+                    f"data set anew, or remove the link"
+                )
+            if not name.startswith(".") and path.is_file():
+                names.append(path.relative_to(folder).as_posix())
+    return sorted(names)
+
+
+def is_stored_as_tables(folder: Path, names: Sequence[str]) -> bool:
+    """Return whether the rows of a data set's tables hold or name its pictures.
+
+    Otherwise a table beside pictures is a list of something else.
+
+    Args:
+        folder: The folder of the data set.
+        names: All its files, relative to it.
+
+    Raises:
+        DataError: A table file is damaged.
+    """
+    tables, _ = select_tables(names)
+    if not tables:
+        return False
+    if table_kind(tables[0]) in ("parquet", "arrow") or not any(
+        map(is_picture_name, names)
+    ):
+        return True
+    table = open_table(folder / tables[0], tables[0])
+    columns = table.schema.names
+    has_classes = any(label_kind(table, name) for name in columns)
+    return has_classes and any(picture_kind(table, name) for name in columns)
+
+
+def is_saved_to_disk(folder: Path) -> bool:
+    """Return whether the `datasets` library's `save_to_disk` wrote a folder."""
+    return (folder / _SAVED_PARTS).is_file() or (folder / _SAVED_STATE).is_file()
+
+
+def saved_parts(folder: Path) -> dict[str, PartTables]:
+    """Find the parts of a data set that `save_to_disk` wrote.
+
+    Args:
+        folder: The folder.
+
+    Raises:
+        DataError: The description of the parts is damaged.
+    """
+    if not (folder / _SAVED_PARTS).is_file():
+        return {UNNAMED_PART: PartTables(folder.name, partial(_open_saved, folder))}
+    try:
+        names = json.loads((folder / _SAVED_PARTS).read_text())["splits"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise _damaged(folder / _SAVED_PARTS, "it lists no parts") from None
+    return {
+        name: PartTables(f"part {name}", partial(_open_saved, folder / name))
+        for name in names
+    }
+
+
+def table_parts(
+    folder: Path, names: Sequence[str], configuration_name: str
+) -> tuple[dict[str, PartTables], list[LeftOut]]:
+    """Find the parts of a data set that is stored as table files.
+
+    Args:
+        folder: The folder of the data set.
+        names: All its files, relative to it.
+        configuration_name: The value of `data.config`.
+
+    Returns:
+        The parts, and the files that are left out.
+
+    Raises:
+        DataError: The configuration or its files are not certain.
+    """
+    tables, left_out = select_tables(names)
+    files_of_parts = assign_files(
+        tables, read_configurations(folder), configuration_name
+    )
+    parts = {
+        part: PartTables(
+            describe_files(part, files), partial(_open_files, folder, files)
+        )
+        for part, files in files_of_parts.items()
+    }
+    return parts, left_out
+
+
+def dataset_parts(loaded: Mapping[str, Dataset]) -> dict[str, PartTables]:
+    """Return the parts of a data set that the `datasets` library has prepared.
+
+    Args:
+        loaded: The parts by name.
+    """
+
+    def open_tables(name: str) -> list[Table]:
+        return [table_of_dataset(loaded[name], Path.cwd(), name)]
+
+    return {
+        name: PartTables(f"part {name}", partial(open_tables, name)) for name in loaded
+    }
+
+
+def is_picture_name(name: str) -> bool:
+    """Return whether Pillow reads a file as a picture, by its suffix."""
+    from PIL import Image
+
+    return PurePosixPath(name).suffix.lower() in Image.registered_extensions()
+
+
+def _open_files(folder: Path, names: Sequence[str]) -> list[Table]:
+    return [open_table(folder / name, name) for name in names]
+
+
+def _open_saved(folder: Path) -> list[Table]:
+    import datasets
+
+    try:
+        dataset = datasets.load_from_disk(str(folder))
+    except Exception as error:  # of Arrow, of JSON, or of missing files
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise _damaged(folder, reason) from None
+    return [table_of_dataset(dataset, folder, folder.name)]
+
+
+def _damaged(path: Path, reason: str) -> DataError:
+    return DataError(
+        f"data.dataset: {path} cannot be read ({reason}): save the data set anew"
+    )

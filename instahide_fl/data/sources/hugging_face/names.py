@@ -1,0 +1,42 @@
+"""Names of classes and owners as people write them in columns."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable
+from typing import Any
+
+from instahide_fl.data.data_report import MAX_EXAMPLES, DataWarning
+
+
+def clean_value(value: Any) -> Any:
+    """Return a value without white space around it, None if it is empty or NaN."""
+    if isinstance(value, str):
+        return value.strip() or None
+    is_nan = value != value  # nothing else is unequal to itself
+    return None if is_nan else value
+
+
+def alike_names_warnings(setting: str, names: Iterable[Any]) -> list[DataWarning]:
+    """Warn about names that differ in case, white space or the form of letters only.
+
+    Args:
+        setting: The setting of the column.
+        names: Distinct names; numbers among them are passed over.
+    """
+    by_form: dict[str, list[str]] = {}
+    for name in names:
+        if isinstance(name, str):
+            letters = unicodedata.normalize("NFKC", name).casefold()
+            by_form.setdefault("".join(letters.split()), []).append(name)
+    alike = [sorted(group) for group in by_form.values() if len(group) > 1]
+    if not alike:
+        return []
+    groups = [" and ".join(map(repr, group)) for group in alike[:MAX_EXAMPLES]]
+    further = ", ..." if len(alike) > MAX_EXAMPLES else ""
+    return [
+        DataWarning(
+            f"{setting}: {', '.join(groups)}{further} are taken for different names",
+            "write them alike if they are the same",
+        )
+    ]

@@ -1,0 +1,144 @@
+"""Hugging Face image data sets: a local folder or file, or a name on the hub."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from instahide_fl.config import DataConfig
+from instahide_fl.data.sources.base import (
+    DatasetContent,
+    DatasetSource,
+    file_listing,
+)
+from instahide_fl.data.sources.hugging_face.configurations import (
+    UNNAMED_PART,
+    choose_configuration,
+)
+from instahide_fl.data.sources.hugging_face.content import PartTables, read_content
+from instahide_fl.data.sources.hugging_face.hub import fetch_tables, load_prepared
+from instahide_fl.data.sources.hugging_face.local_files import (
+    dataset_parts,
+    is_picture_name,
+    is_saved_to_disk,
+    is_stored_as_tables,
+    list_files,
+    saved_parts,
+    table_parts,
+)
+from instahide_fl.data.sources.hugging_face.part_files import TABLE_KINDS, is_table
+from instahide_fl.data.sources.hugging_face.tables import Table, open_table
+from instahide_fl.data.sources.image_folder import open_image_folder
+from instahide_fl.errors import DataError
+
+READER_VERSION = 2  # raise it when the same files and settings give other rows
+
+
+def open_hugging_face(reference: str, config: DataConfig) -> DatasetSource:
+    """Return a Hugging Face data set.
+
+    Args:
+        reference: A local folder or table file, or a name on the hub.
+        config: The table `[data]`.
+
+    Raises:
+        DataError: There is no such folder or file, or it holds no data set.
+    """
+    path = Path(reference).expanduser()
+    if path.is_dir():
+        return _open_folder(path, reference, config)
+    if path.is_file():
+        return _open_file(path, reference, config)
+    if path.exists():
+        raise DataError(
+            f"data.dataset: hf:{reference} is neither a folder nor a regular file"
+        )
+    if _looks_like_path(reference):
+        raise DataError(
+            f"data.dataset: hf:{reference}: no such folder or file: give a folder or a "
+            f"file of a data set, or a name on the hub as OWNER/NAME"
+        )
+    return DatasetSource(
+        _identity(f"hub:{reference}", config), partial(_read_hub, reference, config)
+    )
+
+
+def _open_folder(folder: Path, reference: str, config: DataConfig) -> DatasetSource:
+    place = f"hf:{reference}"
+    names = list_files(folder)
+    files = [folder / name for name in names]
+    identity = _identity(file_listing(folder, files), config)
+    if is_saved_to_disk(folder):
+        _refuse_configuration(config)
+        return DatasetSource(
+            identity, lambda: read_content(place, saved_parts(folder), config)
+        )
+
+    if not is_stored_as_tables(folder, names):
+        if not any(map(is_picture_name, names)):
+            raise DataError(
+                f"data.dataset: {place} holds neither pictures nor table files "
+                f"({', '.join(TABLE_KINDS)}): give the folder that does"
+            )
+        return open_image_folder(str(folder), config)
+
+    def read() -> DatasetContent:
+        parts, left_out = table_parts(folder, names, config.config)
+        return read_content(place, parts, config, left_out)
+
+    return DatasetSource(identity, read)
+
+
+def _open_file(file: Path, reference: str, config: DataConfig) -> DatasetSource:
+    if not is_table(file.name):
+        raise DataError(
+            f"data.dataset: hf:{reference} is no table file ({', '.join(TABLE_KINDS)}) "
+            f"and no folder: give one of these"
+        )
+    _refuse_configuration(config)
+
+    def read() -> DatasetContent:
+        parts = {UNNAMED_PART: PartTables(f"file {file.name}", open_tables)}
+        return read_content(f"hf:{reference}", parts, config)
+
+    def open_tables() -> list[Table]:
+        return [open_table(file, file.name)]
+
+    return DatasetSource(_identity(file_listing(file.parent, [file]), config), read)
+
+
+def _read_hub(reference: str, config: DataConfig) -> DatasetContent:
+    place = f"hf:{reference}"
+    folder = fetch_tables(reference, config.config)
+    names = [] if folder is None else list_files(folder)
+    if folder is not None and is_stored_as_tables(folder, names):
+        parts, left_out = table_parts(folder, names, config.config)
+        return read_content(place, parts, config, left_out)
+    loaded = load_prepared(reference, config.config)
+    return read_content(place, dataset_parts(loaded), config)
+
+
+def _identity(listing: str, config: DataConfig) -> str:
+    """Return a text that differs whenever other rows or columns may be read."""
+    settings = (
+        config.client_column,
+        config.train_part,
+        config.test_part,
+        config.image_column,
+        config.label_column,
+        config.config,
+    )
+    return repr((READER_VERSION, listing, settings))
+
+
+def _refuse_configuration(config: DataConfig) -> None:
+    if config.config:
+        choose_configuration([], config.config)
+
+
+def _looks_like_path(reference: str) -> bool:
+    return (
+        reference.startswith(("/", ".", "~"))
+        or reference.count("/") > 1
+        or is_table(reference)
+    )
