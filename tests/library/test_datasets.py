@@ -14,12 +14,11 @@ from PIL import Image
 
 from instahide_fl import cli
 from instahide_fl.config import DataConfig
-from instahide_fl.data.augment import Augmentation
 from instahide_fl.data.datasets import augmentation_for, load_dataset
 from instahide_fl.errors import DataError, OutputError
 from instahide_fl.pictures.contact_sheet import class_rows, save_contact_sheet
 from instahide_fl.types import PrivateSplit
-from tests.library.pictures import write_hugging_face_folder, write_pictures
+from tests.library.pictures import write_pictures
 from tests.real_data import CIFAR10
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
@@ -42,17 +41,6 @@ def write_idx_files(folder, packed, count=12):
         else:
             (folder / f"{name}-ubyte").write_bytes(content)
     return torch.from_numpy(images[:, None])
-
-
-def test_a_data_set_has_one_digest_wherever_it_lies(tmp_path, own_cache):
-    digests = []
-    for name in ("here", "there"):
-        write_hugging_face_folder(tmp_path / name)
-        config = DataConfig(dataset=f"hf:{tmp_path / name}")
-        digests.append(load_dataset(config).digest)
-    write_hugging_face_folder(tmp_path / "fewer", count=10)
-    config = DataConfig(dataset=f"hf:{tmp_path / 'fewer'}")
-    assert digests[0] == digests[1] != load_dataset(config).digest
 
 
 def test_noise_is_the_same_everywhere_and_its_name_is_checked(own_cache):
@@ -78,31 +66,9 @@ def test_mnist_5k_is_divided_by_the_seed():
     assert augmentation_for(DataConfig(), first.image_shape) is None
 
 
-def test_a_hugging_face_folder_is_read_pixel_by_pixel(tmp_path, own_cache):
-    pixels = write_hugging_face_folder(tmp_path / "set")
-    config = DataConfig(dataset=f"hf:{tmp_path / 'set'}")
-    for _ in ("decoded", "from the cache"):
-        loaded = load_dataset(config)
-        assert torch.equal(
-            loaded.train.images, torch.from_numpy(pixels.transpose(0, 3, 1, 2))
-        )
-        assert loaded.class_names == ("cat", "dog")
-        assert loaded.train.targets.tolist() == [0, 1] * 6
-    assert augmentation_for(config, loaded.image_shape) == Augmentation(1, flip=True)
-    resized = load_dataset(config.model_copy(update={"image_size": 4}))
-    assert resized.image_shape == (3, 4, 4)
-
-
-def test_data_sets_that_cannot_be_used(tmp_path, own_cache):
+def test_a_data_set_of_an_unknown_name_is_refused():
     with pytest.raises(DataError, match="must be mnist-5k, hf:"):
         load_dataset(DataConfig(dataset="minst"))
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="cannot load hf:"):
-        load_dataset(DataConfig(dataset=f"hf:{tmp_path / 'empty'}"))
-    write_hugging_face_folder(tmp_path / "wide", size=(8, 12))
-    with pytest.raises(DataError, match=r"set data\.image-size"):
-        load_dataset(DataConfig(dataset=f"hf:{tmp_path / 'wide'}"))
-    assert not list(own_cache.glob("datasets/*"))
 
 
 @pytest.mark.long
@@ -212,28 +178,6 @@ def test_training_rows_are_kept_without_a_copy(own_cache):
             load_dataset(DataConfig(dataset=name, train_rows=wrong))
 
 
-def test_a_column_says_whose_each_image_is(tmp_path, own_cache):
-    writers = ["w10", "w2", "w1"] * 4
-    write_hugging_face_folder(tmp_path / "set", writer=writers)
-    config = DataConfig(dataset=f"hf:{tmp_path / 'set'}", client_column="writer")
-    for _ in ("decoded", "from the cache"):
-        loaded = load_dataset(config)
-        assert loaded.client_ids is not None
-        assert loaded.client_ids.tolist() == [1, 2, 0] * 4
-    few = load_dataset(config.model_copy(update={"train_rows": "0:2"}))
-    assert few.client_ids is not None
-    assert few.client_ids.tolist() == [0, 1]
-    plain = load_dataset(config.model_copy(update={"client_column": ""}))
-    assert plain.client_ids is None
-    assert plain.digest != loaded.digest
-    with pytest.raises(DataError, match="no column 'author', only img, label, writer"):
-        load_dataset(config.model_copy(update={"client_column": "author"}))
-    with pytest.raises(DataError, match=r"'img' .* holds no names or numbers"):
-        load_dataset(config.model_copy(update={"client_column": "img"}))
-    with pytest.raises(DataError, match="only hf: data sets have columns"):
-        load_dataset(DataConfig(client_column="writer"))
-
-
 def test_a_pytorch_data_set_becomes_a_split():
     colour = torch.randint(0, 256, (3, 4, 4), dtype=torch.uint8)
     picture = Image.fromarray(colour.permute(1, 2, 0).numpy())
@@ -291,15 +235,3 @@ def test_data_info_sums_many_classes_up(tmp_path, own_cache, monkeypatch, capsys
     assert "21: class-00, class-01, class-02, ..., class-20" in printed
     assert "1 (class-00) to 2 (class-01), mean 1.5" in printed
     assert picture.stat().st_size > 0
-
-
-def test_a_hub_that_does_not_answer_is_given_up_soon(own_cache, monkeypatch):
-    import huggingface_hub
-
-    def unreachable(*_, **__):
-        raise OSError("no network")
-
-    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", unreachable)
-    with pytest.raises(DataError, match="cannot load hf:nobody/nothing"):
-        load_dataset(DataConfig(dataset="hf:nobody/nothing"))
-    assert not huggingface_hub.constants.HF_HUB_OFFLINE

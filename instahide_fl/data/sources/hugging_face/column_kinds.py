@@ -75,13 +75,18 @@ def label_kind(table: Table, name: str) -> LabelKind | None:
 
 
 def class_names(table: Table, name: str) -> list[str] | None:
-    """Return the declared names of a column's classes, None if there are none."""
+    """Return the declared names of a column's classes, None if there are none.
+
+    Names declared for a column of texts are not needed: the texts are the names.
+    """
     import datasets
+    import pyarrow as pa
 
     feature = table.features.get(name)
     while isinstance(feature, datasets.List | datasets.LargeList | list):
         feature = feature[0] if isinstance(feature, list) else feature.feature
-    if isinstance(feature, datasets.ClassLabel):
+    is_number = pa.types.is_integer(_item_type(table.schema.field(name).type))
+    if isinstance(feature, datasets.ClassLabel) and is_number:
         return [str(class_name) for class_name in feature.names]
     return None
 

@@ -67,6 +67,27 @@ def read_configurations(folder: Path) -> list[Configuration]:
         ) from None
 
 
+def read_declared_features(folder: Path, name: str) -> Mapping[str, Any]:
+    """Return the types of columns that README.md declares, names of classes above all.
+
+    Args:
+        folder: The folder of the data set.
+        name: The configuration; empty for the only one or the default.
+
+    Returns:
+        The types by column; empty if none are declared, or none that are understood.
+    """
+    from datasets.info import DatasetInfosDict
+
+    try:
+        infos = DatasetInfosDict.from_directory(str(folder))
+    except Exception:  # of the YAML parser, or of types of later versions
+        return {}
+    names = [name] if name else ["default", *(infos if len(infos) == 1 else ())]
+    info = next((infos[entry] for entry in names if entry in infos), None)
+    return (info.features if info else None) or {}
+
+
 def choose_configuration(
     configurations: Sequence[Configuration], name: str
 ) -> Configuration:

@@ -18,7 +18,7 @@ from instahide_fl.data.sources.hugging_face.labels import (
     require_labels,
     without_minus_one,
 )
-from instahide_fl.data.sources.hugging_face.owners import client_ids
+from instahide_fl.data.sources.hugging_face.owners import Owners, read_owners
 from instahide_fl.data.sources.hugging_face.pictures import stored_pictures
 from instahide_fl.data.sources.hugging_face.tables import Table
 from instahide_fl.data.sources.part_names import ChosenParts, choose_parts
@@ -65,30 +65,30 @@ def read_content(
     """
     chosen = choose_parts(list(parts), config.train_part, config.test_part)
     tables = _open_part(place, parts, chosen.train)
+    owners = _read_owners(place, chosen.train, tables, config)
     columns = choose_columns(tables[0], place, config)
     train = _label_part(place, chosen.train, tables, columns.label, reference=None)
     require_labels(train.labels)
     require_classes(train.labels, columns.label)
     test, warnings = _test_part(place, parts, chosen, train, columns.label, config)
 
-    content = {"train" if test else "all": _images(train, train, columns.image)}
-    taken = {"image": columns.image, "label": columns.label}
-    if config.client_column:
-        # Checked before any pixel is decoded.
-        name = next(iter(content))
-        ids, alike = client_ids(train.title, tables, config.client_column)
-        content[name] = replace(content[name], client_ids=ids)
-        taken["client"] = config.client_column
-        warnings += alike
-    used = {next(iter(content)): train.name}
+    images = _images(train, train, columns.image)
+    content = {"train" if test else "all": replace(images, client_ids=owners.ids)}
+    used = {"train" if test else "all": train.name}
     if test:
         content["test"] = _images(test, train, columns.image)
         used["test"] = test.name
-    warnings += class_warnings(train.labels, content["test"].targets if test else None)
+    test_targets = content["test"].targets if test else None
+    warnings += [*owners.warnings, *class_warnings(train.labels, test_targets)]
+    taken = {
+        "image": columns.image,
+        "label": columns.label,
+        "client": config.client_column,
+    }
     findings = SourceFindings(
         parts_from={role: parts[name].origin for role, name in used.items()},
         parts_unused=tuple(name for name in parts if name not in used.values()),
-        columns=taken,
+        columns={purpose: column for purpose, column in taken.items() if column},
         columns_unused=columns.unused,
         left_out=tuple(left_out),
         warnings=tuple(warnings),
@@ -105,6 +105,14 @@ def _open_part(
             f"data.dataset: {_title(place, name)} has no rows: choose another part"
         )
     return tables
+
+
+def _read_owners(
+    place: str, name: str, tables: Sequence[Table], config: DataConfig
+) -> Owners:
+    if not config.client_column:
+        return Owners()
+    return read_owners(_title(place, name), tables, config.client_column)
 
 
 def _label_part(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,14 +24,38 @@ if TYPE_CHECKING:
 HUB_TIMEOUT = 10  # seconds to find out whether the hub answers
 
 
-def fetch_tables(reference: str, configuration_name: str) -> Path | None:
-    """Fetch the table files of a data set on the hub, of one configuration.
-
-    They lie where Hugging Face's libraries keep what they download for the user. If the
-    hub does not answer, what was fetched before is used.
+def names_on_hub(reference: str) -> list[str] | None:
+    """Return the names of a data set's files, None if the hub does not answer.
 
     Args:
         reference: The name of the data set on the hub.
+
+    Raises:
+        DataError: The hub refuses: no such data set, or not for this user.
+    """
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        info = huggingface_hub.HfApi().dataset_info(reference, timeout=HUB_TIMEOUT)
+    except (HfHubHTTPError, HFValidationError) as error:
+        raise _cannot_load(reference, error) from None
+    except Exception:  # of whichever network library this version is built on
+        return None
+    return [entry.rfilename for entry in info.siblings or ()]
+
+
+def fetch_tables(
+    reference: str, names: Sequence[str] | None, configuration_name: str
+) -> Path | None:
+    """Fetch the table files of a data set on the hub, of one configuration.
+
+    They lie where Hugging Face's libraries keep what they download for the user.
+
+    Args:
+        reference: The name of the data set on the hub.
+        names: The names of its files there; None if the hub does not answer, so that
+            what was fetched before is used.
         configuration_name: The value of `data.config`.
 
     Returns:
@@ -41,7 +65,6 @@ def fetch_tables(reference: str, configuration_name: str) -> Path | None:
     Raises:
         DataError: The hub refuses, or `data.config` is missing or wrong.
     """
-    names = _names_on_hub(reference)
     if names is None:
         return _snapshot(reference, local_files_only=True)
     tables, _ = select_tables(names)
@@ -54,12 +77,16 @@ def fetch_tables(reference: str, configuration_name: str) -> Path | None:
     return _snapshot(reference, allow_patterns=[README, *files])
 
 
-def load_prepared(reference: str, configuration_name: str) -> dict[str, Dataset]:
+def load_prepared(
+    reference: str, configuration_name: str, *, offline: bool
+) -> dict[str, Dataset]:
     """Load a data set of any form with the `datasets` library, into its own cache.
 
     Args:
         reference: The name of the data set on the hub.
         configuration_name: The value of `data.config`.
+        offline: Whether the hub does not answer, so that only what the library has
+            prepared before is found.
 
     Returns:
         The parts by name.
@@ -71,27 +98,11 @@ def load_prepared(reference: str, configuration_name: str) -> dict[str, Dataset]
 
     datasets.disable_progress_bars()
     try:
-        with _offline_unless(_names_on_hub(reference) is not None):
+        with _offline() if offline else contextlib.nullcontext():
             loaded = datasets.load_dataset(reference, configuration_name or None)
-    except DataError:
-        raise
     except Exception as error:
         raise _cannot_load(reference, error) from None
     return dict(loaded)
-
-
-def _names_on_hub(reference: str) -> list[str] | None:
-    """Return the names of a data set's files, None if the hub does not answer."""
-    import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    try:
-        info = huggingface_hub.HfApi().dataset_info(reference, timeout=HUB_TIMEOUT)
-    except (HfHubHTTPError, HFValidationError) as error:
-        raise _cannot_load(reference, error) from None
-    except Exception:  # of whichever network library this version is built on
-        return None
-    return [entry.rfilename for entry in info.siblings or ()]
 
 
 def _snapshot(reference: str, **options: Any) -> Path | None:
@@ -110,8 +121,8 @@ def _snapshot(reference: str, **options: Any) -> Path | None:
 
 
 @contextlib.contextmanager
-def _offline_unless(hub_answers: bool) -> Iterator[None]:
-    """Switch Hugging Face's libraries to offline mode if the hub does not answer.
+def _offline() -> Iterator[None]:
+    """Switch Hugging Face's libraries to offline mode.
 
     Otherwise they try for half a minute. They still find what they have downloaded
     before.
@@ -119,9 +130,6 @@ def _offline_unless(hub_answers: bool) -> Iterator[None]:
     import datasets
     import huggingface_hub
 
-    if hub_answers:
-        yield
-        return
     modules = [datasets.config, huggingface_hub.constants]
     before = [module.HF_HUB_OFFLINE for module in modules]
     try:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from instahide_fl.data.data_report import LeftOut
 from instahide_fl.data.sources.hugging_face.column_kinds import (
@@ -17,6 +18,7 @@ from instahide_fl.data.sources.hugging_face.column_kinds import (
 from instahide_fl.data.sources.hugging_face.configurations import (
     UNNAMED_PART,
     read_configurations,
+    read_declared_features,
 )
 from instahide_fl.data.sources.hugging_face.content import PartTables
 from instahide_fl.data.sources.hugging_face.part_files import (
@@ -138,9 +140,10 @@ def table_parts(
     files_of_parts = assign_files(
         tables, read_configurations(folder), configuration_name
     )
+    features = read_declared_features(folder, configuration_name)
     parts = {
         part: PartTables(
-            describe_files(part, files), partial(_open_files, folder, files)
+            describe_files(part, files), partial(_open_files, folder, files, features)
         )
         for part, files in files_of_parts.items()
     }
@@ -169,8 +172,15 @@ def is_picture_name(name: str) -> bool:
     return PurePosixPath(name).suffix.lower() in Image.registered_extensions()
 
 
-def _open_files(folder: Path, names: Sequence[str]) -> list[Table]:
-    return [open_table(folder / name, name) for name in names]
+def _open_files(
+    folder: Path, names: Sequence[str], features: Mapping[str, Any]
+) -> list[Table]:
+    tables = [open_table(folder / name, name) for name in names]
+    # What a file itself declares goes before what README.md does.
+    return [
+        table if table.features else replace(table, features=features)
+        for table in tables
+    ]
 
 
 def _open_saved(folder: Path) -> list[Table]:

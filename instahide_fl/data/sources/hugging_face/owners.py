@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,19 +22,26 @@ from instahide_fl.data.sources.hugging_face.tables import Table
 from instahide_fl.errors import DataError
 
 
-def client_ids(
-    title: str, tables: Sequence[Table], column: str
-) -> tuple[np.ndarray[Any, np.dtype[np.int64]], list[DataWarning]]:
+@dataclass(frozen=True)
+class Owners:
+    """Whose the images of a part are.
+
+    Attributes:
+        ids: i64[N], the number of each image's owner; None if unknown.
+        warnings: What the user should look at.
+    """
+
+    ids: np.ndarray[Any, np.dtype[np.int64]] | None = None
+    warnings: tuple[DataWarning, ...] = ()
+
+
+def read_owners(title: str, tables: Sequence[Table], column: str) -> Owners:
     """Number the distinct values of a column in their sorted order.
 
     Args:
         title: The name of the part, for messages.
         tables: The tables of the part, in order.
         column: The column that names the owner of each image.
-
-    Returns:
-        The number of each image's owner, i64[N], and warnings about names that are
-        alike.
 
     Raises:
         DataError: There is no such column, it holds neither names nor numbers, or some
@@ -42,7 +50,7 @@ def client_ids(
     values: list[Any] = []
     for table in tables:
         _check_type(table, column)
-        values += map(clean_value, _read_owners(table, column))
+        values += map(clean_value, _read_table(table, column))
     missing = [row for row, value in enumerate(values) if value is None]
     if missing:
         raise DataError(
@@ -59,10 +67,10 @@ def client_ids(
         ) from None
     numbers = {owner: number for number, owner in enumerate(owners)}
     ids = np.array([numbers[value] for value in values], dtype=np.int64)
-    return ids, alike_names_warnings("data.client-column", owners)
+    return Owners(ids, tuple(alike_names_warnings("data.client-column", owners)))
 
 
-def _read_owners(table: Table, column: str) -> list[Any]:
+def _read_table(table: Table, column: str) -> list[Any]:
     values: list[Any] = table.read_column(column).to_pylist()
     if class_names(table, column) is None:
         return values

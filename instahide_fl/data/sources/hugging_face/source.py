@@ -16,7 +16,11 @@ from instahide_fl.data.sources.hugging_face.configurations import (
     choose_configuration,
 )
 from instahide_fl.data.sources.hugging_face.content import PartTables, read_content
-from instahide_fl.data.sources.hugging_face.hub import fetch_tables, load_prepared
+from instahide_fl.data.sources.hugging_face.hub import (
+    fetch_tables,
+    load_prepared,
+    names_on_hub,
+)
 from instahide_fl.data.sources.hugging_face.local_files import (
     dataset_parts,
     is_picture_name,
@@ -109,12 +113,13 @@ def _open_file(file: Path, reference: str, config: DataConfig) -> DatasetSource:
 
 def _read_hub(reference: str, config: DataConfig) -> DatasetContent:
     place = f"hf:{reference}"
-    folder = fetch_tables(reference, config.config)
+    names_there = names_on_hub(reference)
+    folder = fetch_tables(reference, names_there, config.config)
     names = [] if folder is None else list_files(folder)
     if folder is not None and is_stored_as_tables(folder, names):
         parts, left_out = table_parts(folder, names, config.config)
         return read_content(place, parts, config, left_out)
-    loaded = load_prepared(reference, config.config)
+    loaded = load_prepared(reference, config.config, offline=names_there is None)
     return read_content(place, dataset_parts(loaded), config)
 
 

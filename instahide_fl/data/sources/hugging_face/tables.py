@@ -169,7 +169,7 @@ class _ParquetColumn:
         import pyarrow.parquet as pq
 
         # Otherwise whole row groups, of gigabytes, would be read at once.
-        self._file = pq.ParquetFile(self._path, memory_map=True, pre_buffer=False)
+        self._file = pq.ParquetFile(self._path, pre_buffer=False, buffer_size=2**20)
         metadata = self._file.metadata
         sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
         self._group_starts = [0, *itertools.accumulate(sizes)][:-1]
