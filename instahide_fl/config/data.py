@@ -41,8 +41,8 @@ class DataConfig(Table):
     `mnist`, `fashion-mnist`, `cifar10`, `cifar100` (torchvision's files, see `root` and
     `download`); `imagefolder:PATH` (a folder per class, or train/ and test/ with a
     folder per class each); `hf:PATH-OR-NAME` (a Hugging Face image data set: a local
-    folder, or a name on the hub); `webdataset:PATH` (tar archives: one file, a folder,
-    or a pattern such as `train-{0000..0009}.tar`); or `noise:NxCxHxW`
+    folder or table file, or a name on the hub); `webdataset:PATH` (tar archives: one
+    file, a folder, or a pattern such as `train-{0000..0009}.tar`); or `noise:NxCxHxW`
     (N random training images of 10 classes, to measure speed)."""
     root: str = ""
     """Folder with the files of a torchvision data set: in torchvision's layout, or the

@@ -112,13 +112,18 @@ def test_a_folder_of_pictures_is_read_as_imagefolder_does(tmp_path):
     assert len(content.parts["test"].targets) == 4
 
 
-def test_tables_of_another_kind_are_left_out_and_said(tmp_path):
+def test_files_that_are_not_read_are_counted(tmp_path):
     write_rows(tmp_path / "train.parquet")
     (tmp_path / "train.csv").write_text("a,b\n1,2\n")
     (tmp_path / "README.md").write_text("# A data set")
-    (left_out,) = read(tmp_path).findings.left_out
-    assert (left_out.reason, left_out.count) == ("tables beside the parquet files", 1)
-    assert left_out.examples == ("train.csv",)
+    write_pictures(tmp_path, ["shown/1.png", "shown/2.png"])
+    write_rows(tmp_path / ".ipynb_checkpoints" / "train.parquet")
+    content = read(tmp_path)
+    assert len(content.parts["all"].targets) == ROWS
+    entries = {entry.reason: entry for entry in content.findings.left_out}
+    assert entries["tables beside the parquet files"].examples == ("train.csv",)
+    assert entries["pictures beside the tables"].count == 2
+    assert len(entries) == 3  # and hidden files
 
 
 @pytest.mark.parametrize(

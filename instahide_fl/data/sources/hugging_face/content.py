@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from instahide_fl.config import DataConfig
 from instahide_fl.data.data_report import DataWarning, LeftOut, SourceFindings
 from instahide_fl.data.sources.base import DatasetContent, DatasetPart
+from instahide_fl.data.sources.hugging_face.column_kinds import picture_kind
 from instahide_fl.data.sources.hugging_face.columns import choose_columns
 from instahide_fl.data.sources.hugging_face.labels import (
     PartLabels,
@@ -51,6 +52,7 @@ def read_content(
     parts: Mapping[str, PartTables],
     config: DataConfig,
     left_out: Sequence[LeftOut] = (),
+    pictures_beside: Sequence[str] = (),
 ) -> DatasetContent:
     """Choose parts and columns, and read the labels.
 
@@ -59,6 +61,8 @@ def read_content(
         parts: All parts of the data set.
         config: The table `[data]`.
         left_out: The files that were not opened.
+        pictures_beside: The picture files beside the tables, which are left out too
+            unless the rows name them.
 
     Raises:
         DataError: A part, a column or a label allows no certain reading.
@@ -85,6 +89,9 @@ def read_content(
         "label": columns.label,
         "client": config.client_column,
     }
+    if pictures_beside and picture_kind(tables[0], columns.image) != "path":
+        pictures = LeftOut.of("pictures beside the tables", pictures_beside)
+        left_out = [*left_out, pictures]
     findings = SourceFindings(
         parts_from={role: parts[name].origin for role, name in used.items()},
         parts_unused=tuple(name for name in parts if name not in used.values()),

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from instahide_fl.data.data_report import LeftOut
+from instahide_fl.data.picture_listing import PictureFiles
 from instahide_fl.data.sources.hugging_face.column_kinds import (
     label_kind,
     picture_kind,
@@ -24,6 +25,7 @@ from instahide_fl.data.sources.hugging_face.content import PartTables
 from instahide_fl.data.sources.hugging_face.part_files import (
     assign_files,
     describe_files,
+    is_description,
     is_table,
     select_tables,
     table_kind,
@@ -42,53 +44,42 @@ _SAVED_PARTS = "dataset_dict.json"  # in the folder of DatasetDict.save_to_disk
 _SAVED_STATE = "state.json"  # in that of Dataset.save_to_disk
 
 
-def list_files(folder: Path) -> list[str]:
-    """List the regular files below a folder, without hidden ones.
+def list_tables(listing: PictureFiles) -> list[str]:
+    """Return the table files of a listing.
 
     Args:
-        folder: The folder.
-
-    Returns:
-        Names relative to the folder with "/" between their parts, sorted.
+        listing: All files below the folder of a data set.
 
     Raises:
         DataError: A table file is a link that leads nowhere.
     """
-    names = []
-    for root, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in files:
-            path = Path(root, name)
-            if is_table(name) and path.is_symlink() and not path.exists():
-                raise DataError(
-                    f"data.dataset: {path} is a link that leads nowhere: download the "
-                    f"data set anew, or remove the link"
-                )
-            if not name.startswith(".") and path.is_file():
-                names.append(path.relative_to(folder).as_posix())
-    return sorted(names)
+    for name in filter(is_table, listing.broken_links):
+        raise DataError(
+            f"data.dataset: {listing.origin / name} is a link that leads nowhere: "
+            f"download the data set anew, or remove the link"
+        )
+    return [
+        name for names in listing.others.values() for name in filter(is_table, names)
+    ]
 
 
-def is_stored_as_tables(folder: Path, names: Sequence[str]) -> bool:
+def is_stored_as_tables(listing: PictureFiles) -> bool:
     """Return whether the rows of a data set's tables hold or name its pictures.
 
     Otherwise a table beside pictures is a list of something else.
 
     Args:
-        folder: The folder of the data set.
-        names: All its files, relative to it.
+        listing: All files below the folder of the data set.
 
     Raises:
         DataError: A table file is damaged.
     """
-    tables, _ = select_tables(names)
+    tables, _ = select_tables(list_tables(listing))
     if not tables:
         return False
-    if table_kind(tables[0]) in ("parquet", "arrow") or not any(
-        map(is_picture_name, names)
-    ):
+    if table_kind(tables[0]) in ("parquet", "arrow") or not listing.names:
         return True
-    table = open_table(folder / tables[0], tables[0])
+    table = open_table(listing.origin / tables[0], tables[0])
     columns = table.schema.names
     has_classes = any(label_kind(table, name) for name in columns)
     return has_classes and any(picture_kind(table, name) for name in columns)
@@ -121,13 +112,12 @@ def saved_parts(folder: Path) -> dict[str, PartTables]:
 
 
 def table_parts(
-    folder: Path, names: Sequence[str], configuration_name: str
+    listing: PictureFiles, configuration_name: str
 ) -> tuple[dict[str, PartTables], list[LeftOut]]:
     """Find the parts of a data set that is stored as table files.
 
     Args:
-        folder: The folder of the data set.
-        names: All its files, relative to it.
+        listing: All files below the folder of the data set.
         configuration_name: The value of `data.config`.
 
     Returns:
@@ -136,7 +126,8 @@ def table_parts(
     Raises:
         DataError: The configuration or its files are not certain.
     """
-    tables, left_out = select_tables(names)
+    folder = listing.origin
+    tables, left_out = select_tables(list_tables(listing))
     files_of_parts = assign_files(
         tables, read_configurations(folder), configuration_name
     )
@@ -147,7 +138,9 @@ def table_parts(
         )
         for part, files in files_of_parts.items()
     }
-    return parts, left_out
+    others = itertools.chain.from_iterable(listing.others.values())
+    described = [name for name in others if is_table(name) or is_description(name)]
+    return parts, [*listing.left_out(described), *left_out]
 
 
 def dataset_parts(loaded: Mapping[str, Dataset]) -> dict[str, PartTables]:
@@ -163,13 +156,6 @@ def dataset_parts(loaded: Mapping[str, Dataset]) -> dict[str, PartTables]:
     return {
         name: PartTables(f"part {name}", partial(open_tables, name)) for name in loaded
     }
-
-
-def is_picture_name(name: str) -> bool:
-    """Return whether Pillow reads a file as a picture, by its suffix."""
-    from PIL import Image
-
-    return PurePosixPath(name).suffix.lower() in Image.registered_extensions()
 
 
 def _open_files(

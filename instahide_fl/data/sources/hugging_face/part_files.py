@@ -8,6 +8,7 @@ from pathlib import PurePosixPath
 
 from instahide_fl.data.data_report import LeftOut
 from instahide_fl.data.sources.hugging_face.configurations import (
+    README,
     UNNAMED_PART,
     Configuration,
     choose_configuration,
@@ -26,6 +27,7 @@ TABLE_KINDS = {
 }
 _KINDS_IN_ORDER = ("parquet", "arrow", "json", "csv")  # the first that exists is read
 _DESCRIPTIONS = {
+    README,
     "config.json",
     "dataset_dict.json",
     "dataset_info.json",
@@ -38,8 +40,13 @@ _SHARD_NUMBER = re.compile(r"[-_.]\d+(-of-\d+)?(-[0-9a-f]{8,})?$")
 
 def is_table(name: str) -> bool:
     """Return whether a file may hold rows of a data set, by its name."""
-    path = PurePosixPath(name)
-    return path.suffix.lower() in TABLE_KINDS and path.name not in _DESCRIPTIONS
+    suffix = PurePosixPath(name).suffix.lower()
+    return suffix in TABLE_KINDS and not is_description(name)
+
+
+def is_description(name: str) -> bool:
+    """Return whether a file only describes a data set, by its name."""
+    return PurePosixPath(name).name in _DESCRIPTIONS
 
 
 def table_kind(name: str) -> str:

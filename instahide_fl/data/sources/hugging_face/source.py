@@ -6,6 +6,8 @@ from functools import partial
 from pathlib import Path
 
 from instahide_fl.config import DataConfig
+from instahide_fl.data.picture_files import list_picture_files
+from instahide_fl.data.picture_listing import PictureFiles
 from instahide_fl.data.sources.base import (
     DatasetContent,
     DatasetSource,
@@ -23,10 +25,8 @@ from instahide_fl.data.sources.hugging_face.hub import (
 )
 from instahide_fl.data.sources.hugging_face.local_files import (
     dataset_parts,
-    is_picture_name,
     is_saved_to_disk,
     is_stored_as_tables,
-    list_files,
     saved_parts,
     table_parts,
 )
@@ -69,28 +69,31 @@ def open_hugging_face(reference: str, config: DataConfig) -> DatasetSource:
 
 def _open_folder(folder: Path, reference: str, config: DataConfig) -> DatasetSource:
     place = f"hf:{reference}"
-    names = list_files(folder)
-    files = [folder / name for name in names]
-    identity = _identity(file_listing(folder, files), config)
+    listing = list_picture_files(folder)
     if is_saved_to_disk(folder):
         _refuse_configuration(config)
         return DatasetSource(
-            identity, lambda: read_content(place, saved_parts(folder), config)
+            _identity(listing.identity, config),
+            lambda: read_content(place, saved_parts(folder), config),
         )
-
-    if not is_stored_as_tables(folder, names):
-        if not any(map(is_picture_name, names)):
-            raise DataError(
-                f"data.dataset: {place} holds neither pictures nor table files "
-                f"({', '.join(TABLE_KINDS)}): give the folder that does"
-            )
+    if is_stored_as_tables(listing):
+        return DatasetSource(
+            _identity(listing.identity, config),
+            lambda: _read_tables(place, listing, config),
+        )
+    if listing.names:
         return open_image_folder(str(folder), config)
+    raise DataError(
+        f"data.dataset: {place} holds neither pictures nor table files "
+        f"({', '.join(TABLE_KINDS)}): give the folder that does"
+    )
 
-    def read() -> DatasetContent:
-        parts, left_out = table_parts(folder, names, config.config)
-        return read_content(place, parts, config, left_out)
 
-    return DatasetSource(identity, read)
+def _read_tables(
+    place: str, listing: PictureFiles, config: DataConfig
+) -> DatasetContent:
+    parts, left_out = table_parts(listing, config.config)
+    return read_content(place, parts, config, left_out, listing.names)
 
 
 def _open_file(file: Path, reference: str, config: DataConfig) -> DatasetSource:
@@ -115,10 +118,9 @@ def _read_hub(reference: str, config: DataConfig) -> DatasetContent:
     place = f"hf:{reference}"
     names_there = names_on_hub(reference)
     folder = fetch_tables(reference, names_there, config.config)
-    names = [] if folder is None else list_files(folder)
-    if folder is not None and is_stored_as_tables(folder, names):
-        parts, left_out = table_parts(folder, names, config.config)
-        return read_content(place, parts, config, left_out)
+    listing = None if folder is None else list_picture_files(folder)
+    if listing is not None and is_stored_as_tables(listing):
+        return _read_tables(place, listing, config)
     loaded = load_prepared(reference, config.config, offline=names_there is None)
     return read_content(place, dataset_parts(loaded), config)
 
