@@ -14,7 +14,13 @@ import platformdirs
 
 from instahide_fl.errors import OutputError
 
+CACHE_VARIABLE = "INSTAHIDE_FL_CACHE"
 TEMPORARY = ".part"  # suffix of unfinished files
+PRIVATE = "ihfl-"  # begins the names of private folders
+MAX_SOCKET_PATH = 107  # bytes that the path of a Unix socket may have
+# Ray: /ray/session_DATE_TIME_MICROSECONDS_PID/sockets/plasma_store.N
+MAX_BELOW_PRIVATE_FOLDER = 70
+SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
 
 
 def cache_folder(*parts: str) -> Path:
@@ -25,9 +31,51 @@ def cache_folder(*parts: str) -> Path:
     Args:
         parts: The names of the folder and of those that it lies in, outermost first.
     """
-    root = os.environ.get("INSTAHIDE_FL_CACHE")
+    root = os.environ.get(CACHE_VARIABLE)
     base = Path(root) if root else Path(platformdirs.user_cache_dir("instahide-fl"))
     return base.joinpath(*parts)
+
+
+def folder_for_sockets() -> Path:
+    """Return a folder for temporary files that Unix sockets can lie below.
+
+    It is that of the environment ($TMPDIR) where its path is short and in ASCII, which
+    Ray asks for too; else another that every system has.
+
+    Raises:
+        OutputError: None of them is short and can be written.
+    """
+    longest = MAX_SOCKET_PATH - MAX_BELOW_PRIVATE_FOLDER - len(f"/{PRIVATE}12345678")
+    folders = [*_usual_temporary_folder(), *map(Path, SHORT_FOLDERS)]
+    for folder in folders:
+        path = str(folder)
+        is_short = len(path) <= longest and path.isascii()
+        if is_short and os.access(folder, os.W_OK | os.X_OK):
+            return folder
+    raise OutputError(
+        f"no folder for temporary files can be used ({', '.join(map(str, folders))}): "
+        f"set TMPDIR to a folder that can be written and whose path has at most "
+        f"{longest} characters, all in ASCII"
+    )
+
+
+def private_folder() -> Path:
+    """Make a temporary folder of this user's own (mode 700) that can hold sockets.
+
+    Raises:
+        OutputError: No folder for temporary files can be used.
+    """
+    parent = folder_for_sockets()
+    with explained(parent):
+        return Path(tempfile.mkdtemp(prefix=PRIVATE, dir=parent))
+
+
+def _usual_temporary_folder() -> list[Path]:
+    """Return the folder that Python chooses, by TMPDIR; empty if it finds none."""
+    try:
+        return [Path(tempfile.gettempdir())]
+    except OSError:
+        return []
 
 
 @contextlib.contextmanager
@@ -46,9 +94,10 @@ def explained(path: Path) -> Iterator[None]:
         raise
     except OSError as error:
         reason = error.strerror or str(error)
-        raise OutputError(
-            f"cannot write {path}: {reason}: choose another place or free some space"
-        ) from error
+        remedy = "choose another place or free some space"
+        if path.is_relative_to(cache_folder()):
+            remedy = f"set {CACHE_VARIABLE} to another folder or free some space"
+        raise OutputError(f"cannot write {path}: {reason}: {remedy}") from error
 
 
 @contextlib.contextmanager

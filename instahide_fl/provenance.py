@@ -85,6 +85,20 @@ def git_revision(folder: Path) -> str | None:
     return git.stdout.strip() or None if git.returncode == 0 and inside else None
 
 
+def changed_since_start(subject: str, recorded: str, current: str) -> str:
+    """Say that something that a run is made from is not what it was.
+
+    Args:
+        subject: What changed, with its verb: "the pool has".
+        recorded: The digest that the run recorded; empty for none.
+        current: The digest by now; empty for none.
+    """
+    return (
+        f"{subject} changed since the run began (digest {recorded[:12] or 'none'}, now "
+        f"{current[:12] or 'none'}): bring the earlier ones back, or start a new run"
+    )
+
+
 def _package_folder(package: str) -> Path | None:
     spec = importlib.util.find_spec(package)
     locations = spec.submodule_search_locations if spec else None

@@ -25,7 +25,11 @@ from instahide_fl.files import write_text
 from instahide_fl.models.arrays import get_arrays, load_arrays, shared_buffers
 from instahide_fl.models.initial_weights import load_initial_weights
 from instahide_fl.models.registry import build_model
-from instahide_fl.provenance import describe_environment, imported_code_hash
+from instahide_fl.provenance import (
+    changed_since_start,
+    describe_environment,
+    imported_code_hash,
+)
 from instahide_fl.run_folder import (
     CONFIG,
     PARTITION,
@@ -144,14 +148,22 @@ def _resume(run: _Run, provenance: Mapping[str, str]) -> int:
         if name == "code_hash":
             log.warning("resumed with other code than the run was started with")
             continue
-        raise OutputError(
-            f"--resume: {name} is {value[:12] or 'none'}, the run was started with "
-            f"{str(recorded[name])[:12] or 'none'}: bring that back, or start anew"
-        )
+        subject = f"--resume: {_subject(name, config)} have"
+        raise OutputError(changed_since_start(subject, str(recorded[name]), value))
     if config.train.control_variates and not run.clients.simulated:
         log.warning("clients' control variates start again at zero")
     run.optimizer.load_state(tensors, run.clients.simulated)
     return completed
+
+
+def _subject(digest: str, config: Config) -> str:
+    """Return what a digest in provenance.json is of."""
+    return {
+        "dataset_digest": f"the pictures of data.dataset = {config.data.dataset!r}",
+        "pool_sha256": f"the images of pool.source = {config.pool.source!r}",
+        "initial_weights_sha256": f"the weights of model.initial-weights = "
+        f"{config.model.initial_weights!r}",
+    }[digest]
 
 
 def _open_folder(config: Config) -> RunFolder:

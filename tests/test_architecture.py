@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     {"errors"},
     {"types", "config", "rng"},
-    {"files", "tensor_files", "wire", "provenance"},
+    {"environment", "files", "tensor_files", "wire", "provenance"},
     {"data", "models", "run_folder"},
     {"study", "tracking"},
     {"encoding"},

@@ -6,6 +6,7 @@ run that failed.
 
 from __future__ import annotations
 
+import os
 import sys
 
 import typer
@@ -22,6 +23,7 @@ from instahide_fl.cli.evaluate import evaluate
 from instahide_fl.cli.pool import pool_app
 from instahide_fl.cli.report import report
 from instahide_fl.cli.run import run
+from instahide_fl.environment import SAFE_IMPORTS
 from instahide_fl.errors import InstaHideError
 
 app = typer.Typer(
@@ -45,6 +47,7 @@ app.add_typer(deploy_app, name="deploy")
 
 def main() -> None:
     """Run the command line; turn this package's errors into one line and a code."""
+    os.environ.update(SAFE_IMPORTS)
     try:
         app()
     except InstaHideError as error:

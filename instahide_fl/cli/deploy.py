@@ -212,7 +212,7 @@ def deploy_run(
     insecure: Insecure = False,
 ) -> None:
     """Train on the clients of a federation and write the run folder."""
-    from instahide_fl.cli.run import train
+    from instahide_fl.cli.run import DEPLOYMENT, train
     from instahide_fl.deployment.federation import open_federation
     from instahide_fl.deployment.run_deployed import run_deployed
     from instahide_fl.deployment.superlink import LocalSuperLink
@@ -239,7 +239,7 @@ def deploy_run(
         settings,
         folder,
         partial(run_deployed, superlink),
-        "deployment",
+        DEPLOYMENT,
         resumed=resume is not None,
         command="instahide-fl deploy run",
     )

@@ -25,6 +25,8 @@ from instahide_fl.cli.common import (
 from instahide_fl.config import Config, Scalar
 from instahide_fl.errors import ConfigError
 
+DEPLOYMENT = "deployment"  # stands in provenance.json where others have an engine
+
 # PyTorch is imported where it is used: pools are built without it.
 if TYPE_CHECKING:
     from instahide_fl.run_folder import RunFolder
@@ -35,7 +37,9 @@ def run(
     assignments: Assignments = None,
     engine: Annotated[
         str | None,
-        typer.Option(help="ray (default), flower or inline."),
+        typer.Option(
+            help="ray, flower or inline. Default: ray; with --resume, the run's own."
+        ),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the simulation.")] = None,
     out: Annotated[
@@ -60,7 +64,10 @@ def run(
     from instahide_fl.run_folder import RunFolder, free_run_folder
     from instahide_fl.tracking.tracked import tracking_settings
 
-    start = _engine(engine or DEFAULT_ENGINE, ENGINES)
+    if engine is not None and engine not in ENGINES:
+        raise ConfigError(
+            f"--engine must be one of {', '.join(ENGINES)}, got {engine!r}"
+        )
     if resume is not None:
         if config or assignments or seed is not None or out:
             raise ConfigError(
@@ -69,6 +76,7 @@ def run(
             )
         folder = RunFolder.open_interrupted(resume)
         settings = folder.config().with_values(tracking_settings(folder))
+        engine = engine or _engine_of(folder)
     else:
         settings = read_settings(config, assignments, seed)
     settings = _tracked(settings, tensorboard, mlflow).with_absolute_paths(Path.cwd())
@@ -77,7 +85,8 @@ def run(
     if resume is None:
         path = out or free_run_folder(Path("runs"), settings)
         folder = RunFolder.create(path, settings.resolved())
-    train(settings, folder, start, engine or DEFAULT_ENGINE, resumed=resume is not None)
+    engine = engine or DEFAULT_ENGINE
+    train(settings, folder, ENGINES[engine], engine, resumed=resume is not None)
 
 
 def _tracked(settings: Config, tensorboard: bool, mlflow: str | None) -> Config:
@@ -89,10 +98,25 @@ def _tracked(settings: Config, tensorboard: bool, mlflow: str | None) -> Config:
     return settings.with_values(changes)
 
 
-def _engine(name: str, engines: dict[str, Any]) -> Any:
-    if name not in engines:
-        raise ConfigError(f"--engine must be one of {', '.join(engines)}, got {name!r}")
-    return engines[name]
+def _engine_of(folder: RunFolder) -> str | None:
+    """Return the engine that a run was last on; None if its folder does not say.
+
+    Raises:
+        ConfigError: it was on real clients, which no engine can stand in for.
+    """
+    from instahide_fl.engine.run import ENGINES
+    from instahide_fl.run_folder import PROVENANCE
+
+    provenance = folder.read_json(PROVENANCE)
+    starts = [provenance, *provenance.get("resumed", [])]
+    engine = starts[-1].get("engine")
+    if engine == DEPLOYMENT:
+        raise ConfigError(
+            f"--resume: the run in {folder.path} is one of a federation's clients: "
+            f"continue it with instahide-fl deploy run --resume {folder.path}, or "
+            f"simulate the rest with --engine"
+        )
+    return engine if engine in ENGINES else None
 
 
 def _note_start(folder: RunFolder, engine: str, *, resumed: bool) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import tempfile
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import (
@@ -21,6 +22,7 @@ from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
 from instahide_fl.errors import EngineError
+from instahide_fl.files import folder_for_sockets
 
 Result = TypeVar("Result")
 
@@ -63,7 +65,7 @@ def _executor(jobs: int) -> Iterator[ProcessPoolExecutor]:
     multiprocessing.set_forkserver_preload(["numpy", "cv2", "PIL.Image"])
     # Ctrl-C in a terminal reaches all processes, but only the command's own answers:
     # the server inherits that it is ignored, and its workers from it.
-    with _signals_handled(signal.SIG_IGN, signal.SIGINT):
+    with _signals_handled(signal.SIG_IGN, signal.SIGINT), _short_socket_paths():
         forkserver.ensure_running()
     context = multiprocessing.get_context("forkserver")
     # Nothing is ever sent: workers end when they reach the end of this pipe.
@@ -82,6 +84,17 @@ def _executor(jobs: int) -> Iterator[ProcessPoolExecutor]:
         alive.close()
         executor.shutdown(cancel_futures=True)
         receiving.close()
+
+
+@contextlib.contextmanager
+def _short_socket_paths() -> Iterator[None]:
+    """Let multiprocessing put its socket where the path is not too long for one."""
+    before = tempfile.tempdir
+    tempfile.tempdir = str(folder_for_sockets())
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
 
 
 def _prepare_worker(parent: Connection) -> None:

@@ -13,7 +13,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 
 import instahide_fl
 from instahide_fl.deployment.check_results import CheckResult, failed, passed
-from instahide_fl.files import cache_folder
+from instahide_fl.files import CACHE_VARIABLE, cache_folder
 
 MIN_FREE_BYTES = 2**30  # for state, logs and checkpoints
 LISTED_PACKAGES = ("torch", "flwr", "ray", "numpy")
@@ -62,11 +62,19 @@ def check_disk(folder: Path) -> Iterator[CheckResult]:
 def check_cache() -> Iterator[CheckResult]:
     """Check that the cache folder can be written."""
     folder = cache_folder()
-    folder.mkdir(parents=True, exist_ok=True)
     probe = folder / ".doctor"
-    probe.write_bytes(b"")
-    probe.unlink()
-    yield passed("cache", f"{folder} can be written (INSTAHIDE_FL_CACHE)")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        yield failed(
+            "cache",
+            f"{folder} cannot be written: {error.strerror or error}: set "
+            f"{CACHE_VARIABLE} to another folder or free some space",
+        )
+    else:
+        yield passed("cache", f"{folder} can be written ({CACHE_VARIABLE})")
 
 
 def _check_version(name: str, requirement: Requirement | None) -> CheckResult:

@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import json
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from pathlib import Path
 from instahide_fl.config import Config
 from instahide_fl.deployment.federation import FederationFolder
 from instahide_fl.errors import EngineError
-from instahide_fl.files import write_text
+from instahide_fl.files import private_folder, write_text
 from instahide_fl.flower.app_bundle import stage_app
 from instahide_fl.flower.command import (
     deployed_environment,
@@ -170,7 +169,7 @@ class LocalSuperLink:
         Raises:
             EngineError: Flower refused the run.
         """
-        folder = Path(tempfile.mkdtemp(prefix="ihfl-"))
+        folder = private_folder()
         try:
             return self.flwr().submit(stage_app(folder / "app"), config)
         finally:

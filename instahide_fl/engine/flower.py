@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import shutil
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from pathlib import Path
 from instahide_fl.config import Config
 from instahide_fl.engine.processes import keep_ray_errors, marked_environment
 from instahide_fl.errors import EngineError
+from instahide_fl.files import private_folder
 from instahide_fl.flower.app_bundle import stage_app
 from instahide_fl.flower.command import (
     as_arguments,
@@ -88,8 +88,7 @@ class _SuperLink:
 def _private_superlink(logs: Path) -> Iterator[_SuperLink]:
     """Start a SuperLink and end it, with all it started, on leaving."""
     logs.mkdir(parents=True, exist_ok=True)
-    # A short path: Ray puts Unix sockets below it, which may have 107 characters.
-    home = Path(tempfile.mkdtemp(prefix="ihfl-"))
+    home = private_folder()
     process: subprocess.Popen[bytes] | None = None
     try:
         with marked_environment() as environment:

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import psutil
 
+from instahide_fl.environment import SAFE_IMPORTS, proxy_exceptions
+
 MARK = "INSTAHIDE_FL_LAUNCH"
 
 
@@ -22,14 +24,16 @@ def marked_environment() -> Iterator[dict[str, str]]:
     """Yield an environment for child processes, and end all of them on leaving.
 
     Flower and Ray start daemons that leave their parent's process tree. All inherit a
-    random mark, by which they are found again.
+    random mark, by which they are found again. They reach each other without a proxy,
+    and import nothing from the working folder.
 
     Yields:
-        A copy of the environment with the mark.
+        A copy of the environment with the mark and the other changes.
     """
     mark = secrets.token_hex(16)
     try:
-        yield {**os.environ, MARK: mark}
+        exceptions = proxy_exceptions(os.environ)
+        yield {**os.environ, **exceptions, **SAFE_IMPORTS, MARK: mark}
     finally:
         with _ignoring_interrupts():
             end_marked(mark)

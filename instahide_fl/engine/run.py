@@ -13,10 +13,12 @@ from instahide_fl.engine.inline import run_inline
 from instahide_fl.engine.ray.ray_grid import run_ray
 from instahide_fl.errors import ConfigError
 from instahide_fl.models.initial_weights import load_initial_weights
+from instahide_fl.models.normalization import check_single_image
 from instahide_fl.models.registry import build_model
 from instahide_fl.run_folder import RunFolder
 from instahide_fl.tracking.tracked import check_tracking
 from instahide_fl.training.device import training_device
+from instahide_fl.training.local import smallest_batch
 
 ENGINES: dict[str, Callable[[Config, RunFolder], None]] = {
     "inline": run_inline,
@@ -54,3 +56,5 @@ def check_run(config: Config) -> None:
     model = build_model(config.model, data.dataset.image_shape, classes, config.seed)
     if config.model.initial_weights:
         load_initial_weights(model, config.model.initial_weights)
+    if any(smallest_batch(len(rows), config.train) == 1 for rows in data.partition):
+        check_single_image(model, data.dataset.image_shape)

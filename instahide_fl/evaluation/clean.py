@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from instahide_fl.models.normalization import single_values_explained
 from instahide_fl.types import PrivateSplit
 
 
@@ -30,7 +31,8 @@ def evaluate(
         rows = slice(start, start + batch_size)
         inputs = images.statistics.normalise(images.images[rows].to(device))
         targets = images.targets[rows].to(device)
-        logits = model(inputs)
+        with single_values_explained():
+            logits = model(inputs)
         correct += int((logits.argmax(dim=1) == targets).sum())
         loss += F.cross_entropy(logits, targets, reduction="sum").item()
     return correct / len(images), loss / len(images)

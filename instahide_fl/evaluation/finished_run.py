@@ -16,6 +16,7 @@ from instahide_fl.errors import DataError, OutputError, PoolError
 from instahide_fl.evaluation.encoded import training_pool
 from instahide_fl.models.arrays import load_arrays
 from instahide_fl.models.registry import build_model
+from instahide_fl.provenance import changed_since_start
 from instahide_fl.run_folder import CONFIG, MODEL, PROVENANCE, SUMMARY, RunFolder
 
 
@@ -50,10 +51,10 @@ class FinishedRun:
             return training_pool(self.dataset.train)
         recorded = self.folder.read_json(PROVENANCE).get("pool_sha256")
         if pool.sha256 != recorded:
+            source = self.config.pool.source
+            subject = f"{self.folder.path}: the images of pool.source = {source!r} have"
             raise PoolError(
-                f"pool.source = {self.config.pool.source!r} now has sha256 "
-                f"{pool.sha256[:12]}, the run in {self.folder.path} mixed with "
-                f"{str(recorded)[:12]}: put that pool back"
+                changed_since_start(subject, str(recorded or ""), pool.sha256)
             )
         pool.verify()
         return pool
@@ -75,10 +76,9 @@ def open_finished_run(path: Path) -> FinishedRun:
     dataset = load_dataset(config.data, config.seed)
     recorded = folder.read_json(PROVENANCE).get("dataset_digest")
     if dataset.digest != recorded:
+        subject = f"{path}: the pictures of data.dataset = {config.data.dataset!r} have"
         raise DataError(
-            f"data.dataset = {config.data.dataset!r} now has digest "
-            f"{dataset.digest[:12]}, the run in {path} was trained on "
-            f"{str(recorded)[:12]}: put that data set back"
+            changed_since_start(subject, str(recorded or ""), dataset.digest)
         )
     model = load_trained_model(folder, config, dataset)
     return FinishedRun(folder, config, dataset, model, folder.read_json(SUMMARY))

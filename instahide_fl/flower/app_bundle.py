@@ -60,13 +60,24 @@ def importable_app() -> Iterator[tuple[ModuleType, ModuleType]]:
     root = app_root()
     sys.path.insert(0, str(root))
     try:
-        modules = import_module("clients.app"), import_module("server.app")
-        for module in modules:
-            if not Path(str(module.__file__)).resolve().is_relative_to(root):
-                raise EngineError(
-                    f"another package is imported as {module.__name__} "
-                    f"({module.__file__}): start instahide-fl from another folder"
-                )
-        yield modules
+        yield _import_app("clients", root), _import_app("server", root)
     finally:
         sys.path.remove(str(root))
+
+
+def _import_app(package: str, root: Path) -> ModuleType:
+    """Import the app of one of the two packages.
+
+    Raises:
+        EngineError: It is another package of that name.
+    """
+    module = import_module(package)
+    # A folder without __init__.py, which may be imported as well, has no file.
+    [place, *_] = getattr(module, "__path__", [module.__file__])
+    if Path(place).resolve() != root / package:
+        raise EngineError(
+            f"another package is imported as {package} ({place}), which is the name of "
+            f"a part of instahide-fl's app: import that one later, in another process, "
+            f"or under another name"
+        )
+    return import_module(f"{package}.app")

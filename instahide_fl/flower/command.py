@@ -25,6 +25,7 @@ from pathlib import Path
 
 import tomli_w
 
+from instahide_fl.environment import proxy_exceptions
 from instahide_fl.flower.tls import client_context
 
 
@@ -76,7 +77,12 @@ def deployed_environment(home: Path) -> dict[str, str]:
     Args:
         home: The folder for Flower's own files.
     """
-    environment = {**os.environ, **flower_settings(home), "PYTHONUNBUFFERED": "1"}
+    environment = {
+        **os.environ,
+        **proxy_exceptions(os.environ),
+        **flower_settings(home),
+        "PYTHONUNBUFFERED": "1",
+    }
     # The app is what the server sends, whatever else lies on this machine.
     environment.pop("PYTHONPATH", None)
     return environment

@@ -14,11 +14,16 @@ where they go:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 
+import torch
 from torch import nn
 
+from instahide_fl.errors import ConfigError
+
 MAX_GROUPS = 8
+SINGLE_VALUE = "Expected more than 1 value per channel"  # how PyTorch's error begins
 
 
 def normalization_layer(variant: str) -> Callable[[int], nn.Module]:
@@ -55,3 +60,41 @@ def replace_batch_norm(module: nn.Module, variant: str) -> None:
             setattr(module, name, build_layer(child.num_features))
         else:
             replace_batch_norm(child, variant)
+
+
+@contextlib.contextmanager
+def single_values_explained() -> Iterator[None]:
+    """Explain why BatchNorm refuses a batch of one image.
+
+    Where a layer's images are a single pixel, there is nothing to normalise that by.
+
+    Raises:
+        ConfigError: a layer of the network was given a single value for each channel.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if not str(error).startswith(SINGLE_VALUE):
+            raise
+        raise ConfigError(
+            "a client's last batch, or that of the test images, is a single image, "
+            "which BatchNorm (model.normalization) cannot normalise in this network: "
+            "choose another train.batch-size, give clients more images (partition), "
+            'or set model.normalization = "group"'
+        ) from None
+
+
+def check_single_image(model: nn.Module, image_shape: tuple[int, int, int]) -> None:
+    """Check that a network can be trained on a batch of one image.
+
+    Args:
+        model: The network, whose running statistics are moved.
+        image_shape: (C, H, W) of the images.
+
+    Raises:
+        ConfigError: It cannot.
+    """
+    device = next(model.parameters()).device
+    model.train()
+    with torch.no_grad(), single_values_explained():
+        model(torch.zeros(1, *image_shape, device=device))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from instahide_fl.config import TrainConfig
 from instahide_fl.encoding.encoder import Encoder
 from instahide_fl.models.arrays import live_arrays, shared_buffers
+from instahide_fl.models.normalization import single_values_explained
 from instahide_fl.training.losses import soft_cross_entropy
 from instahide_fl.types import ClientUpdate, EncodedBatch, PrivateSplit
 
@@ -142,7 +143,10 @@ class LocalTrainer:
         # Running statistics move in the forward pass already.
         self._moved = self._moved or bool(self._buffers)
         low_precision = self.config.precision == "bfloat16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=low_precision):
+        with (
+            torch.autocast(self.device.type, torch.bfloat16, enabled=low_precision),
+            single_values_explained(),
+        ):
             return soft_cross_entropy(self.model(batch.images), batch.soft_targets)
 
     def _differences(self, arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -264,6 +268,18 @@ def local_steps(count: int, config: TrainConfig) -> int:
         config: The `[train]` table.
     """
     return config.local_epochs * math.ceil(count / config.batch_size)
+
+
+def smallest_batch(count: int, config: TrainConfig) -> int:
+    """Return the number of images in the smallest batch of a round.
+
+    Args:
+        count: Number of the client's images.
+        config: The `[train]` table.
+    """
+    if config.mode == "gradient":
+        count = gradient_images(count, config)
+    return count % config.batch_size or min(count, config.batch_size)
 
 
 def gradient_images(count: int, config: TrainConfig) -> int:

@@ -113,6 +113,9 @@ def test_a_resumed_run_ends_as_if_never_interrupted(tmp_path, monkeypatch):
         file.write('{"round": 4, "half a li')
     with pytest.raises(OutputError, match=r"round 2, train\.rounds is 1"):
         start(tmp_path / "part", config.with_values({"train.rounds": 1}), resume=True)
+    changed = settings(data__train_rows="0:300")
+    with pytest.raises(OutputError, match=r"the pictures of .* have changed since the"):
+        start(tmp_path / "part", changed, resume=True)
     start(tmp_path / "part", config, resume=True)
     assert model_bytes(folder) == model_bytes(whole)
     assert [row["round"] for row in folder.metrics()] == [1, 2, 3, 4]

@@ -18,8 +18,13 @@ from PIL import Image
 from instahide_fl.config import Config
 from instahide_fl.data.pool import MixingPool
 from instahide_fl.files import sole_writer
-from instahide_fl.run_folder import RunFolder
+from instahide_fl.run_folder import PROVENANCE, RunFolder
 
+SINGLE = [  # images, in the last batch of each client
+    *("--set", "data.image-size=8", "--set", "model.name=strided-cnn"),
+    *("--set", "model.normalization=batch", "--set", "train.mode=update"),
+    *("--set", "train.batch-size=57"),
+]
 QUICK = ["--engine", "inline", "--set", "train.rounds=2", "--set", "model.width=4"]
 
 
@@ -43,6 +48,19 @@ def test_one_process_at_a_time_writes_in_a_folder(command, tmp_path):
     assert (code, "another process is writing in" in err) == (2, True)
     assert not (run.path / "provenance.json").exists()
     assert command("run", "--engine", "inline", "--resume", run.path)[0] == 0
+
+
+def test_a_run_is_continued_on_its_own_engine(command, tmp_path):
+    config = Config().with_values({"train.rounds": 1, "model.width": 4})
+    run = RunFolder.create(tmp_path / "run", config)
+    run.write_json(PROVENANCE, {"engine": "ray", "resumed": [{"engine": "inline"}]})
+    assert command("run", "--resume", run.path)[0] == 0
+    last = run.read_json(PROVENANCE)["resumed"][-1]
+    assert last["engine"] == "inline"
+    deployed = RunFolder.create(tmp_path / "deployed", config)
+    deployed.write_json(PROVENANCE, {"engine": "deployment"})
+    code, _, err = command("run", "--resume", deployed.path)
+    assert (code, "deploy run --resume" in err) == (2, True)
 
 
 def test_default_folders_are_numbered_and_a_settings_file_works(command):
@@ -80,6 +98,7 @@ def test_default_folders_are_numbered_and_a_settings_file_works(command):
         (["missing.toml"], "cannot read the settings file"),
         (["--resume", "nothing"], "not a run folder"),
         (["--out", "file/below"], "cannot write file/below"),
+        (SINGLE, 'set model.normalization = "group"'),
     ],
 )
 def test_a_users_mistake_ends_with_2_and_one_reason(command, arguments, expected):

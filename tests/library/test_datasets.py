@@ -85,7 +85,7 @@ def test_cifar10_from_disk():
 def test_a_cache_that_cannot_be_written_is_an_error(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("INSTAHIDE_FL_CACHE", str(tmp_path / "file"))
-    with pytest.raises(OutputError, match="cannot write"):
+    with pytest.raises(OutputError, match="set INSTAHIDE_FL_CACHE to another"):
         load_dataset(DataConfig())
 
 

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
+
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
+from ray.exceptions import ActorDiedError, RayTaskError
 
+from instahide_fl.engine.ray.worker_pool import start_failure
+from instahide_fl.errors import EngineError
+from instahide_fl.flower.app_bundle import importable_app
 from instahide_fl.flower.in_process_grid import CLIENT_APP_RAISED, InProcessGrid
 
 app = ClientApp()
@@ -40,6 +47,30 @@ def test_messages_reach_their_node_and_errors_come_back_as_flower_words_them(gri
     assert replies[1].error.code == CLIENT_APP_RAISED
     assert "ClientAppException occurred. Message: on purpose" in replies[1].error.reason
     assert list(grid.pull_messages(ids)) == []
+
+
+def test_another_package_of_the_name_of_an_app_is_named(tmp_path, monkeypatch):
+    (tmp_path / "clients").mkdir()
+    (tmp_path / "clients" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if name.split(".")[0] == "clients"]:
+        monkeypatch.delitem(sys.modules, name)
+    other = importlib.import_module("clients")
+    assert next(iter(other.__path__)) == str(tmp_path / "clients")
+    expected = rf"another package is imported as clients \({tmp_path}/clients\)"
+    with pytest.raises(EngineError, match=expected), importable_app():
+        pass
+
+
+def test_the_reason_of_a_worker_that_cannot_start_is_its_last_line():
+    trace = "Traceback (most recent call last):\n  ...\n"
+    for last, expected in (
+        ("instahide_fl.errors.EngineError: it is old", "it is old"),
+        ("ImportError: no module", "ImportError: no module"),
+    ):
+        error = RayTaskError("ClientWorker.__init__", trace + last, EngineError())
+        died = ActorDiedError.from_task_error(error)
+        assert start_failure(died) == expected
 
 
 def test_state_is_kept_per_node(grid):

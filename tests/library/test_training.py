@@ -7,10 +7,18 @@ import torch.nn.functional as F
 
 from instahide_fl.config import ModelConfig, TrainConfig
 from instahide_fl.encoding.encoder import IdentityEncoder
+from instahide_fl.errors import ConfigError
 from instahide_fl.evaluation.clean import evaluate
 from instahide_fl.models.arrays import get_arrays
+from instahide_fl.models.normalization import check_single_image
 from instahide_fl.models.registry import build_model
-from instahide_fl.training.local import LocalTrainer, local_steps, local_update
+from instahide_fl.training.local import (
+    LocalTrainer,
+    batch_rows,
+    local_steps,
+    local_update,
+    smallest_batch,
+)
 from instahide_fl.training.losses import soft_cross_entropy
 from instahide_fl.training.scaffold import (
     control_variate_difference,
@@ -105,6 +113,42 @@ def test_evaluation_counts_what_is_right(split):
     assert loss == pytest.approx(
         F.cross_entropy(logits, split.targets).item(), rel=1e-5
     )
+
+
+REMEDY = r'set model\.normalization = "group"'
+
+
+@pytest.mark.parametrize(("mode", "size"), [("gradient", 1), ("update", 19)])
+def test_batch_norm_of_a_single_image_names_the_remedy(split, rng, mode, size):
+    layers = ModelConfig(name="strided-cnn", width=4, normalization="local-batch")
+    config = TrainConfig(mode=mode, batch_size=size)
+    assert smallest_batch(len(split), config) == 1
+    network = build_model(layers, (3, 8, 8), 5, 0)
+    with pytest.raises(ConfigError, match=REMEDY):
+        check_single_image(network, (3, 8, 8))
+    with pytest.raises(ConfigError, match=REMEDY):
+        local_update(
+            network, get_arrays(network), split, IdentityEncoder(), config, rng
+        )
+    with pytest.raises(ConfigError, match=REMEDY):
+        evaluate(network, split, batch_size=19)
+
+
+@pytest.mark.parametrize(
+    ("count", "config", "expected"),
+    [
+        (20, TrainConfig(batch_size=8), 8),
+        (20, TrainConfig(batch_size=8, local_batches=3), 4),
+        (5, TrainConfig(batch_size=8), 5),
+        (20, TrainConfig(mode="update", batch_size=8), 4),
+        (16, TrainConfig(mode="update", batch_size=8), 8),
+    ],
+)
+def test_the_smallest_batch_is_the_last_of_those_that_are_drawn(
+    rng, count, config, expected
+):
+    sizes = map(len, batch_rows(count, config, rng))
+    assert smallest_batch(count, config) == min(sizes) == expected
 
 
 def update_config(**changes):

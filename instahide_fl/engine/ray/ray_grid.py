@@ -13,7 +13,6 @@ import logging
 import os
 import shutil
 import socket
-import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -43,6 +42,7 @@ from instahide_fl.engine.ray.worker import (
 )
 from instahide_fl.engine.ray.worker_pool import Job, WorkerPool
 from instahide_fl.errors import EngineError
+from instahide_fl.files import private_folder
 from instahide_fl.flower.app_bundle import importable_app
 from instahide_fl.flower.in_process_grid import (
     FIRST_CLIENT_NODE_ID,
@@ -105,8 +105,7 @@ def ray_cluster(resources: ResourcesConfig, logs: Path) -> Iterator[None]:
             "this process is connected to Ray already: call ray.shutdown() first, or "
             "use engine inline"
         )
-    # A short path: Ray puts Unix sockets below it, which may have 107 characters.
-    home = Path(tempfile.mkdtemp(prefix="ihfl-"))
+    home = private_folder()
     try:
         with marked_environment() as environment, _in_environment(environment):
             try:
@@ -292,6 +291,13 @@ class RayGrid(SimulationGrid):
 
 
 def _connect(resources: ResourcesConfig, home: Path) -> None:
+    # Ray puts the working folder first on the workers' import path, before Python's own
+    # modules and this package: it gets an empty one.
+    with contextlib.chdir(home):
+        _init(resources, home)
+
+
+def _init(resources: ResourcesConfig, home: Path) -> None:
     if resources.ray_address:
         _check_answers(resources.ray_address)
         try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import gc
+import os
 import socket
 import time
 import warnings
@@ -173,9 +174,13 @@ class ClientWorker:
 
     Args:
         run_config: The run's settings.
+        folder: The server's working folder, which settings and environment variables
+            may be relative to; one that this machine lacks is passed over.
     """
 
-    def __init__(self, run_config: RunConfig) -> None:
+    def __init__(self, run_config: RunConfig, folder: str) -> None:
+        with contextlib.suppress(OSError):
+            os.chdir(folder)
         self._run_config = run_config
         self._config = Config.from_run_config(run_config)
         self._nodes = simulated_nodes(self._config.partition.num_clients)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import re
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -10,7 +12,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayError, RayTaskError
+from ray.exceptions import (
+    GetTimeoutError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+)
 
 from instahide_fl.config import ResourcesConfig
 from instahide_fl.engine.ray.worker import (
@@ -227,7 +235,7 @@ class WorkerPool:
         return results
 
     def _start(self, number: int) -> None:
-        actor = self._actor_class.remote(self._run_config)
+        actor = self._actor_class.remote(self._run_config, os.getcwd())
         self._starting[actor.load.remote()] = _Worker(actor, number)
 
     def _take_started(self, event: ray.ObjectRef[Fingerprint | str]) -> None:
@@ -236,11 +244,7 @@ class WorkerPool:
             fingerprint = ray.get(event)
         except RayError as error:
             self._failed_starts += 1
-            reason = (
-                _cause(error)
-                if isinstance(error, RayTaskError)
-                else _death_reason(error)
-            )
+            reason = start_failure(error)
             if self._failed_starts >= MAX_FAILED_STARTS:
                 raise EngineError(f"workers cannot be started: {reason}") from error
             log.warning("worker %d died while starting: %s", worker.number, reason)
@@ -321,5 +325,20 @@ def _death_reason(error: RayError) -> str:
     return f"its worker process died ({first.rstrip('.')})"
 
 
-def _cause(error: RayTaskError) -> str:
-    return str(error).strip().splitlines()[-1]
+def start_failure(error: RayError) -> str:
+    """Return why a worker did not start, in one line.
+
+    Args:
+        error: Ray's error, of an exception in the worker's code or of its death.
+    """
+    is_init = isinstance(error, RayActorError) and error.actor_init_failed
+    if is_init or isinstance(error, RayTaskError):
+        return _cause(error)
+    return _death_reason(error)
+
+
+def _cause(error: RayError) -> str:
+    """Return the last line of a worker's traceback, which has the reason."""
+    last = str(error).strip().splitlines()[-1]
+    # Our own errors are sentences, which need no name of a class.
+    return re.sub(r"^instahide_fl\.errors\.\w+: ", "", last)
