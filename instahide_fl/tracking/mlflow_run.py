@@ -10,7 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from instahide_fl.environment import proxy_exceptions
 from instahide_fl.errors import OutputError
+from instahide_fl.tracking.mlflow_store import SQLITE, check_store, unusable_store
 from instahide_fl.tracking.tracker import State, round_figures
 
 if TYPE_CHECKING:
@@ -19,9 +21,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("instahide_fl.tracking")
 
 EXPERIMENT = "instahide-fl"
-SQLITE = "sqlite:///"
 EVERY_ROUND = "seconds"  # a figure of each round: its steps are the rounds logged
 MAX_PARAMS = 100  # that MLflow takes in one call
+RETRY_SECONDS = 60.0  # from one try to reach a silent server to the next
 
 T = TypeVar("T")
 
@@ -42,6 +44,7 @@ class MlflowRun:
         )
         self._last_round = max((metric.step for metric in history), default=0)
         self._waiting: list[Mapping[str, Any]] = []
+        self._silent_until = 0.0  # on the monotonic clock
 
     @classmethod
     def start(cls, uri: str, name: str, settings: Mapping[str, Any]) -> MlflowRun:
@@ -79,12 +82,17 @@ class MlflowRun:
         if row["round"] <= self._last_round:
             return
         self._waiting.append(row)
+        if time.monotonic() < self._silent_until:
+            return
         try:
             self._log_waiting()
         except OutputError as error:
+            self._silent_until = time.monotonic() + RETRY_SECONDS
             log.warning("round %d waits: %s", row["round"], error)
 
     def _log_waiting(self) -> None:
+        if self._waiting:
+            check_store(self.uri)
         while self._waiting:
             row = self._waiting[0]
             self._log_figures(round_figures(row), row["round"])
@@ -120,6 +128,7 @@ class MlflowRun:
     def close(self, state: State | None) -> None:
         """Log the rounds that wait, and how the training ended."""
         try:
+            check_store(self.uri)
             self._log_waiting()
             if state is not None:
                 _call(
@@ -139,6 +148,8 @@ def connect(uri: str) -> MlflowClient:
     Raises:
         OutputError: MLflow cannot use this address.
     """
+    os.environ.update(proxy_exceptions(os.environ))
+    check_store(uri)
     # MLflow reports its use to its makers by default. Experiments on privacy must not;
     # whoever wants it can set the variable.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -146,8 +157,6 @@ def connect(uri: str) -> MlflowClient:
 
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    if uri.startswith(SQLITE):
-        Path(uri.removeprefix(SQLITE)).parent.mkdir(parents=True, exist_ok=True)
     return _call(uri, lambda: MlflowClient(tracking_uri=uri))
 
 
@@ -185,8 +194,4 @@ def _call(uri: str, request: Callable[[], T]) -> T:
     try:
         return request()
     except (MlflowException, SQLAlchemyError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise OutputError(
-            f"MLflow at {uri} (output.mlflow): {reason}: give the file of a database "
-            f"such as mlflow.db, or the address of a tracking server"
-        ) from error
+        raise unusable_store(uri, str(error).splitlines()[0]) from error

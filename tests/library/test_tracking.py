@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import socket
+import sqlite3
+import time
+from contextlib import closing
+
 import pytest
 from typer.testing import CliRunner
 
@@ -7,6 +12,8 @@ from instahide_fl.cli import app
 from instahide_fl.config import Config
 from instahide_fl.errors import ConfigError, OutputError
 from instahide_fl.run_folder import RunFolder
+from instahide_fl.tracking import mlflow_store
+from instahide_fl.tracking.mlflow_run import MlflowRun
 from instahide_fl.tracking.tracked import check_tracking, tracked_training
 
 QUICK = [
@@ -121,12 +128,54 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch):
         check_tracking(config)
 
 
-def test_a_server_that_does_not_answer_is_an_error_before_training(
+@pytest.mark.parametrize("silent", [True, False])
+def test_a_server_that_does_not_answer_is_an_error_before_training(monkeypatch, silent):
+    """It accepts connections and says nothing, or nobody listens there."""
+    monkeypatch.setattr(mlflow_store, "ANSWER_SECONDS", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        if not silent:
+            server.close()
+        started = time.monotonic()
+        config = Config().with_values({"output.mlflow": address})
+        with pytest.raises(OutputError, match=f"MLflow at {address} .* no answer"):
+            check_tracking(config)
+    assert time.monotonic() - started < 5
+
+
+def test_what_is_no_database_is_refused_at_once(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "text.db").write_text("not a database, and long enough to tell" * 9)
+    started = time.monotonic()
+    for path, expected in (
+        ("folder", r"is a folder: give the file .*folder/mlflow\.db"),
+        ("text.db", "file is not a database"),
+        ("text.db/mlflow.db", "Not a directory|File exists"),
+    ):
+        config = Config().with_values({"output.mlflow": f"sqlite:///{tmp_path / path}"})
+        with pytest.raises(OutputError, match=expected):
+            check_tracking(config)
+    assert time.monotonic() - started < 5
+
+
+def test_rounds_wait_for_a_database_without_delaying_the_training(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    config = Config().with_values({"output.mlflow": "http://127.0.0.1:9"})
-    with pytest.raises(OutputError, match=r"MLflow at http://127\.0\.0\.1:9"):
-        check_tracking(config)
+    database = tmp_path / "mlflow.db"
+    monkeypatch.setattr(mlflow_store, "ANSWER_SECONDS", 0.2)
+    run = MlflowRun.start(f"sqlite:///{database}", "run", {"seed": 1})
+    with closing(sqlite3.connect(database, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        started = time.monotonic()
+        for number in range(1, 21):
+            run.log_round({"round": number, "seconds": 1.0})
+        assert time.monotonic() - started < 5
+    run.close("FINISHED")
+    client, logged = open_store(database)
+    history = client.get_metric_history(logged.info.run_id, "seconds")
+    assert [metric.step for metric in history] == list(range(1, 21))
+
+
+def test_an_address_holds_no_password():
     with pytest.raises(ConfigError, match="must hold no password"):
         Config().with_values({"output.mlflow": "http://me:secret@host"})
