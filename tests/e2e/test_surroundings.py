@@ -13,7 +13,12 @@ from PIL import Image
 from instahide_fl.run_folder import RunFolder
 from tests.e2e.support import SMALL
 
-SCRIPT = "from instahide_fl.cli import main; main()"  # as the installed command
+# The installed command, which multiprocessing imports once more in its processes.
+SCRIPT = """
+from instahide_fl.cli import main
+if __name__ == "__main__":
+    main()
+"""
 NOBODY = "http://127.0.0.1:9"
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "grpc_proxy")
 SHADOWED = ("random", "socket", "struct", "pickle", "queue", "torch", "numpy")
