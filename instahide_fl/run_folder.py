@@ -2,6 +2,7 @@
 
 config.toml         every setting
 provenance.json     versions, git revision, hash of imported code, pool, seed, command
+data-report.json    what the server read of its data set and left out, and warnings
 partition.json      which client held which training image
 partition.png       how many images of which class each client held
 metrics.jsonl       one object a round
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 CONFIG = "config.toml"
 PROVENANCE = "provenance.json"
+DATA_REPORT = "data-report.json"
 PARTITION = "partition.json"
 PARTITION_PICTURE = "partition.png"
 METRICS = "metrics.jsonl"

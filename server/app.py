@@ -32,6 +32,7 @@ from instahide_fl.provenance import (
 )
 from instahide_fl.run_folder import (
     CONFIG,
+    DATA_REPORT,
     PARTITION,
     PARTITION_PICTURE,
     PROVENANCE,
@@ -107,6 +108,8 @@ def _train(grid: Grid, config: Config, folder: RunFolder) -> None:
     completed = _resume(run, provenance) if config.output.resume else 0
     if completed == 0:
         _describe_run(run, provenance)
+    if dataset.report is not None:
+        folder.write_json(DATA_REPORT, dataset.report.to_json())
     strategy = Strategy(
         config,
         optimizer,

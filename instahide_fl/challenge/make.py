@@ -56,7 +56,11 @@ class Challenge:
 
 
 def make_challenge(
-    config: Config, images: int, encodings_per_image: int, rng: np.random.Generator
+    config: Config,
+    images: int,
+    encodings_per_image: int,
+    rng: np.random.Generator,
+    dataset: ImageDataset | None = None,
 ) -> Challenge:
     """Draw private images and encode each of them several times.
 
@@ -67,6 +71,7 @@ def make_challenge(
         encodings_per_image: T.
         rng: The generator that draws images, keys and the order of encodings: the
             operating system's, unless the challenge is to be repeatable and insecure.
+        dataset: The data set that `config` names; None loads it.
 
     Raises:
         ConfigError: settings contradict each other or ask for too few images.
@@ -74,7 +79,7 @@ def make_challenge(
         PoolError: the pool is missing, damaged, or does not fit.
     """
     check_counts(config, images)
-    dataset = load_dataset(config.data, config.seed)
+    dataset = dataset or load_dataset(config.data, config.seed)
     pool = load_pool(config, dataset.image_shape)
     augmentation = augmentation_for(config.data, dataset.image_shape)
     encoder = build_encoder(config.instahide, pool, augmentation)

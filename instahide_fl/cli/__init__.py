@@ -6,6 +6,7 @@ run that failed.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 
@@ -25,6 +26,7 @@ from instahide_fl.cli.report import report
 from instahide_fl.cli.run import run
 from instahide_fl.environment import SAFE_IMPORTS
 from instahide_fl.errors import InstaHideError
+from instahide_fl.terminal import printable
 
 app = typer.Typer(
     help="Federated learning with InstaHide, and the measurement of what it hides.",
@@ -48,8 +50,12 @@ app.add_typer(deploy_app, name="deploy")
 def main() -> None:
     """Run the command line; turn this package's errors into one line and a code."""
     os.environ.update(SAFE_IMPORTS)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A path may hold bytes that are no text, and stopping at one helps nobody.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app()
     except InstaHideError as error:
-        errors.print(f"error: {error}")
+        lines = f"error: {error}".split("\n")
+        errors.print("\n".join(map(printable, lines)))
         sys.exit(error.exit_code)

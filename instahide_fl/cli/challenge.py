@@ -30,6 +30,7 @@ from instahide_fl.cli.common import (
     read_settings,
     refuse_existing,
 )
+from instahide_fl.cli.data_summary import print_data_summary
 from instahide_fl.errors import AttackError
 
 # PyTorch is imported where it is used, so that --help is quick.
@@ -68,6 +69,7 @@ def challenge_make(
 ) -> None:
     """Make a challenge from test images; originals and keys go into truth/."""
     from instahide_fl.challenge.make import make_challenge, write_challenge
+    from instahide_fl.data.datasets import load_dataset
     from instahide_fl.rng import operating_system_stream, stream
 
     refuse_existing(out)
@@ -82,8 +84,10 @@ def challenge_make(
     # The seed is of keys and images alone: were it the configuration's too, it would
     # divide training from test images, and attackers could not know the former.
     rng = operating_system_stream() if seed is None else stream(seed, "challenge")
+    loaded = load_dataset(config.data, config.seed)
+    print_data_summary(loaded)
     with console.status("encoding"):
-        made = make_challenge(config, images, encodings, rng)
+        made = make_challenge(config, images, encodings, rng, loaded)
         write_challenge(out, made)
     settings = made.published.settings
     encoding = "none: the images themselves"

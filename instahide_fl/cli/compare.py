@@ -11,7 +11,9 @@ import typer
 from rich.live import Live
 
 from instahide_fl.cli.common import console, errors, interrupt
-from instahide_fl.errors import ConfigError, OutputError, StudyError
+from instahide_fl.cli.data_summary import print_data_summary
+from instahide_fl.config import DataConfig
+from instahide_fl.errors import ConfigError, DataError, OutputError, StudyError
 from instahide_fl.files import sole_writer
 from instahide_fl.study.folder import StudyFolder
 from instahide_fl.study.plan import PlannedRun, plan_runs
@@ -88,11 +90,31 @@ def _finish(
         console.print(f"all {len(runs)} runs are finished", markup=False)
         return {}
     _check_attacks(study)
+    _print_data_sets(missing)
     count = min(len(missing), parallel_runs(runs[0].config, jobs))
     failures = _carry_out(folder, study, runs, missing, count)
     for name, reason in failures.items():
         errors.print(f"{name} failed: {reason}")
     return failures
+
+
+def _print_data_sets(runs: Sequence[PlannedRun]) -> None:
+    """Print each data set of some runs once, in the order of the runs.
+
+    They are decoded here too, so that parallel runs do not all begin with that.
+    """
+    from instahide_fl.data.datasets import load_dataset
+
+    data_sets: dict[str, tuple[DataConfig, int]] = {}
+    for run in runs:
+        data = run.config.data.model_copy(update={"augment": "auto"})
+        data_sets.setdefault(repr(data), (data, run.config.seed))
+    for data, seed in data_sets.values():
+        try:
+            dataset = load_dataset(data, seed)
+        except DataError:
+            continue  # its runs fail with that reason, and others go on
+        print_data_summary(dataset)
 
 
 def _check_attacks(study: StudyConfig) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -15,13 +15,18 @@ from instahide_fl.cli.common import (
     Assignments,
     SettingsOption,
     console,
+    errors,
     print_rows,
     read_settings,
     refuse_existing,
 )
+from instahide_fl.cli.data_summary import print_data_summary
+from instahide_fl.terminal import printable
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from instahide_fl.data.datasets import ImageDataset
 
 data_app = typer.Typer(help="Data sets and their partitions.", no_args_is_help=True)
 MAX_LISTED_CLASSES = 20  # more are summed up
@@ -35,31 +40,27 @@ def data_info(
         typer.Option(metavar="FILE", help="Contact sheet of some classes, .png."),
     ] = None,
     assignments: Assignments = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the report as JSON, and nothing else.")
+    ] = False,
 ) -> None:
-    """Print a data set's counts, shape, classes and channel statistics."""
+    """Print what was read of a data set, what was left out, and what to look at."""
     from instahide_fl.data.datasets import load_dataset
 
     refuse_existing(picture)
     settings = read_settings(None, assignments, None)
     settings = settings.with_values({"data.dataset": dataset})
     loaded = load_dataset(settings.data, settings.seed)
-    counts = loaded.train.targets.bincount(minlength=loaded.train.num_classes).tolist()
-    rounded = [round(value, 4) for value in loaded.train.statistics.mean]
-    spread = [round(value, 4) for value in loaded.train.statistics.std]
-    print_rows(
-        ("data set", loaded.name),
-        ("training images", f"{len(loaded.train):,}"),
-        ("test images", f"{len(loaded.test):,}"),
-        ("image", "x".join(map(str, loaded.image_shape)) + " (C x H x W), uint8"),
-        ("channel mean", rounded),
-        ("channel std", spread),
-    )
-    _print_classes(loaded.class_names, counts)
+    if as_json:
+        print(json.dumps(_as_json(loaded), indent=2))
+    else:
+        _print_report(loaded)
     if picture is not None:
         from instahide_fl.pictures.contact_sheet import class_rows, save_contact_sheet
 
         save_contact_sheet(picture, class_rows(loaded), f"{loaded.name}: training")
-        console.print(f"picture: {picture}", markup=False)
+        notes = errors if as_json else console
+        notes.print(f"picture: {picture}", markup=False)
 
 
 @data_app.command("partition")
@@ -83,11 +84,12 @@ def data_partition(
     settings = read_settings(config, assignments, seed)
     settings = settings.with_values({"data.dataset": dataset})
     loaded = load_dataset(settings.data, settings.seed)
+    print_data_summary(loaded)
     parts = cached_partition(loaded, settings.partition, settings.seed)
     targets, names = loaded.train.targets, loaded.class_names
     counts = count_labels(parts, targets, len(names))
     print_rows(
-        ("data set", loaded.name),
+        ("data set", printable(loaded.name)),
         ("scheme", settings.partition.scheme),
         ("clients", f"{len(parts):,}"),
         ("images a client", _spread(counts.sum(dim=1))),
@@ -100,23 +102,46 @@ def data_partition(
         console.print(f"picture in {picture}")
 
 
-def _print_classes(names: Sequence[str], counts: Sequence[int]) -> None:
-    """Print the training images of each class, or a summary where there are many."""
-    if len(names) > MAX_LISTED_CLASSES:
-        fewest, most = min(counts), max(counts)
-        few, many = names[counts.index(fewest)], names[counts.index(most)]
-        print_rows(
-            ("classes", f"{len(names):,}: {', '.join(names[:3])}, ..., {names[-1]}"),
-            (
-                "images a class",
-                f"{fewest:,} ({few}) to {most:,} ({many}), mean "
-                f"{sum(counts) / len(counts):,.1f}",
-            ),
-        )
+def _as_json(loaded: ImageDataset) -> dict[str, Any]:
+    statistics = loaded.train.statistics
+    return {
+        "name": loaded.name,
+        **(loaded.report.to_json() if loaded.report else {}),
+        "statistics": {"mean": list(statistics.mean), "std": list(statistics.std)},
+        "digest": loaded.digest,
+    }
+
+
+def _print_report(loaded: ImageDataset) -> None:
+    """Print a data report for people; its warnings come last."""
+    from instahide_fl.data.report_text import data_facts, warning_lines
+
+    statistics = loaded.train.statistics
+    print_rows(
+        ("data set", printable(loaded.name)),
+        *(data_facts(loaded.report) if loaded.report else ()),
+        ("channel mean", [round(value, 4) for value in statistics.mean]),
+        ("channel std", [round(value, 4) for value in statistics.std]),
+    )
+    _print_classes(loaded)
+    for line in warning_lines(loaded.report) if loaded.report else ():
+        console.print(line, style="yellow", markup=False, highlight=False)
+
+
+def _print_classes(loaded: ImageDataset) -> None:
+    """Print the images of each class, or a summary where there are many."""
+    from instahide_fl.data.report_text import class_facts
+
+    names, count = loaded.class_names, len(loaded.class_names)
+    train = loaded.train.targets.bincount(minlength=count).tolist()
+    test = loaded.test.targets.bincount(minlength=count).tolist()
+    if count > MAX_LISTED_CLASSES:
+        print_rows(*class_facts(names, train))
         return
-    table = Table("class", "name", "training images")
-    for number, (name, count) in enumerate(zip(names, counts, strict=True)):
-        table.add_row(str(number), escape(name), f"{count:,}")
+    table = Table("class", "name", "training images", "test images")
+    for number, (name, *counts) in enumerate(zip(names, train, test, strict=True)):
+        cells = [f"{images:,}" for images in counts]
+        table.add_row(str(number), escape(printable(name)), *cells)
     console.print(table)
 
 

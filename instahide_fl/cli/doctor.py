@@ -10,6 +10,8 @@ import typer
 from rich.markup import escape
 
 from instahide_fl.cli.common import console
+from instahide_fl.config import Config, parse_assignment
+from instahide_fl.terminal import printable
 
 
 def doctor(
@@ -24,15 +26,27 @@ def doctor(
         int,
         typer.Option(min=0, help="The setting data.image-size of a client's runs."),
     ] = 0,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Another setting of a client's runs, e.g. data.channels=3.",
+        ),
+    ] = None,
 ) -> None:
     """Check whether this machine is ready, and say what to mend."""
     from instahide_fl.deployment.doctor import examine_folder, examine_installation
 
     faults = 0
-    results = examine_folder(folder, image_size) if folder else examine_installation()
+    config = Config().with_values({"data.image-size": image_size})
+    config = config.with_values(dict(map(parse_assignment, assignments or [])))
+    results = examine_folder(folder, config) if folder else examine_installation()
     for result in results:
         mark = "[green]ok[/]" if result.ok else "[red]--[/]"
-        console.print(f"{mark}  {escape(f'{result.subject:<20} {result.text}')}")
+        console.print(
+            f"{mark}  {escape(printable(f'{result.subject:<20} {result.text}'))}"
+        )
         faults += not result.ok
     if faults:
         console.print(f"{faults} to mend")

@@ -16,6 +16,7 @@ from instahide_fl.cli.common import (
     read_settings,
     refuse_existing,
 )
+from instahide_fl.cli.data_summary import print_data_summary
 
 
 def encode(
@@ -42,19 +43,24 @@ def encode(
     """Encode the training images of a data set, without a federation."""
     import torch
 
+    from instahide_fl.data.datasets import load_dataset
     from instahide_fl.encoding.files import encode_dataset, save_encodings, save_key
     from instahide_fl.pictures.encodings import save_encoding_picture
 
     refuse_existing(out, key, picture)
     settings = read_settings(config, assignments, seed)
     settings = settings.with_values({"data.dataset": dataset})
-    encoded = encode_dataset(settings, limit=images, seeded=seed is not None)
+    loaded = load_dataset(settings.data, settings.seed)
+    print_data_summary(loaded)
+    encoded = encode_dataset(
+        settings, limit=images, seeded=seed is not None, dataset=loaded
+    )
     if key is not None:
         save_key(key, encoded.key)
     if picture is not None:
         first_ten = encoded.key.select(torch.arange(min(10, len(encoded.key))))
         save_encoding_picture(picture, encoded.encoder, first_ten, encoded.split)
     save_encodings(out, encoded.batch)
-    console.print(f"{len(encoded.batch):,} encodings in {out}")
+    console.print(f"{len(encoded.batch):,} encodings in {out}", markup=False)
     if settings.instahide.method == "instahide":
         console.print(f"{BROKEN}: treat the file as the images.", style="yellow")

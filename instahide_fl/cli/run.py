@@ -22,6 +22,7 @@ from instahide_fl.cli.common import (
     interrupt,
     read_settings,
 )
+from instahide_fl.cli.data_summary import print_data_summary
 from instahide_fl.config import Config, Scalar
 from instahide_fl.errors import ConfigError
 
@@ -81,7 +82,8 @@ def run(
         settings = read_settings(config, assignments, seed)
     settings = _tracked(settings, tensorboard, mlflow).with_absolute_paths(Path.cwd())
     with console.status("preparing data and pool"):
-        check_run(settings)
+        data = check_run(settings)
+    print_data_summary(data.dataset)
     if resume is None:
         path = out or free_run_folder(Path("runs"), settings)
         folder = RunFolder.create(path, settings.resolved())

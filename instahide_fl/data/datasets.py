@@ -22,9 +22,10 @@ from instahide_fl.data.dataset_cache import (
     cached_images,
 )
 from instahide_fl.data.report_counts import build_report
+from instahide_fl.data.sources.base import DatasetSource
 from instahide_fl.data.sources.find import find_source
 from instahide_fl.data.value_range import format_range
-from instahide_fl.errors import DataError
+from instahide_fl.errors import DataError, InstaHideError
 from instahide_fl.types import PrivateSplit
 
 
@@ -71,7 +72,7 @@ def load_dataset(config: DataConfig, seed: int = 0) -> ImageDataset:
         DataError: no such data set, or it cannot be read or does not fit the settings.
         OutputError: the cache folder cannot be written.
     """
-    source = find_source(config)
+    source = _open_source(config)
     cached = cached_dataset(config, source, seed)
     test, count, digest = cached.test, len(cached.class_names), cached.digest
     train, findings, rows = _keep_rows(config, cached.train, cached.findings)
@@ -123,7 +124,7 @@ def load_private_images(config: DataConfig, cache: Path) -> PrivateImages:
         DataError: no such data set, or it cannot be read or does not fit the settings.
         OutputError: `cache` cannot be written.
     """
-    source = find_source(config)
+    source = _open_source(config)
     part, names, findings = cached_images(cache, config, source)
     check_agreed_range(config, findings.pixels)
     part, findings, _ = _keep_rows(config, part, findings)
@@ -199,6 +200,19 @@ def augmentation_for(
     if choice == "none":
         return None
     return Augmentation(padding=max(1, height // 8), flip=choice == "crop-flip")
+
+
+def _open_source(config: DataConfig) -> DatasetSource:
+    """Find the reader of a data set; what the operating system refuses is explained."""
+    try:
+        return find_source(config)
+    except InstaHideError:
+        raise
+    except OSError as error:
+        raise DataError(
+            f"data.dataset: cannot open {config.dataset}: {error.strerror or error}: "
+            f"check its name and whether you may read it"
+        ) from None
 
 
 def _keep_rows(

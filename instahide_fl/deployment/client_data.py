@@ -33,7 +33,9 @@ def client_config(policy: ClientPolicy, folder: Path, config: Config) -> Config:
     """Return a run's settings with the client's own data and folders.
 
     No path that the server sent remains in them: everything that is read or written
-    here is named by the client.
+    here is named by the client, and so is the part of its images that is used. How
+    pixels are decoded (image size, channels, value range) is the run's: every client
+    has to decode alike.
 
     Args:
         policy: The client's policy.
@@ -44,6 +46,12 @@ def client_config(policy: ClientPolicy, folder: Path, config: Config) -> Config:
         {
             "data.dataset": policy.data,
             "data.train-rows": policy.train_rows,
+            "data.train-part": policy.train_part,
+            "data.test-part": "",
+            "data.image-column": policy.image_column,
+            "data.label-column": policy.label_column,
+            "data.config": policy.config,
+            "data.drop-duplicates": False,
             "data.root": "",
             "data.download": False,
             "data.client-column": "",

@@ -51,19 +51,22 @@ def examine_installation() -> Iterator[CheckResult]:
     yield from run_check("cache", check_cache)
 
 
-def examine_folder(folder: Path, image_size: int = 0) -> Iterator[CheckResult]:
+def examine_folder(
+    folder: Path, run_config: Config | None = None
+) -> Iterator[CheckResult]:
     """Check a client's or a federation's folder, and the machine it is on.
 
     Args:
         folder: The folder that holds client.toml or federation.toml.
-        image_size: The `data.image-size` of the runs that a client is to take part in.
+        run_config: The settings of the runs that a client is to take part in; None for
+            the defaults.
 
     Raises:
         ConfigError: The folder holds neither file, or the file cannot be read or is not
             valid.
     """
     if (folder / CLIENT_FILE).is_file():
-        results = examine_client(folder, read_policy(folder), image_size)
+        results = examine_client(folder, read_policy(folder), run_config or Config())
     elif (folder / FEDERATION).is_file():
         results = examine_server(folder, read_table(folder / FEDERATION))
     else:
@@ -78,14 +81,14 @@ def examine_folder(folder: Path, image_size: int = 0) -> Iterator[CheckResult]:
 
 
 def examine_client(
-    folder: Path, policy: ClientPolicy, image_size: int
+    folder: Path, policy: ClientPolicy, run_config: Config
 ) -> Iterator[CheckResult]:
     """Check a client: keys, connection, clock, code, data and pool.
 
     Args:
         folder: The client's folder.
         policy: The content of its client.toml.
-        image_size: The `data.image-size` of a run.
+        run_config: The settings of a run.
     """
     authority = folder / "ca.crt"
     yield from run_check("node key", partial(check_node_key, folder / "node.key"))
@@ -93,7 +96,7 @@ def examine_client(
     yield from run_check("CA certificate", ca)
     yield from run_check("server", partial(_check_server, policy, authority))
     yield from run_check("code", partial(_check_code, policy))
-    yield from run_check("data", partial(_check_data, folder, policy, image_size))
+    yield from run_check("data", partial(_check_data, folder, policy, run_config))
 
 
 def examine_server(folder: Path, settings: Mapping[str, Any]) -> Iterator[CheckResult]:
@@ -170,22 +173,26 @@ def _check_code(policy: ClientPolicy) -> Iterator[CheckResult]:
 
 
 def _check_data(
-    folder: Path, policy: ClientPolicy, image_size: int
+    folder: Path, policy: ClientPolicy, run_config: Config
 ) -> Iterator[CheckResult]:
     """Open the client's images and its pool as a run would."""
     # Imported here: PyTorch takes seconds, and the checks before it none.
     from instahide_fl.data.federated_data import load_pool
+    from instahide_fl.data.report_text import data_summary, warning_lines
     from instahide_fl.deployment.client_data import client_config, load_client_images
 
-    run_config = Config().with_values({"data.image-size": image_size})
     config = client_config(policy, folder, run_config)
-    split = load_client_images(policy, folder, config).split
+    images = load_client_images(policy, folder, config)
+    split = images.split
     channels, height, width = split.images.shape[1:]
     yield passed(
         "data",
         f"{len(split)} images of {channels}x{height}x{width}, {split.num_classes} "
         f"classes",
     )
+    # A client's own screen alone: the report names files and counts images.
+    for line in [*data_summary(images.report), *warning_lines(images.report)]:
+        yield passed("data report", line.strip())
 
     def check_pool() -> Iterator[CheckResult]:
         pool = load_pool(config, (channels, height, width))

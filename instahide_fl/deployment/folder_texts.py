@@ -16,6 +16,8 @@ server = {server}
 # Your images: a folder with one folder per class (or any other data set, written as
 # data.dataset: hf:PATH, ...). A relative path starts in this folder.
 data = "imagefolder:images"
+# If the data set has several parts, columns or configurations, name yours:
+# train-part = "", image-column = "", label-column = "", config = "" (a line each).
 # Names of all classes, in the order that the federation agreed on. Empty takes the
 # names of your folders in alphabetical order: right if all clients have all classes.
 classes = []

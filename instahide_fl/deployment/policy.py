@@ -59,6 +59,18 @@ class ClientPolicy(Table):
     test part excepted. Relative paths start in the client's folder."""
     train_rows: str = ""
     """The images to use, written as `data.train-rows`. Empty uses all."""
+    train_part: str = ""
+    """The folder, or part of a Hugging Face set, that the images are in, written as
+    `data.train-part`. Empty recognises it by name."""
+    image_column: str = ""
+    """The column with the images, written as `data.image-column`. Empty recognises it
+    by name."""
+    label_column: str = ""
+    """The column with the classes, written as `data.label-column`. Empty recognises it
+    by name."""
+    config: str = ""
+    """The configuration of a Hugging Face set, written as `data.config`. Empty takes
+    the only one."""
     classes: list[str] = Field(default=[])
     """Names of all classes of the federation, in the order that its clients agreed on.
     Empty takes the names in `data`, in their order: enough where every client has

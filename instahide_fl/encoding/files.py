@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.progress import track
 
 from instahide_fl.config import Config
-from instahide_fl.data.datasets import augmentation_for, load_dataset
+from instahide_fl.data.datasets import ImageDataset, augmentation_for, load_dataset
 from instahide_fl.data.federated_data import check_split_size, load_pool
 from instahide_fl.encoding.encoder import MixingEncoder, build_encoder
 from instahide_fl.errors import ConfigError
 from instahide_fl.files import atomic_file
 from instahide_fl.rng import operating_system_stream, stream
+from instahide_fl.terminal import show_steps
 from instahide_fl.types import EncodedBatch, EncodingKey, PrivateSplit
 
 CHUNK = 1000  # images encoded at a time
@@ -40,7 +40,11 @@ class EncodedDataset:
 
 
 def encode_dataset(
-    config: Config, *, limit: int | None = None, seeded: bool = False
+    config: Config,
+    *,
+    limit: int | None = None,
+    seeded: bool = False,
+    dataset: ImageDataset | None = None,
 ) -> EncodedDataset:
     """Encode training images as a single client that holds all of them would.
 
@@ -49,6 +53,7 @@ def encode_dataset(
         limit: Number of images to encode, the first ones; None for all.
         seeded: Whether keys come from `config.seed`, repeatable and insecure, instead
             of the operating system.
+        dataset: The data set that `config` names; None loads it.
 
     Raises:
         ConfigError: the settings do not fit the data, or ask for several encodings.
@@ -60,7 +65,7 @@ def encode_dataset(
             f"instahide.refresh must be 'epoch' here, got {config.instahide.refresh}: "
             f"each image is encoded once"
         )
-    dataset = load_dataset(config.data, config.seed)
+    dataset = dataset or load_dataset(config.data, config.seed)
     check_split_size(len(dataset.train), config.instahide.private_count)
     pool = load_pool(config, dataset.image_shape)
     augmentation = augmentation_for(config.data, dataset.image_shape)
@@ -70,7 +75,7 @@ def encode_dataset(
     parts = torch.split(torch.arange(count), CHUNK)
     encoded = [
         encoder.encode(rows, dataset.train, rng)
-        for rows in track(parts, "encoding", transient=True)
+        for rows in show_steps(parts, "encoding")
     ]
     batch = EncodedBatch(
         torch.cat([batch.images for batch, _ in encoded]),

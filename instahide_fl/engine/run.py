@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from instahide_fl.config import Config
-from instahide_fl.data.federated_data import load_federated_data
+from instahide_fl.data.federated_data import FederatedData, load_federated_data
 from instahide_fl.encoding.encoder import build_encoder
 from instahide_fl.encoding.fused import prepare
 from instahide_fl.engine.flower import run_flower
@@ -28,10 +28,16 @@ ENGINES: dict[str, Callable[[Config, RunFolder], None]] = {
 DEFAULT_ENGINE = "ray"
 
 
-def check_run(config: Config) -> None:
+def check_run(config: Config) -> FederatedData:
     """Find a user's mistakes before anything is started or written.
 
     It also fills the cache, so that clients find data and pool ready.
+
+    Args:
+        config: The run's settings.
+
+    Returns:
+        The run's data and pool.
 
     Raises:
         ConfigError: Settings contradict each other, the data, or the machine.
@@ -58,3 +64,4 @@ def check_run(config: Config) -> None:
         load_initial_weights(model, config.model.initial_weights)
     if any(smallest_batch(len(rows), config.train) == 1 for rows in data.partition):
         check_single_image(model, data.dataset.image_shape)
+    return data

@@ -80,6 +80,7 @@ def report_of_study(study: Study) -> Report:
         verdict=verdict_lines(variants),
         warning=BROKEN,
         sections=(
+            sections.data(study),
             sections.trade_offs(variants),
             sections.methods(variants),
             sections.reconstructions(variants),
@@ -107,6 +108,7 @@ def report_of_run(run: Run) -> Report:
         verdict=verdict_lines(variants),
         warning=BROKEN,
         sections=(
+            sections.data(study),
             sections.methods(variants),
             sections.training(study, variants),
             sections.leakage(study, variants),
@@ -136,6 +138,7 @@ def report_of_runs(runs: Sequence[Run]) -> Report:
         verdict=verdict_lines(variants),
         warning=BROKEN,
         sections=(
+            sections.data(study),
             sections.settings(study),
             sections.methods(variants),
             sections.trade_offs(variants),

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from instahide_fl.config import Config
+from instahide_fl.data.data_report import DataReport
 from instahide_fl.errors import OutputError
 from instahide_fl.report.attack_rows import (
     AttackFile,
@@ -20,6 +21,7 @@ from instahide_fl.report.attack_rows import (
 )
 from instahide_fl.run_folder import (
     CONFIG,
+    DATA_REPORT,
     FAILURE,
     PROVENANCE,
     SUMMARY,
@@ -51,6 +53,7 @@ class Run:
         path: The folder.
         summary: The content of summary.json; empty if the run did not finish.
         provenance: The content of provenance.json.
+        data_report: The content of data-report.json; None in runs of older versions.
         failure: The reason why the run ended early; empty if it did not.
         attack_files: The results of attacks on the run and on its audits.
         skipped_attacks: The attacks that its audits could not make.
@@ -59,6 +62,7 @@ class Run:
     path: Path
     summary: Mapping[str, Any]
     provenance: Mapping[str, Any]
+    data_report: DataReport | None
     failure: str
     attack_files: Sequence[AttackFile]
     skipped_attacks: Sequence[SkippedAttack]
@@ -205,6 +209,7 @@ def load_run(path: Path | str) -> Run:
         path=path,
         summary=folder.read_json(SUMMARY),
         provenance=folder.read_json(PROVENANCE),
+        data_report=_read_data_report(folder),
         failure=str(folder.read_json(FAILURE).get("message", "")),
         attack_files=tuple(attack_files(path)),
         skipped_attacks=tuple(skipped_attacks(path)),
@@ -284,6 +289,14 @@ def _read_member(study: Path, entry: Mapping[str, Any]) -> Member:
         reason=entry["reason"] or (run.failure if run else ""),
         run=run,
     )
+
+
+def _read_data_report(folder: RunFolder) -> DataReport | None:
+    values = folder.read_json(DATA_REPORT)
+    try:
+        return DataReport.from_json(values) if values else None
+    except ValueError as error:
+        raise OutputError(f"{folder.path / DATA_REPORT} is damaged: {error}") from None
 
 
 def _concatenated(

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from instahide_fl.attacks.registry import ATTACKS
+from instahide_fl.data.data_report import DataReport
+from instahide_fl.data.report_text import class_facts, data_facts, warning_lines
 from instahide_fl.report import settings_tables
 from instahide_fl.report import study_tables as tables
 from instahide_fl.report.attack_rows import AttackFile
@@ -16,6 +18,7 @@ from instahide_fl.report.results import Run, Study
 from instahide_fl.report.study_figures import curves, sweeps, trade_off
 from instahide_fl.report.variants import Variant
 from instahide_fl.run_folder import EVALUATION_PICTURE, PARTITION_PICTURE
+from instahide_fl.terminal import printable
 from instahide_fl.transcript.threat_model import THREAT_MODELS
 
 
@@ -35,6 +38,38 @@ def trade_offs(variants: Sequence[Variant]) -> Section:
 def methods(variants: Sequence[Variant]) -> Section:
     """Show the methods beside each other."""
     return _section("methods", "Methods", [tables.by_method(variants)])
+
+
+def data(study: Study) -> Section:
+    """Show what was read of each data set, and what to look at.
+
+    Of runs that differ in their seed, the first stands for all.
+    """
+    reports: dict[str, DataReport] = {}
+    for run in _runs(study):
+        if run.data_report is not None:
+            settings = run.config.data.model_copy(update={"augment": "auto"})
+            key = repr((settings, run.data_report.parts))
+            reports.setdefault(key, run.data_report)
+    warnings = dict.fromkeys(
+        f"{printable(report.dataset)}: {line}"
+        for report in reports.values()
+        for line in warning_lines(report)
+    )
+    cards = [_data_card(report) for report in reports.values()]
+    return Section("data", "Data", list(warnings), cards)
+
+
+def _data_card(report: DataReport) -> Card:
+    """Show a report's facts; texts that continue one another are joined."""
+    facts: dict[str, str] = {}
+    term = ""
+    for name, text in data_facts(report):
+        term = name or term
+        facts[term] = f"{facts[term]}; {text}" if term in facts else text
+    names, counts = list(report.classes), list(report.classes.values())
+    classes = class_facts(names, counts)
+    return Card(printable(report.dataset), [*facts.items(), *classes])
 
 
 def training(study: Study, variants: Sequence[Variant]) -> Section:

@@ -260,6 +260,9 @@ def test_a_clients_settings_are_read_as_a_run_reads_them(tmp_path, rng, command)
     path.write_text(f'{text}train-rows = "0:7"\nclasses = [{named}]\n')
     told = {one.subject: one.text for one in examine_folder(folder)}
     assert told["data"] == "7 images of 3x12x12, 6 classes"
+    reports = [one for one in examine_folder(folder) if one.subject == "data report"]
+    assert "7 training images of 5 classes, 3x12x12" in reports[0].text
+    assert all(one.ok for one in reports)
     path.write_text(text.replace("code-hash", "code-hsh"))
     code, _, err = command("doctor", folder)
     assert code == 2

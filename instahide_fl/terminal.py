@@ -1,0 +1,50 @@
+"""What goes to a terminal: bars of progress, and names that are safe to print."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import track
+
+T = TypeVar("T")
+
+# Control characters (a terminal obeys some), marks that reverse the direction of the
+# text, and surrogates, which stand for bytes of a file name that are not UTF-8.
+_UNSAFE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+
+def printable(text: str) -> str:
+    r"""Write characters that cannot be shown, or act on a terminal, as escapes.
+
+    Args:
+        text: The text of one line.
+
+    Returns:
+        The text with `\x1b` (four characters) in the place of an escape character, and
+        other escapes as Python writes them.
+    """
+    return _UNSAFE.sub(lambda match: repr(match.group())[1:-1], text)
+
+
+def show_steps(steps: Sequence[T], description: str) -> Iterable[T]:
+    """Yield steps under a bar on standard error, which only a terminal shows.
+
+    Standard output stays free for results.
+
+    Args:
+        steps: The steps of the work.
+        description: The work, in a word or two.
+    """
+    console = Console(stderr=True)
+    return track(
+        steps,
+        description,
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
