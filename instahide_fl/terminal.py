@@ -46,5 +46,6 @@ def show_steps(steps: Sequence[T], description: str) -> Iterable[T]:
         description,
         console=console,
         transient=True,
+        update_period=0.5,
         disable=not console.is_terminal,
     )

@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
-from rich.progress import track
 
 from instahide_fl.data.data_report import MAX_EXAMPLES
 from instahide_fl.data.sources.base import (
@@ -25,6 +24,7 @@ from instahide_fl.data.sources.base import (
 from instahide_fl.data.stored_pictures import read_picture
 from instahide_fl.data.value_range import EIGHT_BITS, map_to_8_bits
 from instahide_fl.errors import DataError
+from instahide_fl.terminal import show_steps
 
 Result = TypeVar("Result")
 
@@ -76,12 +76,7 @@ def map_pictures(
     with ThreadPoolExecutor(os.cpu_count()) as threads, warnings.catch_warnings():
         # Large pictures are read; of those that are too large Pillow raises an error.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        for start in track(
-            starts,
-            f"{activity} {pictures.title}",
-            transient=True,
-            update_period=0.5,
-        ):
+        for start in show_steps(starts, f"{activity} {pictures.title}"):
             stop = min(start + BLOCK_IMAGES, pictures.count)
             selected = np.ones(stop - start, dtype=bool)
             if is_selected is not None:

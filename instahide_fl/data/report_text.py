@@ -109,8 +109,8 @@ def _pixel_facts(report: DataReport) -> Iterator[Fact]:
     yield "channels", f"{pixels.channels}: {pixels.channels_reason}"
     if pixels.stored_as:
         yield "stored as", _stored(report)
-    low, high = pixels.value_range
-    mapping = f"{low:g} becomes 0, {high:g} becomes 255: {pixels.value_range_reason}"
+    low, high = (f"{value:.10g}" for value in pixels.value_range)
+    mapping = f"{low} becomes 0, {high} becomes 255: {pixels.value_range_reason}"
     if pixels.clipped_share:
         mapping += f"; {pixels.clipped_share:.2%} of the values lie outside"
     yield "value range", mapping
