@@ -22,7 +22,7 @@ import psutil
 from PIL import Image
 
 from benchmarks.reporting import alternate, run_and_save
-from instahide_fl.data.image_tree import list_images
+from instahide_fl.data.pool_source import open_pool_source
 
 COMMAND = (sys.executable, "-c", "from instahide_fl.cli import main; main()")
 NUM_PICTURES, WIDTH, HEIGHT = 1000, 500, 375  # pixels
@@ -44,7 +44,7 @@ def run(folder: Path | None = None, repeats: int = 3) -> dict[str, Any]:
             (work / "copies" / str(number)).symlink_to(source)
         builds = {str(jobs): partial(_build, work, source, jobs) for jobs in (1, 2)}
         seconds = alternate(builds, repeats)
-        images = len(list_images(source))
+        images = len(open_pool_source(source).names)
         rows = [
             {
                 "images": images,

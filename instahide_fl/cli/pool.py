@@ -26,7 +26,13 @@ pool_app = typer.Typer(help="Pools of public images.", no_args_is_help=True)
 
 @pool_app.command("build")
 def pool_build(
-    source: Annotated[Path, typer.Argument(help="Folder with images at any depth.")],
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder with images at any depth, an archive of one, a folder of "
+            "archives, or a pattern such as train-{0000..0009}.tar."
+        ),
+    ],
     out: Annotated[Path, typer.Option(metavar="POOL", help="Folder of the pool.")],
     size: Annotated[int, typer.Option(help="Side of its images, in pixels.")] = 32,
     crops: Annotated[int, typer.Option(help="Patches cut from each image.")] = 4,
@@ -39,11 +45,18 @@ def pool_build(
     ] = 128,
     channels: Annotated[int, typer.Option(help="1 (grey) or 3 (colour).")] = 3,
     seed: Annotated[int, typer.Option(help="Seed of the patches' positions.")] = 0,
+    value_range: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LOW:HIGH",
+            help="Values that become 0 and 255, in pictures deeper than 8 bits.",
+        ),
+    ] = None,
     jobs: Annotated[
         int | None, typer.Option(help="Number of processes. Default: one per core.")
     ] = None,
 ) -> None:
-    """Cut a pool from a folder of images; repeat the command if it was interrupted."""
+    """Cut a pool from images; repeat the command if it was interrupted."""
     signal.signal(signal.SIGTERM, interrupt)
     try:
         from instahide_fl.data.pool_build import build_pool
@@ -57,6 +70,7 @@ def pool_build(
             patch_size=patch_size,
             channels=channels,
             seed=seed,
+            value_range=value_range,
         )
         jobs = len(os.sched_getaffinity(0)) if jobs is None else jobs
         with BuildProgress(console) as progress:

@@ -16,7 +16,7 @@ import tempfile
 import weakref
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -33,6 +33,7 @@ from instahide_fl.data.picture_listing import (
 )
 from instahide_fl.data.picture_types import HEADER_BYTES, is_leftover
 from instahide_fl.data.sources.base import StoredPicture
+from instahide_fl.data.tar_headers import read_tar_headers
 from instahide_fl.errors import DataError, OutputError
 from instahide_fl.files import cache_folder, explained
 
@@ -248,7 +249,7 @@ def _list_tar(path: Path) -> PictureFiles:
     builder = ListingBuilder()
     links: dict[str, str] = {}
     names: dict[str, None] = {}
-    for member in _tar_members(store.plain):
+    for member in read_tar_headers(store.plain):
         name = _checked_name(builder, member.name, is_folder=member.isdir())
         if name is None or member.isdir():
             continue
@@ -270,20 +271,6 @@ def _list_tar(path: Path) -> PictureFiles:
     for name in names:
         builder.add_file(name, _header_reader(store, name))
     return builder.finish(path, store, is_archive=True)
-
-
-def _tar_members(path: Path) -> Iterator[tarfile.TarInfo]:
-    with tarfile.open(path, "r:") as archive:
-        while (member := archive.next()) is not None:
-            yield member
-            # Otherwise it keeps a kilobyte for each, which a million pictures notice.
-            archive.members = []  # type: ignore[attr-defined]
-        end = archive.offset
-    # tarfile takes a damaged header, or a file cut between members, for the end.
-    with path.open("rb") as file:
-        file.seek(end)
-        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-            raise EOFError("the archive ends too early")
 
 
 def _header_reader(store: _ArchiveStore, name: str) -> Callable[[], bytes]:

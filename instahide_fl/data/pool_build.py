@@ -1,4 +1,4 @@
-"""Builds a mixing pool from any tree of images, on all cores and resumably.
+"""Builds a mixing pool from images in folders or archives, on all cores and resumably.
 
 Finished chunks lie in the folder `POOL.building` beside the result. Each has its own
 images, named by their place in the sorted listing, so the pool is the same for any
@@ -21,9 +21,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from instahide_fl.data.image_tree import list_images
+from instahide_fl.data.data_report import DataWarning, LeftOut
 from instahide_fl.data.npy_files import write_npy_block, write_npy_header
-from instahide_fl.data.picture_listing import printable
+from instahide_fl.data.picture_listing import PictureStore, printable
 from instahide_fl.data.pool_manifest import (
     IMAGES,
     MANIFEST,
@@ -38,6 +38,7 @@ from instahide_fl.data.pool_patches import (
     PoolBuildOptions,
     cut_images,
 )
+from instahide_fl.data.pool_source import PoolSource, open_pool_source
 from instahide_fl.data.pool_workers import run_in_processes
 from instahide_fl.errors import OutputError, PoolError
 from instahide_fl.files import atomic_file, explained, sole_writer, write_text
@@ -49,7 +50,7 @@ CHUNK_IMAGES = 64
 CHUNK_BYTES = 2**24  # of patches: large patches make smaller chunks
 
 Chunks: TypeAlias = Mapping[Path, Sequence[str]]
-"""For each chunk's file the images whose patches it holds, relative to the source."""
+"""For each chunk's file the images whose patches it holds, by name."""
 
 Progress: TypeAlias = Callable[[int, int, int], None]
 """Told how many images are done, how many there are, and how many patches are kept."""
@@ -63,18 +64,30 @@ class BuiltPool:
         folder: The pool, for `MixingPool.open`.
         sha256: Hex digest of shape and pixels.
         report: Counts, and the first files that could not be read.
+        left_out: Files of the source that are no pictures, by reason.
+        warnings: What the user should look at.
     """
 
     folder: Path
     sha256: str
     report: CutReport
+    left_out: tuple[LeftOut, ...] = ()
+    warnings: tuple[DataWarning, ...] = ()
 
     def facts(self) -> list[tuple[str, str]]:
-        """Return in words what was built, and which files could not be read."""
+        """Return in words what was built, and what was left out."""
         headings = ("cannot read", *[""] * (len(self.report.failures) - 1))
         return [
             *build_facts(read_manifest(self.folder)),
             *zip(headings, map(printable, self.report.failures), strict=False),
+            *(
+                (
+                    "left out",
+                    f"{entry.count:,} {entry.reason} ({', '.join(entry.examples)})",
+                )
+                for entry in self.left_out
+            ),
+            *(("warning", str(warning)) for warning in self.warnings),
         ]
 
 
@@ -85,10 +98,11 @@ def build_pool(
     jobs: int = 1,
     progress: Progress | None = None,
 ) -> BuiltPool:
-    """Cut a pool from the images below a folder, or continue an interrupted build.
+    """Cut a pool from images, or continue an interrupted build.
 
     Args:
-        source: Folder with images at any depth.
+        source: Folder with images at any depth, an archive of one, a folder of
+            archives, or a pattern such as `train-{0000..0009}.tar`.
         out: Folder of the pool; must not exist.
         options: The settings of the cut.
         jobs: Processes.
@@ -103,39 +117,33 @@ def build_pool(
         raise PoolError(f"--jobs must be at least 1, got {jobs}")
     if out.exists() or out.is_symlink():
         raise OutputError(f"{out} exists already: choose another name")
-    names = list_images(source)
-    if not names:
-        raise PoolError(
-            f"no images below {source}: give a folder of pictures that Pillow reads, "
-            f"such as JPEG, PNG, WebP or TIFF files"
-        )
+    pictures = open_pool_source(source)
     work = out.with_name(f"{out.name}.building")
     with explained(work):
         work.mkdir(parents=True, exist_ok=True)
         with sole_writer(work):
-            _begin_or_continue(work, _description(source, names, options))
-            chunks = _divide(names, options, work)
-            report = _cut_missing(source, chunks, options, jobs, progress)
+            _begin_or_continue(work, _description(pictures, options))
+            chunks = _divide(pictures.names, options, work)
+            report = _cut_missing(pictures, chunks, options, jobs, progress)
             if not report.patches_kept:
                 shutil.rmtree(work)
                 raise PoolError(_why_empty(source, report, options))
             sha256 = _assemble(work / "pool", chunks, source, options, report)
             (work / "pool").rename(out)
             shutil.rmtree(work, ignore_errors=True)
-    return BuiltPool(out, sha256, report)
+    return BuiltPool(out, sha256, report, pictures.left_out, pictures.warnings)
 
 
-def _description(
-    source: Path, names: Sequence[str], options: PoolBuildOptions
-) -> dict[str, Any]:
+def _description(source: PoolSource, options: PoolBuildOptions) -> dict[str, Any]:
     """Describe a build so that two which differ are never mixed."""
     listing = hashlib.sha256()
-    for name in names:
+    for name in source.names:
         listing.update(repr(name).encode() + b"\n")
     return {
-        "source": str(source.resolve()),
-        "images": len(names),
+        "source": str(source.path.resolve()),
+        "images": len(source.names),
         "listing": listing.hexdigest(),
+        **({"archives": source.version} if source.version else {}),
         **asdict(options),
         **_versions(),
     }
@@ -177,7 +185,7 @@ def _divide(names: Sequence[str], options: PoolBuildOptions, folder: Path) -> Ch
 
 
 def _cut_missing(
-    source: Path,
+    source: PoolSource,
     chunks: Chunks,
     options: PoolBuildOptions,
     jobs: int,
@@ -186,14 +194,13 @@ def _cut_missing(
     """Cut the chunks that have no file yet, and add up what became of all images."""
     finished = {path: report for path in chunks if (report := _read_report(path))}
     calls = [
-        (source, names, options, path)
-        for path, names in chunks.items()
-        if path not in finished
+        (names, options, path) for path, names in chunks.items() if path not in finished
     ]
     num_images = sum(map(len, chunks.values()))
     earlier, total = sum(finished.values(), CutReport()), CutReport()
     # Closed here: if `progress` raises, no worker outlives this function.
-    with contextlib.closing(run_in_processes(_cut_chunk, calls, jobs)) as reports:
+    cutting = run_in_processes(_cut_chunk, calls, jobs, shared=(source.store,))
+    with contextlib.closing(cutting) as reports:
         for report in itertools.chain([earlier], reports):
             total += report
             if progress:
@@ -202,10 +209,10 @@ def _cut_missing(
 
 
 def _cut_chunk(
-    source: Path, names: Sequence[str], options: PoolBuildOptions, path: Path
+    store: PictureStore, names: Sequence[str], options: PoolBuildOptions, path: Path
 ) -> CutReport:
     """Cut some images in a worker process and write them to a file, atomically."""
-    images, report = cut_images(source, names, options)
+    images, report = cut_images(store, names, options)
     text = np.frombuffer(json.dumps(asdict(report)).encode(), np.uint8)
     with atomic_file(path) as temporary, temporary.open("wb") as file:
         np.savez(file, images=images, report=text)
@@ -258,6 +265,8 @@ def _assemble(
     del counts["failures"]
     how = asdict(options)
     del how["size"], how["channels"]  # the shape says them
+    if options.value_range is None:
+        del how["value_range"]
     manifest = {
         **describe(
             shape,

@@ -7,6 +7,7 @@ counted on the patch before it is shrunk: one of 32 pixels hardly ever has 40.
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,12 @@ from typing import Any, TypeAlias
 import numpy as np
 from PIL import Image
 
+from instahide_fl.config.data import parse_value_range
+from instahide_fl.data.picture_listing import PictureStore
+from instahide_fl.data.picture_types import register_heif
+from instahide_fl.data.sources.base import StoredPicture
+from instahide_fl.data.stored_pictures import read_header, read_picture
+from instahide_fl.data.value_range import map_to_8_bits
 from instahide_fl.errors import PoolError
 from instahide_fl.rng import stream
 
@@ -25,8 +32,6 @@ Box: TypeAlias = tuple[int, int, int, int]  # left, top, right, bottom
 # "more than 40 key points" is the filter that the authors describe for their challenge.
 MIN_KEYPOINTS = 40
 MAX_FAILURES = 5  # unreadable files that a report names
-# Pillow would clip their values to 0..255 without a word.
-_DEEP_MODES = ("I", "F")
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,8 @@ class PoolBuildOptions:
             side is less gives the largest square that fits.
         channels: 1 (grey) or 3 (colour).
         seed: Repeats the positions.
+        value_range: `LOW:HIGH`, the stored values that become 0 and 255 in pictures
+            with more than 8 bits a channel; without it they are not used.
 
     Raises:
         PoolError: an option is out of range.
@@ -53,6 +60,7 @@ class PoolBuildOptions:
     patch_size: int = 128
     channels: int = 3
     seed: int = 0
+    value_range: str | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("size", 4), ("crops", 1), ("min_keypoints", 0)):
@@ -68,6 +76,14 @@ class PoolBuildOptions:
                 f"--patch-size is {self.patch_size}, --size {self.size}: patches are "
                 f"shrunk, never enlarged: choose --patch-size {self.size} or more"
             )
+        if self.value_range is not None:
+            try:
+                parse_value_range(self.value_range)
+            except ValueError:
+                raise PoolError(
+                    f"--value-range must be LOW:HIGH with LOW < HIGH, for instance "
+                    f"0:4095, got {self.value_range!r}"
+                ) from None
 
 
 @dataclass(frozen=True)
@@ -131,13 +147,13 @@ def patch_boxes(
 
 
 def read_patches(
-    path: Path, options: PoolBuildOptions, rng: np.random.Generator
+    stored: StoredPicture, options: PoolBuildOptions, rng: np.random.Generator
 ) -> list[Pixels]:
-    """Cut an image file's patches at its own resolution.
+    """Cut a picture's patches at its own resolution.
 
     Args:
-        path: The image file.
-        options: Number and side of the patches.
+        stored: The picture: a file or its bytes.
+        options: Number and side of the patches, and the range of deep pictures.
         rng: The image's own stream.
 
     Returns:
@@ -146,15 +162,31 @@ def read_patches(
     Raises:
         Exception: the file cannot be decoded; decoders raise what they like.
     """
+    if isinstance(stored, np.ndarray):
+        raise TypeError("pixels without a file")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         # Beyond 89 megapixels one image would need more memory than all the rest.
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(path) as picture:
-            if picture.mode.startswith(_DEEP_MODES):
-                raise ValueError(f"pixels of mode {picture.mode}, not 8 bits a channel")
+        with _open(stored, options.value_range) as picture:
             boxes = patch_boxes(*picture.size, options, rng)
             return [np.asarray(picture.crop(box).convert("RGB")) for box in boxes]
+
+
+def _open(stored: Path | bytes, value_range: str | None) -> Image.Image:
+    kind = read_header(stored).kind
+    if not kind.is_deep:
+        return Image.open(io.BytesIO(stored) if isinstance(stored, bytes) else stored)
+    if value_range is None:
+        raise ValueError(f"{kind.name}, not 8 bits: give --value-range LOW:HIGH")
+    values = read_picture(stored)
+    if not isinstance(values, np.ndarray):
+        raise TypeError(f"{kind.name} without its numbers")
+    if not np.isfinite(values).all():
+        raise ValueError("some of its values are no numbers")
+    pixels = map_to_8_bits(values, parse_value_range(value_range))
+    # [H,W], or [H,W,C] without its opacity
+    return Image.fromarray(pixels if pixels.ndim == 2 else pixels[:, :, :3])
 
 
 def count_keypoints(patch: Pixels) -> int:
@@ -187,7 +219,7 @@ def shrink(patch: Pixels, size: int, channels: int) -> Pixels:
 
 
 def cut_images(
-    source: Path, names: Sequence[str], options: PoolBuildOptions
+    store: PictureStore, names: Sequence[str], options: PoolBuildOptions
 ) -> tuple[Pixels, CutReport]:
     """Cut, filter and shrink the patches of some images.
 
@@ -195,20 +227,22 @@ def cut_images(
     depend on which images are cut with it, or where.
 
     Args:
-        source: Top of the image tree.
-        names: Paths of the images relative to it.
+        store: Where the images lie.
+        names: Their names.
         options: The settings of the cut.
 
     Returns:
         The n patches that passed, u8[n,C,size,size] in order of `names`, and what
         became of the images.
     """
+    register_heif()
     passed: list[Pixels] = []
     total = CutReport()
     for name in names:
         rng = stream(options.seed, "pool", name)
         try:
-            patches = read_patches(source / name, options, rng)
+            [stored] = store.fetch([name])
+            patches = read_patches(stored, options, rng)
         except Exception as error:
             failure = f"{name} ({error})"
             total += CutReport(images=1, unreadable=1, failures=(failure,))

@@ -26,9 +26,14 @@ from instahide_fl.files import folder_for_sockets
 
 Result = TypeVar("Result")
 
+_shared_arguments: tuple[Any, ...] = ()  # of a worker process
+
 
 def run_in_processes(
-    function: Callable[..., Result], calls: Sequence[tuple[Any, ...]], jobs: int
+    function: Callable[..., Result],
+    calls: Sequence[tuple[Any, ...]],
+    jobs: int,
+    shared: tuple[Any, ...] = (),
 ) -> Generator[Result, None, None]:
     """Call a function in worker processes and yield its results as they come.
 
@@ -38,6 +43,8 @@ def run_in_processes(
         function: a function of a module, which workers import.
         calls: The arguments of each call.
         jobs: Processes.
+        shared: Arguments of all calls, before their own. They are sent to each process
+            once, so they may be large.
 
     Raises:
         EngineError: a worker process died.
@@ -45,7 +52,7 @@ def run_in_processes(
     """
     if not calls:
         return
-    with _executor(min(jobs, len(calls))) as executor:
+    with _executor(min(jobs, len(calls)), shared) as executor:
         running: set[Future[Result]] = set()
         for arguments in calls:
             # No more in the queue than keeps every process busy.
@@ -54,12 +61,12 @@ def run_in_processes(
                 yield from (future.result() for future in completed)
             # A submit may start a process, which half started nobody would end.
             with _interrupts_deferred():
-                running.add(executor.submit(function, *arguments))
+                running.add(executor.submit(_call, function, arguments))
         yield from (future.result() for future in as_completed(running))
 
 
 @contextlib.contextmanager
-def _executor(jobs: int) -> Iterator[ProcessPoolExecutor]:
+def _executor(jobs: int, shared: tuple[Any, ...]) -> Iterator[ProcessPoolExecutor]:
     # Workers are forked from a server and share what it has loaded. None of our own
     # modules: the server may not have this process's module path.
     multiprocessing.set_forkserver_preload(["numpy", "cv2", "PIL.Image"])
@@ -70,7 +77,7 @@ def _executor(jobs: int) -> Iterator[ProcessPoolExecutor]:
     context = multiprocessing.get_context("forkserver")
     # Nothing is ever sent: workers end when they reach the end of this pipe.
     receiving, alive = context.Pipe(duplex=False)
-    executor = ProcessPoolExecutor(jobs, context, _prepare_worker, (receiving,))
+    executor = ProcessPoolExecutor(jobs, context, _prepare_worker, (receiving, shared))
     try:
         yield executor
         executor.shutdown()
@@ -97,9 +104,16 @@ def _short_socket_paths() -> Iterator[None]:
         tempfile.tempdir = before
 
 
-def _prepare_worker(parent: Connection) -> None:
+def _call(function: Callable[..., Result], arguments: tuple[Any, ...]) -> Result:
+    return function(*_shared_arguments, *arguments)
+
+
+def _prepare_worker(parent: Connection, shared: tuple[Any, ...]) -> None:
     """Use one thread, and end with the parent or when it closes its end of the pipe."""
     import cv2
+
+    global _shared_arguments
+    _shared_arguments = shared
 
     cv2.setNumThreads(1)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()

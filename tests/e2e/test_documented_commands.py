@@ -77,6 +77,8 @@ def material(tmp_path_factory):
     classes = [str(i) for i in range(10)]
     write_hugging_face_folder(place / "cifar10", 200, (32, 32), classes=classes)
     write_photos(place / "photos", 40)
+    for kind in ("zip", "tar"):
+        shutil.make_archive(str(place / "photos"), kind, place / "photos")
     shutil.copytree(ROOT / "experiments", place / "checkout" / "experiments")
     shutil.copytree(ROOT / "docs" / "attacks", place / "checkout" / "docs" / "attacks")
     experiments = place / "checkout" / "experiments"
@@ -131,6 +133,8 @@ def own(line, material):
         r"hf:(path/to/cifar10|uoft-cs/cifar10|PATH-OF-CIFAR-10)": cifar,
         r"--data cifar10": f"--data {cifar}",
         r"/data/imagenet/train": str(material / "photos"),
+        r"pictures\.zip": str(material / "photos.zip"),
+        r"shards/train-\S+\.tar": str(material / "photos.tar"),
         r"--pool POOL": "--pool photos",
         # The images made here are too few for it: tests/library/test_carlini.py.
         r" --attack carlini\b.*": "",

@@ -1,18 +1,21 @@
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
+import zipfile
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from instahide_fl.data.image_tree import list_images
 from instahide_fl.data.photos_pool import load_photos
 from instahide_fl.data.pool import MixingPool
 from instahide_fl.data.pool_build import build_pool
@@ -24,12 +27,19 @@ from instahide_fl.data.pool_patches import (
     read_patches,
     shrink,
 )
+from instahide_fl.data.pool_source import open_pool_source
 from instahide_fl.errors import OutputError, PoolError
 from instahide_fl.rng import stream
 from instahide_fl.types import ChannelStatistics
 from tests.real_data import IMAGENET
 
 COMMAND = [sys.executable, "-c", "from instahide_fl.cli import main; main()"]
+
+
+def list_images(source):
+    return list(open_pool_source(source).names)
+
+
 QUICK = PoolBuildOptions(size=16, crops=3, patch_size=96, seed=4)
 
 
@@ -181,7 +191,7 @@ def test_sources_without_a_usable_patch_leave_nothing_behind(tmp_path, photos):
     fails(r"3 images, 3 patches .* best 0 key points\): --min-keypoints is 40, lower")
     photos[0].save(source / "d.png")
     fails("best [1-9][0-9]* key points", PoolBuildOptions(16, min_keypoints=99_999))
-    with pytest.raises(PoolError, match="not a folder"):
+    with pytest.raises(PoolError, match="neither a folder nor"):
         build_pool(source / "a.jpg", out, QUICK)
 
 
@@ -209,6 +219,103 @@ def test_an_existing_pool_and_another_unfinished_build_stay(tree, tmp_path):
     with pytest.raises(OutputError, match=r"new\.building holds .* delete this folder"):
         build_pool(tree, tmp_path / "new", QUICK)
     assert (work / "mine.txt").exists()
+
+
+def write_tar(path, files):
+    with tarfile.open(path, "w") as archive:
+        for name, content in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".tar.gz", ".zip"])
+def test_an_archive_gives_the_pool_of_its_folder(tree, tmp_path, suffix):
+    path = tmp_path / f"source{suffix}"
+    files = {name: (tree / name).read_bytes() for name in list_images(tree)}
+    if suffix == ".zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, content in files.items():
+                archive.writestr(name, content)
+    else:
+        with tarfile.open(path, f"w:{suffix[5:]}") as archive:
+            archive.add(tree, ".", recursive=True)
+    of_folder = build_pool(tree, tmp_path / "folder", QUICK)
+    of_archive = build_pool(path, tmp_path / "archive", QUICK, jobs=2)
+    assert of_archive.sha256 == of_folder.sha256
+    assert of_archive.report == of_folder.report
+
+
+def test_pools_of_shards_and_patterns(tmp_path, photos):
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    for shard in range(2):
+        files = {"0.cls": b"1", ".hidden.png": b"", "__MACOSX/a.png": b""}
+        for number in range(3):
+            file = io.BytesIO()
+            photos[3 * shard + number].save(file, "png")
+            files[f"{number}.png"] = file.getvalue()
+        write_tar(shards / f"train-{shard}.tar", files)
+    (shards / "notes.txt").write_text("text")
+    built = build_pool(shards, tmp_path / "pool", QUICK, jobs=2)
+    pattern = shards / "train-{0..1}.tar"
+    of_pattern = build_pool(pattern, tmp_path / "pattern", QUICK)
+    assert built.sha256 == of_pattern.sha256
+    assert built.report.images == 6
+    assert list_images(pattern)[2:4] == ["train-0.tar/2.png", "train-1.tar/0.png"]
+    assert {entry.reason: entry.count for entry in built.left_out} == {
+        "hidden files and folders, and what programs leave behind": 4,
+        "file type .cls": 2,
+        "file type .txt": 1,
+    }
+    facts = [text for title, text in built.facts() if title == "left out"]
+    assert "2 file type .cls (train-0.tar/0.cls, train-1.tar/0.cls)" in facts
+    with pytest.raises(PoolError, match=r"1 of 3 archives .* \(train-2\.tar\)"):
+        build_pool(shards / "train-{0..2}.tar", tmp_path / "missing", QUICK)
+
+
+def test_an_unfinished_build_of_an_archive_that_changed_stays(tmp_path, photos):
+    file = io.BytesIO()
+    photos[0].save(file, "png")
+    path = tmp_path / "source.tar"
+    write_tar(path, {"0.png": file.getvalue()})
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_pool(path, tmp_path / "pool", QUICK, progress=stop)
+    write_tar(path, {"0.png": file.getvalue() + b" " * 10240})
+    with pytest.raises(OutputError, match="archives"):
+        build_pool(path, tmp_path / "pool", QUICK)
+
+
+def test_deep_pictures_need_a_range(tmp_path, photos):
+    source = tmp_path / "source"
+    source.mkdir()
+    shallow = np.asarray(photos[0].convert("RGB"))
+    # 12 bits in 16, as cameras and scanners write them
+    deep = shallow.astype(np.uint16) * 16
+    Image.fromarray(deep[:, :, 1]).save(source / "grey.png")
+    Image.fromarray(deep[:, :, 1].astype(np.float32)).save(source / "float.tiff")
+    cv2.imwrite(str(source / "colour.png"), deep[:, :, ::-1])
+    cv2.imwrite(str(source / "colour.tiff"), deep[:, :, ::-1])
+    whole = PoolBuildOptions(16, 1, 0, 150, value_range="0:4080")
+    with pytest.raises(PoolError, match=r"none of the 4 images .*--value-range LOW"):
+        build_pool(source, tmp_path / "refused", PoolBuildOptions(16, 1, 0))
+    for name in list_images(source):
+        [patch] = read_patches(source / name, whole, stream(0, "x"))
+        box = patch_boxes(200, 150, whole, stream(0, "x"))[0]
+        expected = shallow[box[1] : box[3], box[0] : box[2]]
+        if "colour" not in name:
+            expected = np.repeat(expected[:, :, 1:2], 3, axis=2)
+        assert np.array_equal(patch, expected), name
+    built = build_pool(source, tmp_path / "pool", whole)
+    manifest = json.loads((built.folder / "manifest.json").read_text())
+    assert manifest["value_range"] == "0:4080"
+    assert built.report.patches_kept == 4
+    with pytest.raises(PoolError, match="--value-range must be LOW:HIGH"):
+        PoolBuildOptions(value_range="5:5")
 
 
 def start_build(source, out, *options):

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from instahide_fl.data.data_report import MAX_EXAMPLES, LeftOut
+from instahide_fl.data.picture_types import readable_suffixes
 from instahide_fl.data.sources.part_names import part_role
-from instahide_fl.data.sources.tar_samples import picture_suffixes
 from instahide_fl.errors import DataError
 
 SHARD_SUFFIX = ".tar"
@@ -74,20 +74,41 @@ def find_shards(reference: str) -> ShardFiles:
     path = Path(reference).expanduser()
     if path.is_dir():
         return _shards_of_folder(path)
-    if "{" in reference:
-        shards = _existing(reference, [Path(name) for name in expand_braces(str(path))])
-    elif "*" in path.name:
-        shards = sorted(path.parent.glob(path.name))
-    else:
-        shards = _existing(reference, [path])
+    shards = expand_pattern(path)
+    if shards is None or "{" in reference:
+        shards = _existing(reference, shards or [path])
     _refuse_compressed(shards)
     if not shards:
         raise DataError(f"data.dataset: webdataset:{reference} names no file")
-    # Of several folders (`{train,val}/0.tar`) the common one.
-    depths = zip(*(shard.parent.parts for shard in shards), strict=False)
-    common = itertools.takewhile(lambda parts: len(set(parts)) == 1, depths)
-    folder = Path(*(parts[0] for parts in common))
+    folder = common_folder(shards)
     return ShardFiles(folder, tuple(shards), _class_names_file(folder), ())
+
+
+def expand_pattern(path: Path) -> list[Path] | None:
+    """Return the files that a pattern names, or None if it is none.
+
+    Args:
+        path: A path that may hold `{0000..0009}`, `{a,b}` or, in its last part, `*`.
+
+    Raises:
+        DataError: Braces hold something else, or stand for too many names.
+    """
+    if path.exists():
+        return None
+    if "{" in str(path):
+        return [Path(name) for name in expand_braces(str(path))]
+    return sorted(path.parent.glob(path.name)) if "*" in path.name else None
+
+
+def common_folder(files: Sequence[Path]) -> Path:
+    """Return the innermost folder that holds all of some files.
+
+    Args:
+        files: The files, at least one.
+    """
+    levels = zip(*(file.parent.parts for file in files), strict=False)
+    common = itertools.takewhile(lambda names: len(set(names)) == 1, levels)
+    return Path(*(names[0] for names in common))
 
 
 def is_folder_of_shards(reference: str) -> bool:
@@ -105,8 +126,7 @@ def is_folder_of_shards(reference: str) -> bool:
     if not any(name.endswith(SHARD_SUFFIX) for f in near for name in os.listdir(f)):
         return False
     suffixes = {path.suffix.lower() for path in folder.rglob("*")}
-    pictures = {f".{suffix}" for suffix in picture_suffixes()}
-    return not suffixes & (DATA_SUFFIXES | pictures)
+    return not suffixes & (DATA_SUFFIXES | readable_suffixes())
 
 
 def expand_braces(pattern: str) -> list[str]:

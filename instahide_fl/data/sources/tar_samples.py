@@ -12,18 +12,20 @@ import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
+from instahide_fl.data.picture_types import (
+    file_suffix,
+    is_leftover,
+    readable_suffixes,
+)
+from instahide_fl.data.tar_headers import read_tar_headers
 from instahide_fl.errors import DataError
 
 LABEL_COLUMNS = ("cls", "json", "txt")  # that may hold a sample's class
 MAX_PROBED = 1000  # members that tell a WebDataset shard from an archived folder
-CHUNK_BYTES = 2**20
-# Formats that Pillow opens only with another library.
-_STUBS = {"BUFR", "GRIB", "HDF5", "MPEG", "WMF"}
 
 
 class MemberSpan(NamedTuple):
@@ -79,22 +81,9 @@ class ShardContent:
     irregular: list[str] = field(default_factory=list)
 
 
-@cache
-def picture_suffixes() -> frozenset[str]:
-    """Return the suffixes of pictures that Pillow reads: jpg, png, ..."""
-    from PIL import Image
-
-    Image.init()
-    return frozenset(
-        suffix.removeprefix(".")
-        for suffix, kind in Image.registered_extensions().items()
-        if kind in Image.OPEN and kind not in _STUBS
-    )
-
-
 def is_picture_column(column: str) -> bool:
     """Return whether a column holds pictures: `jpg`, `seg.png`."""
-    return column.rpartition(".")[2] in picture_suffixes()
+    return file_suffix(f"name.{column}") in readable_suffixes()
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -195,28 +184,12 @@ def fetch_members(shards: Sequence[Path], spans: Iterable[MemberSpan]) -> list[b
 
 
 def _is_hidden(name: str) -> bool:
-    return any(part.startswith((".", "__MACOSX")) for part in name.split("/"))
+    return any(map(is_leftover, name.split("/")))
 
 
 def _headers(path: Path) -> Iterator[tarfile.TarInfo]:
-    """Yield the headers of an archive's members."""
-    with (
-        _read_errors(path),
-        path.open("rb") as file,
-        tarfile.open(fileobj=file, mode="r:") as archive,
-    ):
-        while (info := archive.next()) is not None:
-            yield info
-            # tarfile remembers every header: a gigabyte for a million members.
-            archive.members.clear()  # type: ignore[attr-defined]
-        # It takes a damaged header, or the end of the first of several archives that
-        # were joined, for the end of all.
-        file.seek(archive.offset)
-        while remainder := file.read(CHUNK_BYTES):
-            if remainder.count(0) < len(remainder):
-                raise ValueError(
-                    f"not a header at byte {archive.offset}, though the file goes on"
-                )
+    with _read_errors(path):
+        yield from read_tar_headers(path)
 
 
 @contextmanager
