@@ -91,7 +91,7 @@ def test_default_folders_are_numbered_and_a_settings_file_works(command):
         (["--set", "pool.source=colour"], "3x28x28"),
         (["--set", "pool.source=corrupt"], "copy or build it again"),
         (["--set", "data.dataset=cifar11"], "must be mnist-5k, hf:"),
-        (["--set", "data.dataset=hf:/nowhere/at-all"], "cannot load hf:"),
+        (["--set", "data.dataset=hf:/nowhere/at-all"], "no such folder or file"),
         (["--set", "data.image-size=2"], "at least 4x4"),
         (["--set", "resources.gpus-per-client=1.0"], "no usable GPU"),
         (["--engine", "warp"], "must be one of inline, ray, flower"),

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.json
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -75,7 +76,16 @@ def test_what_save_to_disk_wrote_is_read(tmp_path):
 
 @pytest.mark.parametrize(
     "name",
-    ["a.parquet", "a.arrow", "file.arrow", "a.jsonl", "a.json", "a.csv", "a.tsv"],
+    [
+        "a.parquet",
+        "a.arrow",
+        "file.arrow",
+        "a.jsonl",
+        "a.json",
+        "a.csv",
+        "a.tsv",
+        "semicolon.csv",
+    ],
 )
 def test_a_table_file_is_a_data_set(tmp_path, name):
     path = tmp_path / name
@@ -90,7 +100,7 @@ def test_a_table_file_is_a_data_set(tmp_path, name):
     elif path.suffix == ".jsonl":
         path.write_text("\n".join(map(json.dumps, rows)))
     else:
-        between = "\t" if path.suffix == ".tsv" else ","
+        between = {"a.csv": ",", "a.tsv": "\t", "semicolon.csv": ";"}[name]
         lines = [between.join(row.values()) for row in rows]
         path.write_text("\n".join([f"file_name{between}label", *lines]))
     for place in (path, tmp_path):
@@ -136,6 +146,14 @@ def test_files_that_are_not_read_are_counted(tmp_path):
 def test_damaged_tables_are_named(tmp_path, content, match):
     (tmp_path / "train.parquet").write_bytes(content)
     with pytest.raises(DataError, match=match):
+        read(tmp_path)
+
+
+def test_a_table_with_two_columns_of_one_name_is_refused(tmp_path):
+    columns = [pa.array(structs()), pa.array([0, 1] * 6), pa.array([0, 1] * 6)]
+    table = pa.Table.from_arrays(columns, names=["image", "label", "label"])
+    pq.write_table(table, tmp_path / "train.parquet")
+    with pytest.raises(DataError, match="several columns called label: rename"):
         read(tmp_path)
 
 

@@ -38,6 +38,9 @@ def pixels_of(stored):
 
 STORED = {
     "struct": lambda folder: structs(),
+    "struct with more fields": lambda folder: [
+        {**value, "size": 8} for value in structs()
+    ],
     "struct of paths": lambda folder: [
         {"bytes": None, "path": name} for name in as_paths(folder)
     ],
@@ -146,6 +149,7 @@ def test_labels_of_any_type_become_classes(tmp_path, labels, names):
         (list(range(ROWS)), "12 different values in 12 rows"),
         (["cat"], "holds one class only, cat"),
         ([date(2020, 1, 1)], r"no class labels in label \(date32"),
+        ([[[0]], [[1]]], r"no class labels in label \(list"),
     ],
 )  # fmt: skip
 def test_labels_that_are_no_classes_are_refused(tmp_path, labels, match):

@@ -33,8 +33,7 @@ def picture_kind(table: Table, name: str) -> PictureKind | None:
     column_type = table.schema.field(name).type
     types = pa.types
     if types.is_struct(column_type):
-        fields = {column_type.field(i).name for i in range(column_type.num_fields)}
-        return "struct" if fields and fields <= {"bytes", "path"} else None
+        return "struct" if _is_picture_struct(column_type) else None
     if is_binary(column_type):
         value = first_value(table, name)
         return "bytes" if value is not None and is_picture(value) else None
@@ -83,8 +82,8 @@ def class_names(table: Table, name: str) -> list[str] | None:
     import pyarrow as pa
 
     feature = table.features.get(name)
-    while isinstance(feature, datasets.List | datasets.LargeList | list):
-        feature = feature[0] if isinstance(feature, list) else feature.feature
+    if isinstance(feature, datasets.List | datasets.LargeList):
+        feature = feature.feature
     is_number = pa.types.is_integer(_item_type(table.schema.field(name).type))
     if isinstance(feature, datasets.ClassLabel) and is_number:
         return [str(class_name) for class_name in feature.names]
@@ -181,6 +180,14 @@ def first_value(table: Table, name: str) -> Any:
     return None
 
 
+def _is_picture_struct(column_type: pa.DataType) -> bool:
+    fields = [column_type.field(i) for i in range(column_type.num_fields)]
+    if any(field.name == "bytes" and is_binary(field.type) for field in fields):
+        return True
+    names = {field.name for field in fields}
+    return names == {"path"} or names == {"bytes", "path"}
+
+
 def _is_text(column_type: pa.DataType) -> bool:
     import pyarrow as pa
 
@@ -198,7 +205,7 @@ def _item_type(column_type: pa.DataType) -> pa.DataType:
     import pyarrow as pa
 
     column_type = storage_type(column_type)
-    while is_list(column_type):
+    if is_list(column_type):
         column_type = column_type.value_type
     is_category = pa.types.is_dictionary(column_type)
     return column_type.value_type if is_category else column_type

@@ -16,7 +16,7 @@ from instahide_fl.data.sources.hugging_face.column_kinds import (
     nested_shape,
     picture_kind,
 )
-from instahide_fl.data.sources.hugging_face.tables import Table
+from instahide_fl.data.sources.hugging_face.tables import Table, some_columns
 from instahide_fl.errors import DataError
 
 # Of the first group that a table has a name of, there must be one column only.
@@ -31,6 +31,7 @@ LABEL_NAMES = (
     ("class", "classes", "category", "target", "targets", "class_name", "y"),
 )
 BY_NAME_ONLY = 2
+MAX_COLUMNS = 10  # whose types a message tells
 MAX_TYPE_LETTERS = 40  # of the type of a column in a message
 _INDEX = "__index_level_"  # how pandas names a column for the numbers of rows
 
@@ -88,50 +89,80 @@ def choose_columns(table: Table, place: str, config: DataConfig) -> ChosenColumn
             can be used; or several have an equal claim.
     """
     columns = [name for name in table.schema.names if not name.startswith(_INDEX)]
-    taken = {config.label_column, config.client_column}
-    image = _choose(_PICTURES, table, place, config.image_column, columns, taken)
-    taken = {image, config.client_column}
-    label = _choose(_CLASSES, table, place, config.label_column, columns, taken)
+    choice = _Choice(table, place, columns, config.client_column)
+    image = choice.of(_PICTURES, config.image_column, taken=config.label_column)
+    label = choice.of(_CLASSES, config.label_column, taken=image)
     used = (image, label, config.client_column)
     return ChosenColumns(
         image, label, tuple(name for name in columns if name not in used)
     )
 
 
-def _choose(
-    purpose: _Purpose,
-    table: Table,
-    place: str,
-    setting: str,
-    columns: Sequence[str],
-    taken: set[str],
-) -> str:
-    if setting and setting not in columns:
-        raise DataError(
-            f"data.{purpose.setting}: {place} has no column {setting!r}, choose of "
-            f"{', '.join(columns)}"
+@dataclass(frozen=True)
+class _Choice:
+    """What columns are chosen of.
+
+    Attributes:
+        table: The table.
+        place: The name of the data set, for messages.
+        columns: The names of its columns.
+        owner: The column with the owners, which is hardly the one with the classes;
+            empty if there is none.
+    """
+
+    table: Table
+    place: str
+    columns: Sequence[str]
+    owner: str
+
+    def of(self, purpose: _Purpose, setting: str, taken: str) -> str:
+        """Return the column for a purpose.
+
+        Args:
+            purpose: The purpose.
+            setting: The column that a setting names; empty chooses.
+            taken: The column that serves another purpose.
+
+        Raises:
+            DataError: The choice is not certain.
+        """
+        if setting and setting not in self.columns:
+            raise DataError(
+                f"data.{purpose.setting}: {self.place} has no column {setting!r}, "
+                f"choose of {some_columns(self.columns)}"
+            )
+        free = [name for name in self.columns if name != taken]
+        named = [setting] if setting else _usual(purpose.usual_names, free)
+        candidates = named or [name for name in free if name != self.owner]
+        ranks = {name: purpose.rank(self.table, name) for name in candidates}
+        usable = [name for name, rank in ranks.items() if rank is not None]
+        if not named:
+            best = min((ranks[name] or 0 for name in usable), default=BY_NAME_ONLY)
+            usable = [n for n in usable if ranks[n] == best and best < BY_NAME_ONLY]
+        if not usable:
+            raise self._nothing_usable(purpose, candidates)
+        if len(usable) > 1:
+            raise DataError(
+                f"data.{purpose.setting}: {self.place} has several columns with "
+                f"{purpose.contents}, {some_columns(usable)}: set "
+                f"data.{purpose.setting} to the one that is meant"
+            )
+        return usable[0]
+
+    def _nothing_usable(
+        self, purpose: _Purpose, candidates: Sequence[str]
+    ) -> DataError:
+        objections = [
+            f"{name} ({purpose.objection(self.table, name)})"
+            for name in candidates[:MAX_COLUMNS]
+        ]
+        further = ", ..." if len(candidates) > MAX_COLUMNS else ""
+        looked_at = f" in {', '.join(objections)}{further}" if objections else ""
+        return DataError(
+            f"data.{purpose.setting}: {self.place} has no {purpose.contents}"
+            f"{looked_at}: {purpose.remedy}, or set data.{purpose.setting} to another "
+            f"column of {some_columns(self.columns)}"
         )
-    free = [name for name in columns if name not in taken]
-    chosen = [setting] if setting else _usual(purpose.usual_names, free)
-    ranks = {name: purpose.rank(table, name) for name in chosen or free}
-    usable = [name for name, rank in ranks.items() if rank is not None]
-    if not chosen:
-        best = min((ranks[name] or 0 for name in usable), default=BY_NAME_ONLY)
-        usable = [n for n in usable if ranks[n] == best and best < BY_NAME_ONLY]
-    if len(usable) > 1:
-        raise DataError(
-            f"data.{purpose.setting}: {place} has several columns with "
-            f"{purpose.contents}, {', '.join(usable)}: set data.{purpose.setting} to "
-            f"the one that is meant"
-        )
-    if not usable:
-        objections = [f"{n} ({purpose.objection(table, n)})" for n in chosen or columns]
-        raise DataError(
-            f"data.{purpose.setting}: {place} has no {purpose.contents} in "
-            f"{', '.join(objections)}: {purpose.remedy}, or set "
-            f"data.{purpose.setting} to another column of {', '.join(columns)}"
-        )
-    return usable[0]
 
 
 def _usual(groups: Sequence[Sequence[str]], columns: Sequence[str]) -> list[str]:

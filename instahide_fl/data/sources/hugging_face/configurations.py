@@ -51,20 +51,10 @@ def read_configurations(folder: Path) -> list[Configuration]:
     Raises:
         DataError: The front matter of README.md is damaged.
     """
-    from huggingface_hub import metadata_load
-
-    file = folder / README
-    if not file.is_file():
-        return []
     try:
-        entries = (metadata_load(file) or {}).get("configs") or []
-        return [_configuration(entry) for entry in entries]
-    except Exception as error:  # of the YAML parser, or of entries of other shapes
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(
-            f"data.dataset: the front matter of {file} cannot be read ({reason}): mend "
-            f"it or remove it"
-        ) from None
+        return [_configuration(entry) for entry in _metadata(folder).get("configs", ())]
+    except (AttributeError, KeyError, TypeError):
+        raise _damaged(folder / README, "its configs have another shape") from None
 
 
 def read_declared_features(folder: Path, name: str) -> Mapping[str, Any]:
@@ -80,8 +70,8 @@ def read_declared_features(folder: Path, name: str) -> Mapping[str, Any]:
     from datasets.info import DatasetInfosDict
 
     try:
-        infos = DatasetInfosDict.from_directory(str(folder))
-    except Exception:  # of the YAML parser, or of types of later versions
+        infos = DatasetInfosDict.from_dataset_card_data(_metadata(folder))
+    except Exception:  # of types of later versions
         return {}
     names = [name] if name else ["default", *(infos if len(infos) == 1 else ())]
     info = next((infos[entry] for entry in names if entry in infos), None)
@@ -121,6 +111,25 @@ def choose_configuration(
             f"data.config to one of them"
         )
     return chosen[0]
+
+
+def _metadata(folder: Path) -> dict[str, Any]:
+    """Return the front matter of README.md; nothing if there is none."""
+    from huggingface_hub import metadata_load
+
+    file = folder / README
+    try:
+        return (metadata_load(file) if file.is_file() else None) or {}
+    except Exception as error:  # of the YAML parser, or of the encoding
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise _damaged(file, reason) from None
+
+
+def _damaged(file: Path, reason: str) -> DataError:
+    return DataError(
+        f"data.dataset: the front matter of {file} cannot be read ({reason}): mend it "
+        f"or remove it"
+    )
 
 
 def _configuration(entry: Mapping[str, Any]) -> Configuration:

@@ -31,10 +31,10 @@ MAX_DISTINCT_ROWS = 10  # of a set of which each row may have a class of its own
 
 @dataclass(frozen=True)
 class PartLabels:
-    """The classes of the rows of a part.
+    """The classes of the rows of a part, or of one of its files.
 
     Attributes:
-        title: The name of the part, for messages.
+        title: The name of the part or file, for messages.
         codes: i64[N], numbers into `classes`, `NO_LABEL` where a row has none.
         classes: The classes: declared names, texts, or whole numbers in their order.
         is_declared: Whether the file declares the names of the classes.
@@ -63,7 +63,7 @@ def read_labels(title: str, tables: Sequence[Table], column: str) -> PartLabels:
         DataError: The values are no classes, or the tables declare different classes.
     """
     filled = [table for table in tables if table.num_rows]
-    pieces = [_read_table(title, table, column) for table in filled]
+    pieces = [_read_table(table, column) for table in filled]
     labelled = [piece for piece in pieces if piece.has_labels] or pieces
     if not labelled:
         return PartLabels(title, np.zeros(0, np.int64), (), False)
@@ -200,13 +200,14 @@ def class_warnings(
     return warnings
 
 
-def _read_table(title: str, table: Table, column: str) -> PartLabels:
+def _read_table(table: Table, column: str) -> PartLabels:
+    title = table.title
     if column not in table.schema.names:
         return PartLabels(title, np.full(table.num_rows, NO_LABEL), (), False)
     kind = label_kind(table, column)
     if kind is None:
         raise DataError(
-            f"data.label-column: {column!r} of {table.title} holds no classes but "
+            f"data.label-column: {column!r} of {title} holds no classes but "
             f"{table.schema.field(column).type}: store whole numbers or names"
         )
     values = table.read_column(column).to_pylist()
@@ -243,7 +244,7 @@ def _declared(
 def _single_items(title: str, column: str, values: list[Any]) -> list[Any]:
     """Return the items of lists of one item each."""
     for row, value in enumerate(values):
-        if value is not None and (len(value) > 1 or isinstance(value[:1], str)):
+        if value is not None and len(value) > 1:
             raise DataError(
                 f"data.label-column: row {row} of {column!r} of {title} has "
                 f"{len(value)} labels; an image can have one class only: choose "

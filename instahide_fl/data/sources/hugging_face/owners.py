@@ -18,7 +18,7 @@ from instahide_fl.data.sources.hugging_face.names import (
     alike_names_warnings,
     clean_value,
 )
-from instahide_fl.data.sources.hugging_face.tables import Table
+from instahide_fl.data.sources.hugging_face.tables import Table, some_columns
 from instahide_fl.errors import DataError
 
 
@@ -83,7 +83,7 @@ def _check_type(table: Table, column: str) -> None:
     if column not in table.schema.names:
         raise DataError(
             f"data.client-column: {table.title} has no column {column!r}, only "
-            f"{', '.join(table.schema.names)}"
+            f"{some_columns(table.schema.names)}"
         )
     column_type = storage_type(table.schema.field(column).type)
     if pa.types.is_nested(column_type) or is_binary(column_type):

@@ -15,7 +15,11 @@ from instahide_fl.data.sources.hugging_face.column_kinds import (
     array_depth,
     is_picture_shape,
 )
-from instahide_fl.data.sources.hugging_face.tables import ColumnReader, Table
+from instahide_fl.data.sources.hugging_face.tables import (
+    ColumnReader,
+    Table,
+    some_columns,
+)
 from instahide_fl.errors import DataError
 
 if TYPE_CHECKING:
@@ -38,7 +42,7 @@ def stored_pictures(title: str, tables: Sequence[Table], column: str) -> StoredP
         if column not in table.schema.names:
             raise DataError(
                 f"data.image-column: {table.title} has no column {column!r}, only "
-                f"{', '.join(table.schema.names)}: store it in each file"
+                f"{some_columns(table.schema.names)}: store it in each file"
             )
     column_pictures = _ColumnPictures(title, filled, column)
     return StoredPictures(

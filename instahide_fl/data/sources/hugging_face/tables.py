@@ -6,7 +6,7 @@ import bisect
 import contextlib
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 _ARROW_FILE = b"ARROW1"  # how a file of Arrow's file format begins
+CSV_DELIMITERS = (",", ";", "\t")
+MAX_LISTED = 20  # columns that a message names
 MAX_BATCH_ROWS = 2**16  # of a column without pictures that are decoded at once
 _POINTER = b"version https://git-lfs"  # how a file begins that Git LFS has not fetched
 
@@ -74,21 +76,27 @@ def open_table(path: Path, title: str) -> Table:
     Raises:
         DataError: It is damaged.
     """
-    kind = table_kind(path.name)
+    readers = {
+        "parquet": _open_parquet,
+        "arrow": _open_arrow,
+        "json": _open_json,
+        "csv": _open_csv,
+    }
     with _explained(path):
-        if kind == "parquet":
-            return _open_parquet(path, title)
-        readers = {"arrow": _map_arrow, "json": _read_json, "csv": _read_csv}
-        rows = readers[kind](path)
-        features = _declared_features(rows.schema)
-    return Table(
-        title=title,
-        folder=path.parent,
-        num_rows=rows.num_rows,
-        schema=rows.schema,
-        features=features,
-        open_column=lambda name: _MemoryColumn(rows, name),
-    )
+        table = readers[table_kind(path.name)](path, title)
+    names = table.schema.names
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise DataError(
+            f"data.dataset: {path} has several columns called "
+            f"{some_columns(repeated)}: rename all but one"
+        )
+    return table
+
+
+def some_columns(names: Sequence[str]) -> str:
+    """List the names of columns, the first ones of many."""
+    further = f", ... ({len(names)})" if len(names) > MAX_LISTED else ""
+    return ", ".join(names[:MAX_LISTED]) + further
 
 
 def table_of_dataset(dataset: Dataset, path: Path, title: str) -> Table:
@@ -230,7 +238,7 @@ def _declared_features(schema: pa.Schema) -> Mapping[str, Any]:
     return datasets.Features.from_dict(features) if features else {}
 
 
-def _map_arrow(path: Path) -> pa.Table:
+def _open_arrow(path: Path, title: str) -> Table:
     """Map a file of Arrow's stream or file format into memory."""
     import pyarrow as pa
 
@@ -238,27 +246,46 @@ def _map_arrow(path: Path) -> pa.Table:
     is_file_format = mapped.read(len(_ARROW_FILE)) == _ARROW_FILE
     mapped.seek(0)
     ipc = pa.ipc
-    return (ipc.open_file if is_file_format else ipc.open_stream)(mapped).read_all()
+    open_rows = ipc.open_file if is_file_format else ipc.open_stream
+    return _table_in_memory(open_rows(mapped).read_all(), path, title)
 
 
-def _read_json(path: Path) -> pa.Table:
+def _open_json(path: Path, title: str) -> Table:
     """Read a list of objects, or an object on each line."""
     import pyarrow as pa
     import pyarrow.json
 
     with path.open(encoding="utf-8") as file:
-        if not file.read(1024).lstrip().startswith("["):
-            return pyarrow.json.read_json(path)
+        is_list = file.read(1024).lstrip().startswith("[")
         file.seek(0)
-        return pa.Table.from_pylist(json.load(file))
+        rows = pa.Table.from_pylist(json.load(file)) if is_list else None
+    if rows is None:
+        rows = pyarrow.json.read_json(path)
+    return _table_in_memory(rows, path, title)
 
 
-def _read_csv(path: Path) -> pa.Table:
+def _open_csv(path: Path, title: str) -> Table:
     import pyarrow.csv
 
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-    options = pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
-    return pyarrow.csv.read_csv(path, parse_options=options)
+    with path.open(encoding="utf-8", errors="replace") as file:
+        header = file.readline()
+    options = pyarrow.csv.ParseOptions(
+        delimiter=max(CSV_DELIMITERS, key=header.count), newlines_in_values=True
+    )
+    return _table_in_memory(
+        pyarrow.csv.read_csv(path, parse_options=options), path, title
+    )
+
+
+def _table_in_memory(rows: pa.Table, path: Path, title: str) -> Table:
+    return Table(
+        title=title,
+        folder=path.parent,
+        num_rows=rows.num_rows,
+        schema=rows.schema,
+        features=_declared_features(rows.schema),
+        open_column=lambda name: _MemoryColumn(rows, name),
+    )
 
 
 @contextlib.contextmanager
