@@ -69,6 +69,22 @@ def is_plain_part_name(name: str) -> bool:
     return name.lower() in _ROLES
 
 
+def role_template(name: str) -> str:
+    """Return a part's name with a star for the word that tells its role.
+
+    The parts of a set share it: `*_images` for `train_images` and `test_images`.
+
+    Args:
+        name: The name of a folder or part.
+    """
+
+    def without_role(match: re.Match[str]) -> str:
+        word = match.group().lower()
+        return "*" if word in _ROLES_OF_WORDS else word
+
+    return re.sub(r"\d+", "0", _WORD.sub(without_role, name))
+
+
 def choose_parts(
     names: Sequence[str], train_part: str = "", test_part: str = ""
 ) -> ChosenParts:
@@ -92,8 +108,8 @@ def choose_parts(
                 f"data.{setting}: {value!r} is no part of the data set, choose of "
                 f"{_listed(names)}"
             )
-    train = train_part or _train_part([name for name in names if name != test_part])
-    test = test_part or _test_part([name for name in names if name != train])
+    train = train_part or find_train_part([n for n in names if n != test_part])
+    test = test_part or find_test_part([name for name in names if name != train])
     if train == test:
         raise DataError(
             f"data.train-part and data.test-part both name {train!r}: choose two of "
@@ -103,7 +119,15 @@ def choose_parts(
     return ChosenParts(train, test, unused)
 
 
-def _train_part(names: Sequence[str]) -> str:
+def find_train_part(names: Sequence[str]) -> str:
+    """Return the part to train on, by its name.
+
+    Args:
+        names: The names of the parts.
+
+    Raises:
+        DataError: There is none, or several have an equal claim.
+    """
     train = _best([name for name in names if part_role(name) == "train"], "train-part")
     if train is None and len(names) == 1 and part_role(names[0]) is None:
         return names[0]
@@ -115,7 +139,15 @@ def _train_part(names: Sequence[str]) -> str:
     return train
 
 
-def _test_part(names: Sequence[str]) -> str | None:
+def find_test_part(names: Sequence[str]) -> str | None:
+    """Return the part to test on, by its name: a test part, or else one to validate.
+
+    Args:
+        names: The names of the parts.
+
+    Raises:
+        DataError: Several have an equal claim.
+    """
     for role in ("test", "validation"):
         test = _best([name for name in names if part_role(name) == role], "test-part")
         if test is not None:

@@ -1,0 +1,320 @@
+"""Reads tables of picture and label: `metadata.csv`, `labels.csv`, `metadata.jsonl`.
+
+A table is used where its reading is certain: a column names files that exist, and one
+column holds the classes.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from instahide_fl.config import DataConfig
+from instahide_fl.data.data_report import LeftOut
+from instahide_fl.data.picture_listing import examples, printable
+from instahide_fl.data.sources.part_names import part_role
+from instahide_fl.data.sources.picture_names import PictureNames
+from instahide_fl.data.sources.picture_tree import base_name, parent
+from instahide_fl.errors import DataError
+
+TABLE_SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl")
+
+_IMAGE_COLUMNS = frozenset(
+    "file filename filepath filepaths file_path id image image_id image_name image_path "
+    "img img_path name path picture".replace("_", "").split()
+)
+_LABEL_COLUMNS = frozenset(
+    "annotation breed category class class_id class_label class_name classes diagnosis "
+    "dx label label_id label_name labels species tag target targets y".replace(
+        "_", ""
+    ).split()
+)
+_PART_COLUMNS = frozenset("dataset part partition phase set split subset usage".split())
+_ROW_NUMBERS = frozenset({"", "index", "unnamed0"})
+
+
+class UnusableTable(ValueError):
+    """A table that labels no pictures; the text says why, as a phrase."""
+
+
+@dataclass(frozen=True)
+class LabelTable:
+    """The labels that a table gives to pictures.
+
+    Attributes:
+        name: The name of the table's file.
+        columns: The columns taken, as in `SourceFindings.columns`.
+        columns_unused: The other columns.
+        labels: The class of each picture, by the picture's name.
+        parts: The part of each picture, where the table has a column for it.
+        clients: The owner of each picture, where `data.client-column` names a column;
+            empty where a row has none.
+        left_out: Rows that are not used, by reason.
+        has_usual_label: Whether the label column has a usual name, or is named by a
+            setting.
+    """
+
+    name: str
+    columns: Mapping[str, str]
+    columns_unused: tuple[str, ...]
+    labels: Mapping[str, str]
+    parts: Mapping[str, str] = field(default_factory=dict)
+    clients: Mapping[str, str] = field(default_factory=dict)
+    left_out: tuple[LeftOut, ...] = ()
+    has_usual_label: bool = True
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """A table as text.
+
+    Attributes:
+        header: The names of the columns.
+        rows: The cells, all rows of the same length.
+    """
+
+    header: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+
+    def column(self, name: str) -> list[str]:
+        number = self.header.index(name)
+        return [row[number] for row in self.rows]
+
+
+def read_label_table(
+    name: str, content: bytes, pictures: PictureNames, config: DataConfig
+) -> LabelTable:
+    """Read the labels of pictures from a table.
+
+    Args:
+        name: The name of the table's file; paths in it may be relative to its folder.
+        content: The content of the file.
+        pictures: The names of all pictures.
+        config: The table `[data]`: its settings of columns are obeyed.
+
+    Raises:
+        UnusableTable: It is no table, or does not label pictures for certain.
+        DataError: It has several columns that could be meant, or contradicts itself.
+    """
+    table = _parse(name, content)
+    # A table without a header begins with a picture.
+    first = _Rows(table.header, [table.header])
+    if _picture_columns(first, pictures, name):
+        header = tuple(f"column {number + 1}" for number in range(len(table.header)))
+        table = _Rows(header, [table.header, *table.rows])
+    if not table.rows:
+        raise UnusableTable("it has no rows")
+    named = _picture_columns(table, pictures, name)
+    image = _image_column(named, config.image_column, table, name)
+    part = _part_column(table, set(named))
+    client = config.client_column
+    taken = {*named, part, client}
+    others = [column for column in table.header if column not in taken]
+    label = _label_column(table, others, config.label_column, name)
+    used = {"image": image, "label": label} | ({"part": part} if part else {})
+    if client and client in table.header:
+        used["client"] = client
+    return _labels(name, table, used, named[image], _is_usual(label, config))
+
+
+def _parse(name: str, content: bytes) -> _Rows:
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = content.decode("cp1252", "replace")
+    try:
+        return _parse_json(text) if name.endswith(".jsonl") else _parse_csv(text)
+    except (csv.Error, json.JSONDecodeError) as error:
+        raise UnusableTable(f"it cannot be read ({error})") from None
+
+
+def _parse_csv(text: str) -> _Rows:
+    first = text.lstrip().partition("\n")[0]
+    delimiter = max(",;\t", key=first.count)
+    if delimiter not in first:
+        raise UnusableTable("its first line has no comma, semicolon or tab")
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    rows = [[cell.strip() for cell in row] for row in reader if any(row)]
+    header, width = rows[0], len(rows[0])
+    if len(set(header)) < width:
+        header = [f"{cell} ({i + 1})" if i else cell for i, cell in enumerate(header)]
+    cells = [tuple((row + [""] * width)[:width]) for row in rows[1:]]
+    return _Rows(tuple(header), cells)
+
+
+def _parse_json(text: str) -> _Rows:
+    objects = [json.loads(line) for line in text.splitlines() if line.strip()]
+    if not objects or not all(isinstance(row, dict) for row in objects):
+        raise UnusableTable("its lines are no JSON objects")
+    header = tuple(dict.fromkeys(key for row in objects for key in row))
+    rows = [tuple(_cell(row.get(key)) for key in header) for row in objects]
+    return _Rows(header, rows)
+
+
+def _cell(value: object) -> str:
+    return "" if value is None else str(value).strip()
+
+
+def _picture_columns(
+    table: _Rows, pictures: PictureNames, name: str
+) -> dict[str, list[str | None]]:
+    """Return the columns that name pictures, with the picture of each row."""
+    role = part_role(base_name(name).rpartition(".")[0])
+    columns = {}
+    for column in table.header:
+        found_names = pictures.match(table.column(column), parent(name), role)
+        if found_names is not None:
+            columns[column] = found_names
+    return columns
+
+
+def _image_column(
+    named: Mapping[str, Sequence[str | None]], setting: str, table: _Rows, name: str
+) -> str:
+    if setting:
+        if setting in named:
+            return setting
+        if setting in table.header:
+            raise UnusableTable(f"its column {setting!r} does not name the pictures")
+        raise UnusableTable(f"it has no column {setting!r} (data.image-column)")
+    usual = [column for column in named if _plain(column) in _IMAGE_COLUMNS]
+    candidates = usual or list(named)
+    if not candidates:
+        raise UnusableTable("no column of it names the pictures")
+    if any(named[column] != named[candidates[0]] for column in candidates):
+        raise DataError(
+            f"data.image-column: the columns {', '.join(candidates)} of "
+            f"{printable(name)} name different pictures: set data.image-column to one"
+        )
+    return candidates[0]
+
+
+def _part_column(table: _Rows, named: set[str]) -> str:
+    for column in table.header:
+        if column not in named and _plain(column) in _PART_COLUMNS:
+            values = set(table.column(column))
+            if "train" in {part_role(value) for value in values} and all(values):
+                return column
+    return ""
+
+
+def _label_column(table: _Rows, others: Sequence[str], setting: str, name: str) -> str:
+    if setting:
+        if setting in table.header:
+            return setting
+        raise UnusableTable(f"it has no column {setting!r} (data.label-column)")
+    usual = [column for column in others if _plain(column) in _LABEL_COLUMNS]
+    rest = [column for column in others if _plain(column) not in _ROW_NUMBERS]
+    candidates = usual or rest
+    if len(candidates) > 1 and usual:
+        candidates = _without_numbers_of_names(table, usual)
+    if not candidates or (len(candidates) > 1 and not usual):
+        raise UnusableTable(
+            f"no column of it has a usual name of labels, it has "
+            f"{', '.join(table.header)}: set data.label-column"
+        )
+    if len(candidates) > 1:
+        raise DataError(
+            f"data.label-column: the columns {', '.join(candidates)} of "
+            f"{printable(name)} could all be the classes: set data.label-column to one"
+        )
+    return candidates[0]
+
+
+def _without_numbers_of_names(table: _Rows, columns: Sequence[str]) -> list[str]:
+    """Keep one of several columns that tell the same, preferably in words."""
+    first = table.column(columns[0])
+    for column in columns[1:]:
+        pairs = set(zip(first, table.column(column), strict=True))
+        if not len(pairs) == len(set(first)) == len({cell for _, cell in pairs}):
+            return list(columns)
+    worded = [c for c in columns if not all(map(_is_number, table.column(c)))]
+    return [(worded or list(columns))[0]]
+
+
+def _labels(
+    name: str,
+    table: _Rows,
+    used: Mapping[str, str],
+    names: Sequence[str | None],
+    has_usual_label: bool,
+) -> LabelTable:
+    cells = _whole_numbers(table.column(used["label"]))
+    parts = table.column(used["part"]) if "part" in used else None
+    clients = table.column(used["client"]) if "client" in used else None
+    images = table.column(used["image"])
+    labels: dict[str, str] = {}
+    part_of: dict[str, str] = {}
+    client_of: dict[str, str] = {}
+    missing, unlabelled, repeated = [], [], []
+    for row, (picture, label) in enumerate(zip(names, cells, strict=True)):
+        if picture is None:
+            missing.append(images[row])
+        elif not label:
+            unlabelled.append(picture)
+        elif picture in labels:
+            repeated.append(picture)
+            if labels[picture] != label:
+                raise DataError(
+                    f"data.dataset: {printable(name)} gives {printable(picture)} "
+                    f"several labels ({labels[picture]}, {label}): one row for each "
+                    f"picture is needed"
+                )
+        else:
+            labels[picture] = label
+            if parts:
+                part_of[picture] = parts[row]
+            if clients:
+                client_of[picture] = clients[row]
+    file = printable(name)
+    left_out = tuple(
+        LeftOut.of(f"rows of {file} {reason}", list(map(printable, rows)))
+        for reason, rows in (
+            ("whose file is missing", missing),
+            ("without a label", unlabelled),
+            ("that repeat a picture", repeated),
+        )
+        if rows
+    )
+    return LabelTable(
+        name=name,
+        columns=used,
+        columns_unused=tuple(c for c in table.header if c not in used.values()),
+        labels=labels,
+        parts=part_of,
+        clients=client_of,
+        left_out=left_out,
+        has_usual_label=has_usual_label,
+    )
+
+
+def _whole_numbers(cells: Sequence[str]) -> list[str]:
+    """Write 1.0 as 1; refuse measurements, which are no classes."""
+    if not all(cell == "" or _is_number(cell) for cell in cells):
+        return list(cells)
+    numbers = [float(cell) if cell else None for cell in cells]
+    if any(number is not None and number % 1 for number in numbers):
+        fractions = [c for c, n in zip(cells, numbers, strict=True) if n and n % 1]
+        raise UnusableTable(
+            f"its labels are measurements ({examples(fractions)}), no classes"
+        )
+    return ["" if number is None else str(int(number)) for number in numbers]
+
+
+def _is_number(cell: str) -> bool:
+    return (
+        re.fullmatch(r"[+-]?\d+(\.\d*)?(e[+-]?\d+)?", cell, re.IGNORECASE) is not None
+    )
+
+
+def _is_usual(label: str, config: DataConfig) -> bool:
+    return bool(config.label_column) or _plain(label) in _LABEL_COLUMNS
+
+
+def _plain(column: str) -> str:
+    """Return a column's name without case and punctuation."""
+    return re.sub(r"[\W_]+", "", column.lower())
