@@ -206,9 +206,9 @@ class ListingBuilder:
         """
         if count:
             total, names = self._skipped.get(reason, (0, []))
-            if len(names) < MAX_EXAMPLES:
-                names.append(name)
-            self._skipped[reason] = (total + count, names)
+            # The same examples whatever the order that folders are read in.
+            first = sorted([*names, name])[:MAX_EXAMPLES]
+            self._skipped[reason] = (total + count, first)
 
     def finish(
         self, origin: Path, store: PictureStore, *, is_archive: bool

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import json
+import os
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +12,7 @@ from PIL import Image
 from instahide_fl.config import DataConfig
 from instahide_fl.data.datasets import load_dataset
 from instahide_fl.data.sources.base import BLOCK_IMAGES
+from instahide_fl.data.sources.find import find_source
 from instahide_fl.errors import DataError
 from instahide_fl.types import ChannelStatistics
 from tests.library.pictures import write_pictures
@@ -99,6 +104,102 @@ def test_image_folders_that_cannot_be_used(tmp_path, own_cache):
     write_pictures(tmp_path / "mixed", ["b/9.png"], size=(8, 9))
     refused("mixed", r"\(8x9\): set data\.image-size")
     assert not list(own_cache.glob("datasets/*"))
+
+
+def read(path, **settings):
+    return find_source(DataConfig(dataset=f"imagefolder:{path}", **settings)).read()
+
+
+def test_what_is_no_folder_of_pictures_is_refused_with_a_remedy(tmp_path):
+    for name, match in (
+        ("notes.pdf", r"is no folder: give .* archive .* table"),
+        ("train.parquet", r"or hf:.*train\.parquet"),
+    ):
+        (tmp_path / name).write_bytes(b"x")
+        with pytest.raises(DataError, match=match):
+            read(tmp_path / name)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "train.parquet").rename(tmp_path / "data" / "train.parquet")
+    with pytest.raises(DataError, match=rf"Hugging Face files: give hf:{tmp_path}"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", ["zip", "tar", "tar.gz"])
+def test_an_archive_is_read_as_the_folder_in_it(tmp_path, own_cache, suffix):
+    kinds = {"zip": "zip", "tar": "tar", "tar.gz": "gztar"}
+    folder = tmp_path / "set"
+    names = [f"{part}/{kind}/1.png" for part in ("Train", "Test") for kind in "ab"]
+    write_pictures(folder, [*names, "Train/a/.Trash-1000/2.png"])
+    archive = shutil.make_archive(tmp_path / "x", kinds[suffix], tmp_path, "set")
+    assert archive.endswith(suffix)
+    loaded = load_dataset(DataConfig(dataset=f"imagefolder:{archive}"))
+    unpacked = load_dataset(DataConfig(dataset=f"imagefolder:{folder}"))
+    assert loaded.digest == unpacked.digest
+    assert torch.equal(loaded.test.images, unpacked.test.images)
+    assert loaded.report.left_out == 1
+    expected = {"train": "folder set/Train", "test": "folder set/Test"}
+    assert loaded.report.source.parts_from == expected
+
+
+def test_links_and_pipes_in_a_set_are_harmless(tmp_path):
+    names = [f"{kind}/{number}.png" for kind in ("cat", "dog") for number in range(12)]
+    write_pictures(tmp_path, names)
+    (tmp_path / "cat" / "all").symlink_to("..")
+    (tmp_path / "cat" / "more").symlink_to("../dog")
+    (tmp_path / "cat" / "gone.png").symlink_to("nowhere.png")
+    os.mkfifo(tmp_path / "dog" / "pipe.png")
+    content = read(tmp_path)
+    assert content.parts["all"].targets.tolist() == [0] * 12 + [1] * 12
+    assert sum(entry.count for entry in content.findings.left_out) == 4
+    assert "cat/gone.png" in str(content.findings.warnings[0])
+
+
+def test_pictures_that_cannot_be_read_are_never_passed_over_in_silence(tmp_path):
+    write_pictures(tmp_path, ["cat/1.png", "cat/2.png", "dog/1.png", "dog/2.png"])
+    for number in range(12):
+        (tmp_path / "cat" / f"{number}.dcm").write_bytes(b"x")
+    warnings = read(tmp_path).findings.warnings
+    assert "12 DICOM files (.dcm) are left out (cat/0.dcm, cat/1.dcm" in str(
+        warnings[0]
+    )
+    for number in (1, 2):
+        (tmp_path / "cat" / f"{number}.png").unlink()
+    with pytest.raises(DataError, match=r"classes: cat \(12 \.dcm files .* pydicom"):
+        read(tmp_path)
+
+
+def test_names_that_are_not_utf_8_stop_no_run(tmp_path, own_cache):
+    write_pictures(
+        tmp_path / "set", ["cat/1.png", "cat/2.png", "dog/1.png", "dog/2.png"]
+    )
+    folder = os.fsencode(tmp_path / "set")
+    os.rename(folder + b"/cat/1.png", folder + b"/cat/caf\xe9.png")
+    (tmp_path / "set" / "notes.txt").write_text("x")
+    os.rename(folder + b"/notes.txt", folder + b"/caf\xe9.txt")
+    loaded = load_dataset(DataConfig(dataset=f"imagefolder:{tmp_path / 'set'}"))
+    assert len(loaded.train) + len(loaded.test) == 4
+    json.dumps(loaded.report.to_json(), ensure_ascii=False).encode()
+    os.rename(folder + b"/cat", folder + b"/caf\xe9")
+    with pytest.raises(
+        DataError, match=r"caf\\udce9 in .* not UTF-8: .* convmv"
+    ) as error:
+        load_dataset(DataConfig(dataset=f"imagefolder:{tmp_path / 'set'}"))
+    str(error.value).encode()
+
+
+def test_parts_are_decided_by_names_or_by_settings(tmp_path):
+    names = [f"{part}/{kind}/1.png" for part in ("one", "two") for kind in "ab"]
+    write_pictures(tmp_path, names)
+    with pytest.raises(DataError, match=r"set data\.train-part and data\.test-part"):
+        read(tmp_path)
+    source = find_source(
+        DataConfig(dataset=f"imagefolder:{tmp_path}", train_part="one")
+    )
+    assert list(source.read().parts) == ["all"]
+    settings = {"train_part": "one", "test_part": "two"}
+    other = find_source(DataConfig(dataset=f"imagefolder:{tmp_path}", **settings))
+    assert list(other.read().parts) == ["train", "test"]
+    assert other.identity != source.identity
 
 
 @pytest.mark.skipif(not IMAGENET.is_dir(), reason="no ImageNet on this machine")

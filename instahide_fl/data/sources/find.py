@@ -29,18 +29,18 @@ def find_source(config: DataConfig) -> DatasetSource:
         return open_webdataset(path, config)
     if kind == "hf" and path:
         return open_hugging_face(path, config)
+    if kind == "imagefolder" and path:
+        _refuse_shards(path)
+        return open_image_folder(path, config)
     if config.client_column:
         raise DataError(
-            f"data.client-column: only hf: and webdataset: data sets have columns, got "
-            f"{config.client_column!r} for {name}"
+            f"data.client-column: only hf:, webdataset: and imagefolder: data sets "
+            f"have columns, got {config.client_column!r} for {name}"
         )
     if name == "mnist-5k":
         return open_mnist_5k()
     if name in TORCHVISION:
         return open_torchvision(name, config.root, config.download)
-    if kind == "imagefolder" and path:
-        _refuse_shards(path)
-        return open_image_folder(path, config)
     if kind == "noise" and name != kind:
         return open_noise(name)
     raise DataError(

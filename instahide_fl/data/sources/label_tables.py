@@ -23,17 +23,61 @@ from instahide_fl.errors import DataError
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl")
 
+# Without case and punctuation: Image_Name is imagename.
 _IMAGE_COLUMNS = frozenset(
-    "file filename filepath filepaths file_path id image image_id image_name image_path "
-    "img img_path name path picture".replace("_", "").split()
+    {
+        "file",
+        "filename",
+        "filepath",
+        "filepaths",
+        "id",
+        "image",
+        "imageid",
+        "imagename",
+        "imagepath",
+        "img",
+        "imgpath",
+        "name",
+        "path",
+        "picture",
+    }
 )
 _LABEL_COLUMNS = frozenset(
-    "annotation breed category class class_id class_label class_name classes diagnosis "
-    "dx label label_id label_name labels species tag target targets y".replace(
-        "_", ""
-    ).split()
+    {
+        "annotation",
+        "breed",
+        "category",
+        "class",
+        "classes",
+        "classid",
+        "classlabel",
+        "classname",
+        "diagnosis",
+        "dx",
+        "label",
+        "labelid",
+        "labelname",
+        "labels",
+        "species",
+        "tag",
+        "target",
+        "targets",
+        "y",
+    }
 )
-_PART_COLUMNS = frozenset("dataset part partition phase set split subset usage".split())
+_FIRST_LABEL_COLUMNS = ("label", "labels")
+_PART_COLUMNS = frozenset(
+    {
+        "dataset",
+        "part",
+        "partition",
+        "phase",
+        "set",
+        "split",
+        "subset",
+        "usage",
+    }
+)
 _ROW_NUMBERS = frozenset({"", "index", "unnamed0"})
 
 
@@ -182,7 +226,8 @@ def _image_column(
             raise UnusableTable(f"its column {setting!r} does not name the pictures")
         raise UnusableTable(f"it has no column {setting!r} (data.image-column)")
     usual = [column for column in named if _plain(column) in _IMAGE_COLUMNS]
-    candidates = usual or list(named)
+    unusual = [column for column in named if _plain(column) not in _ROW_NUMBERS]
+    candidates = usual or unusual or list(named)
     if not candidates:
         raise UnusableTable("no column of it names the pictures")
     if any(named[column] != named[candidates[0]] for column in candidates):
@@ -208,6 +253,7 @@ def _label_column(table: _Rows, others: Sequence[str], setting: str, name: str) 
             return setting
         raise UnusableTable(f"it has no column {setting!r} (data.label-column)")
     usual = [column for column in others if _plain(column) in _LABEL_COLUMNS]
+    usual = [c for c in usual if _plain(c) in _FIRST_LABEL_COLUMNS] or usual
     rest = [column for column in others if _plain(column) not in _ROW_NUMBERS]
     candidates = usual or rest
     if len(candidates) > 1 and usual:

@@ -1,4 +1,4 @@
-"""Finds the pictures that the cells of a table name, however their paths are written."""
+"""Finds the pictures that the cells of a table name, however paths are written."""
 
 from __future__ import annotations
 
