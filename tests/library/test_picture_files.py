@@ -9,7 +9,6 @@ import zipfile
 import pytest
 from PIL import Image
 
-from instahide_fl.data.image_tree import list_images
 from instahide_fl.data.picture_files import list_picture_files
 from instahide_fl.data.picture_listing import (
     BROKEN_LINKS,
@@ -19,6 +18,7 @@ from instahide_fl.data.picture_listing import (
     REPEATED_LINKS,
     printable,
 )
+from instahide_fl.data.pool_source import open_pool_source
 from instahide_fl.errors import DataError, PoolError
 from tests.library.pictures import write_pictures
 
@@ -107,7 +107,9 @@ def test_only_regular_files_are_opened_and_broken_links_are_named(tmp_path):
     assert [str(warning) for warning in files.warnings()] == [
         "1 links lead nowhere (dog/gone.png): restore what they lead to, or remove them"
     ]
-    assert "dog/gone.png" in list_images(tmp_path)  # a pool counts it as unreadable
+    assert (
+        "dog/gone.png" in open_pool_source(tmp_path).names
+    )  # a pool counts it as unreadable
 
 
 def test_types_are_told_by_suffix_or_by_the_first_bytes(tmp_path):
@@ -237,7 +239,7 @@ def test_a_folder_that_cannot_be_listed_is_an_error(tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"cannot read .*dog: Permission denied"):
         list_picture_files(tmp_path)
     with pytest.raises(PoolError, match=r"cannot read .*dog: Permission denied"):
-        list_images(tmp_path)
+        open_pool_source(tmp_path)
 
 
 def test_very_deep_trees_are_read(tmp_path):
