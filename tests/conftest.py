@@ -48,8 +48,10 @@ def command(tmp_path, monkeypatch, capsys):
 
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["instahide-fl", *map(str, arguments)])
+        handler = signal.getsignal(signal.SIGINT)
         with pytest.raises(SystemExit) as ended:
             cli.main()
+        signal.signal(signal.SIGINT, handler)
         printed = capsys.readouterr()
         return ended.value.code or 0, printed.out, printed.err
 

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 
 # From the bottom up: a module may import its own layer and those before it.
 LAYERS = [
-    {"errors", "terminal"},
+    {"errors", "interrupts", "terminal"},
     {"types", "config", "rng"},
     {"environment", "files", "tensor_files", "wire", "provenance"},
     {"data", "models", "run_folder"},

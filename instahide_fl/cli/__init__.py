@@ -1,61 +1,37 @@
 """The command `instahide-fl`.
 
 Exit code 0 only on success, 2 for a user's mistake (one line says what to do), 1 for a
-run that failed.
+run that failed, 130 after Ctrl-C and 143 after SIGTERM.
 """
 
 from __future__ import annotations
 
-import io
 import os
+import signal
 import sys
 
-import typer
+# Nothing else is imported here, so that `main` can answer Ctrl-C from the first moment.
 
-from instahide_fl.cli.attack import attack
-from instahide_fl.cli.challenge import challenge_app
-from instahide_fl.cli.common import errors
-from instahide_fl.cli.compare import compare
-from instahide_fl.cli.data import data_app
-from instahide_fl.cli.deploy import deploy_app
-from instahide_fl.cli.doctor import doctor
-from instahide_fl.cli.encode import encode
-from instahide_fl.cli.evaluate import evaluate
-from instahide_fl.cli.pool import pool_app
-from instahide_fl.cli.report import report
-from instahide_fl.cli.run import run
-from instahide_fl.environment import SAFE_IMPORTS
-from instahide_fl.errors import InstaHideError
-from instahide_fl.terminal import printable
 
-app = typer.Typer(
-    help="Federated learning with InstaHide, and the measurement of what it hides.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    add_completion=False,
-)
-app.command()(run)
-app.command()(encode)
-app.command()(evaluate)
-app.command()(attack)
-app.command()(compare)
-app.command()(report)
-app.command()(doctor)
-app.add_typer(data_app, name="data")
-app.add_typer(pool_app, name="pool")
-app.add_typer(challenge_app, name="challenge")
-app.add_typer(deploy_app, name="deploy")
+def __getattr__(name: str) -> object:
+    """Load the commands when they are first used."""
+    if name != "app":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from instahide_fl.cli.commands import app
+
+    return app
 
 
 def main() -> None:
-    """Run the command line; turn this package's errors into one line and a code."""
-    os.environ.update(SAFE_IMPORTS)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # A path may hold bytes that are no text, and stopping at one helps nobody.
-        sys.stdout.reconfigure(errors="backslashreplace")
-    try:
-        app()
-    except InstaHideError as error:
-        lines = f"error: {error}".split("\n")
-        errors.print("\n".join(map(printable, lines)))
-        sys.exit(error.exit_code)
+    """Run the command line and exit; see `cli.command_line`."""
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, _leave)
+    from instahide_fl.cli.command_line import run_command_line
+
+    sys.exit(run_command_line())
+
+
+def _leave(*_: object) -> None:
+    """Exit at once, as long as there is nothing to tidy up."""
+    os.write(2, b"interrupted\n")
+    os._exit(130)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -58,11 +58,6 @@ def read_settings(
     if seed is not None:
         changes["seed"] = seed
     return Config.from_toml(path, changes) if path else Config().with_values(changes)
-
-
-def interrupt(number: int, frame: object) -> NoReturn:
-    """Handle a signal as Ctrl-C is handled."""
-    raise KeyboardInterrupt
 
 
 def refuse_existing(*paths: Path | None) -> None:

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.live import Live
 
-from instahide_fl.cli.common import console, errors, interrupt
+from instahide_fl.cli.common import console, errors
 from instahide_fl.cli.data_summary import print_data_summary
 from instahide_fl.config import DataConfig
 from instahide_fl.errors import ConfigError, DataError, OutputError, StudyError
 from instahide_fl.files import sole_writer
+from instahide_fl.interrupts import interrupt
 from instahide_fl.study.folder import StudyFolder
 from instahide_fl.study.plan import PlannedRun, plan_runs
 from instahide_fl.study.settings import StudyConfig, fit_for_folder
@@ -173,11 +174,10 @@ def _carry_out(
                     live.update(
                         progress_table(folder, runs, running, failures), refresh=True
                     )
-    except KeyboardInterrupt:
-        errors.print(
+    except KeyboardInterrupt as interruption:
+        raise type(interruption)(
             "interrupted: add --resume to the same command to finish what is missing"
-        )
-        raise typer.Exit(1) from None
+        ) from None
     console.print(progress_table(folder, runs, (), failures))
     return failures
 

@@ -19,6 +19,7 @@ from instahide_fl.cli.common import (
     read_settings,
 )
 from instahide_fl.errors import ConfigError
+from instahide_fl.interrupts import Terminated
 
 if TYPE_CHECKING:
     from instahide_fl.deployment.federation import FederationFolder
@@ -283,11 +284,13 @@ def deploy_stop(folder: FederationDir, insecure: Insecure = False) -> None:
 
 @contextlib.contextmanager
 def ends_quietly() -> Iterator[None]:
-    """Treat Ctrl-C and SIGTERM as the ordinary end of a service."""
+    """Treat SIGTERM as the ordinary end of a service, and say that it ended."""
     try:
         yield
-    except KeyboardInterrupt:
+    except Terminated:
         console.print("ended")
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("ended") from None
 
 
 def _show(line: str) -> None:

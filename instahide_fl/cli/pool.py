@@ -11,11 +11,10 @@ import typer
 
 from instahide_fl.cli.common import (
     console,
-    errors,
-    interrupt,
     print_rows,
     refuse_existing,
 )
+from instahide_fl.interrupts import interrupt
 
 # PyTorch is imported where it is used: pools are built without it.
 if TYPE_CHECKING:
@@ -75,10 +74,9 @@ def pool_build(
         jobs = len(os.sched_getaffinity(0)) if jobs is None else jobs
         with BuildProgress(console) as progress:
             built = build_pool(source, out, options, jobs, progress)
-    except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        errors.print("interrupted: the same command continues")
-        raise typer.Exit(1) from None
+    except KeyboardInterrupt as interruption:
+        advice = "interrupted: the same command continues"
+        raise type(interruption)(advice) from None
     print_rows(*built.facts(), ("pool", built.folder), ("sha256", built.sha256))
 
 

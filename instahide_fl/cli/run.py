@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import signal
 import sys
@@ -18,13 +17,12 @@ from instahide_fl.cli.common import (
     Assignments,
     Settings,
     console,
-    errors,
-    interrupt,
     read_settings,
 )
 from instahide_fl.cli.data_summary import print_data_summary
 from instahide_fl.config import Config, Scalar
 from instahide_fl.errors import ConfigError
+from instahide_fl.interrupts import interrupt
 
 DEPLOYMENT = "deployment"  # stands in provenance.json where others have an engine
 
@@ -179,10 +177,9 @@ def train(
             _note_start(folder, engine, resumed=resumed)
             with RunProgress(folder, settings.train.rounds, console):
                 start(with_folder, folder)
-    except KeyboardInterrupt:
-        errors.print(f"interrupted: continue with {command} --resume {folder.path}")
-        # A second Ctrl-C must not stop the exit half way.
-        os._exit(1)
+    except KeyboardInterrupt as interruption:
+        advice = f"interrupted: continue with {command} --resume {folder.path}"
+        raise type(interruption)(advice) from None
     summary = folder.read_json(SUMMARY)
     console.print(
         f"accuracy {summary['final_accuracy']:.1%} on clean test images after "

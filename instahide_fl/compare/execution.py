@@ -15,6 +15,7 @@ from pathlib import Path
 
 from instahide_fl.config import Config
 from instahide_fl.errors import ConfigError, InstaHideError
+from instahide_fl.interrupts import interrupts_deferred
 from instahide_fl.study.plan import PlannedRun
 
 POLL_SECONDS = 0.5
@@ -102,7 +103,9 @@ class RunProcesses:
 
     def _start(self, number: int, run: PlannedRun) -> None:
         # The run's process imports what performs it: this one needs no PyTorch.
-        future = self._executors[number].submit(_perform, self._study, run)
+        # It would print a traceback if Ctrl-C came before it ignores that.
+        with interrupts_deferred():
+            future = self._executors[number].submit(_perform, self._study, run)
         self.running[number] = run, future
 
     def _end(self, number: int) -> EndedRun:
@@ -126,7 +129,10 @@ class RunProcesses:
 
 def _process() -> ProcessPoolExecutor:
     # One worker each: where several share an executor, a killed one breaks them all.
-    return ProcessPoolExecutor(1, get_context("spawn"), initializer=_prepare_process)
+    # Half made, it would leave a semaphore behind.
+    with interrupts_deferred():
+        context = get_context("spawn")
+        return ProcessPoolExecutor(1, context, initializer=_prepare_process)
 
 
 def _prepare_process() -> None:

@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 
 from instahide_fl.errors import EngineError
 from instahide_fl.files import folder_for_sockets
+from instahide_fl.interrupts import interrupts_deferred, signals_handled
 
 Result = TypeVar("Result")
 
@@ -60,7 +61,7 @@ def run_in_processes(
                 completed, running = wait(running, return_when=FIRST_COMPLETED)
                 yield from (future.result() for future in completed)
             # A submit may start a process, which half started nobody would end.
-            with _interrupts_deferred():
+            with interrupts_deferred():
                 running.add(executor.submit(_call, function, arguments))
         yield from (future.result() for future in as_completed(running))
 
@@ -72,7 +73,7 @@ def _executor(jobs: int, shared: tuple[Any, ...]) -> Iterator[ProcessPoolExecuto
     multiprocessing.set_forkserver_preload(["numpy", "cv2", "PIL.Image"])
     # Ctrl-C in a terminal reaches all processes, but only the command's own answers:
     # the server inherits that it is ignored, and its workers from it.
-    with _signals_handled(signal.SIG_IGN, signal.SIGINT), _short_socket_paths():
+    with signals_handled(signal.SIG_IGN, signal.SIGINT), _short_socket_paths():
         forkserver.ensure_running()
     context = multiprocessing.get_context("forkserver")
     # Nothing is ever sent: workers end when they reach the end of this pipe.
@@ -124,29 +125,3 @@ def _end_with(parent: Connection) -> None:
         parent.recv()
     except EOFError:
         os._exit(1)
-
-
-@contextlib.contextmanager
-def _interrupts_deferred() -> Iterator[None]:
-    """Defer Ctrl-C and SIGTERM to the end of the block."""
-    caught: list[int] = []
-    with _signals_handled(
-        lambda number, frame: caught.append(number), signal.SIGINT, signal.SIGTERM
-    ):
-        yield
-    for number in caught:
-        signal.raise_signal(number)
-
-
-@contextlib.contextmanager
-def _signals_handled(handler: Any, *numbers: signal.Signals) -> Iterator[None]:
-    """Install a signal handler for the block; do nothing outside the main thread."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, handler) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, previous in before.items():
-            signal.signal(number, previous)

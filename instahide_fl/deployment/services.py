@@ -36,6 +36,7 @@ from instahide_fl.flower.command import (
     deployed_environment,
     free_port,
 )
+from instahide_fl.interrupts import interrupt, signals_handled
 
 START_SECONDS = 90.0  # for the SuperLink to answer
 END_SECONDS = 15.0  # for a process to end after SIGTERM
@@ -236,18 +237,12 @@ def _services() -> Iterator[list[Service]]:
     # SIGINT too, which is ignored by what a shell starts in the background: then
     # neither Ctrl-C nor `kill -INT` would end us, or what we start.
     numbers = (signal.SIGINT, signal.SIGTERM)
-    handlers = {number: signal.signal(number, _interrupt) for number in numbers}
     try:
-        yield services
+        with signals_handled(interrupt, *numbers):
+            yield services
     finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
         for service in reversed(services):
             _end(service.process)
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

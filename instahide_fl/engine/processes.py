@@ -7,7 +7,6 @@ import os
 import secrets
 import shutil
 import signal
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import psutil
 
 from instahide_fl.environment import SAFE_IMPORTS, proxy_exceptions
+from instahide_fl.interrupts import signals_handled
 
 MARK = "INSTAHIDE_FL_LAUNCH"
 
@@ -35,7 +35,8 @@ def marked_environment() -> Iterator[dict[str, str]]:
         exceptions = proxy_exceptions(os.environ)
         yield {**os.environ, **exceptions, **SAFE_IMPORTS, MARK: mark}
     finally:
-        with _ignoring_interrupts():
+        # A second Ctrl-C must not stop the clean-up half way.
+        with signals_handled(signal.SIG_IGN, signal.SIGINT):
             end_marked(mark)
 
 
@@ -64,19 +65,6 @@ def keep_ray_errors(home: Path, logs: Path) -> None:
         with contextlib.suppress(OSError):
             if path.stat().st_size and not path.parent.is_symlink():
                 shutil.copy(path, logs)
-
-
-@contextlib.contextmanager
-def _ignoring_interrupts() -> Iterator[None]:
-    """Ignore Ctrl-C, so that a second one does not stop the clean-up half way."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _send(processes: list[psutil.Process], number: signal.Signals) -> None:

@@ -70,7 +70,7 @@ def test_ctrl_c_leaves_no_process_behind(tmp_path, engine):
     assert marked_processes()
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=200)
-    assert process.returncode == 1
+    assert process.returncode == 130
     assert "--resume run" in err
     assert not marked_processes()
     assert private_homes() == []

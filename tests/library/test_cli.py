@@ -267,6 +267,6 @@ def test_ctrl_c_says_how_to_continue(tmp_path):
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=120)
-    assert process.returncode == 1
+    assert process.returncode == 130
     assert "continue with instahide-fl run --resume run" in err
     assert "Traceback" not in err

@@ -343,7 +343,7 @@ def test_an_interrupted_build_continues_to_the_same_pool(photos, tmp_path):
     wait_for_chunk(work, process)
     os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C: every process gets it
     _, err = process.communicate(timeout=180)
-    assert process.returncode == 1
+    assert process.returncode == 130
     assert err == "interrupted: the same command continues\n"
     first = {path: path.stat().st_mtime_ns for path in work.glob("chunk-*.npz")}
     process = start_build(source, out, "--jobs", "1", "--crops", "5")
