@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 AGAIN_SECONDS = 0.1  # until an interrupt that could not be raised is sent again
-MAX_IMPORT_SECONDS = 3.0  # that an interrupt waits for imports
+MAX_IMPORT_SECONDS = 2.0  # that an interrupt waits for imports
 
 # What the signal module takes and returns: signal.Handlers, a function, or None.
 Handler = Any

@@ -35,7 +35,7 @@ main()
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "moment",
-    [1, 2500, *(pytest.param(n, marks=pytest.mark.long) for n in range(40, 7000, 400))],
+    [1, 1500, *(pytest.param(n, marks=pytest.mark.long) for n in range(40, 3000, 300))],
 )
 def test_a_command_is_interrupted_while_it_is_loaded_and_while_it_works(
     tmp_path, moment
