@@ -19,7 +19,7 @@ from clients.exposures import (
 )
 from clients.node import ClientNode, open_node, shared_trainer
 from clients.policy import check_model
-from clients.records import read_round, reply_description, reply_update
+from clients.records import read_query, read_round, reply_description, reply_update
 from clients.secure_aggregation import (
     answer_key_shares,
     answer_public_keys,
@@ -49,6 +49,8 @@ app = ClientApp()
 def describe(message: Message, context: Context) -> Message:
     """Tell the server which client this is, and what code and pool it uses."""
     node = open_node(context)
+    channels, height, width = node.split.images.shape[1:]
+    read_query(message).check_images(node.client, (channels, height, width))
     description = ClientDescription(
         client=node.client,
         num_examples=len(node.split),

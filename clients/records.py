@@ -20,6 +20,7 @@ from instahide_fl.wire.messages import (
     METRICS,
     NUM_EXAMPLES,
     ClientDescription,
+    DescriptionQuery,
     RoundInstruction,
     UpdateHeader,
 )
@@ -35,6 +36,18 @@ def read_round(message: Message) -> tuple[RoundInstruction, dict[str, Tensor]]:
     if not isinstance(fields, ConfigRecord) or not isinstance(arrays, ArrayRecord):
         raise ProtocolError(f"a round's {ABOUT} or {ARRAYS} record is of another type")
     return RoundInstruction.from_values(fields), from_record(arrays)
+
+
+def read_query(message: Message) -> DescriptionQuery:
+    """Read the server's first question.
+
+    Raises:
+        ProtocolError: the server speaks another version.
+    """
+    fields = message.content[ABOUT]
+    if not isinstance(fields, ConfigRecord):
+        raise ProtocolError(f"the first question's {ABOUT} record is of another type")
+    return DescriptionQuery.from_values(fields)
 
 
 def reply_description(message: Message, description: ClientDescription) -> Message:

@@ -90,7 +90,12 @@ class _Run:
 def _train(grid: Grid, config: Config, folder: RunFolder) -> None:
     """Train from the first round, or from a checkpoint, to the finished run folder."""
     dataset = load_dataset(config.data, config.seed)
-    clients = find_clients(grid, config.partition.num_clients, config.train.timeout)
+    clients = find_clients(
+        grid,
+        config.partition.num_clients,
+        config.train.timeout,
+        dataset.image_shape,
+    )
     config = config.with_values({"partition.num-clients": len(clients.nodes)})
     model = build_model(
         config.model, dataset.image_shape, dataset.train.num_classes, config.seed

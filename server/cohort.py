@@ -13,7 +13,7 @@ from instahide_fl.errors import ProtocolError, RoundError
 from instahide_fl.provenance import imported_code_hash
 from instahide_fl.rng import operating_system_stream, stream
 from instahide_fl.types import client_sort_key
-from instahide_fl.wire.messages import ClientDescription
+from instahide_fl.wire.messages import ClientDescription, DescriptionQuery
 from server.collection import collect
 from server.records import description_queries, failure_reason, read_description
 
@@ -102,20 +102,24 @@ class Clients:
         return [key for key, is_in in zip(keys, drawn, strict=True) if is_in]
 
 
-def find_clients(grid: Grid, expected: int, timeout: float) -> Clients:
+def find_clients(
+    grid: Grid, expected: int, timeout: float, image_shape: tuple[int, int, int]
+) -> Clients:
     """Wait for the clients and ask each who it is.
 
     Args:
         grid: Flower's grid.
         expected: Number of clients; 0 takes those that are there.
         timeout: Seconds to wait for nodes, and again for their answers.
+        image_shape: (C, H, W) of the run's images, which clients compare with theirs.
 
     Raises:
         RoundError: too few came, one failed to answer, or two have the same key.
         ProtocolError: they run other code than the server, or hold different pools.
     """
     nodes = _wait_for_nodes(grid, expected, timeout)
-    replies = list(collect(grid, description_queries(nodes), timeout))
+    queries = description_queries(nodes, DescriptionQuery(image_shape))
+    replies = list(collect(grid, queries, timeout))
     for _, reply in replies:
         if reply.has_error():
             raise RoundError(f"a client is not ready: {failure_reason(reply)}")

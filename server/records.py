@@ -27,8 +27,8 @@ from instahide_fl.wire.messages import (
     ARRAYS,
     METRICS,
     NUM_EXAMPLES,
-    SCHEMA,
     ClientDescription,
+    DescriptionQuery,
     RoundInstruction,
     UpdateHeader,
     finite_number,
@@ -45,9 +45,12 @@ CLIENT_METRICS = (
 )
 
 
-def description_queries(node_ids: Iterable[int]) -> list[Message]:
+def description_queries(
+    node_ids: Iterable[int], query: DescriptionQuery
+) -> list[Message]:
     """Return the messages that ask nodes which clients they are."""
-    content = RecordDict({ABOUT: ConfigRecord({"schema": SCHEMA})})
+    fields = ConfigRecord(query.to_values())  # type: ignore[arg-type]
+    content = RecordDict({ABOUT: fields})
     return [Message(content, node_id, MessageType.QUERY) for node_id in node_ids]
 
 

@@ -23,7 +23,12 @@ from instahide_fl.flower.app_bundle import importable_app
 from instahide_fl.flower.arrays import ArrayForm
 from instahide_fl.flower.in_process_grid import become_server, name_message
 from instahide_fl.study.settings import StudyConfig
-from instahide_fl.wire.messages import ClientDescription, RoundInstruction, UpdateHeader
+from instahide_fl.wire.messages import (
+    ClientDescription,
+    DescriptionQuery,
+    RoundInstruction,
+    UpdateHeader,
+)
 from tests.malformed import (
     SCALARS,
     damage,
@@ -109,9 +114,10 @@ def test_files_of_a_deployment(tmp_path_factory, name, change):
 
 MESSAGES = {
     ClientDescription: ClientDescription("0", 8, "a", "b").to_values(),
+    DescriptionQuery: DescriptionQuery((3, 32, 32)).to_values(),
     UpdateHeader: UpdateHeader("0", "gradient", 1).to_values(),
     RoundInstruction: {
-        **{"schema": 3, "round": 1, "pool-sha256": "", "learning-rate-factor": 1.0},
+        **{"schema": 4, "round": 1, "pool-sha256": "", "learning-rate-factor": 1.0},
         **{"mean": [0.5], "std": [0.2]},
     },
 }

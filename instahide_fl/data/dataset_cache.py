@@ -47,7 +47,7 @@ from instahide_fl.rng import stream
 from instahide_fl.types import ChannelStatistics
 
 DESCRIPTION = "description.json"
-CACHE_LAYOUT = 4  # raise it when the cached files change
+CACHE_LAYOUT = 5  # raise it when the cached files change
 TEST_SHARE = 0.2  # of the images, where a data set comes without a test part
 
 

@@ -296,7 +296,7 @@ def _summarise_8_bits(
         return ValueSummary.of(np.asarray(picture), value_range)
 
     outcomes = map_pictures(pictures, summarise, "measuring")
-    summaries = [value for _, value in outcomes if isinstance(value, ValueSummary)]
+    summaries = (value for _, value in outcomes if isinstance(value, ValueSummary))
     return reduce(ValueSummary.joined, summaries, ValueSummary())
 
 

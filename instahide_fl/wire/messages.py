@@ -15,7 +15,7 @@ from typing import Any, Self, TypeAlias
 from instahide_fl.errors import ProtocolError
 from instahide_fl.types import ChannelStatistics
 
-SCHEMA = 3
+SCHEMA = 4
 ARRAYS = "arrays"  # name of the record with global parameters, or with an update
 ABOUT = "about"  # name of the record with one of the classes below
 METRICS = "metrics"  # name of the record with a client's numbers
@@ -23,8 +23,64 @@ NUM_EXAMPLES = "num-examples"
 MAX_NAME_LENGTH = 100  # characters of a client's name
 MAX_IMAGES = 2**40  # images of a client; beyond, its answer makes no sense
 MAX_ROUNDS = 2**40
+MAX_SIDE = 2**20  # pixels of an image
 
-Value: TypeAlias = int | float | str | list[float]
+Value: TypeAlias = int | float | str | list[float] | list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class DescriptionQuery:
+    """The server's first question to a client.
+
+    Attributes:
+        image_shape: (C, H, W) of the run's images.
+    """
+
+    image_shape: tuple[int, int, int]
+
+    def to_values(self) -> dict[str, Value]:
+        """Return the values of the message's record."""
+        return {"schema": SCHEMA, "image-shape": list(self.image_shape)}
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any]) -> Self:
+        """Read the message from its record's values.
+
+        Raises:
+            ProtocolError: the other side speaks another version, or a value cannot be.
+        """
+        check_schema(values)
+        shape = _numbers(values, "image-shape")
+        if len(shape) != 3 or any(side not in range(1, MAX_SIDE + 1) for side in shape):
+            raise ProtocolError(
+                f"image-shape must be channels, height and width, a message says "
+                f"{_shown(shape)}"
+            )
+        channels, height, width = map(int, shape)
+        return cls((channels, height, width))
+
+    def check_images(self, client: str, image_shape: tuple[int, int, int]) -> None:
+        """Refuse a run whose images have another shape.
+
+        Args:
+            client: The client's name.
+            image_shape: (C, H, W) of the client's images.
+
+        Raises:
+            ProtocolError: The shapes differ.
+        """
+        if image_shape == self.image_shape:
+            return
+        channels, height, width = self.image_shape
+        if image_shape[0] != channels:
+            remedy = f"data.channels = {channels}"
+        else:
+            remedy = f"data.image-size = {min(height, width)}"
+        raise ProtocolError(
+            f"client {client} holds images of {'x'.join(map(str, image_shape))} "
+            f"(channels x height x width), the run's are of "
+            f"{channels}x{height}x{width}: set {remedy} in the run's settings"
+        )
 
 
 @dataclass(frozen=True, slots=True)

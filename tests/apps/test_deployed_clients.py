@@ -163,6 +163,22 @@ def test_both_sides_learn_why_a_client_refuses(
     assert message == "nowhere" or "client west" in str(failed.value)
 
 
+def test_a_grey_client_of_a_coloured_federation_is_told_the_setting(
+    tmp_path, hospital, images
+):
+    nodes = [node(hospital, name) for name in CLIENTS[:2]]
+    nodes.append(node(hospital, "west", data="imagefolder:grey"))
+    for row, pixels in enumerate(images[:EACH]):
+        file = hospital / "clients/west/grey" / CLASSES[row % 2] / f"{row:03}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).convert("L").save(file)
+    config = settings(hospital, train__rounds=1)
+    with pytest.raises(RoundError, match=r"west .* 1x16x16 .*set data\.channels = 3"):
+        deployed(tmp_path / "refused", config, nodes)
+    run = deployed(tmp_path / "run", settings(hospital, data__channels=3), nodes)
+    assert len(run.metrics()) == 2
+
+
 def test_the_server_shows_a_reason_as_the_client_wrote_it():
     # As a client process of Flower's reports an exception.
     given = "<class 'instahide_fl.errors.PolicyError'>:<'client west refuses'>"
