@@ -59,6 +59,14 @@ def command(tmp_path, monkeypatch, capsys):
 
 
 @pytest.fixture
+def data_folder(tmp_path):
+    """An empty folder for a data set, with nothing else of the test in it."""
+    folder = tmp_path / "set"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
 def own_cache(tmp_path, monkeypatch):
     """A cache of this test's own, which nobody has filled."""
     monkeypatch.setenv("INSTAHIDE_FL_CACHE", str(tmp_path / "cache"))

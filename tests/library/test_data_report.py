@@ -12,12 +12,12 @@ from instahide_fl.data.datasets import load_dataset, load_private_images
 from tests.library.pictures import write_noise_pictures
 
 
-def test_a_report_counts_parts_classes_and_copies(tmp_path, own_cache):
-    write_noise_pictures(tmp_path / "train" / "a", 6)
-    write_noise_pictures(tmp_path / "train" / "b", 5, start=10)
-    write_noise_pictures(tmp_path / "test" / "a", 4, start=2)  # all in train
-    write_noise_pictures(tmp_path / "test" / "b", 3, start=5)  # 5 is in train/a
-    config = DataConfig(dataset=f"imagefolder:{tmp_path}")
+def test_a_report_counts_parts_classes_and_copies(data_folder, own_cache):
+    write_noise_pictures(data_folder / "train" / "a", 6)
+    write_noise_pictures(data_folder / "train" / "b", 5, start=10)
+    write_noise_pictures(data_folder / "test" / "a", 4, start=2)  # all in train
+    write_noise_pictures(data_folder / "test" / "b", 3, start=5)  # 5 is in train/a
+    config = DataConfig(dataset=f"imagefolder:{data_folder}")
     for _ in ("decoded", "from the cache"):
         report = load_dataset(config).report
         assert report is not None
@@ -38,24 +38,26 @@ def test_a_report_counts_parts_classes_and_copies(tmp_path, own_cache):
     assert kept.source.parts_from["train"].endswith("keeps 4:11 of 11")
 
 
-def test_a_report_of_a_divided_set_and_of_a_deployed_client(tmp_path, own_cache):
-    write_noise_pictures(tmp_path / "set" / "a", 6)
-    write_noise_pictures(tmp_path / "set" / "b", 4, start=10)
-    config = DataConfig(dataset=f"imagefolder:{tmp_path / 'set'}")
+def test_a_report_of_a_divided_set_and_of_a_deployed_client(
+    tmp_path, data_folder, own_cache
+):
+    write_noise_pictures(data_folder / "set" / "a", 6)
+    write_noise_pictures(data_folder / "set" / "b", 4, start=10)
+    config = DataConfig(dataset=f"imagefolder:{data_folder / 'set'}")
     report = load_dataset(config).report
     assert report is not None
     assert report.parts == {"train": 8, "test": 2}
     assert report.classes == {"a": 6, "b": 4}
     assert report.source.parts_from["test"].endswith("20% drawn by the seed")
-    client = load_private_images(config, tmp_path / "cache").report
+    client = load_private_images(config, tmp_path / "client").report
     assert (client.parts, client.classes) == ({"train": 10}, {"a": 6, "b": 4})
 
 
-def test_a_report_is_read_back_from_json(tmp_path, own_cache):
-    write_noise_pictures(tmp_path / "train" / "a", 6)
-    write_noise_pictures(tmp_path / "train" / "b", 5)  # 5 copies
-    write_noise_pictures(tmp_path / "test" / "a", 4, start=20)
-    report = load_dataset(DataConfig(dataset=f"imagefolder:{tmp_path}")).report
+def test_a_report_is_read_back_from_json(data_folder, own_cache):
+    write_noise_pictures(data_folder / "train" / "a", 6)
+    write_noise_pictures(data_folder / "train" / "b", 5)  # 5 copies
+    write_noise_pictures(data_folder / "test" / "a", 4, start=20)
+    report = load_dataset(DataConfig(dataset=f"imagefolder:{data_folder}")).report
     assert report is not None
     assert report.warnings
     values = json.loads(json.dumps(report.to_json()))
@@ -64,12 +66,12 @@ def test_a_report_is_read_back_from_json(tmp_path, own_cache):
     assert DataReport.from_json(values) == report
 
 
-def test_pictures_of_one_colour_are_counted(own_cache, tmp_path):
-    write_noise_pictures(tmp_path / "a", 20)
-    write_noise_pictures(tmp_path / "b", 18, start=30)
+def test_pictures_of_one_colour_are_counted(own_cache, data_folder):
+    write_noise_pictures(data_folder / "a", 20)
+    write_noise_pictures(data_folder / "b", 18, start=30)
     for shade in (1, 2):
-        Image.new("RGB", (8, 8), (shade, 0, 0)).save(tmp_path / "b" / f"{shade}.png")
-    report = load_dataset(DataConfig(dataset=f"imagefolder:{tmp_path}")).report
+        Image.new("RGB", (8, 8), (shade, 0, 0)).save(data_folder / "b" / f"{shade}.png")
+    report = load_dataset(DataConfig(dataset=f"imagefolder:{data_folder}")).report
     assert report is not None
     assert report.one_colour == 2
     assert "2 of 40 images are of a single colour" in str(report.warnings[-1])

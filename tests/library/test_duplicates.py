@@ -29,12 +29,14 @@ def test_equal_images_have_the_first_of_them_as_first_copy():
     }
 
 
-def test_training_images_that_equal_test_images_are_dropped(tmp_path, own_cache):
+def test_training_images_that_equal_test_images_are_dropped(
+    tmp_path, data_folder, own_cache
+):
     for name in "ab":
         start = 10 * (name == "b")
-        write_noise_pictures(tmp_path / "train" / name, 6, start)
-        write_noise_pictures(tmp_path / "test" / name, 3, start + 4)
-    config = DataConfig(dataset=f"imagefolder:{tmp_path}")
+        write_noise_pictures(data_folder / "train" / name, 6, start)
+        write_noise_pictures(data_folder / "test" / name, 3, start + 4)
+    config = DataConfig(dataset=f"imagefolder:{data_folder}")
     plain = load_dataset(config)
     config = config.model_copy(update={"drop_duplicates": True})
     for _ in ("dropped", "from the cache"):
@@ -54,13 +56,13 @@ def test_training_images_that_equal_test_images_are_dropped(tmp_path, own_cache)
     assert torch.equal(client.split.images, unique.train.images)
 
 
-def test_no_copy_is_on_both_sides_of_the_seeds_division(tmp_path, own_cache):
+def test_no_copy_is_on_both_sides_of_the_seeds_division(data_folder, own_cache):
     for copy in range(4):
         for name in "ab":
             write_noise_pictures(
-                tmp_path / "set" / name / str(copy), 10, start=10 * (name == "b")
+                data_folder / "set" / name / str(copy), 10, start=10 * (name == "b")
             )
-    config = DataConfig(dataset=f"imagefolder:{tmp_path / 'set'}")
+    config = DataConfig(dataset=f"imagefolder:{data_folder / 'set'}")
     report = load_dataset(config).report
     assert report is not None
     assert report.duplicates_across_parts > 0
@@ -70,33 +72,37 @@ def test_no_copy_is_on_both_sides_of_the_seeds_division(tmp_path, own_cache):
     assert (report.duplicates, report.left_out) == (0, 60)
 
 
-def test_a_set_without_copies_keeps_its_digest(tmp_path, own_cache):
-    write_noise_pictures(tmp_path / "set" / "a", 5)
-    write_noise_pictures(tmp_path / "set" / "b", 5, start=10)
-    config = DataConfig(dataset=f"imagefolder:{tmp_path / 'set'}")
+def test_a_set_without_copies_keeps_its_digest(data_folder, own_cache):
+    write_noise_pictures(data_folder / "set" / "a", 5)
+    write_noise_pictures(data_folder / "set" / "b", 5, start=10)
+    config = DataConfig(dataset=f"imagefolder:{data_folder / 'set'}")
     unique = load_dataset(config.model_copy(update={"drop_duplicates": True}))
     assert unique.digest == load_dataset(config).digest
 
 
-def test_owners_without_an_image_lose_their_number(tmp_path, own_cache):
+def test_owners_without_an_image_lose_their_number(data_folder, own_cache):
     pixels = np.random.default_rng(0).integers(0, 256, (8, 4, 4, 3), np.uint8)
     train = pixels[[0, 1, 2, 3, 0, 1, 4, 5]]
-    path, owners = tmp_path / "set" / "data", list("aabbccdd")
+    path, owners = data_folder / "set" / "data", list("aabbccdd")
     labels = [0, 1] * 4
     write_parquet(path / "train-0.parquet", train, labels, "xy", writer=owners)
     write_parquet(path / "test-0.parquet", pixels[6:], [0, 1], "xy", writer=["t", "t"])
     config = DataConfig(
-        dataset=f"hf:{tmp_path / 'set'}", client_column="writer", drop_duplicates=True
+        dataset=f"hf:{data_folder / 'set'}",
+        client_column="writer",
+        drop_duplicates=True,
     )
     loaded = load_dataset(config)
     assert loaded.client_ids is not None
     assert loaded.client_ids.tolist() == [0, 0, 1, 1, 2, 2]
 
 
-def test_a_class_of_copies_alone_is_refused(tmp_path, own_cache):
+def test_a_class_of_copies_alone_is_refused(data_folder, own_cache):
     for part in ("train", "test"):
-        write_noise_pictures(tmp_path / part / "a", 3)
-        write_noise_pictures(tmp_path / part / "b", 3, start=10 + 10 * (part == "test"))
-    config = DataConfig(dataset=f"imagefolder:{tmp_path}", drop_duplicates=True)
+        write_noise_pictures(data_folder / part / "a", 3)
+        write_noise_pictures(
+            data_folder / part / "b", 3, start=10 + 10 * (part == "test")
+        )
+    config = DataConfig(dataset=f"imagefolder:{data_folder}", drop_duplicates=True)
     with pytest.raises(DataError, match=r"1 of 2 classes .* in the part train: a:"):
         load_dataset(config)
