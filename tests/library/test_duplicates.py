@@ -60,7 +60,9 @@ def test_no_copy_is_on_both_sides_of_the_seeds_division(data_folder, own_cache):
     for copy in range(4):
         for name in "ab":
             write_noise_pictures(
-                data_folder / "set" / name / str(copy), 10, start=10 * (name == "b")
+                data_folder / "set" / name / f"{name}-{copy}",
+                10,
+                start=10 * (name == "b"),
             )
     config = DataConfig(dataset=f"imagefolder:{data_folder / 'set'}")
     report = load_dataset(config).report
