@@ -60,8 +60,8 @@ def sentences(content):
 
 def as_paths(folder):
     for i, pixels in enumerate(PIXELS):
-        Image.fromarray(pixels).save(folder / f"{i}.png")
-    return [f"{i}.png" for i in range(ROWS)]
+        Image.fromarray(pixels).save(folder / f"{i:02}.png")
+    return [f"{i:02}.png" for i in range(ROWS)]
 
 
 def origins(content):

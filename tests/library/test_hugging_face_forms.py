@@ -107,7 +107,7 @@ def test_a_table_file_is_a_data_set(tmp_path, name):
         content = read(place)
         assert content.class_names == ["cat", "dog"]
         assert content.parts["all"].targets.tolist() == [0, 1] * 6
-        assert content.parts["all"].pictures.fetch(2, 3) == [tmp_path / "2.png"]
+        assert content.parts["all"].pictures.fetch(2, 3) == [tmp_path / "02.png"]
 
 
 def test_a_folder_of_pictures_is_read_as_imagefolder_does(tmp_path):
@@ -120,6 +120,17 @@ def test_a_folder_of_pictures_is_read_as_imagefolder_does(tmp_path):
     content = read(tmp_path)
     assert content.class_names == ["cat", "dog"]
     assert len(content.parts["test"].targets) == 4
+
+
+def test_a_configuration_of_pictures_is_a_folder(tmp_path):
+    write_pictures(tmp_path, [f"{v}/{k}/{v}.png" for v in ("a", "b") for k in "xy"])
+    entry = "- config_name: {0}\n  data_dir: {0}\n"
+    text = f"---\nconfigs:\n{entry.format('a')}{entry.format('b')}---\n"
+    (tmp_path / "README.md").write_text(text)
+    with pytest.raises(DataError, match=r"a, b: set data\.config"):
+        read(tmp_path)
+    (picture, _) = read(tmp_path, config="b").parts["all"].pictures.fetch(0, 2)
+    assert picture == tmp_path / "b" / "x" / "b.png"
 
 
 def test_files_that_are_not_read_are_counted(tmp_path):
@@ -177,6 +188,9 @@ def test_places_that_hold_no_data_set(tmp_path, own_cache):
     (tmp_path / "text.txt").write_text("")
     with pytest.raises(DataError, match="is no table file"):
         read(tmp_path / "text.txt")
+    (tmp_path / "a.zip").write_bytes(b"PK")
+    with pytest.raises(DataError, match=r"archive: give imagefolder:.*webdataset:"):
+        read(tmp_path / "a.zip")
     os.mkfifo(tmp_path / "pipe.parquet")
     with pytest.raises(DataError, match="neither a folder nor a regular file"):
         read(tmp_path / "pipe.parquet")

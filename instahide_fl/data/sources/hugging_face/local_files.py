@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from instahide_fl.data.data_report import LeftOut
 from instahide_fl.data.picture_listing import PictureFiles
 from instahide_fl.data.sources.hugging_face.column_kinds import (
-    label_kind,
     picture_kind,
 )
 from instahide_fl.data.sources.hugging_face.configurations import (
@@ -34,6 +33,9 @@ from instahide_fl.data.sources.hugging_face.tables import (
     Table,
     open_table,
     table_of_dataset,
+)
+from instahide_fl.data.sources.label_tables import (
+    TABLE_SUFFIXES as LABEL_TABLE_SUFFIXES,
 )
 from instahide_fl.errors import DataError
 
@@ -64,9 +66,9 @@ def list_tables(listing: PictureFiles) -> list[str]:
 
 
 def is_stored_as_tables(listing: PictureFiles) -> bool:
-    """Return whether the rows of a data set's tables hold or name its pictures.
+    """Return whether a data set is stored as tables, and not as a folder of pictures.
 
-    Otherwise a table beside pictures is a list of something else.
+    A table of text beside pictures lists their labels, or something else.
 
     Args:
         listing: All files below the folder of the data set.
@@ -79,10 +81,18 @@ def is_stored_as_tables(listing: PictureFiles) -> bool:
         return False
     if table_kind(tables[0]) in ("parquet", "arrow") or not listing.names:
         return True
-    table = open_table(listing.origin / tables[0], tables[0])
-    columns = table.schema.names
-    has_classes = any(label_kind(table, name) for name in columns)
-    return has_classes and any(picture_kind(table, name) for name in columns)
+    if tables[0].lower().endswith(LABEL_TABLE_SUFFIXES):
+        return False
+    return names_pictures(open_table(listing.origin / tables[0], tables[0]))
+
+
+def names_pictures(table: Table) -> bool:
+    """Return whether a column of a table holds the paths of picture files.
+
+    Args:
+        table: The table.
+    """
+    return any(picture_kind(table, name) == "path" for name in table.schema.names)
 
 
 def is_saved_to_disk(folder: Path) -> bool:

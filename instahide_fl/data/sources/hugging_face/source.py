@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from instahide_fl.config import DataConfig
+from instahide_fl.data.picture_archives import is_archive
 from instahide_fl.data.picture_files import list_picture_files
 from instahide_fl.data.picture_listing import PictureFiles
 from instahide_fl.data.sources.base import (
@@ -16,6 +17,7 @@ from instahide_fl.data.sources.base import (
 from instahide_fl.data.sources.hugging_face.configurations import (
     UNNAMED_PART,
     choose_configuration,
+    read_configurations,
 )
 from instahide_fl.data.sources.hugging_face.content import PartTables, read_content
 from instahide_fl.data.sources.hugging_face.hub import (
@@ -27,12 +29,16 @@ from instahide_fl.data.sources.hugging_face.local_files import (
     dataset_parts,
     is_saved_to_disk,
     is_stored_as_tables,
+    names_pictures,
     saved_parts,
     table_parts,
 )
 from instahide_fl.data.sources.hugging_face.part_files import TABLE_KINDS, is_table
 from instahide_fl.data.sources.hugging_face.tables import Table, open_table
 from instahide_fl.data.sources.image_folder import open_image_folder
+from instahide_fl.data.sources.label_tables import (
+    TABLE_SUFFIXES as LABEL_TABLE_SUFFIXES,
+)
 from instahide_fl.errors import DataError
 
 READER_VERSION = 2  # raise it when the same files and settings give other rows
@@ -82,7 +88,7 @@ def _open_folder(folder: Path, reference: str, config: DataConfig) -> DatasetSou
             lambda: _read_tables(place, listing, config),
         )
     if listing.names:
-        return open_image_folder(str(folder), config)
+        return open_image_folder(str(_picture_folder(folder, config)), config)
     raise DataError(
         f"data.dataset: {place} holds neither pictures nor table files "
         f"({', '.join(TABLE_KINDS)}): give the folder that does"
@@ -96,13 +102,39 @@ def _read_tables(
     return read_content(place, parts, config, left_out, listing.names)
 
 
+def _picture_folder(folder: Path, config: DataConfig) -> Path:
+    """Return the folder with the pictures of the chosen configuration."""
+    configurations = read_configurations(folder)
+    if not configurations:
+        _refuse_configuration(config)
+        return folder
+    chosen = choose_configuration(configurations, config.config)
+    if not chosen.folder and len(configurations) > 1:
+        raise DataError(
+            f"data.config: the pictures of the configuration {chosen.name!r} lie among "
+            f"those of others in {folder}: give a folder with its pictures alone"
+        )
+    return folder / chosen.folder
+
+
 def _open_file(file: Path, reference: str, config: DataConfig) -> DatasetSource:
+    if is_archive(file):
+        raise DataError(
+            f"data.dataset: hf:{reference} is an archive: give imagefolder:{reference} "
+            f"if it holds folders of pictures, webdataset:{reference} if it holds "
+            f"samples"
+        )
     if not is_table(file.name):
         raise DataError(
             f"data.dataset: hf:{reference} is no table file ({', '.join(TABLE_KINDS)}) "
             f"and no folder: give one of these"
         )
     _refuse_configuration(config)
+    files = file_listing(file.parent, [file])
+    if names_pictures(open_table(file, file.name)):
+        if file.name.lower().endswith(LABEL_TABLE_SUFFIXES):
+            return open_image_folder(str(file), config)
+        files += list_picture_files(file.parent).identity
 
     def read() -> DatasetContent:
         parts = {UNNAMED_PART: PartTables(f"file {file.name}", open_tables)}
@@ -111,7 +143,7 @@ def _open_file(file: Path, reference: str, config: DataConfig) -> DatasetSource:
     def open_tables() -> list[Table]:
         return [open_table(file, file.name)]
 
-    return DatasetSource(_identity(file_listing(file.parent, [file]), config), read)
+    return DatasetSource(_identity(files, config), read)
 
 
 def _read_hub(reference: str, config: DataConfig) -> DatasetContent:
