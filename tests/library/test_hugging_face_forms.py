@@ -122,6 +122,17 @@ def test_a_folder_of_pictures_is_read_as_imagefolder_does(tmp_path):
     assert len(content.parts["test"].targets) == 4
 
 
+def test_classes_that_are_numbers_are_no_names_of_pictures(tmp_path):
+    names = [f"{i}.png" for i in range(4)]
+    write_pictures(tmp_path / "train", names)
+    lines = [f"{name},{i % 2}" for i, name in enumerate(names)]
+    text = "\n".join(["file_name,label", *lines])
+    (tmp_path / "train" / "metadata.csv").write_text(text)
+    content = read(tmp_path)
+    assert content.findings.columns == {"image": "file_name", "label": "label"}
+    assert content.parts["all"].targets.tolist() == [0, 1, 0, 1]
+
+
 def test_a_configuration_of_pictures_is_a_folder(tmp_path):
     write_pictures(tmp_path, [f"{v}/{k}/{v}.png" for v in ("a", "b") for k in "xy"])
     entry = "- config_name: {0}\n  data_dir: {0}\n"

@@ -210,7 +210,11 @@ def _picture_columns(
     role = part_role(base_name(name).rpartition(".")[0])
     columns = {}
     for column in table.header:
-        found_names = pictures.match(table.column(column), parent(name), role)
+        cells = table.column(column)
+        # The class 1 is no picture, although there is a 1.png.
+        if len(set(cells)) <= len(cells) / 2:
+            continue
+        found_names = pictures.match(cells, parent(name), role)
         if found_names is not None:
             columns[column] = found_names
     return columns
