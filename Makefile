@@ -54,6 +54,8 @@ bench: $(READY) ## Measure speed and memory against the alternatives (about 30 m
 	$(BIN)/python -m benchmarks.encoder
 	$(BIN)/python -m benchmarks.engines
 	$(BIN)/python -m benchmarks.pool
+	$(BIN)/python -m benchmarks.decoding
+	$(BIN)/python -m benchmarks.large_data
 	$(BIN)/python -m benchmarks.attacks
 	$(BIN)/python -m benchmarks.tables
 

@@ -33,7 +33,8 @@ TEST_SHARE = 0.2
 IMAGES_PER_SHARD = 10_000
 RUN_SETTINGS = {
     "partition.num-clients": 10,
-    "train.rounds": 3,
+    "train.rounds": 2,
+    "train.batch-size": 256,
     "train.mode": "update",
     "model.name": "mlp",
 }
@@ -63,40 +64,48 @@ def measure(folder: Path, num_images: int, kinds: list[str]) -> dict[str, Any]:
         num_images: Number of images of each data set.
         kinds: Names of `WRITERS`.
     """
-    rows = []
+    rows, microseconds = [], {}
     for kind in kinds:
         source = folder / f"{kind}-{num_images}"
         if not source.exists():
-            partial = source.with_name(f"{source.name}.partial")
-            WRITERS[kind](partial, num_images)
-            partial.rename(source)
-        dataset = f"{PREFIXES[kind]}:{source}"
+            unfinished = source.with_name(f"{source.name}.unfinished")
+            WRITERS[kind](unfinished, num_images)
+            unfinished.rename(source)
         with tempfile.TemporaryDirectory(dir=folder) as name:
-            rows.append(_measure_dataset(dataset, kind, num_images, Path(name)))
-    return {"name": "large-data", "rows": rows, "images": num_images}
-
-
-def _measure_dataset(
-    dataset: str, kind: str, num_images: int, work: Path
-) -> dict[str, Any]:
-    info = ["data", "info", dataset]
-    decoding, cached = (watch(info, work / "cache") for _ in range(2))
-    row = {
-        "data set": kind,
-        "decoding, s": decoding["seconds"],
-        "from the cache, s": cached["seconds"],
-        "us an image": (decoding["seconds"] - cached["seconds"]) / num_images * 1e6,
-        "decoding, MB": decoding["total"],
-        "from the cache, MB": cached["total"],
+            measured = _measure_dataset(f"{PREFIXES[kind]}:{source}", Path(name))
+        decoding, cached = (row["seconds"] for row in measured[:2])
+        microseconds[kind] = (decoding - cached) / num_images * 1e6
+        rows += [{"data set": kind, **row} for row in measured]
+    return {
+        "name": "large-data",
+        "rows": rows,
+        "images": num_images,
+        "microseconds_an_image": microseconds,
     }
+
+
+def _measure_dataset(dataset: str, work: Path) -> list[dict[str, Any]]:
+    info = ["data", "info", dataset]
     settings = [f"--set={key}={value}" for key, value in RUN_SETTINGS.items()]
-    for engine in ("inline", "ray"):
-        run = ["run", f"--set=data.dataset={dataset}", *settings, "--engine", engine]
-        running = watch([*run, "--out", str(work / engine)], work / "cache")
-        row[f"run {engine}, s"] = running["seconds"]
-        row[f"{engine}, largest process MB"] = running["largest"]
-        row[f"{engine}, all MB"] = running["total"]
-    return row
+    run = ["run", f"--set=data.dataset={dataset}", *settings]
+    commands = {
+        "data info, decoding": info,
+        "data info, from the cache": info,
+        "run, engine inline": [*run, "--engine=inline", f"--out={work / 'inline'}"],
+        "run, engine ray": [*run, "--engine=ray", f"--out={work / 'ray'}"],
+    }
+    rows = []
+    for title, command in commands.items():
+        watched = watch(command, work / "cache")
+        rows.append(
+            {
+                "command": title,
+                "seconds": watched["seconds"],
+                "largest process, MB": watched["largest"],
+                "all processes, MB": watched["total"],
+            }
+        )
+    return rows
 
 
 def watch(arguments: list[str], cache: Path) -> dict[str, float]:

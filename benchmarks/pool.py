@@ -38,7 +38,7 @@ def run(folder: Path | None = None, repeats: int = 3) -> dict[str, Any]:
     """
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
-        source = folder.resolve() if folder else _pictures(work / "pictures")
+        source = folder.resolve() if folder else write_pictures(work / "pictures")
         (work / "copies").mkdir()
         for number in range(NUM_COPIES):
             (work / "copies" / str(number)).symlink_to(source)
@@ -69,7 +69,8 @@ def run(folder: Path | None = None, repeats: int = 3) -> dict[str, Any]:
     return {"name": "pool-build", "rows": rows}
 
 
-def _pictures(folder: Path) -> Path:
+def write_pictures(folder: Path) -> Path:
+    """Write pictures of ImageNet's usual size, and return the folder."""
     from instahide_fl.data.photos_pool import load_photos
 
     folder.mkdir()

@@ -55,6 +55,21 @@ SECTIONS = {
         "the sum over all its processes; a shared page counts once for each of them. "
         "The last row has the same images five times, under different names.",
     ),
+    "decoding": (
+        "Reading photographs",
+        "`python -m benchmarks.decoding FOLDER`, 1,000 photographs of ImageNet "
+        "(shorter side 192 pixels at most), each cut to its middle square and resized "
+        "to 64x64. Torchvision: `ImageFolder` and `DataLoader`. Ours looks at every "
+        "header first, to decide about channels and value range for all pictures "
+        "alike. A data set is decoded once; every later use maps the cache.",
+    ),
+    "large-data": (
+        "Data sets that do not fit into memory",
+        "`python -m benchmarks.large_data`: 100,000 PNG files of 3x32x32 (a fifth is "
+        "the test part), and two rounds of 10 clients that train an mlp on InstaHide "
+        "encodings of all images. Memory is the peak without mapped files: the system "
+        "takes back the pages of the decoded images when it needs them.",
+    ),
     "worker-memory": (
         "Memory of further workers",
         "A pool of 1,281,167 images of 3x32x32 (3.9 GB), mapped by all workers. Peak "
@@ -93,6 +108,10 @@ SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "encoder": lambda result: (
         f"Seconds until the first image is encoded: "
         f"{format_value(result['first_use_seconds'])}."
+    ),
+    "large-data": lambda result: (
+        f"Microseconds to read, check and decode an image: "
+        f"{format_value(result['microseconds_an_image'])}."
     ),
     "fault-campaign": lambda result: (
         f"{result['kills']} kills in {result['attempts']} attempts and "
