@@ -75,7 +75,7 @@ def test_a_run_repeats_byte_for_byte_and_leaves_a_full_folder(tmp_path, changes)
     assert {path.name for path in first.path.iterdir()} - kept == {
         *("config.toml", "provenance.json", "metrics.jsonl", "summary.json"),
         *("model.safetensors", "checkpoint", "logs"),
-        *("partition.json", "partition.png", "exposures"),
+        *("data-report.json", "partition.json", "partition.png", "exposures"),
     }
     rows = first.metrics()
     assert [row["round"] for row in rows] == [1, 2, 3, 4]
