@@ -230,22 +230,47 @@ def test_a_study_prints_each_data_set_once(command, pictures, monkeypatch):
     assert "Traceback" not in err
 
 
-def test_odd_names_give_one_sentence_or_a_report(command, pictures, tmp_path):
-    folder = os.fsencode(tmp_path / "pets")
-    for part in (b"train", b"test"):
-        os.rename(folder + b"/" + part + b"/cat", folder + b"/" + part + b"/c\xe9\x1b[")
-    for words in (("info",), ("info", "--json"), ("partition",)):
-        extra = [] if "info" in words else ["--set", "partition.min-size=1"]
-        code, out, err = command("data", words[0], pictures, *words[1:], *extra)
+def test_names_that_act_on_a_terminal_are_printed_as_escapes(
+    command, pictures, tmp_path
+):
+    for part in ("train", "test"):
+        folder = tmp_path / "pets" / part
+        (folder / "cat").rename(folder / "[red]c\x1b[31mt")
+    for words in (("info",), ("partition", "--set", "partition.min-size=1")):
+        code, out, err = command("data", words[0], pictures, *words[1:])
         assert code == 0, err
-        assert "\x1b[" not in out + err
-    for name in ("imagefolder:/caf\udce9\x1b[31m", "imagefolder:a\0b", "hf:a\0b"):
-        code, out, err = command("data", "info", name)
-        assert (code, out) == (2, "")
-        assert len(err.splitlines()) == 1
-        assert "\x1b" not in err
-    code, _, err = command("data", "info", f"imagefolder:{'a' * 5000}")
-    assert (code, len(err.splitlines())) == (2, 1)
+        assert "\x1b" not in out + err
+        assert words[0] != "info" or r"[red]c\x1b[31mt" in out
+    code, out, _ = command("data", "info", pictures, "--json")
+    assert (code, "\x1b" in out) == (0, False)
+    assert "[red]c\x1b[31mt" in json.loads(out)["classes"]
+
+
+@pytest.mark.parametrize(
+    "dataset",
+    [
+        "imagefolder:/caf\udce9\x1b[31m",
+        "imagefolder:a\0b",
+        "hf:a\0b",
+        "webdataset:\udce9",
+        f"imagefolder:{'a' * 5000}",
+        f"hf:{'a' * 5000}",
+        f"webdataset:{'a' * 5000}",
+    ],
+    ids=lambda name: ascii(name)[:20],
+)
+def test_an_odd_data_set_name_gives_one_sentence(command, own_cache, dataset):
+    code, out, err = command("data", "info", dataset)
+    assert (code, out) == (2, "")
+    assert len(err.splitlines()) == 1
+    assert "\x1b" not in err
+
+
+def test_a_class_whose_name_is_no_text_gives_one_sentence(command, pictures, tmp_path):
+    folder = os.fsencode(tmp_path / "pets" / "train")
+    os.rename(folder + b"/cat", folder + b"/c\xe9t")
+    code, out, err = command("data", "info", pictures)
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
 
 
 def test_a_server_does_not_choose_what_a_client_reads(tmp_path):
