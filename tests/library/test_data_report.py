@@ -41,9 +41,9 @@ def test_a_report_counts_parts_classes_and_copies(data_folder, own_cache):
 def test_a_report_of_a_divided_set_and_of_a_deployed_client(
     tmp_path, data_folder, own_cache
 ):
-    write_noise_pictures(data_folder / "set" / "a", 6)
-    write_noise_pictures(data_folder / "set" / "b", 4, start=10)
-    config = DataConfig(dataset=f"imagefolder:{data_folder / 'set'}")
+    write_noise_pictures(data_folder / "a", 6)
+    write_noise_pictures(data_folder / "b", 4, start=10)
+    config = DataConfig(dataset=f"imagefolder:{data_folder}")
     report = load_dataset(config).report
     assert report is not None
     assert report.parts == {"train": 8, "test": 2}

@@ -60,11 +60,11 @@ def test_no_copy_is_on_both_sides_of_the_seeds_division(data_folder, own_cache):
     for copy in range(4):
         for name in "ab":
             write_noise_pictures(
-                data_folder / "set" / name / f"{name}-{copy}",
+                data_folder / name / f"{name}-{copy}",
                 10,
                 start=10 * (name == "b"),
             )
-    config = DataConfig(dataset=f"imagefolder:{data_folder / 'set'}")
+    config = DataConfig(dataset=f"imagefolder:{data_folder}")
     report = load_dataset(config).report
     assert report is not None
     assert report.duplicates_across_parts > 0
@@ -75,9 +75,9 @@ def test_no_copy_is_on_both_sides_of_the_seeds_division(data_folder, own_cache):
 
 
 def test_a_set_without_copies_keeps_its_digest(data_folder, own_cache):
-    write_noise_pictures(data_folder / "set" / "a", 5)
-    write_noise_pictures(data_folder / "set" / "b", 5, start=10)
-    config = DataConfig(dataset=f"imagefolder:{data_folder / 'set'}")
+    write_noise_pictures(data_folder / "a", 5)
+    write_noise_pictures(data_folder / "b", 5, start=10)
+    config = DataConfig(dataset=f"imagefolder:{data_folder}")
     unique = load_dataset(config.model_copy(update={"drop_duplicates": True}))
     assert unique.digest == load_dataset(config).digest
 
@@ -85,12 +85,12 @@ def test_a_set_without_copies_keeps_its_digest(data_folder, own_cache):
 def test_owners_without_an_image_lose_their_number(data_folder, own_cache):
     pixels = np.random.default_rng(0).integers(0, 256, (8, 4, 4, 3), np.uint8)
     train = pixels[[0, 1, 2, 3, 0, 1, 4, 5]]
-    path, owners = data_folder / "set" / "data", list("aabbccdd")
+    path, owners = data_folder / "data", list("aabbccdd")
     labels = [0, 1] * 4
     write_parquet(path / "train-0.parquet", train, labels, "xy", writer=owners)
     write_parquet(path / "test-0.parquet", pixels[6:], [0, 1], "xy", writer=["t", "t"])
     config = DataConfig(
-        dataset=f"hf:{data_folder / 'set'}",
+        dataset=f"hf:{data_folder}",
         client_column="writer",
         drop_duplicates=True,
     )
