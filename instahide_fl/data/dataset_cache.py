@@ -38,6 +38,7 @@ from instahide_fl.data.image_checks import (
     constant_channel_warnings,
     count_levels,
     few_levels_warnings,
+    relabelled_warnings,
 )
 from instahide_fl.data.picture_decoding import PixelFormat, decode_part
 from instahide_fl.data.picture_survey import survey_pictures
@@ -177,7 +178,8 @@ def _without_copies(folder: Path) -> Path:
     findings = _findings(folder, description)
     left_out = LeftOut.of("copies of other images (data.drop-duplicates)", dropped)
     left_out_entries = (*findings.source.left_out, left_out)
-    source = replace(findings.source, left_out=left_out_entries)
+    warnings = (*findings.source.warnings, *relabelled_warnings(parts))
+    source = replace(findings.source, left_out=left_out_entries, warnings=warnings)
     with atomic_folder(unique) as temporary:
         for name, part in remaining.items():
             blocks = decode_part(part, _as_decoded(parts[name]))

@@ -10,6 +10,7 @@ import numpy as np
 from instahide_fl.config import DataConfig
 from instahide_fl.data.cached_parts import CachedPart
 from instahide_fl.data.data_report import MAX_EXAMPLES, DataWarning, PixelFindings
+from instahide_fl.data.duplicates import find_first_copies
 from instahide_fl.data.sources.base import DatasetContent, ImageBlock
 from instahide_fl.data.value_range import format_range
 from instahide_fl.errors import DataError
@@ -85,6 +86,24 @@ def check_classes_remain(
             f"data.drop-duplicates: without copies, {len(lost)} of "
             f"{len(class_names)} classes have no image in the part {part}: "
             f"{_some(lost)}: look at these images, or set data.drop-duplicates = false"
+        )
+
+
+def relabelled_warnings(parts: Mapping[str, CachedPart]) -> Iterator[DataWarning]:
+    """Warn about copies that are dropped although their classes differ.
+
+    Args:
+        parts: The parts, those first whose images stay.
+    """
+    contents = [part.contents for part in parts.values()]
+    first_copies = find_first_copies(np.concatenate([c.hashes for c in contents]))
+    targets = np.concatenate([part.targets for part in contents])
+    relabelled = int((targets != targets[first_copies]).sum())
+    if relabelled:
+        yield DataWarning(
+            f"{relabelled:,} of the copies that data.drop-duplicates drops are of "
+            f"another class than the image that stays",
+            "check their labels",
         )
 
 

@@ -108,3 +108,14 @@ def test_a_class_of_copies_alone_is_refused(data_folder, own_cache):
     config = DataConfig(dataset=f"imagefolder:{data_folder}", drop_duplicates=True)
     with pytest.raises(DataError, match=r"1 of 2 classes .* in the part train: a:"):
         load_dataset(config)
+
+
+def test_dropped_copies_of_another_class_are_told(data_folder, own_cache):
+    write_noise_pictures(data_folder / "train" / "a", 3)
+    write_noise_pictures(data_folder / "train" / "b", 3, start=2)  # 2 is in both
+    write_noise_pictures(data_folder / "test" / "a", 2, start=20)
+    config = DataConfig(dataset=f"imagefolder:{data_folder}", drop_duplicates=True)
+    report = load_dataset(config).report
+    assert report is not None
+    assert report.parts == {"train": 5, "test": 2}
+    assert "1 of the copies" in str(report.warnings[0])
