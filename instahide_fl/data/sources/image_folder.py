@@ -142,7 +142,7 @@ def _read_tables(files: PictureFiles, table: str, config: DataConfig) -> _Tables
         if name == table or (not table and _is_near(files, name))
     ]
     candidates.sort(key=lambda name: (name.count("/"), name))
-    pictures = PictureNames.of(files.names)
+    pictures = PictureNames.of(files.names if candidates else ())
     usable, problems = [], {}
     for name in candidates[:MAX_TABLES]:
         try:
