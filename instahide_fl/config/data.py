@@ -40,10 +40,12 @@ class DataConfig(Table):
     """The data set: `mnist-5k` (5,000 digits that ship with a dependency, no network);
     `mnist`, `fashion-mnist`, `cifar10`, `cifar100` (torchvision's files, see `root` and
     `download`); `imagefolder:PATH` (a folder per class, or train/ and test/ with a
-    folder per class each); `hf:PATH-OR-NAME` (a Hugging Face image data set: a local
-    folder or table file, or a name on the hub); `webdataset:PATH` (tar archives: one
-    file, a folder, or a pattern such as `train-{0000..0009}.tar`); or `noise:NxCxHxW`
-    (N random training images of 10 classes, to measure speed)."""
+    folder per class each; an archive of such a folder, .zip or .tar; or a table of
+    files and labels, .csv or .jsonl, beside the pictures); `hf:PATH-OR-NAME` (a
+    Hugging Face image data set: a local folder or table file, or a name on the hub);
+    `webdataset:PATH` (tar archives: one file, a folder, or a pattern such as
+    `train-{0000..0009}.tar`); or `noise:NxCxHxW` (N random training images of 10
+    classes, to measure speed)."""
     root: str = ""
     """Folder with the files of a torchvision data set: in torchvision's layout, or the
     four idx files of an MNIST-like set, compressed (.gz) or not. If empty, the folder
@@ -57,7 +59,8 @@ class DataConfig(Table):
     normalised with the mean and standard deviation of the whole training set."""
     train_part: str = ""
     """Folder, or part of a Hugging Face set, to train on; empty recognises it by name
-    (train, training, in any case and with a prefix or suffix)."""
+    (train, training, in any case and with a prefix or suffix). Of picture folders, "."
+    takes the whole folder, whose folders are then classes."""
     test_part: str = ""
     """Folder, or part of a Hugging Face set, to test on; empty recognises it by name
     (test, testing, or else val, valid, validation, dev, eval)."""
@@ -71,8 +74,8 @@ class DataConfig(Table):
     """Configuration of a Hugging Face set that has several; empty takes the only
     one, or the one called default."""
     client_column: str = ""
-    """Column of an `hf:` data set that names the owner of each image (a writer, a
-    patient), for partition.scheme natural-id."""
+    """Column that names the owner of each image (a writer, a patient), where a data set
+    has columns, for partition.scheme natural-id."""
     image_size: CountOrZero = 0
     """Side in pixels that images are resized to when loaded; 0 keeps their own size."""
     channels: Literal["auto", 1, 3] = "auto"
