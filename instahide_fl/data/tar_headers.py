@@ -28,8 +28,11 @@ def read_tar_headers(path: Path) -> Iterator[tarfile.TarInfo]:
         # tarfile takes a damaged header, a file cut between members, or the end of the
         # first of several archives that were joined, for the end of all.
         file.seek(archive.offset)
-        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        end = file.read(tarfile.BLOCKSIZE)
+        if len(end) < tarfile.BLOCKSIZE:
             raise EOFError("the archive ends too early")
+        if end.count(0) < len(end):
+            raise EOFError(f"a damaged header at byte {archive.offset}")
         while block := file.read(BLOCK_BYTES):
             if block.count(0) < len(block):
                 raise EOFError(

@@ -126,12 +126,18 @@ def test_classes_are_named_by_a_file_or_a_member(tmp_path):
 
 
 def test_owners_come_from_json(tmp_path):
-    owners = ["mia", "ali ", "mia", "ali"]
+    owners = ["Mia", "ali ", "Mia", "ali"]
     fields = {n: {"cls": n % 2, "writer": owner} for n, owner in enumerate(owners)}
     members = samples(range(4), lambda n: json.dumps(fields[n]), "json")
     write_tar(tmp_path / "0.tar", members)
     content = read(tmp_path, client_column="writer")
-    assert content.parts["all"].client_ids.tolist() == [1, 0, 1, 0]
+    assert content.parts["all"].client_ids.tolist() == [0, 1, 0, 1]
+    assert content.findings.warnings == ()
+    fields[2]["writer"] = "mia"
+    members = samples(range(4), lambda n: json.dumps(fields[n]), "json")
+    write_tar(tmp_path / "0.tar", members)
+    [warning] = read(tmp_path, client_column="writer").findings.warnings
+    assert "'Mia' and 'mia'" in str(warning)
     fields[2]["writer"] = float("nan")
     members = samples(range(4), lambda n: json.dumps(fields[n]), "json")
     write_tar(tmp_path / "0.tar", members)
@@ -218,8 +224,8 @@ def test_damaged_and_compressed_shards_are_refused(tmp_path):
     data = path.read_bytes()
     damages = {
         "end of data": data[: len(data) // 4 + 300],
-        "not a header at byte": data[:2048] + b"x" * 512 + data[2560:],
-        "though the file goes on": data + data,
+        "a damaged header at byte 2048": data[:2048] + b"x" * 512 + data[2560:],
+        "goes on after its end": data + data,
         "is no readable tar": b"PK" + data[2:],
         "empty file": b"",
     }
@@ -259,6 +265,17 @@ def test_the_kind_of_archive_is_told(tmp_path):
     for path in (tmp_path, tmp_path / "0.tar"):
         with pytest.raises(DataError, match=f"give webdataset:{path}"):
             find_source(DataConfig(dataset=f"imagefolder:{path}"))
+    captioned = {
+        f"{folder}/{number}.{column}": content
+        for folder in ("cat", "dog")
+        for number in range(2)
+        for column, content in (("png", picture(number)), ("txt", "a caption"))
+    }
+    write_tar(tmp_path / "folders" / "archive.tar", captioned)
+    archive = tmp_path / "folders" / "archive.tar"
+    content = find_source(DataConfig(dataset=f"imagefolder:{archive}")).read()
+    assert content.class_names == ["cat", "dog"]
+    (tmp_path / "folders" / "archive.tar").unlink()
     by_hugging_face = DataConfig(dataset=f"hf:{tmp_path}")
     assert shades(find_source(by_hugging_face).read().parts["all"]) == [0, 1, 2, 3]
 

@@ -130,7 +130,8 @@ def read_shard(path: Path, number: int) -> ShardContent:
 def holds_samples(path: Path) -> bool:
     """Return whether a file is a WebDataset shard, and no archived folder of pictures.
 
-    In a shard, pictures have their class beside them, in a file of the same key.
+    In a shard, pictures have their class beside them, in a file of the same key. A text
+    beside pictures that lie in several folders may be something else.
 
     Args:
         path: Any file.
@@ -145,10 +146,14 @@ def holds_samples(path: Path) -> bool:
                 columns_of.setdefault(key, set()).add(column)
     except DataError:
         return False
-    return any(
-        any(map(is_picture_column, columns)) and columns.intersection(LABEL_COLUMNS)
-        for columns in columns_of.values()
-    )
+    pictures = {
+        key: columns
+        for key, columns in columns_of.items()
+        if any(map(is_picture_column, columns))
+    }
+    folders = {key.rpartition("/")[0] for key in pictures}
+    labels = LABEL_COLUMNS[:1] if len(folders) > 1 else LABEL_COLUMNS
+    return any(columns.intersection(labels) for columns in pictures.values())
 
 
 def fetch_members(shards: Sequence[Path], spans: Iterable[MemberSpan]) -> list[bytes]:

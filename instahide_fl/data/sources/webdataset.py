@@ -21,6 +21,7 @@ from instahide_fl.data.sources.base import (
     StoredPictures,
     file_listing,
 )
+from instahide_fl.data.sources.hugging_face.names import alike_names_warnings
 from instahide_fl.data.sources.part_names import choose_parts
 from instahide_fl.data.sources.sample_labels import (
     LabelSource,
@@ -100,13 +101,20 @@ def _read(reference: str, files: ShardFiles, config: DataConfig) -> DatasetConte
         role: _dataset_part(files, part, _targets(part, values[role], numbers))
         for role, part in parts.items()
     }
+    owners: list[SampleValue] = []
     if config.client_column:
         samples = parts[training].samples
         source = find_owner_source(files.shards, samples, config.client_column)
         [owners] = unify_values([read_values(files.shards, samples, source)])
         ids = number_owners(owners, samples, config.client_column)
         content[training] = replace(content[training], client_ids=ids)
-    return DatasetContent(content, class_names, _findings(files, labelled, config))
+    findings = _findings(files, labelled, config)
+    alike = [
+        *alike_names_warnings("data.label-column", class_names),
+        *alike_names_warnings("data.client-column", set(owners)),
+    ]
+    findings = replace(findings, warnings=(*findings.warnings, *alike))
+    return DatasetContent(content, class_names, findings)
 
 
 def _read_labelled(
