@@ -182,6 +182,7 @@ def _open_files(
 def _open_saved(folder: Path) -> list[Table]:
     import datasets
 
+    datasets.disable_progress_bars()
     try:
         dataset = datasets.load_from_disk(str(folder))
     except Exception as error:  # of Arrow, of JSON, or of missing files
