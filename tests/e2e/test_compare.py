@@ -132,6 +132,7 @@ def test_a_run_that_fails_is_told_and_the_others_are_finished(tmp_path):
     ended = compare(path, "--out", tmp_path / "out")
     assert ended.returncode == 1
     assert "1 of 2 runs failed" in ended.stderr
+    assert ended.stdout.count("test images of 10 classes") == 1  # of both runs' data
     found = json.loads((tmp_path / "out" / "study.json").read_text())["runs"]
     assert [run["status"] for run in found] == ["finished", "failed"]
     assert "no-pool" in found[-1]["reason"]
