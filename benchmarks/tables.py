@@ -136,6 +136,8 @@ def section(result: Mapping[str, Any]) -> str:
     lines += [_line([format_value(value) for value in row.values()]) for row in rows]
     if sentence := SENTENCES.get(result["name"]):
         lines += ["", sentence(result)]
+    if note := result.get("note"):
+        lines += ["", note]
     machine, versions = result["machine"], result["versions"]
     used = ", ".join(f"{name} {versions[name]}" for name in ("torch", "flwr", "ray"))
     lines += [
