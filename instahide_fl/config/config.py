@@ -235,7 +235,7 @@ def parse_assignment(text: str) -> tuple[str, Scalar]:
     """Read one `--set KEY=VALUE`, where a value that is not TOML is taken as a string.
 
     Returns:
-        The dotted name of the setting, and its value.
+        The dotted name of the setting, with hyphens for underscores, and its value.
 
     Raises:
         ConfigError: there is no `=`, or the value is a list or a table.
@@ -249,7 +249,7 @@ def parse_assignment(text: str) -> tuple[str, Scalar]:
         parsed = value
     if not isinstance(parsed, bool | int | float | str):
         raise ConfigError(f"--set {key}: expected one value, got {value!r}")
-    return key.strip(), parsed
+    return key.strip().replace("_", "-"), parsed
 
 
 def _absolute(value: str, folder: Path) -> str:

@@ -218,6 +218,7 @@ def _list_zip(path: Path) -> PictureFiles:
     store = _ZipStore(path)
     builder = ListingBuilder()
     members = store.archive.infolist()
+    names: dict[str, None] = {}
     encrypted = [member.filename for member in members if member.flag_bits & 0x1]
     if encrypted:
         raise DataError(
@@ -238,8 +239,12 @@ def _list_zip(path: Path) -> PictureFiles:
             reason = REPEATED_LINKS if stat.S_ISLNK(mode) else NO_REGULAR_FILES
             builder.skip(reason, name)
             continue
+        # The last member of a name counts, as in unpacking.
+        store.members.pop(name, None)
         if name != member.filename:
             store.members[name] = member.filename
+        names[name] = None
+    for name in names:
         builder.add_file(name, _header_reader(store, name))
     return builder.finish(path, store, is_archive=True)
 

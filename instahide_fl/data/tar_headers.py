@@ -6,6 +6,8 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from instahide_fl.data.picture_listing import printable
+
 BLOCK_BYTES = 2**20
 
 
@@ -16,12 +18,18 @@ def read_tar_headers(path: Path) -> Iterator[tarfile.TarInfo]:
         path: The archive, without compression.
 
     Raises:
-        tarfile.TarError: The file is no archive.
+        tarfile.TarError: The file is no archive, or a member is stored with holes, so
+            that its bytes do not follow one another.
         EOFError: It ends too early, or a header in it is damaged.
         OSError: It cannot be read.
     """
     with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
         while (member := archive.next()) is not None:
+            if member.issparse():
+                raise tarfile.ReadError(
+                    f"{printable(member.name)} is stored with holes, pack it without "
+                    f"--sparse"
+                )
             yield member
             # Otherwise it keeps a kilobyte for each, which a million pictures notice.
             archive.members = []  # type: ignore[attr-defined]

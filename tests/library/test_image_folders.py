@@ -50,6 +50,20 @@ def test_train_and_test_folders_may_have_one_image_a_class(tmp_path, own_cache):
         load_dataset(config)
 
 
+def test_classes_that_are_written_in_two_ways_are_named(tmp_path):
+    composed, decomposed = "k\u00e4", "ka\u0308"  # look the same: a file system's copy
+    names = [f"train/{composed}/1.png", "train/b/1.png", "val/B/1.png"]
+    write_pictures(tmp_path, [*names, f"val/{decomposed}/1.png"])
+    source = find_source(DataConfig(dataset=f"imagefolder:{tmp_path}"))
+    with pytest.raises(DataError, match=r"write 'B' like 'b' if they are the same"):
+        source.read()
+    write_pictures(tmp_path / "flat", [f"{composed}/1.png", f"{decomposed}/1.png"])
+    source = find_source(DataConfig(dataset=f"imagefolder:{tmp_path / 'flat'}"))
+    (warning,) = source.read().findings.warnings
+    assert repr(composed) in str(warning)
+    assert ascii(decomposed) in str(warning)
+
+
 def test_pictures_of_all_modes_become_colour(tmp_path, own_cache):
     folder = tmp_path / "train" / "a"
     write_pictures(folder, ["0-grey.png"], "L")

@@ -138,12 +138,12 @@ def test_owners_are_read_from_a_column(tmp_path):
 def test_rows_and_pictures_without_one_another_are_counted(tmp_path):
     names = [f"{number}.png" for number in range(30)]
     rows = [f"{name},{'ab'[row % 2]}" for row, name in enumerate(names[:28])]
-    rows += ["gone.png,a", rows[0], "28.png,"]
+    rows += ["gone.png,a", rows[0], "28.png,", "29.png,NaN"]
     write_set(tmp_path, names, {"labels.csv": "\n".join(["file,label", *rows])})
     findings = read(tmp_path).findings
     assert {entry.reason: entry.count for entry in findings.left_out} == {
         "rows of labels.csv whose file is missing": 1,
-        "rows of labels.csv without a label": 1,
+        "rows of labels.csv without a label": 2,
         "rows of labels.csv that repeat a picture": 1,
         "pictures that no table names": 2,
     }
@@ -165,6 +165,7 @@ def test_rows_and_pictures_without_one_another_are_counted(tmp_path):
         ),
         ("file,mask,label\n1.png,2.png,a\n2.png,1.png,b\n", ""),
         ("path,id,label\n1.png,2,a\n2.png,1,b\n", r"set data\.image-column to one"),
+        (",,\n,,\n", "it has no rows"),
         ("no table", "no comma, semicolon or tab"),
     ],
 )
@@ -191,6 +192,51 @@ def test_settings_and_the_name_of_a_table_settle_it(tmp_path):
     assert labels_of(content)["all"] == {"1.png": "u", "2.png": "v"}
     with pytest.raises(DataError, match=r"no column 'no' \(data\.label-column\)"):
         read(tmp_path / "y.csv", label_column="no")
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "num_warnings"),
+    [
+        (["12345678901234567890", "12345678901234567891", "7.0", "7"], None, 0),
+        (["001", "002", "001", "002"], ["001", "002"], 0),
+        (["001", "1", "2", "2"], ["001", "1", "2"], 1),
+    ],
+)
+def test_classes_that_are_numbers(tmp_path, labels, classes, num_warnings):
+    rows = [f"{name},{label}" for name, label in zip(ANIMALS, labels, strict=True)]
+    write_set(tmp_path, ANIMALS, {"labels.csv": "\n".join(["file,label", *rows])})
+    content = read(tmp_path)
+    assert sorted(content.class_names) == (classes or sorted([*labels[:2], "7"]))
+    assert len(content.findings.warnings) == num_warnings
+
+
+@pytest.mark.parametrize(
+    ("first_label", "match"),
+    [
+        ('["cat"]', ""),
+        ('["cat", "dog"]', "no column of it has a usual name of labels"),
+        ('{"boxes": [1, 2]}', "no column of it has a usual name of labels"),
+        ("[" * 100_000, "it cannot be read"),
+        ("9" * 5_000, "it cannot be read"),
+    ],
+)
+def test_labels_in_json_that_are_no_single_value(tmp_path, first_label, match):
+    rows = [f'{{"file": "{n}", "label": ["{kind}"]}}' for n, kind in ANIMALS.items()]
+    text = "\n".join(rows).replace('["cat"]', first_label, 1)
+    write_set(tmp_path, ANIMALS, {"metadata.jsonl": text})
+    if match:
+        with pytest.raises(DataError, match=match):
+            read(tmp_path)
+    else:
+        assert labels_of(read(tmp_path))["all"] == ANIMALS
+
+
+def test_a_table_as_spreadsheets_save_unicode_text(tmp_path):
+    write_set(tmp_path, ANIMALS, {})
+    rows = [f"{name}\t{label}" for name, label in ANIMALS.items()]
+    text = "\r\n".join(["file\tlabel", *rows])
+    (tmp_path / "labels.txt").write_bytes(text.encode("utf-16"))
+    assert labels_of(read(tmp_path))["all"] == ANIMALS
 
 
 def test_a_table_against_class_folders_is_refused(tmp_path):

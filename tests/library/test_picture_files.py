@@ -204,6 +204,35 @@ def test_members_of_archives_are_never_trusted(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["x.tar"]
 
 
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("again", ["cat/1.png", "./cat/1.png"])
+def test_the_last_member_of_a_name_counts(tmp_path, again):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr("cat/1.png", b"old")
+        archive.writestr("dog/2.png", b"2")
+        archive.writestr(again, b"new")
+    files = list_picture_files(tmp_path / "x.zip")
+    assert files.names == ("cat/1.png", "dog/2.png")
+    assert files.fetch(files.names) == [b"new", b"2"]
+
+
+def test_a_tar_with_holes_is_refused(tmp_path):
+    path = tmp_path / "x.tar"
+    with tarfile.open(path, "w") as archive:
+        # The content stands for a file of 9 zeros, then 4 bytes.
+        member = tarfile.TarInfo("cat/1.png")
+        member.pax_headers = {
+            "GNU.sparse.major": "1",
+            "GNU.sparse.minor": "0",
+            "GNU.sparse.realsize": "13",
+        }
+        content = b"1\n9\n4\n".ljust(512, b"\0") + b"data"
+        member.size = len(content)
+        archive.addfile(member, io.BytesIO(content))
+    with pytest.raises(DataError, match=r"cat/1\.png is stored with holes.*unpack it"):
+        list_picture_files(path)
+
+
 def test_archives_that_cannot_be_read(tmp_path, own_cache):
     def refused(path, match):
         with pytest.raises(DataError, match=match):

@@ -9,6 +9,7 @@ from instahide_fl.data.data_report import LeftOut, SourceFindings
 from instahide_fl.data.picture_listing import PictureFiles, examples, printable
 from instahide_fl.data.picture_types import unreadable_kind
 from instahide_fl.data.sources.folder_layout import FolderLayout, PartFolder
+from instahide_fl.data.sources.hugging_face.names import common_form, quoted
 from instahide_fl.data.sources.labelled_names import LabelledNames, LabelledPart
 from instahide_fl.data.sources.picture_tree import base_name, join, parent
 from instahide_fl.errors import DataError
@@ -150,7 +151,8 @@ def _check_test(
         train = base_name(layout.parts["train"].folder) or "the training part"
         raise DataError(
             f"data.dataset: {where} has classes that {train}/ has not: "
-            f"{examples(unknown)}: remove them, or set data.test-part to another folder"
+            f"{examples(unknown)}: {_alike_hint(unknown, class_names)}remove them, or "
+            f"set data.test-part to another folder"
         )
     if not part.names:
         hint = _unreadable_in(files, [folder.folder])
@@ -158,6 +160,16 @@ def _check_test(
             f"data.dataset: no images in {where} for {len(class_names)} of "
             f"{len(class_names)} classes: {examples(class_names)}{hint}"
         )
+
+
+def _alike_hint(unknown: Sequence[str], class_names: Sequence[str]) -> str:
+    """Return a remedy if the parts write a class in two ways."""
+    by_form = {common_form(name): name for name in class_names}
+    for name in unknown:
+        other = by_form.get(common_form(name))
+        if other is not None:
+            return f"write {quoted(name)} like {quoted(other)} if they are the same, "
+    return ""
 
 
 def _unreadable_in(files: PictureFiles, folders: Sequence[str]) -> str:

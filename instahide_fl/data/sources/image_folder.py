@@ -119,16 +119,16 @@ def _read(files: PictureFiles, table: str, config: DataConfig) -> DatasetContent
         for name, part in labelled.parts.items()
     }
     findings = labelled.findings
+    alike = alike_names_warnings("classes", labelled.class_names)
     if config.client_column:
         name = "train" if "train" in parts else "all"
         ids, owners = _client_ids(labelled, labelled.parts[name], config.client_column)
         parts[name] = replace(parts[name], client_ids=ids)
-        alike = alike_names_warnings("data.client-column", owners)
-        findings = replace(findings, warnings=(*findings.warnings, *alike))
+        alike += alike_names_warnings("data.client-column", owners)
     findings = replace(
         findings,
         left_out=(*findings.left_out, *files.left_out(labelled.used_tables)),
-        warnings=(*findings.warnings, *files.warnings()),
+        warnings=(*findings.warnings, *alike, *files.warnings()),
     )
     return DatasetContent(parts, list(labelled.class_names), findings)
 

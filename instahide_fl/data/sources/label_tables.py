@@ -6,6 +6,7 @@ column holds the classes.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
@@ -78,6 +79,7 @@ _PART_COLUMNS = frozenset(
         "usage",
     }
 )
+_MISSING = "nan"  # as programs write a value that there is not
 _ROW_NUMBERS = frozenset({"", "index", "unnamed0"})
 
 
@@ -166,13 +168,17 @@ def read_label_table(
 
 
 def _parse(name: str, content: bytes) -> _Rows:
+    is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
-        text = content.decode("utf-8-sig")
+        text = content.decode("utf-16" if is_utf16 else "utf-8-sig")
     except UnicodeDecodeError:
         text = content.decode("cp1252", "replace")
     try:
         return _parse_json(text) if name.endswith(".jsonl") else _parse_csv(text)
-    except (csv.Error, json.JSONDecodeError) as error:
+    except UnusableTable:
+        raise
+    # Of numbers or brackets without end, too.
+    except (csv.Error, ValueError, RecursionError) as error:
         raise UnusableTable(f"it cannot be read ({error})") from None
 
 
@@ -182,7 +188,9 @@ def _parse_csv(text: str) -> _Rows:
     if delimiter not in first:
         raise UnusableTable("its first line has no comma, semicolon or tab")
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-    rows = [[cell.strip() for cell in row] for row in reader if any(row)]
+    rows = [list(map(_cell, row)) for row in reader if any(row)]
+    if not rows:
+        raise UnusableTable("it has no rows")
     header, width = rows[0], len(rows[0])
     if len(set(header)) < width:
         header = [f"{cell} ({i + 1})" if i else cell for i, cell in enumerate(header)]
@@ -194,13 +202,23 @@ def _parse_json(text: str) -> _Rows:
     objects = [json.loads(line) for line in text.splitlines() if line.strip()]
     if not objects or not all(isinstance(row, dict) for row in objects):
         raise UnusableTable("its lines are no JSON objects")
-    header = tuple(dict.fromkeys(key for row in objects for key in row))
+    keys = dict.fromkeys(key for row in objects for key in row)
+    header = tuple(key for key in keys if not any(_is_nested(r, key) for r in objects))
     rows = [tuple(_cell(row.get(key)) for key in header) for row in objects]
     return _Rows(header, rows)
 
 
+def _is_nested(row: Mapping[str, object], key: str) -> bool:
+    """Return whether a field holds several values, such as boxes of objects."""
+    value = row.get(key)
+    return isinstance(value, dict) or (isinstance(value, list) and len(value) != 1)
+
+
 def _cell(value: object) -> str:
-    return "" if value is None else str(value).strip()
+    if isinstance(value, list):  # of one value: see _is_nested
+        return _cell(value[0])
+    text = "" if value is None else str(value).strip()
+    return "" if text.lower() == _MISSING else text
 
 
 def _picture_columns(
@@ -343,16 +361,22 @@ def _labels(
 
 
 def _whole_numbers(cells: Sequence[str]) -> list[str]:
-    """Write 1.0 as 1; refuse measurements, which are no classes."""
+    """Write 1.0 as 1; refuse measurements, which are no classes.
+
+    Integers stay as they are: 007 is a name, and a float would change long ones.
+    """
     if not all(cell == "" or _is_number(cell) for cell in cells):
         return list(cells)
-    numbers = [float(cell) if cell else None for cell in cells]
-    if any(number is not None and number % 1 for number in numbers):
-        fractions = [c for c, n in zip(cells, numbers, strict=True) if n and n % 1]
+    fractions = [c for c in cells if c and not _is_integer(c) and float(c) % 1]
+    if fractions:
         raise UnusableTable(
             f"its labels are measurements ({examples(fractions)}), no classes"
         )
-    return ["" if number is None else str(int(number)) for number in numbers]
+    return [c if not c or _is_integer(c) else str(int(float(c))) for c in cells]
+
+
+def _is_integer(cell: str) -> bool:
+    return re.fullmatch(r"-?\d+", cell) is not None
 
 
 def _is_number(cell: str) -> bool:

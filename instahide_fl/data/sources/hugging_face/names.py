@@ -17,8 +17,33 @@ def clean_value(value: Any) -> Any:
     return None if is_nan else value
 
 
+def common_form(name: str) -> str:
+    """Return what names share that are probably the same.
+
+    They may differ in case, white space, the form of letters, or the zeros before a
+    number.
+
+    Args:
+        name: The name.
+    """
+    form = "".join(unicodedata.normalize("NFKC", name).casefold().split())
+    return form.lstrip("0") or "0" if form.isdecimal() else form
+
+
+def quoted(name: str) -> str:
+    """Return a name in quotes, with escapes where it would look like another name.
+
+    Letters with accents may be stored as one character or as two, which look the same.
+
+    Args:
+        name: The name.
+    """
+    is_composed = unicodedata.is_normalized("NFC", name)
+    return repr(name) if is_composed else ascii(name)
+
+
 def alike_names_warnings(setting: str, names: Iterable[Any]) -> list[DataWarning]:
-    """Warn about names that differ in case, white space or the form of letters only.
+    """Warn about names that have the same common form.
 
     Args:
         setting: The setting of the column.
@@ -27,12 +52,11 @@ def alike_names_warnings(setting: str, names: Iterable[Any]) -> list[DataWarning
     by_form: dict[str, list[str]] = {}
     for name in names:
         if isinstance(name, str):
-            letters = unicodedata.normalize("NFKC", name).casefold()
-            by_form.setdefault("".join(letters.split()), []).append(name)
+            by_form.setdefault(common_form(name), []).append(name)
     alike = [sorted(group) for group in by_form.values() if len(group) > 1]
     if not alike:
         return []
-    groups = [" and ".join(map(repr, group)) for group in alike[:MAX_EXAMPLES]]
+    groups = [" and ".join(map(quoted, group)) for group in alike[:MAX_EXAMPLES]]
     further = ", ..." if len(alike) > MAX_EXAMPLES else ""
     return [
         DataWarning(
