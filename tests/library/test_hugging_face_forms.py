@@ -25,11 +25,16 @@ from tests.library.hugging_face_tables import (
     origins,
     png,
     read,
+    sentences,
     structs,
     write_rows,
     write_table,
 )
-from tests.library.pictures import write_hugging_face_folder, write_pictures
+from tests.library.pictures import (
+    write_hugging_face_folder,
+    write_noise_pictures,
+    write_pictures,
+)
 
 # Forms
 
@@ -239,6 +244,32 @@ def test_changed_files_and_settings_are_read_anew(tmp_path):
     before = identity()
     write_rows(tmp_path / "train.parquet", labels=[1, 0])
     assert identity() != before
+
+
+@pytest.mark.parametrize("place", ["set", "set/train.parquet"])
+def test_changed_pictures_outside_of_the_folder_are_read_anew(tmp_path, place):
+    folder = tmp_path / "pictures"
+    write_noise_pictures(folder, ROWS)
+    paths = [f"../pictures/{number:03}.png" for number in range(ROWS - 1)]
+    paths.append(str(folder / f"{ROWS - 1:03}.png"))
+    write_table(tmp_path / "set/train.parquet", image=paths, label=["a", "b"] * 6)
+
+    def identity():
+        return open_hugging_face(str(tmp_path / place), DataConfig()).identity
+
+    before = identity()
+    assert identity() == before
+    (folder / "000.png").write_bytes(b"another content")
+    assert identity() != before
+
+
+def test_files_that_are_missing_are_warned_about(tmp_path):
+    for number in (0, 2):
+        write_rows(tmp_path / f"data/train-{number:05}-of-00004.parquet")
+    write_rows(tmp_path / "data/test-00000-of-00001.parquet")
+    (sentence,) = sentences(read(tmp_path))
+    assert sentence.startswith("2 files of part train")
+    assert "data/train-00001-of-00004, data/train-00003-of-00004" in sentence
 
 
 def test_reading_a_folder_writes_into_no_cache(tmp_path, monkeypatch):

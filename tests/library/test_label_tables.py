@@ -231,6 +231,16 @@ def test_labels_in_json_that_are_no_single_value(tmp_path, first_label, match):
         assert labels_of(read(tmp_path))["all"] == ANIMALS
 
 
+def test_a_form_to_fill_in_labels_nothing(tmp_path):
+    train = "\n".join(["id,label", *(f"{n[0]},{k}" for n, k in ANIMALS.items())])
+    form = "id,label\n5,cat\n6,cat"
+    names = [*(f"train/{name}" for name in ANIMALS), "test/5.png", "test/6.png"]
+    write_set(tmp_path, names, {"train.csv": train, "sampleSubmission.csv": form})
+    content = read(tmp_path)
+    assert list(content.parts) == ["all"]
+    assert "test/ holds 2 images without labels" in str(content.findings.warnings[0])
+
+
 def test_a_table_as_spreadsheets_save_unicode_text(tmp_path):
     write_set(tmp_path, ANIMALS, {})
     rows = [f"{name}\t{label}" for name, label in ANIMALS.items()]
@@ -243,7 +253,8 @@ def test_a_table_against_class_folders_is_refused(tmp_path):
     names = ["00/1.png", "00/2.png", "01/3.png", "01/4.png"]
     write_set(tmp_path, names, {})
     table = tmp_path / "labels.csv"
-    for labels, is_same in (("xxyy", True), ("xyxy", False)):
+    exchanged = ["01", "01", "00", "00"]
+    for labels, is_same in ((exchanged, False), ("xxyy", True), ("xyxy", False)):
         rows = [f"{n},{label}" for n, label in zip(names, labels, strict=True)]
         table.write_text("\n".join(["file,label", *rows]))
         if is_same:
@@ -251,7 +262,8 @@ def test_a_table_against_class_folders_is_refused(tmp_path):
         else:
             with pytest.raises(DataError, match=r"other classes than their folders"):
                 read(tmp_path)
-            assert read(tmp_path, label_column="label").class_names == ["x", "y"]
+            other = read(tmp_path, label_column="label").class_names
+            assert other == sorted(set(labels))
     table.unlink()
     with pytest.raises(DataError, match=r"no table of labels"):
         read(tmp_path, label_column="label")

@@ -38,10 +38,11 @@ from instahide_fl.data.sources.labelled_names import (
     merge_labels,
 )
 from instahide_fl.data.sources.picture_names import PictureNames
-from instahide_fl.data.sources.picture_tree import PictureTree, parent
+from instahide_fl.data.sources.picture_tree import PictureTree, base_name, parent
 from instahide_fl.errors import DataError
 
 MAX_TABLES = 20  # that are looked into
+FORM = "submission"  # in the name of a table whose labels are made up, to be replaced
 MIN_LABELLED_SHARE = 0.9  # of the pictures that a table must label
 
 
@@ -145,6 +146,9 @@ def _read_tables(files: PictureFiles, table: str, config: DataConfig) -> _Tables
     pictures = PictureNames.of(files.names if candidates else ())
     usable, problems = [], {}
     for name in candidates[:MAX_TABLES]:
+        if FORM in base_name(name).lower() and name != table:
+            problems[name] = "it is a form to fill in, whose labels are made up"
+            continue
         try:
             content = files.store.read_bytes(name)
             usable.append(read_label_table(name, content, pictures, config))
@@ -253,6 +257,9 @@ def _check_agreement(labelled: LabelledNames, tables: _Tables) -> None:
                     pairs.add((folder_label, table.labels[name]))
         is_one_to_one = len({a for a, _ in pairs}) == len(pairs)
         is_one_to_one &= len({b for _, b in pairs}) == len(pairs)
+        # 07 may be called cat, but not the folder dog.
+        folder_labels = set(labelled.class_names)
+        is_one_to_one &= all(a == b or b not in folder_labels for a, b in pairs)
         is_complete = count > MIN_LABELLED_SHARE * total
         if table.has_usual_label and is_complete and not is_one_to_one:
             label = table.columns["label"]

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from instahide_fl.config import DataConfig
 from instahide_fl.data.data_report import LeftOut
 from instahide_fl.data.picture_listing import examples, printable
+from instahide_fl.data.sources.hugging_face.names import clean_value
 from instahide_fl.data.sources.part_names import part_role
 from instahide_fl.data.sources.picture_names import PictureNames
 from instahide_fl.data.sources.picture_tree import base_name, parent
@@ -79,7 +80,6 @@ _PART_COLUMNS = frozenset(
         "usage",
     }
 )
-_MISSING = "nan"  # as programs write a value that there is not
 _ROW_NUMBERS = frozenset({"", "index", "unnamed0"})
 
 
@@ -217,8 +217,7 @@ def _is_nested(row: Mapping[str, object], key: str) -> bool:
 def _cell(value: object) -> str:
     if isinstance(value, list):  # of one value: see _is_nested
         return _cell(value[0])
-    text = "" if value is None else str(value).strip()
-    return "" if text.lower() == _MISSING else text
+    return "" if value is None else clean_value(str(value)) or ""
 
 
 def _picture_columns(

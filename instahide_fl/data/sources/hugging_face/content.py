@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from instahide_fl.config import DataConfig
 from instahide_fl.data.data_report import DataWarning, LeftOut, SourceFindings
+from instahide_fl.data.picture_listing import examples
 from instahide_fl.data.sources.base import DatasetContent, DatasetPart
 from instahide_fl.data.sources.hugging_face.column_kinds import picture_kind
 from instahide_fl.data.sources.hugging_face.columns import choose_columns
@@ -33,10 +34,12 @@ class PartTables:
     Attributes:
         origin: Where the part lies, for the data report: "part dev (data/dev-0.csv)".
         open: A function that opens the tables of the part, in order.
+        missing: The files that are missing, as the names of the others tell.
     """
 
     origin: str
     open: Callable[[], Sequence[Table]]
+    missing: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,7 @@ def read_content(
         content["test"] = _images(test, train, columns.image)
         used["test"] = test.name
     test_targets = content["test"].targets if test else None
+    warnings += _missing_warnings(parts, used.values())
     warnings += [*owners.warnings, *class_warnings(train.labels, test_targets)]
     taken = {
         "image": columns.image,
@@ -171,6 +175,20 @@ def _unlabelled_warnings(
             "set data.test-part, or label the part, if another test is meant",
         )
         for name in unlabelled
+    ]
+
+
+def _missing_warnings(
+    parts: Mapping[str, PartTables], used: Iterable[str]
+) -> list[DataWarning]:
+    return [
+        DataWarning(
+            f"{len(parts[name].missing)} files of {parts[name].origin} are missing: "
+            f"{examples(parts[name].missing)}",
+            "download them, unless only some are meant",
+        )
+        for name in used
+        if parts[name].missing
     ]
 
 

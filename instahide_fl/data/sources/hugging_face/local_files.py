@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from instahide_fl.data.data_report import LeftOut
 from instahide_fl.data.picture_listing import PictureFiles
+from instahide_fl.data.sources.base import file_listing
 from instahide_fl.data.sources.hugging_face.column_kinds import (
     picture_kind,
 )
@@ -26,6 +27,7 @@ from instahide_fl.data.sources.hugging_face.part_files import (
     describe_files,
     is_description,
     is_table,
+    missing_files,
     select_tables,
     table_kind,
 )
@@ -95,6 +97,24 @@ def names_pictures(table: Table) -> bool:
     return any(picture_kind(table, name) == "path" for name in table.schema.names)
 
 
+def outside_files(tables: Iterable[Table]) -> str:
+    """List the pictures that tables name outside of their own folders, by version.
+
+    Args:
+        tables: The tables, of which only columns of paths are read.
+    """
+    outside: dict[Path, None] = {}
+    for table in tables:
+        for name in table.schema.names:
+            if picture_kind(table, name) != "path":
+                continue
+            for path in map(Path, filter(None, table.read_column(name).to_pylist())):
+                if path.is_absolute() or ".." in path.parts:
+                    outside[table.folder / path] = None
+    files = [path.absolute() for path in outside if path.is_file()]
+    return file_listing(Path("/"), files) if files else ""
+
+
 def is_saved_to_disk(folder: Path) -> bool:
     """Return whether the `datasets` library's `save_to_disk` wrote a folder."""
     return (folder / _SAVED_PARTS).is_file() or (folder / _SAVED_STATE).is_file()
@@ -144,7 +164,9 @@ def table_parts(
     features = read_declared_features(folder, configuration_name)
     parts = {
         part: PartTables(
-            describe_files(part, files), partial(_open_files, folder, files, features)
+            describe_files(part, files),
+            partial(_open_files, folder, files, features),
+            missing_files(files),
         )
         for part, files in files_of_parts.items()
     }

@@ -10,9 +10,13 @@ from instahide_fl.data.data_report import MAX_EXAMPLES, DataWarning
 
 
 def clean_value(value: Any) -> Any:
-    """Return a value without white space around it, None if it is empty or NaN."""
+    """Return a value without white space around it, None if it is empty or NaN.
+
+    Programs write NaN as a text, too.
+    """
     if isinstance(value, str):
-        return value.strip() or None
+        text = value.strip()
+        return None if text.lower() in ("", "nan") else text
     is_nan = value != value  # nothing else is unequal to itself
     return None if is_nan else value
 

@@ -25,6 +25,7 @@ TABLE_KINDS = {
     ".csv": "csv",
     ".tsv": "csv",
 }
+MAX_SHARDS = 100_000  # a greater number in a name counts something else
 _KINDS_IN_ORDER = ("parquet", "arrow", "json", "csv")  # the first that exists is read
 _DESCRIPTIONS = {
     README,
@@ -34,6 +35,7 @@ _DESCRIPTIONS = {
     "dataset_infos.json",
     "state.json",
 }
+_SHARD_OF = re.compile(r"(.*-)(\d+)(-of-)(\d+)")  # of a number that is known
 # Of the third of five files that hold a part: -00002-of-00005, -2, _0002-1b4f8a1c9e
 _SHARD_NUMBER = re.compile(r"[-_.]\d+(-of-\d+)?(-[0-9a-f]{8,})?$")
 
@@ -139,6 +141,22 @@ def describe_files(part: str, names: Sequence[str]) -> str:
     """Say where a part lies: "part dev (data/dev-0.parquet)"."""
     files = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
     return files if part == UNNAMED_PART else f"part {part} ({files})"
+
+
+def missing_files(names: Sequence[str]) -> list[str]:
+    """Return the names of files that others number: train-00001-of-00002.
+
+    Args:
+        names: The table files of a part.
+    """
+    matches = [match for match in map(_SHARD_OF.match, names) if match]
+    present = {match.group() for match in matches}
+    expected = {
+        f"{match[1]}{number:0{len(match[2])}}{match[3]}{match[4]}": None
+        for match in matches
+        for number in range(min(int(match[4]), MAX_SHARDS))
+    }
+    return [name for name in expected if name not in present]
 
 
 def _assign_by_name(names: Sequence[str]) -> dict[str, list[str]]:

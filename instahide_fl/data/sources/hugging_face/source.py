@@ -29,11 +29,17 @@ from instahide_fl.data.sources.hugging_face.local_files import (
     dataset_parts,
     is_saved_to_disk,
     is_stored_as_tables,
+    list_tables,
     names_pictures,
+    outside_files,
     saved_parts,
     table_parts,
 )
-from instahide_fl.data.sources.hugging_face.part_files import TABLE_KINDS, is_table
+from instahide_fl.data.sources.hugging_face.part_files import (
+    TABLE_KINDS,
+    is_table,
+    select_tables,
+)
 from instahide_fl.data.sources.hugging_face.tables import Table, open_table
 from instahide_fl.data.sources.image_folder import open_image_folder
 from instahide_fl.data.sources.label_tables import (
@@ -83,8 +89,10 @@ def _open_folder(folder: Path, reference: str, config: DataConfig) -> DatasetSou
             lambda: read_content(place, saved_parts(folder), config),
         )
     if is_stored_as_tables(listing):
+        names, _ = select_tables(list_tables(listing))
+        tables = (open_table(folder / name, name) for name in names)
         return DatasetSource(
-            _identity(listing.identity, config),
+            _identity(listing.identity + outside_files(tables), config),
             lambda: _read_tables(place, listing, config),
         )
     if listing.names:
@@ -131,10 +139,11 @@ def _open_file(file: Path, reference: str, config: DataConfig) -> DatasetSource:
         )
     _refuse_configuration(config)
     files = file_listing(file.parent, [file])
-    if names_pictures(open_table(file, file.name)):
+    table = open_table(file, file.name)
+    if names_pictures(table):
         if file.name.lower().endswith(LABEL_TABLE_SUFFIXES):
             return open_image_folder(str(file), config)
-        files += list_picture_files(file.parent).identity
+        files += list_picture_files(file.parent).identity + outside_files([table])
 
     def read() -> DatasetContent:
         parts = {UNNAMED_PART: PartTables(f"file {file.name}", open_tables)}
