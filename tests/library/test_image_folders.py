@@ -64,6 +64,13 @@ def test_classes_that_are_written_in_two_ways_are_named(tmp_path):
     assert ascii(decomposed) in str(warning)
 
 
+def test_pictures_and_their_masks_are_no_classes(tmp_path):
+    write_pictures(tmp_path, ["train/Images/1.png", "train/masks/1.png"])
+    source = find_source(DataConfig(dataset=f"imagefolder:{tmp_path}"))
+    (warning,) = source.read().findings.warnings
+    assert "Images, masks are taken for classes" in str(warning)
+
+
 def test_pictures_of_all_modes_become_colour(tmp_path, own_cache):
     folder = tmp_path / "train" / "a"
     write_pictures(folder, ["0-grey.png"], "L")

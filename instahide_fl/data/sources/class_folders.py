@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from instahide_fl.data.data_report import LeftOut, SourceFindings
+from instahide_fl.data.data_report import DataWarning, LeftOut, SourceFindings
 from instahide_fl.data.picture_listing import PictureFiles, examples, printable
 from instahide_fl.data.picture_types import unreadable_kind
 from instahide_fl.data.sources.folder_layout import FolderLayout, PartFolder
@@ -13,6 +13,23 @@ from instahide_fl.data.sources.hugging_face.names import common_form, quoted
 from instahide_fl.data.sources.labelled_names import LabelledNames, LabelledPart
 from instahide_fl.data.sources.picture_tree import base_name, join, parent
 from instahide_fl.errors import DataError
+
+# Folders of pictures and of what is drawn on them, which are no classes.
+_PICTURE_NAMES = frozenset({"image", "images", "img", "imgs", "photos", "pictures"})
+_DRAWING_NAMES = frozenset(
+    {
+        "annotation",
+        "annotations",
+        "groundtruth",
+        "ground_truth",
+        "gt",
+        "label",
+        "labels",
+        "mask",
+        "masks",
+        "segmentations",
+    }
+)
 
 
 def label_by_folders(
@@ -53,7 +70,7 @@ def label_by_folders(
         },
         parts_unused=layout.unused,
         left_out=(entry,) if loose else (),
-        warnings=layout.warnings,
+        warnings=(*layout.warnings, *_drawing_warnings(class_names)),
     )
     return LabelledNames(parts, class_names, findings)
 
@@ -76,6 +93,18 @@ def _class_names(files: PictureFiles, part: PartFolder) -> tuple[str, ...]:
         )
     _check_text(files, part)
     return part.classes
+
+
+def _drawing_warnings(class_names: Sequence[str]) -> tuple[DataWarning, ...]:
+    """Warn about a data set of pictures and masks that is read as two classes."""
+    lower = {name.lower() for name in class_names}
+    if not (lower & _PICTURE_NAMES and lower & _DRAWING_NAMES):
+        return ()
+    problem = (
+        f"{examples(class_names)} are taken for classes, although they are named like "
+        f"pictures and their masks"
+    )
+    return (DataWarning(problem, "give a folder with a folder per class"),)
 
 
 def _check_text(files: PictureFiles, part: PartFolder) -> None:
