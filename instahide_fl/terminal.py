@@ -1,4 +1,4 @@
-"""What goes to a terminal: bars of progress, and names that are safe to print."""
+"""What goes to a terminal: bars of progress, names safe to print, counts in words."""
 
 from __future__ import annotations
 
@@ -29,6 +29,17 @@ def printable(text: str) -> str:
         other escapes as Python writes them.
     """
     return _UNSAFE.sub(lambda match: repr(match.group())[1:-1], text)
+
+
+def counted(number: int, singular: str, plural: str = "") -> str:
+    """Write a number with what it counts: "1 image", "2,000 images".
+
+    Args:
+        number: The number.
+        singular: The words that follow 1.
+        plural: The words that follow other numbers; empty for `singular` with an s.
+    """
+    return f"{number:,} {singular if number == 1 else plural or f'{singular}s'}"
 
 
 def show_steps(steps: Sequence[T], description: str) -> Iterable[T]:

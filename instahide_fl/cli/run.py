@@ -23,6 +23,7 @@ from instahide_fl.cli.data_summary import print_data_summary
 from instahide_fl.config import Config, Scalar
 from instahide_fl.errors import ConfigError
 from instahide_fl.interrupts import interrupt
+from instahide_fl.terminal import counted
 
 DEPLOYMENT = "deployment"  # stands in provenance.json where others have an engine
 
@@ -183,7 +184,7 @@ def train(
     summary = folder.read_json(SUMMARY)
     console.print(
         f"accuracy {summary['final_accuracy']:.1%} on clean test images after "
-        f"{summary['rounds']} rounds ({summary['seconds']:.0f} s)"
+        f"{counted(summary['rounds'], 'round')} ({summary['seconds']:.0f} s)"
     )
     if settings.defense.is_private:
         console.print(_privacy(summary))

@@ -12,6 +12,8 @@ from typing import Any, Self
 
 from pydantic import TypeAdapter
 
+from instahide_fl.terminal import printable
+
 MAX_EXAMPLES = 3  # names that a report or an error gives of many
 
 
@@ -22,7 +24,7 @@ class LeftOut:
     Attributes:
         reason: The reason, as a phrase: "hidden folders", "file type .heic".
         count: The number of files or rows.
-        examples: The first names, at most `MAX_EXAMPLES`.
+        examples: The first names, at most `MAX_EXAMPLES`, safe to print.
     """
 
     reason: str
@@ -32,7 +34,7 @@ class LeftOut:
     @classmethod
     def of(cls, reason: str, names: Sequence[str]) -> LeftOut:
         """Count names and keep the first ones as examples."""
-        return cls(reason, len(names), tuple(names[:MAX_EXAMPLES]))
+        return cls(reason, len(names), tuple(map(printable, names[:MAX_EXAMPLES])))
 
 
 @dataclass(frozen=True)
@@ -194,3 +196,13 @@ class DataReport:
         """
         details = values.get("warning_details")
         return TypeAdapter(cls).validate_python({**values, "warnings": details})
+
+
+def examples(names: Sequence[str]) -> str:
+    """Return the first names as a phrase for a message, safe to print.
+
+    Args:
+        names: The names, of which `MAX_EXAMPLES` are given.
+    """
+    further = ", ..." if len(names) > MAX_EXAMPLES else ""
+    return ", ".join(map(printable, names[:MAX_EXAMPLES])) + further

@@ -9,7 +9,11 @@ import numpy as np
 
 from instahide_fl.config import DataConfig
 from instahide_fl.data.cached_parts import CachedPart
-from instahide_fl.data.data_report import MAX_EXAMPLES, DataWarning, PixelFindings
+from instahide_fl.data.data_report import (
+    DataWarning,
+    PixelFindings,
+    examples,
+)
 from instahide_fl.data.duplicates import find_first_copies
 from instahide_fl.data.sources.base import DatasetContent, ImageBlock
 from instahide_fl.data.value_range import format_range
@@ -62,7 +66,7 @@ def check_divisible(name: str, targets: Targets, class_names: Sequence[str]) -> 
         raise DataError(
             f"data.dataset: {name} has no test part, and {len(single)} of its "
             f"{len(class_names)} classes have one image only, which cannot be in both "
-            f"parts: {_some(single)}: add images or give a test part"
+            f"parts: {examples(single)}: add images or give a test part"
         )
 
 
@@ -85,7 +89,8 @@ def check_classes_remain(
         raise DataError(
             f"data.drop-duplicates: without copies, {len(lost)} of "
             f"{len(class_names)} classes have no image in the part {part}: "
-            f"{_some(lost)}: look at these images, or set data.drop-duplicates = false"
+            f"{examples(lost)}: look at these images, or set data.drop-duplicates "
+            f"= false"
         )
 
 
@@ -101,9 +106,10 @@ def relabelled_warnings(parts: Mapping[str, CachedPart]) -> Iterator[DataWarning
     relabelled = int((targets != targets[first_copies]).sum())
     if relabelled:
         yield DataWarning(
-            f"{relabelled:,} of the copies that data.drop-duplicates drops are of "
-            f"another class than the image that stays",
-            "check their labels",
+            f"{relabelled:,} of the copies that data.drop-duplicates drops "
+            f"{'has' if relabelled == 1 else 'have'} another class than the image that "
+            f"stays",
+            "find them, with fdupes if they are files, and correct the labels",
         )
 
 
@@ -202,8 +208,3 @@ def constant_channel_warnings(statistics: ChannelStatistics) -> Iterator[DataWar
             f"{' and '.join(names)}",
             "check how they were exported",
         )
-
-
-def _some(names: Sequence[str]) -> str:
-    further = ", ..." if len(names) > MAX_EXAMPLES else ""
-    return ", ".join(names[:MAX_EXAMPLES]) + further

@@ -29,13 +29,13 @@ from instahide_fl.data.picture_listing import (
     ListingBuilder,
     PictureFiles,
     PictureStore,
-    printable,
 )
 from instahide_fl.data.picture_types import HEADER_BYTES, is_leftover
 from instahide_fl.data.sources.base import StoredPicture
 from instahide_fl.data.tar_headers import read_tar_headers
 from instahide_fl.errors import DataError, OutputError
 from instahide_fl.files import cache_folder, explained
+from instahide_fl.terminal import printable
 
 ARCHIVE_SUFFIXES = (
     ".zip",

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
-from instahide_fl.data.data_report import MAX_EXAMPLES
+from instahide_fl.data.data_report import examples
 from instahide_fl.data.sources.base import (
     BLOCK_IMAGES,
     DatasetPart,
@@ -241,11 +241,10 @@ def _same_shape(
 def _unreadable(
     pictures: StoredPictures, failed: Sequence[tuple[int, Exception]]
 ) -> DataError:
-    named = ", ".join(pictures.name(number) for number, _ in failed[:MAX_EXAMPLES])
-    further = ", ..." if len(failed) > MAX_EXAMPLES else ""
+    names = [pictures.name(number) for number, _ in failed]
     reason = str(failed[0][1]) or type(failed[0][1]).__name__
     return DataError(
         f"data.dataset: {len(failed)} of {pictures.count} images of {pictures.title} "
-        f"cannot be read: {named}{further} ({reason.splitlines()[0]}): repair or "
+        f"cannot be read: {examples(names)} ({reason.splitlines()[0]}): repair or "
         f"remove them"
     )

@@ -20,11 +20,11 @@ from instahide_fl.data.picture_listing import (
     ListingBuilder,
     PictureFiles,
     PictureStore,
-    printable,
 )
 from instahide_fl.data.picture_types import HEADER_BYTES, is_leftover
 from instahide_fl.data.sources.base import StoredPicture
 from instahide_fl.errors import DataError
+from instahide_fl.terminal import printable
 
 FolderId = tuple[int, int]  # device and inode: the same for every path to a folder
 

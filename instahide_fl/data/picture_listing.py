@@ -8,7 +8,12 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from instahide_fl.data.data_report import MAX_EXAMPLES, DataWarning, LeftOut
+from instahide_fl.data.data_report import (
+    MAX_EXAMPLES,
+    DataWarning,
+    LeftOut,
+    examples,
+)
 from instahide_fl.data.picture_types import (
     file_suffix,
     readable_suffixes,
@@ -16,6 +21,7 @@ from instahide_fl.data.picture_types import (
     unreadable_kind,
 )
 from instahide_fl.data.sources.base import StoredPicture
+from instahide_fl.terminal import counted, printable
 
 NO_SUFFIX = "without suffix"
 BROKEN_LINKS = "broken links"
@@ -118,10 +124,10 @@ class PictureFiles:
         """
         entries = list(self.skipped)
         if self.broken_links:
-            entries.append(_left_out(BROKEN_LINKS, self.broken_links))
+            entries.append(LeftOut.of(BROKEN_LINKS, self.broken_links))
         for suffix, names in sorted(self.others.items()):
             if unused := [name for name in names if name not in used]:
-                entries.append(_left_out(f"file type {suffix}", unused))
+                entries.append(LeftOut.of(f"file type {suffix}", unused))
         return tuple(entries)
 
     def warnings(self) -> tuple[DataWarning, ...]:
@@ -129,15 +135,17 @@ class PictureFiles:
         messages = []
         for suffix, names in sorted(self.others.items()):
             if kind := unreadable_kind(suffix):
-                problem = (
-                    f"{len(names)} {kind.title} files ({suffix}) are left out "
-                    f"({examples(names)})"
+                files = counted(
+                    len(names),
+                    f"{kind.title} file ({suffix}) is",
+                    f"{kind.title} files ({suffix}) are",
                 )
+                problem = f"{files} left out ({examples(names)})"
                 messages.append(DataWarning(problem, kind.remedy))
         if self.broken_links:
             problem = (
-                f"{len(self.broken_links)} links lead nowhere "
-                f"({examples(self.broken_links)})"
+                f"{counted(len(self.broken_links), 'link leads', 'links lead')} "
+                f"nowhere ({examples(self.broken_links)})"
             )
             remedy = "restore what they lead to, or remove them"
             messages.append(DataWarning(problem, remedy))
@@ -235,28 +243,3 @@ class ListingBuilder:
             store=store,
             is_archive=is_archive,
         )
-
-
-def printable(name: str) -> str:
-    """Return a name that can be printed, with escapes for what cannot.
-
-    Args:
-        name: The name, which may hold control characters or bytes that are not UTF-8.
-    """
-    return "".join(
-        letter if letter.isprintable() else ascii(letter)[1:-1] for letter in name
-    )
-
-
-def examples(names: Sequence[str]) -> str:
-    """Return the first names as a phrase for a message.
-
-    Args:
-        names: The names.
-    """
-    further = ", ..." if len(names) > MAX_EXAMPLES else ""
-    return ", ".join(map(printable, names[:MAX_EXAMPLES])) + further
-
-
-def _left_out(reason: str, names: Sequence[str]) -> LeftOut:
-    return LeftOut(reason, len(names), tuple(map(printable, names[:MAX_EXAMPLES])))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from instahide_fl.data.data_report import DataWarning
@@ -72,9 +72,9 @@ class PictureSizes:
         total = sum(self.counts.values())
         tiny = {size: n for size, n in self.counts.items() if min(size) < MIN_SIDE}
         if tiny:
-            enlarged = f" and are enlarged to {image_size}" if image_size else ""
+            enlarged = f", enlarged to {image_size}" if image_size else ""
             yield DataWarning(
-                f"{sum(tiny.values()):,} of {total:,} pictures are smaller than "
+                f"{_share(tiny, total)} smaller than "
                 f"{MIN_SIDE} pixels (the smallest {_format(min(tiny, key=min))})"
                 f"{enlarged}",
                 "look at them, and remove them if they are placeholders",
@@ -86,11 +86,17 @@ class PictureSizes:
         }
         if small:
             yield DataWarning(
-                f"{sum(small.values()):,} of {total:,} pictures are enlarged more than "
-                f"{MAX_ENLARGEMENT} times (the smallest from "
-                f"{_format(min(small, key=min))} to {image_size}x{image_size})",
+                f"{_share(small, total)} enlarged more than {MAX_ENLARGEMENT} "
+                f"times (the smallest from {_format(min(small, key=min))} to "
+                f"{image_size}x{image_size})",
                 "choose a smaller data.image-size",
             )
+
+
+def _share(counts: Mapping[tuple[int, int], int], total: int) -> str:
+    """Return the subject and verb of a sentence: "1 of 9 pictures is"."""
+    number = sum(counts.values())
+    return f"{number:,} of {total:,} pictures {'is' if number == 1 else 'are'}"
 
 
 def _format(size: tuple[int, int]) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 
 from instahide_fl.config import DataConfig
 from instahide_fl.config.data import parse_value_range
-from instahide_fl.data.data_report import MAX_EXAMPLES, DataWarning, PixelFindings
+from instahide_fl.data.data_report import DataWarning, PixelFindings, examples
 from instahide_fl.data.picture_decoding import (
     PixelFormat,
     convert_to_8_bits,
@@ -42,6 +42,7 @@ from instahide_fl.data.value_range import (
     format_range,
 )
 from instahide_fl.errors import DataError
+from instahide_fl.terminal import counted
 
 MAX_SHARE_CLIPPED = 0.01  # of the values, without a warning
 
@@ -90,8 +91,8 @@ def survey_pictures(
     if num_sequences:
         warnings.append(
             DataWarning(
-                f"{num_sequences:,} files hold several frames or pages, of which only "
-                f"the first is used",
+                f"{counted(num_sequences, 'file holds', 'files hold')} several frames "
+                f"or pages, of which only the first is used",
                 "save the others as files of their own if they are needed",
             )
         )
@@ -260,12 +261,11 @@ def _summarise_deep(
             if outcome.num_not_finite:
                 bad_numbers.append(number)
     if bad_numbers:
-        named = ", ".join(map(pictures.name, bad_numbers[:MAX_EXAMPLES]))
-        further = ", ..." if len(bad_numbers) > MAX_EXAMPLES else ""
+        names = [pictures.name(number) for number in bad_numbers]
         raise DataError(
             f"data.dataset: {len(bad_numbers)} of {pictures.count} images of "
             f"{pictures.title} hold {summary.num_not_finite:,} values that are NaN or "
-            f"infinite: {named}{further}: replace them with numbers, or remove the "
+            f"infinite: {examples(names)}: replace them with numbers, or remove the "
             f"images"
         )
     return summary

@@ -23,7 +23,7 @@ import numpy as np
 
 from instahide_fl.data.data_report import DataWarning, LeftOut
 from instahide_fl.data.npy_files import write_npy_block, write_npy_header
-from instahide_fl.data.picture_listing import PictureStore, printable
+from instahide_fl.data.picture_listing import PictureStore
 from instahide_fl.data.pool_manifest import (
     IMAGES,
     MANIFEST,
@@ -42,6 +42,7 @@ from instahide_fl.data.pool_source import PoolSource, open_pool_source
 from instahide_fl.data.pool_workers import run_in_processes
 from instahide_fl.errors import OutputError, PoolError
 from instahide_fl.files import atomic_file, explained, sole_writer, write_text
+from instahide_fl.terminal import printable
 
 DESCRIPTION = "build.json"
 # Another version may decode, detect or shrink otherwise.
@@ -83,7 +84,7 @@ class BuiltPool:
             *(
                 (
                     "left out",
-                    f"{entry.count:,} {entry.reason} ({', '.join(entry.examples)})",
+                    f"{entry.count:,}: {entry.reason} ({', '.join(entry.examples)})",
                 )
                 for entry in self.left_out
             ),

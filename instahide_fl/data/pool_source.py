@@ -115,7 +115,7 @@ def open_pool_source(path: Path) -> PoolSource:
         raise PoolError(str(error).removeprefix("data.dataset: ")) from None
     if not source.names:
         counted = ", ".join(
-            f"{entry.count} {entry.reason}" for entry in source.left_out
+            f"{entry.reason} ({entry.count:,})" for entry in source.left_out
         )
         raise PoolError(
             f"no images below {path}{f' (left out: {counted})' if counted else ''}: "

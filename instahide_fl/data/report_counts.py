@@ -10,6 +10,7 @@ import numpy as np
 
 from instahide_fl.data.data_report import DataFindings, DataReport, DataWarning
 from instahide_fl.data.duplicates import ImageHashes, find_first_copies
+from instahide_fl.terminal import counted
 
 MIN_SHARE_OF_ONE_COLOUR = 0.05  # of the images, that a warning names
 
@@ -86,21 +87,23 @@ def _duplicate_warnings(
 ) -> Iterator[DataWarning]:
     if across:
         yield DataWarning(
-            f"{across:,} of {len(targets) - num_train:,} test images are training "
-            f"images too",
+            f"{across:,} of {counted(len(targets) - num_train, 'test image')} "
+            f"{'is a training image' if across == 1 else 'are training images'} too",
             "set data.drop-duplicates = true, or remove them from one part",
         )
     relabelled = int((targets != targets[first_copies]).sum())
     if relabelled:
         yield DataWarning(
-            f"{relabelled:,} images equal an image of another class pixel by pixel",
-            "check their labels",
+            f"{counted(relabelled, 'image equals', 'images equal')} an image of "
+            f"another class pixel by pixel",
+            "find them, with fdupes if they are files, and correct the labels",
         )
 
 
 def _one_colour_warnings(one_colour: int, total: int) -> Iterator[DataWarning]:
     if one_colour >= MIN_SHARE_OF_ONE_COLOUR * total:
         yield DataWarning(
-            f"{one_colour:,} of {total:,} images are of a single colour",
+            f"{one_colour:,} of {counted(total, 'image')} "
+            f"{'is' if one_colour == 1 else 'are'} of a single colour",
             "look at them: exports that failed look so",
         )

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeAlias
 
 from instahide_fl.data.data_report import DataReport, LeftOut
-from instahide_fl.terminal import printable
+from instahide_fl.terminal import counted, printable
 
 Fact: TypeAlias = tuple[str, str]
 """A term and its text."""
@@ -143,23 +143,25 @@ def _left_out_facts(entries: Sequence[LeftOut]) -> Iterator[Fact]:
 def _duplicates(report: DataReport) -> str:
     if not report.duplicates:
         return ""
-    equal = "image equals" if report.duplicates == 1 else "images equal"
-    text = f"{report.duplicates:,} {equal} an earlier one"
+    equal = counted(report.duplicates, "image equals", "images equal")
+    text = f"{equal} an earlier one"
     if across := report.duplicates_across_parts:
-        also = "is a training image" if across == 1 else "are training images"
-        text += f"; {across:,} of the test images {also} too"
+        also = counted(
+            across,
+            "of the test images is a training image",
+            "of the test images are training images",
+        )
+        text += f"; {also} too"
     return text
 
 
 def _one_colour(report: DataReport) -> str:
     count = report.one_colour
-    images = "image" if count == 1 else "images"
-    return f"{count:,} {images} of a single colour" if count else ""
+    return f"{counted(count, 'image')} of a single colour" if count else ""
 
 
 def _classes(report: DataReport) -> str:
-    count = len(report.classes)
-    return f"{count:,} class" if count == 1 else f"{count:,} classes"
+    return counted(len(report.classes), "class", "classes")
 
 
 def _counts(report: DataReport) -> str:
@@ -185,7 +187,7 @@ def _origin(report: DataReport) -> Iterator[str]:
 
 def _losses(report: DataReport) -> Iterator[str]:
     """Say in one line each what is left out, and which images repeat others."""
-    reasons = [f"{entry.count:,} {entry.reason}" for entry in report.source.left_out]
+    reasons = [f"{entry.reason} ({entry.count:,})" for entry in report.source.left_out]
     if reasons:
         yield f"  left out: {', '.join(reasons)}"
     if equal := [text for text in (_duplicates(report), _one_colour(report)) if text]:

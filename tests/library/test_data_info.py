@@ -32,7 +32,7 @@ from instahide_fl.report.reports import write_report
 from instahide_fl.terminal import printable
 
 WARNING = (
-    "warning: 1 of 4 test images are training images too: set data.drop-duplicates"
+    "warning: 1 of 4 test images is a training image too: set data.drop-duplicates"
 )
 SMALL_RUN = (
     *("--engine", "inline", "--set", "train.rounds=1", "--set", "model.name=mlp"),
@@ -116,7 +116,7 @@ def test_a_summary_names_what_is_not_as_expected():
     )
     assert "train: part training" in origin
     assert "label from finding" in origin
-    assert left_out == "  left out: 4 hidden files, 1 rows without a picture"
+    assert left_out == "  left out: hidden files (4), rows without a picture (1)"
     assert "1 image of a single colour" in copies
 
 

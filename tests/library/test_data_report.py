@@ -29,7 +29,7 @@ def test_a_report_counts_parts_classes_and_copies(data_folder, own_cache):
         assert (report.one_colour, report.left_out) == (0, 0)
         across, relabelled = map(str, report.warnings)
         assert "5 of 7 test images are training images too" in across
-        assert "1 images equal an image of another class" in relabelled
+        assert "1 image equals an image of another class" in relabelled
     kept = load_dataset(config.model_copy(update={"train_rows": "4:11"})).report
     assert kept is not None
     assert kept.parts == {"train": 7, "test": 7}

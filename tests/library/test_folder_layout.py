@@ -102,7 +102,7 @@ def test_layouts(folders, expected):
 def test_what_is_not_used_is_said():
     layout = find_layout(tree_of("train/a train/b test val/a val/b extra/a extra/b"))
     assert layout.unused == ("extra", "test")
-    assert "test/ holds 1 images without labels" in str(layout.warnings[0])
+    assert "test/ holds 1 image without labels" in str(layout.warnings[0])
     assert "val/ is tested on" in str(layout.warnings[0])
     assert "is taken for a class" in str(find_layout(tree_of("a b test")).warnings[0])
     has_table = {"test"}.__contains__

@@ -109,7 +109,7 @@ def test_image_folders_that_cannot_be_used(tmp_path, own_cache):
     write_pictures(tmp_path / "one", ["a/1.png", "a/2.png"])
     refused("one", "there is only a")
     write_pictures(tmp_path / "loose", ["a/1.png", "b/2.png", "3.png"])
-    refused("loose", r"1 images in .* have no label.*3\.png")
+    refused("loose", r"1 image in .* has no label.*3\.png")
     write_pictures(tmp_path / "single", ["a/1.png", "a/2.png", "b/3.png"])
     refused("single", "1 of its 2 classes have one image only.*: b")
     write_pictures(tmp_path / "void", ["a/1.png", "b/2.png"])

@@ -106,7 +106,7 @@ def test_parts_by_a_column_by_folders_and_by_settings(tmp_path):
     write_set(tmp_path / "folders", names, {"all.csv": text})
     content = read(tmp_path / "folders")
     assert labels_of(content)["test"] == {"val/3.png": "b"}
-    assert "test/ holds 1 images without labels" in str(content.findings.warnings[0])
+    assert "test/ holds 1 image without labels" in str(content.findings.warnings[0])
 
 
 def test_a_flat_test_part_is_labelled_by_a_table(tmp_path):

@@ -16,10 +16,10 @@ from instahide_fl.data.picture_listing import (
     NO_REGULAR_FILES,
     OUTSIDE_NAMES,
     REPEATED_LINKS,
-    printable,
 )
 from instahide_fl.data.pool_source import open_pool_source
 from instahide_fl.errors import DataError, PoolError
+from instahide_fl.terminal import printable
 from tests.library.pictures import write_pictures
 
 ARCHIVES = ("zip", "tar", "tar.gz", "tar.bz2", "tar.xz")
@@ -105,7 +105,7 @@ def test_only_regular_files_are_opened_and_broken_links_are_named(tmp_path):
     assert files.names == ("cat/1.png", "dog/1.png")
     assert counts(files) == {NO_REGULAR_FILES: 3, BROKEN_LINKS: 1}
     assert [str(warning) for warning in files.warnings()] == [
-        "1 links lead nowhere (dog/gone.png): restore what they lead to, or remove them"
+        "1 link leads nowhere (dog/gone.png): restore what they lead to, or remove them"
     ]
     assert (
         "dog/gone.png" in open_pool_source(tmp_path).names

@@ -251,8 +251,8 @@ def test_tiny_pictures_and_great_enlargements_are_told(data_folder, own_cache):
     report = report_of(data_folder / "set", image_size=16)
     assert report.pixels.sizes == "1x1 to 8x8 pixels, resized to 16x16"
     (tiny, *_) = map(str, report.warnings)
-    assert "1 of 7 pictures are smaller than 4 pixels (the smallest 1x1)" in tiny
-    assert "are enlarged to 16" in tiny
+    assert "1 of 7 pictures is smaller than 4 pixels (the smallest 1x1)" in tiny
+    assert ", enlarged to 16" in tiny
     wide = report_of(data_folder / "set", image_size=64)
     assert "6 of 7 pictures are enlarged more than 4 times" in str(wide.warnings[1])
 
@@ -274,7 +274,7 @@ def test_further_frames_are_counted_and_bombs_are_named(
     pages[0].save(path, save_all=True, append_images=pages[1:])
     loaded = load_folder(data_folder)
     assert loaded.report is not None
-    assert "1 files hold several frames" in str(loaded.report.warnings[0])
+    assert "1 file holds several frames" in str(loaded.report.warnings[0])
     assert np.abs(loaded.train.images[2, 0].numpy() - shades(90)).max() == 0
     Image.new("L", (40, 40)).save(path)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)

@@ -5,14 +5,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from instahide_fl.data.data_report import DataWarning, LeftOut, SourceFindings
-from instahide_fl.data.picture_listing import PictureFiles, examples, printable
+from instahide_fl.data.data_report import (
+    DataWarning,
+    LeftOut,
+    SourceFindings,
+    examples,
+)
+from instahide_fl.data.picture_listing import PictureFiles
 from instahide_fl.data.picture_types import unreadable_kind
 from instahide_fl.data.sources.folder_layout import FolderLayout, PartFolder
 from instahide_fl.data.sources.hugging_face.names import common_form, quoted
 from instahide_fl.data.sources.labelled_names import LabelledNames, LabelledPart
 from instahide_fl.data.sources.picture_tree import base_name, join, parent
 from instahide_fl.errors import DataError
+from instahide_fl.terminal import counted, printable
 
 # Folders of pictures and of what is drawn on them, which are no classes.
 _PICTURE_NAMES = frozenset({"image", "images", "img", "imgs", "photos", "pictures"})
@@ -62,7 +68,7 @@ def label_by_folders(
             parts["test"] = _by_class(files, test_folder, class_names)
         _check_test(files, layout, parts["test"], class_names, is_flat=is_flat)
     reason = "pictures of the test part that have no label"
-    entry = LeftOut.of(reason, list(map(printable, loose)))
+    entry = LeftOut.of(reason, loose)
     findings = SourceFindings(
         parts_from={
             part: _described(layout.parts[part], labelled, class_names)
@@ -79,11 +85,13 @@ def _class_names(files: PictureFiles, part: PartFolder) -> tuple[str, ...]:
     loose = _loose(files, part.folder)
     where = _path(files, part.folder)
     if loose:
+        names = examples([base_name(name) for name in loose])
+        verbs = ("has", "it lies") if len(loose) == 1 else ("have", "they lie")
         raise DataError(
-            f"data.dataset: {len(loose)} images in {where} have no label, because "
-            f"they lie in no class's folder ({examples(list(map(base_name, loose)))}): "
-            f"put each into a folder with its class's name, or give a table with their "
-            f"names and labels"
+            f"data.dataset: {counted(len(loose), 'image')} in {where} {verbs[0]} no "
+            f"label, because {verbs[1]} in no class's folder ({names}): put each "
+            f"into a folder with its class's name, or give a table with their names "
+            f"and labels"
         )
     if len(part.classes) < 2:
         existing = f"only {examples(part.classes)}" if part.classes else "none"
@@ -208,7 +216,8 @@ def _unreadable_in(files: PictureFiles, folders: Sequence[str]) -> str:
         kind = unreadable_kind(suffix)
         count = sum(name.startswith(prefixes) for name in names)
         if kind and count:
-            return f" ({count} {suffix} files there are not read: {kind.remedy})"
+            files = counted(count, f"{suffix} file", f"{suffix} files")
+            return f" ({files} there not read: {kind.remedy})"
     return ""
 
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from instahide_fl.data.data_report import DataWarning
-from instahide_fl.data.picture_listing import examples, printable
+from instahide_fl.data.data_report import DataWarning, examples
 from instahide_fl.data.sources.part_names import (
     PartRole,
     find_test_part,
@@ -20,6 +19,7 @@ from instahide_fl.data.sources.part_names import (
 )
 from instahide_fl.data.sources.picture_tree import PictureTree, base_name, join
 from instahide_fl.errors import DataError
+from instahide_fl.terminal import counted, printable
 
 TOP = "."  # as a setting: the whole folder
 
@@ -190,8 +190,8 @@ class _Layout:
             else "a fifth of the training images is held back to test on"
         )
         return DataWarning(
-            f"{_shown(name)} holds {self.tree.total(name)} images without labels, so "
-            f"it is not used, and {instead}",
+            f"{_shown(name)} holds {counted(self.tree.total(name), 'image')} without "
+            f"labels, so it is not used, and {instead}",
             "give each class a folder in it, or a table of labels, to test on it",
         )
 

@@ -12,7 +12,7 @@ from instahide_fl.config import DataConfig
 from instahide_fl.data.data_report import MAX_EXAMPLES
 from instahide_fl.data.picture_archives import is_archive
 from instahide_fl.data.picture_files import list_picture_files
-from instahide_fl.data.picture_listing import PictureFiles, printable
+from instahide_fl.data.picture_listing import PictureFiles
 from instahide_fl.data.sources.base import (
     DatasetContent,
     DatasetPart,
@@ -40,6 +40,7 @@ from instahide_fl.data.sources.labelled_names import (
 from instahide_fl.data.sources.picture_names import PictureNames
 from instahide_fl.data.sources.picture_tree import PictureTree, base_name, parent
 from instahide_fl.errors import DataError
+from instahide_fl.terminal import printable
 
 MAX_TABLES = 20  # that are looked into
 FORM = "submission"  # in the name of a table whose labels are made up, to be replaced

@@ -15,13 +15,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from instahide_fl.config import DataConfig
-from instahide_fl.data.data_report import LeftOut
-from instahide_fl.data.picture_listing import examples, printable
+from instahide_fl.data.data_report import LeftOut, examples
 from instahide_fl.data.sources.hugging_face.names import clean_value
 from instahide_fl.data.sources.part_names import part_role
 from instahide_fl.data.sources.picture_names import PictureNames
 from instahide_fl.data.sources.picture_tree import base_name, parent
 from instahide_fl.errors import DataError
+from instahide_fl.terminal import printable
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl")
 
@@ -339,7 +339,7 @@ def _labels(
                 client_of[picture] = clients[row]
     file = printable(name)
     left_out = tuple(
-        LeftOut.of(f"rows of {file} {reason}", list(map(printable, rows)))
+        LeftOut.of(f"rows of {file} {reason}", rows)
         for reason, rows in (
             ("whose file is missing", missing),
             ("without a label", unlabelled),

@@ -6,8 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from instahide_fl.config import DataConfig
-from instahide_fl.data.data_report import DataWarning, LeftOut, SourceFindings
-from instahide_fl.data.picture_listing import examples, printable
+from instahide_fl.data.data_report import (
+    DataWarning,
+    LeftOut,
+    SourceFindings,
+    examples,
+)
 from instahide_fl.data.sources.label_tables import LabelTable
 from instahide_fl.data.sources.part_names import (
     find_test_part,
@@ -16,6 +20,7 @@ from instahide_fl.data.sources.part_names import (
 )
 from instahide_fl.data.sources.picture_tree import PictureTree, base_name, join
 from instahide_fl.errors import DataError
+from instahide_fl.terminal import counted, printable
 
 
 @dataclass(frozen=True)
@@ -228,8 +233,8 @@ def _unlabelled_parts(
         folder = join(root, name)
         if part_role(name) and not any(n.startswith(f"{folder}/") for n in labels):
             problem = (
-                f"{printable(folder)}/ holds {tree.total(folder)} images without "
-                f"labels, so it is not used"
+                f"{printable(folder)}/ holds {counted(tree.total(folder), 'image')} "
+                f"without labels, so it is not used"
             )
             remedy = "add a table of its labels to test on it"
             unlabelled.append((folder, DataWarning(problem, remedy)))
@@ -237,13 +242,13 @@ def _unlabelled_parts(
 
 
 def _left_out(reason: str, names: Sequence[str]) -> tuple[LeftOut, ...]:
-    return (LeftOut.of(reason, list(map(printable, names))),) if names else ()
+    return (LeftOut.of(reason, names),) if names else ()
 
 
 def _warnings(entries: Sequence[LeftOut]) -> tuple[DataWarning, ...]:
     return tuple(
         DataWarning(
-            f"{entry.count} {entry.reason} are not used ({', '.join(entry.examples)})",
+            f"{entry.reason} are not used ({entry.count}: {', '.join(entry.examples)})",
             "complete the table, or remove what is not meant",
         )
         for entry in entries

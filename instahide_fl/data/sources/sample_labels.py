@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from instahide_fl.data.data_report import MAX_EXAMPLES
+from instahide_fl.data.data_report import examples
 from instahide_fl.data.sources.tar_samples import Sample, fetch_members
 from instahide_fl.errors import DataError
 
@@ -174,7 +174,7 @@ def number_classes(
     if unknown:
         raise DataError(
             f"data.dataset: the data set names {len(names)} classes, and its samples "
-            f"have {len(unknown)} others ({', '.join(unknown[:MAX_EXAMPLES])}): mend "
+            f"have {len(unknown)} others ({examples(unknown)}): mend "
             f"the file with the names, one class a line, or remove it"
         )
     return list(names), numbers
@@ -223,7 +223,7 @@ def number_owners(
     if missing:
         raise DataError(
             f"data.client-column: {len(missing)} of {len(samples)} training samples "
-            f"have no {column!r} ({', '.join(missing[:MAX_EXAMPLES])}): give each one"
+            f"have no {column!r} ({examples(missing)}): give each one"
         )
     _, numbers = np.unique(np.asarray(values), return_inverse=True)
     return numbers.astype(np.int64)

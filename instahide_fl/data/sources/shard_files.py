@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from instahide_fl.data.data_report import MAX_EXAMPLES, LeftOut
+from instahide_fl.data.data_report import LeftOut, examples
 from instahide_fl.data.picture_types import readable_suffixes
 from instahide_fl.data.sources.part_names import part_role
 from instahide_fl.errors import DataError
@@ -196,7 +196,7 @@ def _existing(reference: str, shards: Sequence[Path]) -> list[Path]:
     if missing:
         raise DataError(
             f"data.dataset: webdataset:{reference}: {len(missing)} of {len(shards)} "
-            f"shards are missing or no files ({', '.join(missing[:MAX_EXAMPLES])}): "
+            f"shards are missing or no files ({examples(missing)}): "
             f"give a .tar file, a folder with .tar files, or a pattern such as "
             f"train-{{0000..0009}}.tar"
         )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from instahide_fl.data.data_report import MAX_EXAMPLES, LeftOut
+from instahide_fl.data.data_report import LeftOut, examples
 from instahide_fl.data.sources.part_names import part_role
 from instahide_fl.data.sources.shard_files import CLASS_NAME_FILES, ShardFiles
 from instahide_fl.data.sources.tar_samples import (
@@ -141,7 +141,7 @@ def _refuse_inner_parts(part: PartSamples) -> None:
     if len({part_role(folder) for folder in inner}) > 1:
         raise DataError(
             f"data.dataset: the samples of {part.name} lie in the folders "
-            f"{', '.join(inner[:MAX_EXAMPLES])} inside of its shards: write shards for "
+            f"{examples(inner)} inside of its shards: write shards for "
             f"each part, for instance train-0000.tar and test-0000.tar"
         )
 

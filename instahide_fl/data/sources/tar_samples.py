@@ -42,18 +42,6 @@ class MemberSpan(NamedTuple):
     size: int
 
 
-class TarMember(NamedTuple):
-    """A regular file of an archive.
-
-    Attributes:
-        name: Its path, without "./" before it.
-        span: Where its content lies.
-    """
-
-    name: str
-    span: MemberSpan
-
-
 class Sample(NamedTuple):
     """The members that share a key.
 

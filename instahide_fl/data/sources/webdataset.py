@@ -10,9 +10,9 @@ import numpy as np
 
 from instahide_fl.config import DataConfig
 from instahide_fl.data.data_report import (
-    MAX_EXAMPLES,
     DataWarning,
     SourceFindings,
+    examples,
 )
 from instahide_fl.data.sources.base import (
     DatasetContent,
@@ -46,6 +46,7 @@ from instahide_fl.data.sources.tar_samples import (
     is_picture_column,
 )
 from instahide_fl.errors import DataError
+from instahide_fl.terminal import counted
 
 MAX_COLUMNS_LISTED = 20
 
@@ -203,14 +204,14 @@ def _targets(
     if unlabelled:
         raise DataError(
             f"data.dataset: {len(unlabelled)} of {len(values)} samples of part "
-            f"{part.name} have no class ({', '.join(unlabelled[:MAX_EXAMPLES])}): give "
+            f"{part.name} have no class ({examples(unlabelled)}): give "
             f"each a class from 0 on, or remove them"
         )
     unknown = sorted({str(value) for value in values if value not in numbers})
     if unknown:
         raise DataError(
             f"data.dataset: part {part.name} has {len(unknown)} classes that the "
-            f"training part has not: {', '.join(unknown[:MAX_EXAMPLES])}"
+            f"training part has not: {examples(unknown)}"
         )
     return np.array([numbers[value] for value in values], dtype=np.int64)
 
@@ -254,7 +255,7 @@ def _findings(
     unused = sorted(present - {*image_columns, labelled.source.column})
     return SourceFindings(
         parts_from={
-            role: f"{part.num_shards} shards of {part.name}"
+            role: f"{counted(part.num_shards, 'shard')} of {part.name}"
             for role, part in parts.items()
         },
         parts_unused=labelled.unused,
@@ -273,11 +274,10 @@ def _missing_numbers(files: ShardFiles) -> list[DataWarning]:
     for group, shard_numbers in files.groups().items():
         names = [files.name(files.shards[number]) for number in shard_numbers]
         if missing := missing_numbers(names):
-            listed = ", ".join(map(str, missing[:MAX_EXAMPLES]))
             warnings.append(
                 DataWarning(
-                    f"{len(missing)} shards of {group} seem to be missing, with the "
-                    f"numbers {listed}",
+                    f"shards of {group} seem to be missing, with the numbers "
+                    f"{examples(list(map(str, missing)))} ({len(missing)} in all)",
                     "copy them beside the others if they belong to the data set",
                 )
             )

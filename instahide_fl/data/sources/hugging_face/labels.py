@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from instahide_fl.data.data_report import MAX_EXAMPLES, DataWarning
+from instahide_fl.data.data_report import DataWarning, examples
 from instahide_fl.data.sources.hugging_face.column_kinds import (
     class_names,
     is_list,
@@ -97,8 +97,8 @@ def renumber(labels: PartLabels, reference: PartLabels) -> Targets:
     if unknown:
         raise DataError(
             f"data.label-column: {labels.title} has classes that {reference.title} "
-            f"has not: {_some(unknown)}, beside {_some(list(numbers))}: write the "
-            f"same classes in all files, or choose another part or column"
+            f"has not: {examples(unknown)}, beside {examples(list(numbers))}: write "
+            f"the same classes in all files, or choose another part or column"
         )
     # The last entry is what NO_LABEL, -1, picks.
     lookup = [*(numbers[str(name)] for name in labels.classes), NO_LABEL]
@@ -154,7 +154,8 @@ def require_classes(labels: PartLabels, column: str) -> None:
     if count < 2:
         raise DataError(
             f"data.label-column: {column!r} of {labels.title} holds one class only, "
-            f"{_some(list(map(str, labels.classes)))}: choose a column with two or more"
+            f"{examples(list(map(str, labels.classes)))}: choose a column with two or "
+            f"more"
         )
     rows = len(labels.codes)
     if count == rows > MAX_DISTINCT_ROWS and not labels.is_declared:
@@ -183,7 +184,7 @@ def class_warnings(
     if unused:
         warnings.append(
             DataWarning(
-                f"{len(unused)} of {count} classes have no image: {_some(unused)}",
+                f"{len(unused)} of {count} classes have no image: {examples(unused)}",
                 "declare only the classes that occur, if a model of fewer outputs is "
                 "meant",
             )
@@ -193,7 +194,7 @@ def class_warnings(
         warnings.append(
             DataWarning(
                 f"{len(untrained)} of {count} classes have test images and no training "
-                f"image: {_some(untrained)}",
+                f"image: {examples(untrained)}",
                 "add training images of them, or remove the test images",
             )
         )
@@ -276,8 +277,3 @@ def _in_order(title: str, classes: set[Any]) -> tuple[str | int, ...]:
             f"cast them to one type"
         )
     return tuple(sorted(classes))
-
-
-def _some(names: Sequence[str]) -> str:
-    further = ", ..." if len(names) > MAX_EXAMPLES else ""
-    return ", ".join(names[:MAX_EXAMPLES]) + further
