@@ -131,7 +131,7 @@ def check_decoded(
         sizes = ", ".join(f"{s[2]}x{s[1]} in {part}" for part, s in shapes.items())
         raise DataError(
             f"data.dataset: the images of {name} are not all of one size ({sizes}): "
-            f"set data.image-size"
+            f"set data.image-size to a side in pixels, for instance 32"
         )
     hashes = np.concatenate([part.contents.hashes for part in parts.values()])
     if len(hashes) > 1 and (hashes == hashes[0]).all():

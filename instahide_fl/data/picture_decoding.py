@@ -233,7 +233,8 @@ def _same_shape(
     if shape not in (None, pixels.shape) or height != width:
         raise DataError(
             f"data.dataset: {title} holds images that are not square or not all of one "
-            f"size ({width}x{height}): set data.image-size"
+            f"size ({width}x{height}): set data.image-size to a side in pixels, for "
+            f"instance 32"
         )
     return tuple(pixels.shape)
 

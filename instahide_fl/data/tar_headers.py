@@ -6,7 +6,7 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from instahide_fl.data.picture_listing import printable
+from instahide_fl.terminal import printable
 
 BLOCK_BYTES = 2**20
 

@@ -216,8 +216,8 @@ def _unreadable_in(files: PictureFiles, folders: Sequence[str]) -> str:
         kind = unreadable_kind(suffix)
         count = sum(name.startswith(prefixes) for name in names)
         if kind and count:
-            files = counted(count, f"{suffix} file", f"{suffix} files")
-            return f" ({files} there not read: {kind.remedy})"
+            unread = counted(count, f"{suffix} file", f"{suffix} files")
+            return f" ({unread} there not read: {kind.remedy})"
     return ""
 
 
