@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from instahide_fl.config import DataConfig
-from instahide_fl.data.data_report import DataWarning, LeftOut, SourceFindings
-from instahide_fl.data.picture_listing import examples
+from instahide_fl.data.data_report import DataWarning, LeftOut, SourceFindings, examples
 from instahide_fl.data.sources.base import DatasetContent, DatasetPart
 from instahide_fl.data.sources.hugging_face.column_kinds import picture_kind
 from instahide_fl.data.sources.hugging_face.columns import choose_columns
