@@ -14,7 +14,7 @@ from instahide_fl.data.data_report import (
 from instahide_fl.data.picture_listing import PictureFiles
 from instahide_fl.data.picture_types import unreadable_kind
 from instahide_fl.data.sources.folder_layout import FolderLayout, PartFolder
-from instahide_fl.data.sources.hugging_face.names import common_form, quoted
+from instahide_fl.data.sources.label_names import common_form, quoted
 from instahide_fl.data.sources.labelled_names import LabelledNames, LabelledPart
 from instahide_fl.data.sources.picture_tree import base_name, join, parent
 from instahide_fl.errors import DataError

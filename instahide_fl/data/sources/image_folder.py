@@ -21,7 +21,7 @@ from instahide_fl.data.sources.base import (
 )
 from instahide_fl.data.sources.class_folders import label_by_folders
 from instahide_fl.data.sources.folder_layout import FolderLayout, find_layout
-from instahide_fl.data.sources.hugging_face.names import (
+from instahide_fl.data.sources.label_names import (
     alike_names_warnings,
     clean_value,
 )

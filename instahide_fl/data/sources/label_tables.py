@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from instahide_fl.config import DataConfig
 from instahide_fl.data.data_report import LeftOut, examples
-from instahide_fl.data.sources.hugging_face.names import clean_value
+from instahide_fl.data.sources.label_names import clean_value
 from instahide_fl.data.sources.part_names import part_role
 from instahide_fl.data.sources.picture_names import PictureNames
 from instahide_fl.data.sources.picture_tree import base_name, parent

@@ -21,7 +21,7 @@ from instahide_fl.data.sources.base import (
     StoredPictures,
     file_listing,
 )
-from instahide_fl.data.sources.hugging_face.names import alike_names_warnings
+from instahide_fl.data.sources.label_names import alike_names_warnings
 from instahide_fl.data.sources.part_names import choose_parts
 from instahide_fl.data.sources.sample_labels import (
     LabelSource,

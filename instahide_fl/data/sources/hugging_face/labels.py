@@ -16,11 +16,11 @@ from instahide_fl.data.sources.hugging_face.column_kinds import (
     label_kind,
     storage_type,
 )
-from instahide_fl.data.sources.hugging_face.names import (
+from instahide_fl.data.sources.hugging_face.tables import Table
+from instahide_fl.data.sources.label_names import (
     alike_names_warnings,
     clean_value,
 )
-from instahide_fl.data.sources.hugging_face.tables import Table
 from instahide_fl.errors import DataError
 
 Targets: TypeAlias = "np.ndarray[Any, np.dtype[np.int64]]"

@@ -14,11 +14,11 @@ from instahide_fl.data.sources.hugging_face.column_kinds import (
     is_binary,
     storage_type,
 )
-from instahide_fl.data.sources.hugging_face.names import (
+from instahide_fl.data.sources.hugging_face.tables import Table, some_columns
+from instahide_fl.data.sources.label_names import (
     alike_names_warnings,
     clean_value,
 )
-from instahide_fl.data.sources.hugging_face.tables import Table, some_columns
 from instahide_fl.errors import DataError
 
 

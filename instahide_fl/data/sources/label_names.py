@@ -1,4 +1,4 @@
-"""Names of classes and owners as people write them in columns."""
+"""Names of classes and owners as people write them: cleaned, and compared."""
 
 from __future__ import annotations
 
