@@ -48,7 +48,8 @@ from instahide_fl.rng import stream
 from instahide_fl.types import ChannelStatistics
 
 DESCRIPTION = "description.json"
-CACHE_LAYOUT = 5  # raise it when the cached files change
+# Raise it when the cached files change, or a reader takes other rows of the same files.
+CACHE_LAYOUT = 6
 TEST_SHARE = 0.2  # of the images, where a data set comes without a test part
 
 
@@ -270,9 +271,14 @@ def _divided_findings(findings: DataFindings) -> DataFindings:
 
 def _open(folder: Path) -> CachedDataset:
     description = _description(folder)
+    count = len(description["classes"])
+    parts = {name: open_part(folder, name) for name in ("train", "test")}
+    for part in parts.values():
+        if ((part.targets < 0) | (part.targets >= count)).any():
+            raise damaged(folder, ValueError("an image has an unknown class"))
     return CachedDataset(
-        train=open_part(folder, "train"),
-        test=open_part(folder, "test"),
+        train=parts["train"],
+        test=parts["test"],
         class_names=tuple(description["classes"]),
         digest=description["sha256"],
         statistics=ChannelStatistics(

@@ -64,6 +64,16 @@ def test_classes_that_are_written_in_two_ways_are_named(tmp_path):
     assert ascii(decomposed) in str(warning)
 
 
+def test_a_cached_class_that_does_not_exist_is_damage(tmp_path, own_cache):
+    write_pictures(tmp_path, [f"{kind}/{i}.png" for kind in "ab" for i in range(5)])
+    config = DataConfig(dataset=f"imagefolder:{tmp_path}")
+    load_dataset(config)
+    for path in own_cache.rglob("t*-targets.npy"):
+        np.save(path, np.load(path) + 2**40)
+    with pytest.raises(DataError, match=r"damaged \(an image has an unknown class\)"):
+        load_dataset(config)
+
+
 def test_pictures_and_their_masks_are_no_classes(tmp_path):
     write_pictures(tmp_path, ["train/Images/1.png", "train/masks/1.png"])
     source = find_source(DataConfig(dataset=f"imagefolder:{tmp_path}"))
