@@ -65,8 +65,9 @@ def test_classes_that_are_written_in_two_ways_are_named(tmp_path):
 
 
 def test_a_cached_class_that_does_not_exist_is_damage(tmp_path, own_cache):
-    write_pictures(tmp_path, [f"{kind}/{i}.png" for kind in "ab" for i in range(5)])
-    config = DataConfig(dataset=f"imagefolder:{tmp_path}")
+    folder = tmp_path / "set"
+    write_pictures(folder, [f"{kind}/{i}.png" for kind in "ab" for i in range(5)])
+    config = DataConfig(dataset=f"imagefolder:{folder}")
     load_dataset(config)
     for path in own_cache.rglob("t*-targets.npy"):
         np.save(path, np.load(path) + 2**40)
