@@ -9,6 +9,8 @@ from pydantic import AfterValidator, Field
 
 from instahide_fl.config.base import Count, CountOrZero, Table
 
+MAX_IMAGE_SIZE = 4096  # a colour image of this side has 50 MB
+
 
 def _check_value_range(text: str) -> str:
     if text != "auto":
@@ -76,8 +78,9 @@ class DataConfig(Table):
     client_column: str = ""
     """Column that names the owner of each image (a writer, a patient), where a data set
     has columns, for partition.scheme natural-id."""
-    image_size: CountOrZero = 0
-    """Side in pixels that images are resized to when loaded; 0 keeps their own size."""
+    image_size: Annotated[int, Field(ge=0, le=MAX_IMAGE_SIZE)] = 0
+    """Side in pixels that images are resized to when loaded, at most 4096; 0 keeps
+    their own size."""
     channels: Literal["auto", 1, 3] = "auto"
     """Channels of the decoded images: 1 (grey) or 3 (colour). `auto`: 3 if any picture
     of any part is coloured."""

@@ -15,7 +15,7 @@ from PIL import Image
 from instahide_fl import cli
 from instahide_fl.config import DataConfig
 from instahide_fl.data.datasets import augmentation_for, load_dataset
-from instahide_fl.errors import DataError, OutputError
+from instahide_fl.errors import ConfigError, DataError, OutputError
 from instahide_fl.pictures.contact_sheet import class_rows, save_contact_sheet
 from instahide_fl.types import PrivateSplit
 from tests.library.pictures import write_pictures
@@ -52,6 +52,33 @@ def test_noise_is_the_same_everywhere_and_its_name_is_checked(own_cache):
     for wrong in ("noise:", "noise:20x2x8x8", "noise:0x3x8x8"):
         with pytest.raises(DataError, match="noise is written noise:NxCxHxW"):
             load_dataset(DataConfig(dataset=wrong))
+
+
+def test_sizes_that_no_disk_holds_are_refused():
+    with pytest.raises(DataError, match=r"noise has at most .* got 19,199,999,999,808"):
+        load_dataset(DataConfig(dataset="noise:99999999999x3x8x8"))
+    with pytest.raises(ConfigError, match=r"image-size must be .* 4096, got 99999999"):
+        DataConfig(image_size=99_999_999)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "setting", "rule"),
+    [
+        ("imagefolder:x", "config", "only hf: data sets have configurations"),
+        ("webdataset:x.tar", "config", "only hf: data sets have configurations"),
+        ("mnist-5k", "config", "only hf: data sets have configurations"),
+        ("mnist-5k", "train_part", "imagefolder: data sets have named parts"),
+        ("noise:20x3x8x8", "test_part", "imagefolder: data sets have named parts"),
+        ("cifar10", "image_column", "imagefolder: data sets have columns"),
+        ("mnist", "label_column", "imagefolder: data sets have columns"),
+    ],
+)
+def test_settings_that_a_kind_of_data_set_does_not_use_are_refused(
+    dataset, setting, rule
+):
+    name = setting.replace("_", "-")
+    with pytest.raises(DataError, match=f"^data.{name}: .*{rule}, got 'value' for "):
+        load_dataset(DataConfig(dataset=dataset, **{setting: "value"}))
 
 
 def test_mnist_5k_is_divided_by_the_seed():

@@ -21,6 +21,7 @@ from instahide_fl.rng import stream
 # Number of images drawn at a time. It is a multiple of 4, because numpy draws bytes in
 # fours: several draws then give the same bytes as one.
 NOISE_BLOCK_IMAGES = 256
+MAX_NOISE_BYTES = 2**38  # of the training images: all are drawn and written to disk
 
 
 def open_mnist_5k() -> DatasetSource:
@@ -44,15 +45,22 @@ def open_noise(name: str) -> DatasetSource:
         name: `noise:NxCxHxW`, where N is the number of training images.
 
     Raises:
-        DataError: the name is written otherwise.
+        DataError: The name is written otherwise, or the images have more than
+            `MAX_NOISE_BYTES` bytes.
     """
-    match = re.fullmatch(r"noise:(\d+)x([13])x(\d+)x(\d+)", name)
+    match = re.fullmatch(r"noise:(\d{1,18})x([13])x(\d{1,9})x(\d{1,9})", name)
     if not match or min(map(int, match.groups())) < 1:
         raise DataError(
             f"data.dataset: noise is written noise:NxCxHxW with C 1 or 3, for instance "
             f"noise:50000x3x32x32, got {name!r}"
         )
     count, channels, height, width = map(int, match.groups())
+    num_bytes = count * channels * height * width
+    if num_bytes > MAX_NOISE_BYTES:
+        raise DataError(
+            f"data.dataset: noise has at most {MAX_NOISE_BYTES:,} bytes (N x C x H x "
+            f"W), got {num_bytes:,} of {name!r}: ask for fewer or smaller images"
+        )
 
     def read() -> DatasetContent:
         rng = stream(0, "noise", name)

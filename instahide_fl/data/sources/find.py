@@ -20,23 +20,25 @@ def find_source(config: DataConfig) -> DatasetSource:
     """Return the source that `data.dataset` names.
 
     Raises:
-        DataError: no such data set, its files are missing, or `data.client-column` is
-            set for one that has no columns.
+        DataError: No such data set, its files are missing, or a setting is given that
+            this kind of data set does not use.
     """
     name = config.dataset
     kind, _, path = name.partition(":")
-    if path and (kind == "webdataset" or (kind == "hf" and is_folder_of_shards(path))):
+    is_sharded = kind == "webdataset" or (kind == "hf" and is_folder_of_shards(path))
+    if config.config and (kind != "hf" or is_sharded):
+        raise DataError(
+            f"data.config: only hf: data sets have configurations, got "
+            f"{config.config!r} for {name}: leave it empty"
+        )
+    if path and is_sharded:
         return open_webdataset(path, config)
     if kind == "hf" and path:
         return open_hugging_face(path, config)
     if kind == "imagefolder" and path:
         _refuse_shards(path)
         return open_image_folder(path, config)
-    if config.client_column:
-        raise DataError(
-            f"data.client-column: only hf:, webdataset: and imagefolder: data sets "
-            f"have columns, got {config.client_column!r} for {name}"
-        )
+    _refuse_parts_and_columns(config)
     if name == "mnist-5k":
         return open_mnist_5k()
     if name in TORCHVISION:
@@ -47,6 +49,21 @@ def find_source(config: DataConfig) -> DatasetSource:
         f"data.dataset must be mnist-5k, hf:PATH-OR-NAME, imagefolder:PATH, "
         f"webdataset:PATH, {', '.join(TORCHVISION)} or noise:NxCxHxW, got {name!r}"
     )
+
+
+def _refuse_parts_and_columns(config: DataConfig) -> None:
+    for setting, value, noun in (
+        ("train-part", config.train_part, "named parts"),
+        ("test-part", config.test_part, "named parts"),
+        ("image-column", config.image_column, "columns"),
+        ("label-column", config.label_column, "columns"),
+        ("client-column", config.client_column, "columns"),
+    ):
+        if value:
+            raise DataError(
+                f"data.{setting}: only hf:, webdataset: and imagefolder: data sets "
+                f"have {noun}, got {value!r} for {config.dataset}: leave it empty"
+            )
 
 
 def _refuse_shards(path: str) -> None:
