@@ -245,7 +245,7 @@ def test_a_client_that_is_ready_and_what_can_be_wrong(tmp_path, rng, command):
     )
     found = faults(examine_folder(folder))
     assert "refused" in found["connection"]
-    assert "is no folder" in found["data"]
+    assert "no such folder" in found["data"]
     assert "agree on this one" in found["code"]
 
 

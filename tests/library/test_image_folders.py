@@ -114,7 +114,7 @@ def test_image_folders_that_cannot_be_used(tmp_path, own_cache):
         with pytest.raises(DataError, match=match):
             load_dataset(DataConfig(dataset=f"imagefolder:{tmp_path / name}"))
 
-    refused("missing", "is no folder")
+    refused("missing", "no such folder or file")
     (tmp_path / "empty").mkdir()
     refused("empty", "at least two classes .* there is none")
     write_pictures(tmp_path / "one", ["a/1.png", "a/2.png"])

@@ -190,7 +190,9 @@ def test_settings_and_the_name_of_a_table_settle_it(tmp_path):
     assert content.findings.columns_unused == ("id", "age")
     content = read(tmp_path / "y.csv")
     assert labels_of(content)["all"] == {"1.png": "u", "2.png": "v"}
-    with pytest.raises(DataError, match=r"no column 'no' \(data\.label-column\)"):
+    with pytest.raises(
+        DataError, match=r"data\.label-column = 'no' is none of its col"
+    ):
         read(tmp_path / "y.csv", label_column="no")
 
 

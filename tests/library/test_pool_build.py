@@ -269,7 +269,7 @@ def test_pools_of_shards_and_patterns(tmp_path, photos):
         "file type .txt": 1,
     }
     facts = [text for title, text in built.facts() if title == "left out"]
-    assert "2 file type .cls (train-0.tar/0.cls, train-1.tar/0.cls)" in facts
+    assert "2: file type .cls (train-0.tar/0.cls, train-1.tar/0.cls)" in facts
     with pytest.raises(PoolError, match=r"1 of 3 archives .* \(train-2\.tar\)"):
         build_pool(shards / "train-{0..2}.tar", tmp_path / "missing", QUICK)
 

@@ -45,9 +45,11 @@ def find_source(config: DataConfig) -> DatasetSource:
         return open_torchvision(name, config.root, config.download)
     if kind == "noise" and name != kind:
         return open_noise(name)
+    hint = f": your own pictures are imagefolder:{name}" if Path(name).exists() else ""
     raise DataError(
         f"data.dataset must be mnist-5k, hf:PATH-OR-NAME, imagefolder:PATH, "
-        f"webdataset:PATH, {', '.join(TORCHVISION)} or noise:NxCxHxW, got {name!r}"
+        f"webdataset:PATH, {', '.join(TORCHVISION)} or noise:NxCxHxW, got "
+        f"{name!r}{hint}"
     )
 
 

@@ -66,6 +66,11 @@ def open_image_folder(path: str, config: DataConfig) -> DatasetSource:
         if not origin.name.lower().endswith(TABLE_SUFFIXES):
             raise DataError(_no_folder(path))
         origin, table = origin.parent, origin.name
+    elif not origin.exists():
+        raise DataError(
+            f"data.dataset: imagefolder:{printable(path)}: no such folder or file: "
+            f"check the path"
+        )
     elif not (origin.is_dir() or origin.is_file()):
         raise DataError(_no_folder(path))
     files = list_picture_files(origin)

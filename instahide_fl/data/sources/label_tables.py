@@ -245,7 +245,10 @@ def _image_column(
             return setting
         if setting in table.header:
             raise UnusableTable(f"its column {setting!r} does not name the pictures")
-        raise UnusableTable(f"it has no column {setting!r} (data.image-column)")
+        raise UnusableTable(
+            f"data.image-column = {setting!r} is none of its columns, "
+            f"{', '.join(table.header)}"
+        )
     usual = [column for column in named if _plain(column) in _IMAGE_COLUMNS]
     unusual = [column for column in named if _plain(column) not in _ROW_NUMBERS]
     candidates = usual or unusual or list(named)
@@ -272,7 +275,10 @@ def _label_column(table: _Rows, others: Sequence[str], setting: str, name: str) 
     if setting:
         if setting in table.header:
             return setting
-        raise UnusableTable(f"it has no column {setting!r} (data.label-column)")
+        raise UnusableTable(
+            f"data.label-column = {setting!r} is none of its columns, "
+            f"{', '.join(table.header)}"
+        )
     usual = [column for column in others if _plain(column) in _LABEL_COLUMNS]
     usual = [c for c in usual if _plain(c) in _FIRST_LABEL_COLUMNS] or usual
     rest = [column for column in others if _plain(column) not in _ROW_NUMBERS]

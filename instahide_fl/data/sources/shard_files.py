@@ -195,9 +195,9 @@ def _existing(reference: str, shards: Sequence[Path]) -> list[Path]:
     missing = [shard.name for shard in shards if not shard.is_file()]
     if missing:
         raise DataError(
-            f"data.dataset: webdataset:{reference}: {len(missing)} of {len(shards)} "
-            f"shards are missing or no files ({examples(missing)}): "
-            f"give a .tar file, a folder with .tar files, or a pattern such as "
+            f"data.dataset: webdataset:{reference}: shards are missing or no files "
+            f"({len(missing)} of {len(shards)}: {examples(missing)}): give a "
+            f".tar file, a folder with .tar files, or a pattern such as "
             f"train-{{0000..0009}}.tar"
         )
     return list(shards)

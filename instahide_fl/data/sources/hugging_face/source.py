@@ -129,8 +129,8 @@ def _open_file(file: Path, reference: str, config: DataConfig) -> DatasetSource:
     if is_archive(file):
         raise DataError(
             f"data.dataset: hf:{reference} is an archive: give imagefolder:{reference} "
-            f"if it holds folders of pictures, webdataset:{reference} if it holds "
-            f"samples"
+            f"if it holds folders of pictures, webdataset:{reference} if it is a .tar "
+            f"of pictures with a file of the class beside each"
         )
     if not is_table(file.name):
         raise DataError(
