@@ -156,10 +156,10 @@ def _carry_out(
     failures: dict[str, str] = {}
     seconds: dict[str, float] = {}
     num_ended = 0
-    folder.save(study, runs, failures, seconds)
     # Whoever ends us with SIGTERM (a scheduler, a time limit) gets the same clean-up.
     signal.signal(signal.SIGTERM, interrupt)
     try:
+        folder.save(study, runs, failures, seconds)
         with RunProcesses(folder.path, count) as processes, _live() as live:
             for ended in processes.carry_out(missing):
                 if ended is not None:

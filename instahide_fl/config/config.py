@@ -175,7 +175,7 @@ class Config(Table):
         Raises:
             ConfigError: a key is unknown or a value is not valid.
         """
-        return Config.from_run_config({**self.to_run_config(), **changes})
+        return Config.from_run_config({**self.to_run_config(), **_hyphenated(changes)})
 
     def to_run_config(self) -> dict[str, Scalar]:
         """Return the settings as Flower's flat run config."""
@@ -220,7 +220,7 @@ class Config(Table):
         try:
             with path.open("rb") as file:
                 values = flatten_tables(tomllib.load(file))
-            return cls.from_run_config({**values, **(changes or {})})
+            return cls.from_run_config({**values, **_hyphenated(changes or {})})
         except OSError as error:
             raise ConfigError(
                 f"cannot read the settings file {path}: {error.strerror}"
@@ -235,7 +235,7 @@ def parse_assignment(text: str) -> tuple[str, Scalar]:
     """Read one `--set KEY=VALUE`, where a value that is not TOML is taken as a string.
 
     Returns:
-        The dotted name of the setting, with hyphens for underscores, and its value.
+        The dotted name of the setting, and its value.
 
     Raises:
         ConfigError: there is no `=`, or the value is a list or a table.
@@ -249,7 +249,12 @@ def parse_assignment(text: str) -> tuple[str, Scalar]:
         parsed = value
     if not isinstance(parsed, bool | int | float | str):
         raise ConfigError(f"--set {key}: expected one value, got {value!r}")
-    return key.strip().replace("_", "-"), parsed
+    return key.strip(), parsed
+
+
+def _hyphenated(values: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    """Write names as settings files do, where a user wrote them as Python does."""
+    return {name.replace("_", "-"): value for name, value in values.items()}
 
 
 def _absolute(value: str, folder: Path) -> str:
