@@ -21,7 +21,7 @@ from instahide_fl.data.sources.base import (
     StoredPicture,
     StoredPictures,
 )
-from instahide_fl.data.stored_pictures import read_picture
+from instahide_fl.data.stored_pictures import UnsupportedPixelsError, read_picture
 from instahide_fl.data.value_range import EIGHT_BITS, map_to_8_bits
 from instahide_fl.errors import DataError
 from instahide_fl.terminal import show_steps
@@ -244,8 +244,13 @@ def _unreadable(
 ) -> DataError:
     names = [pictures.name(number) for number, _ in failed]
     reason = str(failed[0][1]) or type(failed[0][1]).__name__
+    is_sound = isinstance(failed[0][1], UnsupportedPixelsError)
+    remedy = (
+        "convert them to 8- or 16-bit grey or RGB"
+        if is_sound
+        else "repair or remove them"
+    )
     return DataError(
         f"data.dataset: {len(failed)} of {pictures.count} images of {pictures.title} "
-        f"cannot be read: {examples(names)} ({reason.splitlines()[0]}): repair or "
-        f"remove them"
+        f"cannot be read: {examples(names)} ({reason.splitlines()[0]}): {remedy}"
     )

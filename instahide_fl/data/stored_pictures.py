@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from instahide_fl.data.sources.base import StoredPicture
 
@@ -17,6 +17,10 @@ SIXTEEN_BIT_GREY = ("I;16", "I;16B", "I;16L", "I;16N")
 COLOUR_MODES = ("RGB", "RGBA", "RGBX")  # that Pillow cuts to 8 bits where files have 16
 SAMPLE_FORMAT = 339  # the TIFF tag that says whether integers have a sign
 EXIF_ORIENTATION = 0x0112
+
+
+class UnsupportedPixelsError(ValueError):
+    """A sound file whose pixels are stored in a form that no decoder here reads."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,23 @@ def read_picture(stored: StoredPicture) -> Image.Image | np.ndarray[Any, Any]:
 
 
 def _open(stored: Path | bytes) -> Image.Image:
-    return Image.open(io.BytesIO(stored) if isinstance(stored, bytes) else stored)
+    try:
+        return Image.open(io.BytesIO(stored) if isinstance(stored, bytes) else stored)
+    except UnidentifiedImageError:
+        _refuse_unsupported_tiff(stored)
+        raise
+
+
+def _refuse_unsupported_tiff(stored: Path | bytes) -> None:
+    """Ask the TIFF reader why, because Image.open hides the reasons of readers."""
+    data = stored if isinstance(stored, bytes) else stored.read_bytes()
+    try:
+        TiffImagePlugin.TiffImageFile(io.BytesIO(data)).close()
+    except SyntaxError as error:
+        if str(error) == "unknown pixel mode":
+            raise UnsupportedPixelsError(
+                "Pillow reads no TIFF with channels of this number and type"
+            ) from None
 
 
 def _has_sign(picture: Image.Image) -> bool:
@@ -181,7 +201,7 @@ def _read_colour(stored: Path | bytes) -> np.ndarray[Any, Any]:
     data = stored if isinstance(stored, bytes) else stored.read_bytes()
     values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if values is None or values.ndim != 3:
-        raise OSError("OpenCV cannot read its 16 bits a channel")
+        raise UnsupportedPixelsError("OpenCV cannot read its 16 bits a channel")
     channels = [2, 1, 0, 3][: values.shape[2]]  # OpenCV's order is blue, green, red
     return np.asarray(values[..., channels])
 

@@ -282,6 +282,21 @@ def test_further_frames_are_counted_and_bombs_are_named(
         load_folder(data_folder)
 
 
+@pytest.mark.parametrize(
+    "pixels",
+    [np.zeros((8, 8)), np.zeros((8, 8, 3), np.float32), np.zeros((8, 8, 3), np.int32)],
+)
+def test_tiffs_that_pillow_does_not_read_are_to_be_converted(
+    data_folder, own_cache, pixels
+):
+    write_set(data_folder, scaled(255, np.uint8), "png")
+    cv2.imwrite(str(data_folder / "train" / "a" / "3.tif"), pixels)
+    with pytest.raises(
+        DataError, match=r"1 of 5 .*3\.tif .*: convert them to 8- or 16"
+    ):
+        load_folder(data_folder)
+
+
 def test_a_deployed_client_does_not_choose_a_range_alone(
     tmp_path, data_folder, own_cache
 ):
