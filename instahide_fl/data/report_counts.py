@@ -8,7 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from instahide_fl.data.data_report import DataFindings, DataReport, DataWarning
+from instahide_fl.data.data_report import (
+    DataFindings,
+    DataReport,
+    DataWarning,
+    examples,
+)
 from instahide_fl.data.duplicates import ImageHashes, find_first_copies
 from instahide_fl.terminal import counted
 
@@ -61,6 +66,7 @@ def build_report(
         *findings.pixels.warnings,
         *_duplicate_warnings(first_copies, targets, num_train, across),
         *_one_colour_warnings(one_colour, len(targets)),
+        *_untested_warnings(parts, class_names),
     ]
     return DataReport(
         dataset=dataset,
@@ -97,6 +103,27 @@ def _duplicate_warnings(
             f"{counted(relabelled, 'image equals', 'images equal')} an image of "
             f"another class pixel by pixel",
             "find them, with fdupes if they are files, and correct the labels",
+        )
+
+
+def _untested_warnings(
+    parts: Mapping[str, PartContents], class_names: Sequence[str]
+) -> Iterator[DataWarning]:
+    if "test" not in parts:
+        return
+    count = len(class_names)
+    trained, tested = (
+        np.bincount(parts[name].targets, minlength=count) > 0
+        for name in ("train", "test")
+    )
+    untested = [
+        class_names[number] for number in np.flatnonzero(trained & ~tested).tolist()
+    ]
+    if untested:
+        yield DataWarning(
+            f"{len(untested)} of {count} classes have training images and no test "
+            f"image: {examples(untested)}",
+            "add test images of them, or set data.test-part to another part",
         )
 
 

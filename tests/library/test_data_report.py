@@ -9,7 +9,7 @@ from PIL import Image
 from instahide_fl.config import DataConfig
 from instahide_fl.data.data_report import DataReport
 from instahide_fl.data.datasets import load_dataset, load_private_images
-from tests.library.pictures import write_noise_pictures
+from tests.library.pictures import write_noise_pictures, write_pictures
 
 
 def test_a_report_counts_parts_classes_and_copies(data_folder, own_cache):
@@ -64,6 +64,17 @@ def test_a_report_is_read_back_from_json(data_folder, own_cache):
     assert values["left_out"] == 0
     assert isinstance(values["warnings"][0], str)
     assert DataReport.from_json(values) == report
+
+
+def test_classes_without_a_test_image_are_named(data_folder, own_cache):
+    names = [f"train/{kind}/{number}.png" for kind in "abc" for number in "12"]
+    write_pictures(data_folder, [*names, "test/b/1.png"])
+    (data_folder / "test" / "a").mkdir()
+    report = load_dataset(DataConfig(dataset=f"imagefolder:{data_folder}")).report
+    assert report is not None
+    [warning] = [text for text in map(str, report.warnings) if "no test image" in text]
+    assert warning.startswith("2 of 3 classes have training images and no test image: ")
+    assert "a, c" in warning
 
 
 def test_pictures_of_one_colour_are_counted(own_cache, data_folder):
