@@ -7,6 +7,7 @@ import fcntl
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from instahide_fl.errors import OutputError
 CACHE_VARIABLE = "INSTAHIDE_FL_CACHE"
 TEMPORARY = ".part"  # suffix of unfinished files
 PRIVATE = "ihfl-"  # begins the names of private folders
+MIN_AGE_ABANDONED = 60.0  # seconds: a new folder is locked a moment after it is made
+MAX_AGE_UNLOCKED = 86_400.0  # seconds that a folder may be written without a lock
 MAX_SOCKET_PATH = 107  # bytes that the path of a Unix socket may have
 # Ray: /ray/session_DATE_TIME_MICROSECONDS_PID/sockets/plasma_store.N
 MAX_BELOW_PRIVATE_FOLDER = 70
@@ -192,7 +195,11 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        handle = os.open(temporary, os.O_RDONLY)
         try:
+            # Tells remove_abandoned_folders that the writer lives.
+            with contextlib.suppress(OSError):
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield temporary
             temporary.chmod(0o777 & ~_umask())
             try:
@@ -201,7 +208,41 @@ def atomic_folder(path: Path) -> Iterator[Path]:
                 if not path.is_dir():
                     raise
         finally:
+            os.close(handle)
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_abandoned_folders(parent: Path) -> None:
+    """Remove the folders that `atomic_folder` leaves behind if its process is killed.
+
+    Other processes may be writing in the same parent: what they write is locked, or,
+    on a file system without locks, younger than `MAX_AGE_UNLOCKED`. What cannot be
+    removed stays.
+
+    Args:
+        parent: The folder whose unfinished folders are removed; it need not exist.
+    """
+    # mkdtemp ends names in eight characters.
+    for folder in parent.glob(".*.????????"):
+        with contextlib.suppress(OSError):
+            if _is_abandoned(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_abandoned(folder: Path) -> bool:
+    age = time.time() - folder.stat().st_mtime
+    if age < MIN_AGE_ABANDONED or not folder.is_dir():
+        return False
+    handle = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return age > MAX_AGE_UNLOCKED
+    finally:
+        os.close(handle)
+    return True
 
 
 def write_text(path: Path, text: str) -> None:

@@ -43,13 +43,13 @@ from instahide_fl.data.image_checks import (
 from instahide_fl.data.picture_decoding import PixelFormat, decode_part
 from instahide_fl.data.picture_survey import survey_pictures
 from instahide_fl.data.sources.base import DatasetPart, DatasetSource
-from instahide_fl.files import atomic_folder, cache_folder
+from instahide_fl.files import atomic_folder, cache_folder, remove_abandoned_folders
 from instahide_fl.rng import stream
 from instahide_fl.types import ChannelStatistics
 
 DESCRIPTION = "description.json"
 # Raise it when the cached files change, or a reader takes other rows of the same files.
-CACHE_LAYOUT = 6
+CACHE_LAYOUT = 7
 TEST_SHARE = 0.2  # of the images, where a data set comes without a test part
 
 
@@ -134,6 +134,7 @@ def _decoded(root: Path, config: DataConfig, source: DatasetSource) -> Path:
     folder = root / f"{_slug(name)}-{version}"
     if folder.is_dir():
         return folder
+    remove_abandoned_folders(root)
     content = source.read()
     check_content(name, content)
     pixel_format, pixels = survey_pictures(list(content.parts.values()), config)

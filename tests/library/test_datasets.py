@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import gzip
+import os
 import pickle
 import re
 import shutil
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from instahide_fl import cli
 from instahide_fl.config import DataConfig
 from instahide_fl.data.datasets import augmentation_for, load_dataset
 from instahide_fl.errors import ConfigError, DataError, OutputError
+from instahide_fl.files import atomic_folder
 from instahide_fl.pictures.contact_sheet import class_rows, save_contact_sheet
 from instahide_fl.types import PrivateSplit
 from tests.library.pictures import write_pictures
@@ -59,6 +62,21 @@ def test_sizes_that_no_disk_holds_are_refused():
         load_dataset(DataConfig(dataset="noise:99999999999x3x8x8"))
     with pytest.raises(ConfigError, match=r"image-size must be .* 4096, got 99999999"):
         DataConfig(image_size=99_999_999)
+
+
+def test_what_a_killed_decoding_left_is_removed(own_cache):
+    cache = own_cache / "datasets"
+    abandoned = cache / ".noise-20x3x8x8-0123456789abcdef.x1y2z3w4"
+    abandoned.mkdir(parents=True)
+    (abandoned / "train-images.npy").write_bytes(bytes(100))
+    long_ago = time.time() - 3600
+    with atomic_folder(cache / "other") as written, atomic_folder(cache / "new") as new:
+        for folder in (abandoned, written):
+            os.utime(folder, (long_ago, long_ago))
+        load_dataset(DataConfig(dataset="noise:20x3x8x8"))
+        assert not abandoned.exists()
+        assert written.is_dir()  # its writer lives
+        assert new.is_dir()
 
 
 @pytest.mark.parametrize(
