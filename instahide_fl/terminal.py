@@ -13,6 +13,8 @@ T = TypeVar("T")
 
 # Control characters (a terminal obeys some), marks that reverse the direction of the
 # text, and surrogates, which stand for bytes of a file name that are not UTF-8.
+MAX_EXAMPLE_LENGTH = 100  # characters of a name or value in a message
+
 _UNSAFE = re.compile(
     "[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 )
@@ -29,6 +31,21 @@ def printable(text: str) -> str:
         other escapes as Python writes them.
     """
     return _UNSAFE.sub(lambda match: repr(match.group())[1:-1], text)
+
+
+def shortened(text: str) -> str:
+    """Write a name or value so that it is safe to print and short.
+
+    Args:
+        text: The text of one line, of any length.
+
+    Returns:
+        At most `MAX_EXAMPLE_LENGTH` characters, before escapes: of a longer text the
+        beginning, "...", and the end, where the name of a file stands.
+    """
+    if len(text) > MAX_EXAMPLE_LENGTH:
+        text = f"{text[:60]}...{text[-(MAX_EXAMPLE_LENGTH - 63) :]}"
+    return printable(text)
 
 
 def counted(number: int, singular: str, plural: str = "") -> str:

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from pydantic import TypeAdapter
 
-from instahide_fl.terminal import printable
+from instahide_fl.terminal import shortened
 
 MAX_EXAMPLES = 3  # names that a report or an error gives of many
 
@@ -34,7 +34,7 @@ class LeftOut:
     @classmethod
     def of(cls, reason: str, names: Sequence[str]) -> LeftOut:
         """Count names and keep the first ones as examples."""
-        return cls(reason, len(names), tuple(map(printable, names[:MAX_EXAMPLES])))
+        return cls(reason, len(names), tuple(map(shortened, names[:MAX_EXAMPLES])))
 
 
 @dataclass(frozen=True)
@@ -205,4 +205,4 @@ def examples(names: Sequence[str]) -> str:
         names: The names, of which `MAX_EXAMPLES` are given.
     """
     further = ", ..." if len(names) > MAX_EXAMPLES else ""
-    return ", ".join(map(printable, names[:MAX_EXAMPLES])) + further
+    return ", ".join(map(shortened, names[:MAX_EXAMPLES])) + further

@@ -136,18 +136,63 @@ def test_owners_are_read_from_a_column(tmp_path):
 
 
 def test_rows_and_pictures_without_one_another_are_counted(tmp_path):
-    names = [f"{number}.png" for number in range(30)]
+    names = [*(f"{number}.png" for number in range(28)), "test/28.png", "test/29.png"]
     rows = [f"{name},{'ab'[row % 2]}" for row, name in enumerate(names[:28])]
-    rows += ["gone.png,a", rows[0], "28.png,", "29.png,NaN"]
+    rows += ["gone.png,a", rows[0], "test/28.png,", "test/29.png,NaN"]
     write_set(tmp_path, names, {"labels.csv": "\n".join(["file,label", *rows])})
     findings = read(tmp_path).findings
     assert {entry.reason: entry.count for entry in findings.left_out} == {
         "rows of labels.csv whose file is missing": 1,
         "rows of labels.csv without a label": 2,
         "rows of labels.csv that repeat a picture": 1,
-        "pictures that no table names": 2,
     }
     assert len(findings.warnings) == 4
+    assert "test/ holds 2 images without labels" in str(findings.warnings[0])
+
+
+@pytest.mark.parametrize("missing", ["", "-1", "-1.0"])
+def test_an_empty_label_and_minus_one_are_no_label(tmp_path, missing):
+    names = [f"{number}.png" for number in range(6)]
+    labels = ["0", "1", "0", "1", missing, missing]
+    parts = ["train"] * 4 + ["test"] * 2
+
+    def rows(*columns):
+        return "\n".join(map(",".join, zip(*columns, strict=True)))
+
+    divided = "file,label,split\n" + rows(names, labels, parts)
+    write_set(tmp_path, names, {"labels.csv": divided})
+    content = read(tmp_path)
+    assert list(content.parts) == ["all"]
+    assert content.class_names == ["0", "1"]
+    assert "rows of labels.csv without a label are not used (2:" in str(
+        content.findings.warnings[0]
+    )
+    (tmp_path / "labels.csv").write_text("file,label\n" + rows(names, labels))
+    with pytest.raises(DataError, match=r"2 of 6 pictures in labels.csv .* 4\.png, 5"):
+        read(tmp_path)
+
+
+def test_minus_one_is_a_class_beside_one(tmp_path):
+    rows = [f"{name},{(-1) ** row}" for row, name in enumerate(ANIMALS)]
+    write_set(tmp_path, ANIMALS, {"labels.csv": "\n".join(["file,label", *rows])})
+    assert read(tmp_path).class_names == ["-1", "1"]
+
+
+def test_a_long_value_is_shortened_in_a_message(tmp_path):
+    long_label = "iVBO" * 5_000
+    names = [*(f"train/{name}" for name in ANIMALS), "test/5.png"]
+    labels = ["a", "b", "a", "b", long_label]
+    rows = map(",".join, zip(names, labels, strict=True))
+    write_set(tmp_path, names, {"labels.csv": "\n".join(["file,label", *rows])})
+    with pytest.raises(
+        DataError, match=r"has not: [iVBO]{60}\.\.\.[iVBO]{37}: "
+    ) as refusal:
+        read(tmp_path)
+    assert len(str(refusal.value)) < 300
+    (tmp_path / "labels.csv").write_text(f"train/1.png,{long_label},8\ntrain/2.png,b,9")
+    with pytest.raises(DataError, match="no column of it has a usual name") as refusal:
+        read(tmp_path / "labels.csv")
+    assert len(str(refusal.value)) < 400
 
 
 @pytest.mark.parametrize(
@@ -155,6 +200,10 @@ def test_rows_and_pictures_without_one_another_are_counted(tmp_path):
     [
         ("file,label\n", r"labels\.csv: it has no rows"),
         ("file,label\n8.png,a\n9.png,b\n", "no column of it names the pictures"),
+        (
+            "file,label\n1.png,a\n2.png,b\n3.png,a\n",
+            "only 2 of 3 files .* 'file' exist",
+        ),
         ("file,x,y z\n1.png,a,b\n2.png,b,a", r"usual name .* set data\.label-column"),
         ("file,label\n1.png,0.5\n2.png,0.7\n", "measurements"),
         ("file,label\n1.png,a\n2.png,a\n", "at least two classes .* name only a"),

@@ -28,7 +28,6 @@ from instahide_fl.data.sources.label_names import (
 from instahide_fl.data.sources.label_tables import (
     TABLE_SUFFIXES,
     LabelTable,
-    UnusableTable,
     read_label_table,
 )
 from instahide_fl.data.sources.labelled_names import (
@@ -36,9 +35,11 @@ from instahide_fl.data.sources.labelled_names import (
     LabelledPart,
     label_by_tables,
     merge_labels,
+    without_minus_one,
 )
 from instahide_fl.data.sources.picture_names import PictureNames
 from instahide_fl.data.sources.picture_tree import PictureTree, base_name, parent
+from instahide_fl.data.sources.table_rows import UnusableTable
 from instahide_fl.errors import DataError
 from instahide_fl.terminal import printable
 
@@ -160,6 +161,7 @@ def _read_tables(files: PictureFiles, table: str, config: DataConfig) -> _Tables
             usable.append(read_label_table(name, content, pictures, config))
         except UnusableTable as problem:
             problems[name] = str(problem)
+    usable = without_minus_one(usable)
     if problems and not usable and (table or _is_column_set(config)):
         raise DataError(
             f"data.dataset: {_Tables((), problems).hint()}: a table needs a column "

@@ -6,22 +6,22 @@ column holds the classes.
 
 from __future__ import annotations
 
-import codecs
-import csv
-import io
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from instahide_fl.config import DataConfig
 from instahide_fl.data.data_report import LeftOut, examples
-from instahide_fl.data.sources.label_names import clean_value
 from instahide_fl.data.sources.part_names import part_role
-from instahide_fl.data.sources.picture_names import PictureNames
+from instahide_fl.data.sources.picture_names import MIN_MATCHED_SHARE, PictureNames
 from instahide_fl.data.sources.picture_tree import base_name, parent
+from instahide_fl.data.sources.table_rows import (
+    TableRows,
+    UnusableTable,
+    parse_table,
+)
 from instahide_fl.errors import DataError
-from instahide_fl.terminal import printable
+from instahide_fl.terminal import printable, shortened
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl")
 
@@ -83,10 +83,6 @@ _PART_COLUMNS = frozenset(
 _ROW_NUMBERS = frozenset({"", "index", "unnamed0"})
 
 
-class UnusableTable(ValueError):
-    """A table that labels no pictures; the text says why, as a phrase."""
-
-
 @dataclass(frozen=True)
 class LabelTable:
     """The labels that a table gives to pictures.
@@ -99,7 +95,8 @@ class LabelTable:
         parts: The part of each picture, where the table has a column for it.
         clients: The owner of each picture, where `data.client-column` names a column;
             empty where a row has none.
-        left_out: Rows that are not used, by reason.
+        unlabelled: The pictures of rows without a label.
+        left_out: Rows that are not used for other reasons, by reason.
         has_usual_label: Whether the label column has a usual name, or is named by a
             setting.
     """
@@ -110,25 +107,9 @@ class LabelTable:
     labels: Mapping[str, str]
     parts: Mapping[str, str] = field(default_factory=dict)
     clients: Mapping[str, str] = field(default_factory=dict)
+    unlabelled: tuple[str, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
     has_usual_label: bool = True
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """A table as text.
-
-    Attributes:
-        header: The names of the columns.
-        rows: The cells, all rows of the same length.
-    """
-
-    header: tuple[str, ...]
-    rows: Sequence[tuple[str, ...]]
-
-    def column(self, name: str) -> list[str]:
-        number = self.header.index(name)
-        return [row[number] for row in self.rows]
 
 
 def read_label_table(
@@ -146,15 +127,17 @@ def read_label_table(
         UnusableTable: It is no table, or does not label pictures for certain.
         DataError: It has several columns that could be meant, or contradicts itself.
     """
-    table = _parse(name, content)
+    table = parse_table(name, content)
     # A table without a header begins with a picture.
-    first = _Rows(table.header, [table.header])
+    first = TableRows(table.header, [table.header])
     if _picture_columns(first, pictures, name):
         header = tuple(f"column {number + 1}" for number in range(len(table.header)))
-        table = _Rows(header, [table.header, *table.rows])
+        table = TableRows(header, [table.header, *table.rows])
     if not table.rows:
         raise UnusableTable("it has no rows")
     named = _picture_columns(table, pictures, name)
+    if not named and config.image_column in ("", *table.header):
+        raise UnusableTable(_missing_pictures(table, pictures, name))
     image = _image_column(named, config.image_column, table, name)
     part = _part_column(table, set(named))
     client = config.client_column
@@ -167,61 +150,8 @@ def read_label_table(
     return _labels(name, table, used, named[image], _is_usual(label, config))
 
 
-def _parse(name: str, content: bytes) -> _Rows:
-    is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    try:
-        text = content.decode("utf-16" if is_utf16 else "utf-8-sig")
-    except UnicodeDecodeError:
-        text = content.decode("cp1252", "replace")
-    try:
-        return _parse_json(text) if name.endswith(".jsonl") else _parse_csv(text)
-    except UnusableTable:
-        raise
-    # Of numbers or brackets without end, too.
-    except (csv.Error, ValueError, RecursionError) as error:
-        raise UnusableTable(f"it cannot be read ({error})") from None
-
-
-def _parse_csv(text: str) -> _Rows:
-    first = text.lstrip().partition("\n")[0]
-    delimiter = max(",;\t", key=first.count)
-    if delimiter not in first:
-        raise UnusableTable("its first line has no comma, semicolon or tab")
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-    rows = [list(map(_cell, row)) for row in reader if any(row)]
-    if not rows:
-        raise UnusableTable("it has no rows")
-    header, width = rows[0], len(rows[0])
-    if len(set(header)) < width:
-        header = [f"{cell} ({i + 1})" if i else cell for i, cell in enumerate(header)]
-    cells = [tuple((row + [""] * width)[:width]) for row in rows[1:]]
-    return _Rows(tuple(header), cells)
-
-
-def _parse_json(text: str) -> _Rows:
-    objects = [json.loads(line) for line in text.splitlines() if line.strip()]
-    if not objects or not all(isinstance(row, dict) for row in objects):
-        raise UnusableTable("its lines are no JSON objects")
-    keys = dict.fromkeys(key for row in objects for key in row)
-    header = tuple(key for key in keys if not any(_is_nested(r, key) for r in objects))
-    rows = [tuple(_cell(row.get(key)) for key in header) for row in objects]
-    return _Rows(header, rows)
-
-
-def _is_nested(row: Mapping[str, object], key: str) -> bool:
-    """Return whether a field holds several values, such as boxes of objects."""
-    value = row.get(key)
-    return isinstance(value, dict) or (isinstance(value, list) and len(value) != 1)
-
-
-def _cell(value: object) -> str:
-    if isinstance(value, list):  # of one value: see _is_nested
-        return _cell(value[0])
-    return "" if value is None else clean_value(str(value)) or ""
-
-
 def _picture_columns(
-    table: _Rows, pictures: PictureNames, name: str
+    table: TableRows, pictures: PictureNames, name: str
 ) -> dict[str, list[str | None]]:
     """Return the columns that name pictures, with the picture of each row."""
     role = part_role(base_name(name).rpartition(".")[0])
@@ -237,8 +167,26 @@ def _picture_columns(
     return columns
 
 
+def _missing_pictures(table: TableRows, pictures: PictureNames, name: str) -> str:
+    """Say why no column names the pictures, of which some may be missing."""
+    counts = {
+        column: pictures.num_existing(table.column(column), parent(name))
+        for column in table.header
+        if 2 * len(set(table.column(column))) > len(table.rows)
+    }
+    column = max(counts, key=lambda column: counts[column], default="")
+    # Of row numbers, a few are the names of pictures by chance.
+    if 2 * counts.get(column, 0) <= len(table.rows):
+        return "no column of it names the pictures"
+    return (
+        f"only {counts[column]} of {len(table.rows)} files of its column {column!r} "
+        f"exist, and {MIN_MATCHED_SHARE:.0%} are needed to be sure: add the missing "
+        f"files, or remove their rows"
+    )
+
+
 def _image_column(
-    named: Mapping[str, Sequence[str | None]], setting: str, table: _Rows, name: str
+    named: Mapping[str, Sequence[str | None]], setting: str, table: TableRows, name: str
 ) -> str:
     if setting:
         if setting in named:
@@ -252,8 +200,6 @@ def _image_column(
     usual = [column for column in named if _plain(column) in _IMAGE_COLUMNS]
     unusual = [column for column in named if _plain(column) not in _ROW_NUMBERS]
     candidates = usual or unusual or list(named)
-    if not candidates:
-        raise UnusableTable("no column of it names the pictures")
     if any(named[column] != named[candidates[0]] for column in candidates):
         raise DataError(
             f"data.image-column: the columns {', '.join(candidates)} of "
@@ -262,7 +208,7 @@ def _image_column(
     return candidates[0]
 
 
-def _part_column(table: _Rows, named: set[str]) -> str:
+def _part_column(table: TableRows, named: set[str]) -> str:
     for column in table.header:
         if column not in named and _plain(column) in _PART_COLUMNS:
             values = set(table.column(column))
@@ -271,7 +217,9 @@ def _part_column(table: _Rows, named: set[str]) -> str:
     return ""
 
 
-def _label_column(table: _Rows, others: Sequence[str], setting: str, name: str) -> str:
+def _label_column(
+    table: TableRows, others: Sequence[str], setting: str, name: str
+) -> str:
     if setting:
         if setting in table.header:
             return setting
@@ -288,7 +236,7 @@ def _label_column(table: _Rows, others: Sequence[str], setting: str, name: str) 
     if not candidates or (len(candidates) > 1 and not usual):
         raise UnusableTable(
             f"no column of it has a usual name of labels, it has "
-            f"{', '.join(table.header)}: set data.label-column"
+            f"{', '.join(map(shortened, table.header))}: set data.label-column"
         )
     if len(candidates) > 1:
         raise DataError(
@@ -298,7 +246,7 @@ def _label_column(table: _Rows, others: Sequence[str], setting: str, name: str) 
     return candidates[0]
 
 
-def _without_numbers_of_names(table: _Rows, columns: Sequence[str]) -> list[str]:
+def _without_numbers_of_names(table: TableRows, columns: Sequence[str]) -> list[str]:
     """Keep one of several columns that tell the same, preferably in words."""
     first = table.column(columns[0])
     for column in columns[1:]:
@@ -311,7 +259,7 @@ def _without_numbers_of_names(table: _Rows, columns: Sequence[str]) -> list[str]
 
 def _labels(
     name: str,
-    table: _Rows,
+    table: TableRows,
     used: Mapping[str, str],
     names: Sequence[str | None],
     has_usual_label: bool,
@@ -329,13 +277,15 @@ def _labels(
             missing.append(images[row])
         elif not label:
             unlabelled.append(picture)
+            if parts:
+                part_of.setdefault(picture, parts[row])
         elif picture in labels:
             repeated.append(picture)
             if labels[picture] != label:
                 raise DataError(
                     f"data.dataset: {printable(name)} gives {printable(picture)} "
-                    f"several labels ({labels[picture]}, {label}): one row for each "
-                    f"picture is needed"
+                    f"several labels ({examples([labels[picture], label])}): one row "
+                    f"for each picture is needed"
                 )
         else:
             labels[picture] = label
@@ -348,7 +298,6 @@ def _labels(
         LeftOut.of(f"rows of {file} {reason}", rows)
         for reason, rows in (
             ("whose file is missing", missing),
-            ("without a label", unlabelled),
             ("that repeat a picture", repeated),
         )
         if rows
@@ -360,6 +309,7 @@ def _labels(
         labels=labels,
         parts=part_of,
         clients=client_of,
+        unlabelled=tuple(picture for picture in unlabelled if picture not in labels),
         left_out=left_out,
         has_usual_label=has_usual_label,
     )

@@ -73,12 +73,37 @@ def merge_labels(tables: Sequence[LabelTable]) -> dict[str, str]:
             if labels.setdefault(name, label) != label:
                 raise DataError(
                     f"data.dataset: {table_of[name]} and {printable(table.name)} give "
-                    f"{printable(name)} different labels ({labels[name]}, {label}): "
+                    f"{printable(name)} different labels "
+                    f"({examples([labels[name], label])}): "
                     f"give imagefolder:PATH/TABLE of the one that is meant, or remove "
                     f"the other"
                 )
             table_of.setdefault(name, printable(table.name))
     return labels
+
+
+def without_minus_one(tables: Sequence[LabelTable]) -> list[LabelTable]:
+    """Take pictures whose class is the number -1 for pictures without a label.
+
+    Args:
+        tables: All tables of the data set. If their classes are -1 and 1, -1 is one.
+
+    Returns:
+        The tables, in which such pictures are unlabelled.
+    """
+    if {label for table in tables for label in table.labels.values()} == {"-1", "1"}:
+        return list(tables)
+    return [
+        replace(
+            table,
+            labels={n: label for n, label in table.labels.items() if label != "-1"},
+            unlabelled=(
+                *table.unlabelled,
+                *(n for n, label in table.labels.items() if label == "-1"),
+            ),
+        )
+        for table in tables
+    ]
 
 
 def label_by_tables(
@@ -110,6 +135,7 @@ def label_by_tables(
         for name in table.labels
     }
     chosen = _choose_keys(sorted(set(keys.values())), config)
+    _require_labels(tables, labels, root, chosen)
     parts = {part: _part_of(labels, keys, key) for part, key in chosen.items()}
     findings = _table_findings(tables, chosen)
     unlabelled = _unlabelled_parts(tree, root, labels)
@@ -185,6 +211,30 @@ def _part_key(name: str, table: LabelTable, root: str, *, is_sole: bool) -> str:
     return stem if part_role(stem) and not is_sole else ""
 
 
+def _require_labels(
+    tables: Sequence[LabelTable],
+    labels: Mapping[str, str],
+    root: str,
+    chosen: Mapping[str, str],
+) -> None:
+    """Refuse a part that is used and of which only some rows have a label."""
+    for table in tables:
+        missing = [
+            name
+            for name in table.unlabelled
+            if name not in labels
+            and _part_key(name, table, root, is_sole=len(tables) == 1)
+            in chosen.values()
+        ]
+        if missing:
+            num_rows = len(table.labels) + len(table.unlabelled)
+            raise DataError(
+                f"data.dataset: {len(missing)} of {num_rows} pictures in "
+                f"{printable(table.name)} have no label (empty or -1), "
+                f"for instance {examples(missing)}: remove these rows, or label them"
+            )
+
+
 def _choose_keys(keys: Sequence[str], config: DataConfig) -> dict[str, str]:
     """Return the key of each part, among those that pictures have."""
     for setting, value in (
@@ -220,7 +270,16 @@ def _table_findings(
         },
         columns=dict(tables[0].columns),
         columns_unused=tables[0].columns_unused,
-        left_out=tuple(entry for table in tables for entry in table.left_out),
+        left_out=tuple(
+            entry
+            for table in tables
+            for entry in (
+                *table.left_out,
+                *_left_out(
+                    f"rows of {printable(table.name)} without a label", table.unlabelled
+                ),
+            )
+        ),
     )
 
 

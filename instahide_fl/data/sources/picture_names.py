@@ -79,13 +79,40 @@ class PictureNames:
             folder: The folder of the table, which paths may be relative to.
             role: The role of the part that the table is named after, which decides
                 between folders that hold files of the same names.
+
+        Returns:
+            The names, None where a file is missing; None if more than a tenth of the
+            files are missing.
         """
+        matched = self._closest(cells, folder, role, MIN_MATCHED_SHARE)
+        num_missing = matched.count(None)
+        is_match = num_missing <= (1 - MIN_MATCHED_SHARE) * len(cells)
+        return matched if is_match else None
+
+    def num_existing(self, cells: Sequence[str], folder: str) -> int:
+        """Return how many cells name a picture, in the way that suits most of them.
+
+        Args:
+            cells: The cells of a column.
+            folder: The folder of the table, which paths may be relative to.
+        """
+        matched = self._closest(cells, folder, None, 0.0)
+        return len(cells) - matched.count(None)
+
+    def _closest(
+        self,
+        cells: Sequence[str],
+        folder: str,
+        role: PartRole | None,
+        min_share: float,
+    ) -> list[str | None]:
+        """Return the picture that each cell names in the most likely writing."""
         step = max(1, len(cells) // MAX_SAMPLE)
         sample = cells[::step]
         best: tuple[tuple[int, ...], _Writing] | None = None
         for writing in self._writings(sample, folder):
             num_matched = sum(writing.name(cell) in self.names for cell in sample)
-            if num_matched < MIN_MATCHED_SHARE * len(sample):
+            if num_matched < min_share * len(sample):
                 continue
             fits_role = role is not None and part_role(base_name(writing[1])) == role
             rank = (
@@ -99,12 +126,9 @@ class PictureNames:
             if best is None or rank > best[0]:
                 best = rank, writing
         if best is None:
-            return None
+            return [None] * len(cells)
         names = [best[1].name(cell) for cell in cells]
-        matched = [name if name in self.names else None for name in names]
-        num_missing = matched.count(None)
-        is_match = num_missing <= (1 - MIN_MATCHED_SHARE) * len(cells)
-        return matched if is_match else None
+        return [name if name in self.names else None for name in names]
 
     def _writings(self, sample: Sequence[str], folder: str) -> Iterator[_Writing]:
         depth = max((cell.replace("\\", "/").count("/") for cell in sample), default=0)

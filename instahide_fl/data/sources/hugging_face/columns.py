@@ -18,6 +18,7 @@ from instahide_fl.data.sources.hugging_face.column_kinds import (
 )
 from instahide_fl.data.sources.hugging_face.tables import Table, some_columns
 from instahide_fl.errors import DataError
+from instahide_fl.terminal import shortened
 
 # Of the first group that a table has a name of, there must be one column only.
 IMAGE_NAMES = (
@@ -153,7 +154,7 @@ class _Choice:
         self, purpose: _Purpose, candidates: Sequence[str]
     ) -> DataError:
         objections = [
-            f"{name} ({purpose.objection(self.table, name)})"
+            f"{shortened(name)} ({purpose.objection(self.table, name)})"
             for name in candidates[:MAX_COLUMNS]
         ]
         further = ", ..." if len(candidates) > MAX_COLUMNS else ""

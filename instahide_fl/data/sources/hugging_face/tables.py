@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from instahide_fl.data.sources.base import BLOCK_IMAGES
 from instahide_fl.data.sources.hugging_face.part_files import table_kind
 from instahide_fl.errors import DataError
+from instahide_fl.terminal import shortened
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -96,7 +97,7 @@ def open_table(path: Path, title: str) -> Table:
 def some_columns(names: Sequence[str]) -> str:
     """List the names of columns, the first ones of many."""
     further = f", ... ({len(names)})" if len(names) > MAX_LISTED else ""
-    return ", ".join(names[:MAX_LISTED]) + further
+    return ", ".join(map(shortened, names[:MAX_LISTED])) + further
 
 
 def table_of_dataset(dataset: Dataset, path: Path, title: str) -> Table:
