@@ -123,7 +123,7 @@ def _untested_warnings(
         yield DataWarning(
             f"{len(untested)} of {count} classes have training images and no test "
             f"image: {examples(untested)}",
-            "add test images of them, or set data.test-part to another part",
+            "add images of them, or test on a part that has all classes",
         )
 
 
