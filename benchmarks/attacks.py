@@ -95,7 +95,7 @@ def _victim(number: int) -> tuple[Observation, ClientTruth]:
     images = MixingPool.photos(32, 3).images[100 * number : 100 * number + 1].clone()
     split = PrivateSplit(images, torch.tensor([number % CLASSES]), CLASSES)
     split = split.normalised_with(MixingPool.photos(32, 3).statistics)
-    model = build_model(SETTINGS.model, SHAPE, CLASSES, SETTINGS.seed)
+    model = build_model(SETTINGS.network, SHAPE, CLASSES, SETTINGS.seed)
     arrays = get_arrays(model)
     encoder = RecordingEncoder(build_encoder(SETTINGS.instahide))
     rng = np.random.default_rng(number)
@@ -140,7 +140,7 @@ def _one_by_one(observations: Sequence[Observation], iterations: int) -> list[Te
 
 
 def _published(observations: Sequence[Observation], iterations: int) -> list[Tensor]:
-    model = build_model(SETTINGS.model, SHAPE, CLASSES, SETTINGS.seed).train()
+    model = build_model(SETTINGS.network, SHAPE, CLASSES, SETTINGS.seed).train()
     return [_attack_as_published(model, victim, iterations) for victim in observations]
 
 

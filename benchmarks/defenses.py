@@ -37,7 +37,7 @@ def seconds_of(defense: DefenseConfig, config: Config) -> float:
     """Return the least CPU seconds of a round."""
     dataset = load_dataset(config.data, config.seed)
     split = dataset.train.subset(torch.arange(400))
-    model = build_model(config.model, dataset.image_shape, 10, config.seed)
+    model = build_model(config.network, dataset.image_shape, 10, config.seed)
     start = get_arrays(model)
     private = defense.differential_privacy == "dp-sgd"
     trainer = (

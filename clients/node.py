@@ -187,7 +187,7 @@ def shared_trainer(
         ConfigError: the settings ask for a GPU and there is none.
     """
     device = training_device(config.resources)
-    model = build_model(config.model, image_shape, num_classes, config.seed)
+    model = build_model(config.network, image_shape, num_classes, config.seed)
     if config.defense.differential_privacy == "dp-sgd":
         return PrivateTrainer(model.to(device), config.train, config.defense)
     return LocalTrainer(model.to(device), config.train)

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 import safetensors
 
-from instahide_fl.config import Config
+from instahide_fl.config import Config, Scalar
 from instahide_fl.errors import InstaHideError, OutputError, error_named
 from instahide_fl.files import explained, remove_leftovers, write_text
 from instahide_fl.tensor_files import load_tensors, save_tensors
@@ -52,6 +52,9 @@ EVALUATION_PICTURE = "evaluation.png"
 FAILURE = "failure.json"
 ATTACK_RESULTS = "attacks"
 LOGS = "logs"
+
+SETTINGS_OF_EARLIER_VERSIONS: dict[str, Scalar] = {"model.sign-invariant": False}
+"""What runs did of which the settings file of an earlier version does not speak."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +134,7 @@ class RunFolder:
         Raises:
             ConfigError: they are missing or not valid.
         """
-        return Config.from_toml(self.path / CONFIG)
+        return Config.from_toml(self.path / CONFIG, absent=SETTINGS_OF_EARLIER_VERSIONS)
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         """Write one of the JSON files.

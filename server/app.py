@@ -98,10 +98,13 @@ def _train(grid: Grid, config: Config, folder: RunFolder) -> None:
     )
     config = config.with_values({"partition.num-clients": len(clients.nodes)})
     model = build_model(
-        config.model, dataset.image_shape, dataset.train.num_classes, config.seed
+        config.network, dataset.image_shape, dataset.train.num_classes, config.seed
     )
-    weights = config.model.initial_weights
-    weights_sha256 = load_initial_weights(model, weights) if weights else ""
+    weights, weights_sha256 = config.model.initial_weights, ""
+    if weights:
+        weights_sha256 = load_initial_weights(
+            model, weights, sign_invariant=config.sign_invariant
+        )
     optimizer = ServerOptimizer(get_arrays(model), config, shared_buffers(model).keys())
     run = _Run(folder, config, dataset, clients, model=model, optimizer=optimizer)
     provenance = {
@@ -202,6 +205,7 @@ def _describe_run(run: _Run, provenance: Mapping[str, str]) -> None:
             **describe_environment(),
             **provenance,
             "seed": config.seed,
+            "sign_invariant": config.sign_invariant,
             "device": training_device(config.resources),
             "clients": dict(run.clients.num_examples),
         },

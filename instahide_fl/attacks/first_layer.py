@@ -13,6 +13,7 @@ from instahide_fl.attacks.base import (
     Recovered,
     scale_progress,
 )
+from instahide_fl.attacks.layers.absolute_values import images_from_inputs
 from instahide_fl.attacks.layers.disaggregation import Disaggregated, disaggregate
 from instahide_fl.attacks.layers.linear_layers import (
     LinearLayer,
@@ -94,12 +95,11 @@ class FirstLayer(Attack):
                 rng=rng,
                 progress=progress,
             )
+        images = images_from_inputs(view.config, batch.images).float()
         return Recovered(
             observation.client,
             observation.round,
-            images=batch.images.float().view(
-                -1, *view.image_shape
-            ),  # [M,D] -> [M,C,H,W]
+            images=images.view(-1, *view.image_shape),  # [M,D] -> [M,C,H,W]
             diagnostics={
                 "images_in_gradient": float(batch.rank),
                 "images_verified": float(len(batch.images)),

@@ -25,10 +25,12 @@ from instahide_fl.attacks.base import (
     Reconstruction,
     Recovered,
 )
+from instahide_fl.attacks.layers.absolute_values import images_from_inputs
 from instahide_fl.attacks.layers.bins import empty_bins
 from instahide_fl.attacks.layers.linear_layers import (
     LayerTensors,
     LinearLayer,
+    first_layer_inputs,
     first_linear_layer,
     last_linear_layer,
     layer_gradient,
@@ -134,6 +136,9 @@ def crafted_parameters(
 def public_encodings(config: Config, image_shape: tuple[int, int, int]) -> Tensor:
     """Encode public images as the run encodes private ones, f64[N,D].
 
+    A sign-invariant network's first layer sees their standardised absolute values,
+    which are then what is returned.
+
     Args:
         config: The run's settings. If its encodings use no pool, `photos` is encoded.
         image_shape: C, H, W.
@@ -147,7 +152,8 @@ def public_encodings(config: Config, image_shape: tuple[int, int, int]) -> Tenso
     rows = torch.from_numpy(rng.permutation(len(pool))[:PUBLIC_ENCODINGS])
     encoder = build_encoder(config.instahide, pool)
     batch, _ = encoder.encode(rows, split, rng)
-    return batch.images.flatten(1).double()  # [N,C,H,W] -> [N,D]
+    inputs = first_layer_inputs(config, batch.images)
+    return inputs.flatten(1).double()  # [N,C,H,W] -> [N,D]
 
 
 def sorting_layer(encodings: Tensor, units: int, seed: int) -> LayerTensors:
@@ -213,7 +219,8 @@ def _recover(
 ) -> Recovered:
     require_one_step(Imprint.name, observation)
     gradient = layer_gradient(view.config, observation, layer)
-    images, passes = empty_bins(gradient, layer_parameters(observation, layer))
+    inputs, passes = empty_bins(gradient, layer_parameters(observation, layer))
+    images = images_from_inputs(view.config, inputs)
     return Recovered(
         observation.client,
         observation.round,

@@ -44,9 +44,10 @@ def hides_nothing(config: Config) -> bool:
 
 
 def undefended_config(config: Config) -> Config:
-    """Return the settings of a run with no defence and no encoding."""
+    """Return the settings of a run of the same network that hides nothing."""
     return config.with_values(
         {
+            "model.sign-invariant": config.sign_invariant,
             "defense.transforms": "",
             "defense.differential-privacy": "none",
             "instahide.method": "none",

@@ -133,11 +133,27 @@ class Config(Table):
             return self.server.epsilon
         return 1e-8 if self.train.mode == "gradient" else 1e-3
 
+    @property
+    def sign_invariant(self) -> bool:
+        """Whether the network sees absolute values only, with `auto` resolved."""
+        if self.model.sign_invariant == "auto":
+            return self.instahide.method == "instahide"
+        return self.model.sign_invariant
+
+    @property
+    def network(self) -> ModelConfig:
+        """The table `[model]` with `sign-invariant` resolved to true or false.
+
+        All sides build their network from it: clients, server and attacks.
+        """
+        return self.model.model_copy(update={"sign_invariant": self.sign_invariant})
+
     def resolved(self) -> Config:
         """Return the same settings with every `auto` replaced by its value."""
         return self.with_values(
             {
                 "instahide.num-private": self.instahide.private_count,
+                "model.sign-invariant": self.sign_invariant,
                 "server.learning-rate": self.server_learning_rate,
                 "server.momentum": self.server_momentum,
                 "server.epsilon": self.server_epsilon,
@@ -205,7 +221,10 @@ class Config(Table):
 
     @classmethod
     def from_toml(
-        cls, path: Path, changes: Mapping[str, Scalar] | None = None
+        cls,
+        path: Path,
+        changes: Mapping[str, Scalar] | None = None,
+        absent: Mapping[str, Scalar] | None = None,
     ) -> Config:
         """Read a TOML file.
 
@@ -213,6 +232,8 @@ class Config(Table):
             path: The TOML file.
             changes: Values by dotted name that replace the file's. The file is checked
                 only together with them.
+            absent: Values by dotted name of settings that the file does not hold; the
+                others have their defaults.
 
         Raises:
             ConfigError: the file is missing, is not TOML, or holds a bad setting.
@@ -220,7 +241,8 @@ class Config(Table):
         try:
             with path.open("rb") as file:
                 values = flatten_tables(tomllib.load(file))
-            return cls.from_run_config({**values, **_hyphenated(changes or {})})
+            all_values = {**(absent or {}), **values, **_hyphenated(changes or {})}
+            return cls.from_run_config(all_values)
         except OSError as error:
             raise ConfigError(
                 f"cannot read the settings file {path}: {error.strerror}"

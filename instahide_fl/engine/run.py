@@ -59,9 +59,13 @@ def check_run(config: Config) -> FederatedData:
     # Compiled once here, so that the workers find the loop instead of compiling it too.
     prepare()
     classes = data.dataset.train.num_classes
-    model = build_model(config.model, data.dataset.image_shape, classes, config.seed)
+    model = build_model(config.network, data.dataset.image_shape, classes, config.seed)
     if config.model.initial_weights:
-        load_initial_weights(model, config.model.initial_weights)
+        load_initial_weights(
+            model,
+            config.model.initial_weights,
+            sign_invariant=config.sign_invariant,
+        )
     if any(smallest_batch(len(rows), config.train) == 1 for rows in data.partition):
         check_single_image(model, data.dataset.image_shape)
     return data

@@ -101,7 +101,7 @@ def load_trained_model(
         OutputError: model.safetensors is missing, damaged, or of another network.
     """
     classes = dataset.train.num_classes
-    model = build_model(config.model, dataset.image_shape, classes, config.seed)
+    model = build_model(config.network, dataset.image_shape, classes, config.seed)
     arrays = folder.load_model()
     try:
         load_arrays(model, arrays)

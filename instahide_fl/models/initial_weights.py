@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from instahide_fl.errors import ConfigError
 from instahide_fl.models.arrays import live_arrays, load_arrays
+from instahide_fl.run_folder import CONFIG, MODEL, RunFolder
 
-MODEL = "model.safetensors"
 
-
-def load_initial_weights(model: nn.Module, source: str) -> str:
+def load_initial_weights(
+    model: nn.Module, source: str, *, sign_invariant: bool = False
+) -> str:
     """Copy the weights of an earlier run or of a file into a model.
 
     The last layer may have been made for another number of classes: then it keeps its
@@ -25,6 +26,8 @@ def load_initial_weights(model: nn.Module, source: str) -> str:
     Args:
         model: The network whose arrays are overwritten.
         source: a run folder, or a .safetensors file (`model.initial-weights`).
+        sign_invariant: Whether the network sees absolute values only. A run folder
+            tells whether its own did; a file elsewhere does not.
 
     Returns:
         The file's sha256.
@@ -34,6 +37,7 @@ def load_initial_weights(model: nn.Module, source: str) -> str:
     """
     path = Path(source).expanduser()
     path = path / MODEL if path.is_dir() else path
+    _check_same_input(path, sign_invariant)
     try:
         data = path.read_bytes()
         stored = safetensors.torch.load(data)
@@ -64,6 +68,29 @@ def load_initial_weights(model: nn.Module, source: str) -> str:
         },
     )
     return hashlib.sha256(data).hexdigest()
+
+
+def _check_same_input(path: Path, sign_invariant: bool) -> None:
+    """Refuse weights for signed images where signs are dropped, and the reverse.
+
+    Args:
+        path: The file of weights, which may lie in a run folder.
+        sign_invariant: Whether the new network sees absolute values only.
+
+    Raises:
+        ConfigError: the run that made the weights had another `model.sign-invariant`.
+    """
+    folder = RunFolder(path.parent)
+    if path.name != MODEL or not (folder.path / CONFIG).is_file():
+        return
+    recorded = folder.config().sign_invariant
+    if recorded != sign_invariant:
+        was, now = (str(value).lower() for value in (recorded, sign_invariant))
+        raise ConfigError(
+            f"model.initial-weights: the run in {folder.path} had model.sign-invariant "
+            f"= {was} and this one has {now}, so the weights are for other inputs: set "
+            f"model.sign-invariant = {was}, or start from other weights"
+        )
 
 
 def _changed_shapes(

@@ -12,6 +12,7 @@ from instahide_fl.config import ModelConfig
 from instahide_fl.errors import ConfigError
 from instahide_fl.models.cnn import DropoutCnn, LeNet, SmallCnn
 from instahide_fl.models.preact_resnet import PreActResNet18
+from instahide_fl.models.sign_invariance import make_sign_invariant
 from instahide_fl.models.strided import Mlp, StridedCnn, StridedLeNet
 from instahide_fl.models.torchvision_models import densenet121, resnet18, resnet50
 from instahide_fl.rng import torch_seed
@@ -54,7 +55,9 @@ def build_model(
     """Build a network with parameters drawn from the seed.
 
     Args:
-        config: The `[model]` table.
+        config: The `[model]` table of a run, `Config.network`. Where only the table is
+            at hand, "auto" for `sign-invariant` counts as false: it follows the
+            encoding.
         image_shape: C, H, W.
         num_classes: K.
         seed: The run's seed; the same seed gives the same parameters.
@@ -78,6 +81,8 @@ def build_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_seed(seed, "model", config.name))
         model = MODELS[config.name](image_shape, num_classes, config)
+    if config.sign_invariant is True:
+        make_sign_invariant(model)
     return model.to(memory_format=torch.channels_last)
 
 

@@ -59,7 +59,7 @@ def plain_gradient(folder, number, client):
     """What the client would have sent without any defence."""
     config, seen = folder.config(), read_transcript(folder.path, number)
     truth = read_truth(folder.path, number, client)
-    model = build_model(config.model, seen.image_shape, seen.num_classes, config.seed)
+    model = build_model(config.network, seen.image_shape, seen.num_classes, config.seed)
     load_arrays(model, seen.parameters)
     soft_cross_entropy(model(truth.encodings), truth.soft_targets).backward()
     return {name: p.grad for name, p in model.named_parameters()}
@@ -215,5 +215,5 @@ def test_an_empty_cohort_steps_with_noise_alone(tmp_path):
     counts = [row["clients"] for row in folder.metrics()]
     assert 0 in counts
     assert folder.metrics()[counts.index(0)]["bytes_up"] == 0
-    initial = build_model(config.model, (1, 28, 28), 10, config.seed)
+    initial = build_model(config.network, (1, 28, 28), 10, config.seed)
     assert get_arrays(initial).keys() == folder.load_model().keys()

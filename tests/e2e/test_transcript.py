@@ -49,7 +49,7 @@ def test_an_update_is_the_gradient_on_the_encodings_in_truth(recorded):
     assert len(seen.updates) == 3
     client, update = next(iter(seen.updates.items()))
     truth = read_truth(recorded.path, 3, client)
-    model = build_model(config.model, seen.image_shape, seen.num_classes, config.seed)
+    model = build_model(config.network, seen.image_shape, seen.num_classes, config.seed)
     load_arrays(model, seen.parameters)
     assert get_arrays(model).keys() == update.arrays.keys()
     soft_cross_entropy(model(truth.encodings), truth.soft_targets).backward()

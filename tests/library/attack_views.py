@@ -44,7 +44,7 @@ def settings(method, batch_size, **changes):
 def observed_client(config, split, pool, craft=None):
     """Return what a malicious server sees of one client, and the truth."""
     shape = tuple(split.images.shape[1:])
-    model = build_model(config.model, shape, split.num_classes, config.seed)
+    model = build_model(config.network, shape, split.num_classes, config.seed)
     arrays = get_arrays(model)
     if craft is not None:
         arrays = craft(arrays, config, shape, split.num_classes)
@@ -77,7 +77,7 @@ def observed_client(config, split, pool, craft=None):
 def recorded_round(config, clients, size=4, number=1):
     """Return a round of clients with images of their own, and their truths."""
     rng = np.random.default_rng(number)
-    model = build_model(config.model, SHAPE, 10, config.seed)
+    model = build_model(config.network, SHAPE, 10, config.seed)
     arrays = get_arrays(model)
     updates, truths = {}, {}
     for client in map(str, range(clients)):

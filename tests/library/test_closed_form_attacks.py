@@ -145,7 +145,7 @@ def test_running_statistics_give_those_of_the_batch_away(private, public, mode):
     )
     view, truth = observed_client(config, private, public)
     found = attacked(BatchStatistics(), view).statistics
-    model = build_model(config.model, view.image_shape, 10, config.seed)
+    model = build_model(config.network, view.image_shape, 10, config.seed)
     features = model.conv1(truth.encodings).detach()
     for name, expected in (
         ("norm1.mean", features.mean((0, 2, 3))),
@@ -181,6 +181,38 @@ def test_a_crafted_first_layer_gives_large_batches_away(private, public, tmp_pat
     recovered, wrong = exact(attacked(Imprint(), view), truth)
     assert recovered >= 29
     assert wrong <= 2
+
+
+def alike(recovered, truth):
+    """Return the correlation of each absolute encoding with what resembles it most."""
+    correlation = torch.corrcoef(
+        torch.cat([truth.encodings.abs().flatten(1), recovered.images.flatten(1)])
+    )[: len(truth.encodings), len(truth.encodings) :]
+    return correlation.amax(1)
+
+
+def test_a_linear_first_layer_gives_absolute_encodings_away(private, public):
+    config = settings("cross", 4, model__sign_invariant="auto")
+    view, truth = observed_client(config, private, public)
+    recovered = attacked(FirstLayer(), view)
+    assert alike(recovered, truth).min() > 0.999
+    scale = recovered.images.square().mean() / truth.encodings.square().mean()
+    assert 0.5 < scale < 2
+    assert recovered.images.min() >= 0
+
+
+def test_bins_are_crafted_for_what_the_first_layer_sees(private, public, tmp_path):
+    public.save(tmp_path / "pool")
+    config = settings(
+        "cross",
+        32,
+        model__sign_invariant=True,
+        pool__source=str(tmp_path / "pool"),
+        record__crafted="imprint",
+        record__rounds="1",
+    )
+    view, truth = observed_client(config, private, public, crafted_parameters)
+    assert (alike(attacked(Imprint(), view), truth) > 0.999).sum() >= 28
 
 
 def test_images_that_are_taken_out_of_the_bins_uncover_others(rng):

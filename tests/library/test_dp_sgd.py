@@ -26,6 +26,7 @@ from instahide_fl.types import EncodedBatch, PrivateSplit
 MODELS = [
     ("small-cnn", "group"),
     ("small-cnn", "none"),
+    ("small-cnn", "group", True),
     ("lenet", "none"),
     ("mlp", "none"),
     ("strided-cnn", "group"),
@@ -42,8 +43,13 @@ def batch_of(count, seed=0):
     return EncodedBatch(images, targets)
 
 
-def model_of(name="small-cnn", normalization="none"):
-    config = ModelConfig(name=name, normalization=normalization, width=4)
+def model_of(name="small-cnn", normalization="none", sign_invariant=False):
+    config = ModelConfig(
+        name=name,
+        normalization=normalization,
+        width=4,
+        sign_invariant=sign_invariant,
+    )
     return build_model(config, (1, 28, 28), 10, 0)
 
 
@@ -63,9 +69,9 @@ def clipped_by_loop(model, batch, bound):
     return total
 
 
-@pytest.mark.parametrize(("name", "normalization"), MODELS)
-def test_clipped_sums_are_those_of_a_loop_in_every_network(name, normalization):
-    model, batch = model_of(name, normalization), batch_of(3)
+@pytest.mark.parametrize("network", MODELS)
+def test_clipped_sums_are_those_of_a_loop_in_every_network(network):
+    model, batch = model_of(*network), batch_of(3)
     norms = [
         l2_norm(gradient_of(model, image[None], target[None]))
         for image, target in zip(batch.images, batch.soft_targets, strict=True)

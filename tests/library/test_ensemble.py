@@ -164,7 +164,7 @@ def finished(tmp_path, monkeypatch):
     folder = RunFolder.create(tmp_path / "run", config)
     dataset = load_dataset(config.data)
     shape, classes = dataset.image_shape, dataset.train.num_classes
-    folder.save_model(get_arrays(build_model(config.model, shape, classes, 7)))
+    folder.save_model(get_arrays(build_model(config.network, shape, classes, 7)))
     digests = {"dataset_digest": dataset.digest, "pool_sha256": pool.sha256}
     folder.write_json(PROVENANCE, digests)
     folder.write_json(SUMMARY, {"final_accuracy": 0.1})

@@ -56,6 +56,7 @@ CNN = {"model__name": "strided-cnn", "model__width": 32}
         {},
         {"train__mode": "update", "train__local_epochs": 2, "train__momentum": 0.9},
         {"train__mode": "update", "train__weight_decay": 0.1},
+        {"model__sign_invariant": True},
     ],
 )
 def test_the_true_encodings_give_the_observed_update(photos, method, changes):

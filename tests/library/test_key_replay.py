@@ -49,7 +49,7 @@ def train(config, split, pool, rng, model_name=None):
         encoder = FixedEncodings(encoder, count, lambda t: fixed_stream(SEED, "5", t))
     encoder = RecordingEncoder(encoder)
     shape = tuple(split.images.shape[1:])
-    model = build_model(config.model, shape, split.num_classes, 0)
+    model = build_model(config.network, shape, split.num_classes, 0)
     sent = get_arrays(model)
     update = local_update(model, sent, split, encoder, config.train, rng)
     return sent, update, encoder.truth(1, "5", split)

@@ -39,11 +39,19 @@ NETWORKS = [
     ("small-cnn", "group", "relu"),
     ("strided-cnn", "none", "relu"),
     ("strided-cnn", "group", "softplus"),
+    ("strided-cnn", "group", "softplus", True),
     ("strided-lenet", "none", "sigmoid"),
 ]
 
 
-def observed(images=1, model="strided-cnn", norm="none", activation="relu", **changes):
+def observed(
+    images=1,
+    model="strided-cnn",
+    norm="none",
+    activation="relu",
+    sign_invariant=False,
+    **changes,
+):
     generator = torch.Generator().manual_seed(1)
     pixels = torch.randint(0, 256, (images, *SHAPE), generator=generator)
     split = PrivateSplit(pixels.byte(), torch.arange(images) % 10, 10)
@@ -54,6 +62,7 @@ def observed(images=1, model="strided-cnn", norm="none", activation="relu", **ch
         model__normalization=norm,
         model__activation=activation,
         model__width=8,
+        model__sign_invariant=sign_invariant,
         **changes,
     )
     view, _ = observed_client(config, split, None)

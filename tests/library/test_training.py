@@ -260,7 +260,10 @@ def test_running_statistics_are_sent_as_what_the_clients_batches_changed(split, 
         assert update.arrays.keys() == start.keys()
 
 
-def test_mixed_precision_keeps_updates_in_float32_and_close(model, split):
+@pytest.mark.parametrize("sign_invariant", [False, True])
+def test_mixed_precision_keeps_updates_in_float32_and_close(split, sign_invariant):
+    layers = ModelConfig(width=4, normalization="group", sign_invariant=sign_invariant)
+    model = build_model(layers, (3, 8, 8), 5, 0)
     before, results = get_arrays(model), {}
     for precision in ("float32", "bfloat16"):
         config = TrainConfig(batch_size=20, precision=precision)

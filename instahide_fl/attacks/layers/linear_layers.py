@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from instahide_fl.config import Config
 from instahide_fl.errors import AttackError
 from instahide_fl.models.registry import build_model
+from instahide_fl.models.sign_invariance import standardised_absolute
 from instahide_fl.transcript.view import AdversaryView, Observation
 
 
@@ -48,7 +49,7 @@ def build_network(
     config: Config, image_shape: tuple[int, int, int], num_classes: int
 ) -> nn.Module:
     """Return the run's network in evaluation mode, with arbitrary parameters."""
-    network = build_model(config.model, image_shape, num_classes, config.seed)
+    network = build_model(config.network, image_shape, num_classes, config.seed)
     return network.eval()
 
 
@@ -56,6 +57,9 @@ def first_linear_layer(
     config: Config, image_shape: tuple[int, int, int], num_classes: int
 ) -> LinearLayer | None:
     """Return the first layer if it is linear on all pixels in their order, with a bias.
+
+    On a sign-invariant network its inputs are the pixels' absolute values, standardised
+    in each image.
 
     Args:
         config: The run's settings.
@@ -66,10 +70,24 @@ def first_linear_layer(
         The layer; None if the first layer is another.
     """
     calls, images, _ = _run(config, image_shape, num_classes)
-    pixels, first_input = images.flatten(1), calls[0].input
+    pixels = first_layer_inputs(config, images).flatten(1)  # [B,C,H,W] -> [B,C*H*W]
+    first_input = calls[0].input
     if first_input.shape != pixels.shape or not first_input.equal(pixels):
         return None
     return _names(calls[0])
+
+
+def first_layer_inputs(config: Config, images: Tensor) -> Tensor:
+    """Return what the first layer of the run's network sees of images.
+
+    Args:
+        config: The run's settings.
+        images: Any images, f32[B,C,H,W].
+
+    Returns:
+        f32[B,C,H,W], standardised absolute values if the network is sign-invariant.
+    """
+    return standardised_absolute(images) if config.sign_invariant else images
 
 
 def last_linear_layer(

@@ -208,7 +208,8 @@ class ClientWorker:
     def _warm_up(self, dataset: ImageDataset) -> None:
         """Do what is slow the first time, before the time of a client is measured."""
         config, shape = self._config, dataset.image_shape
-        model = build_model(config.model, shape, dataset.train.num_classes, config.seed)
+        classes = dataset.train.num_classes
+        model = build_model(config.network, shape, classes, config.seed)
         warm_up(model.to(self._device), shape, config.train)
         if config.instahide.method != "none":
             prepare()
