@@ -224,7 +224,8 @@ def _real_client(context: Context, config: Config) -> ClientNode:
         for key, setting in (("dataset", "data.dataset"), ("pool", "pool.source"))
         if key in context.node_config
     }
-    config = config.with_values(changes)
+    # What the server holds out is its own: the client trains on all of its images.
+    config = config.with_values({**changes, "data.validation-share": 0.0})
     _refuse_weakening(name, config)
     dataset = load_dataset(config.data)
     if dataset.report is not None:

@@ -63,6 +63,10 @@ class RoundError(InstaHideError, RuntimeError):
     """A round of training failed: too few valid updates came back."""
 
 
+class DivergenceError(RoundError):
+    """Training has left the finite numbers: a loss, an update or a step is NaN."""
+
+
 class ProtocolError(InstaHideError, RuntimeError):
     """Server and client disagree on code, pool or message schema."""
 
@@ -97,6 +101,7 @@ def error_named(name: str, message: str) -> InstaHideError:
         ThreatModelError,
         AttackError,
         RoundError,
+        DivergenceError,
         ProtocolError,
         PolicyError,
     ):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, cast
 
@@ -123,6 +123,7 @@ class RunProgress:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
         columns = ("accuracy", "pace")
+        self._console = console
         self._bar = ProgressBar(console, "starting clients", rounds, columns)
         self._rounds_shown = 0
 
@@ -150,6 +151,8 @@ class RunProgress:
         rows = self._folder.metrics()
         if len(rows) <= self._rounds_shown:
             return
+        for row in rows[self._rounds_shown :]:
+            self._warn_of_chance(row)
         round_number = int(rows[-1]["round"])
         progress = f"round {round_number}/{self._rounds}"
         accuracy, pace = _latest_accuracy(rows), f"{_clients_a_second(rows):,.0f}"
@@ -166,6 +169,17 @@ class RunProgress:
                 f"{pace} clients/s"
             )
         self._rounds_shown = len(rows)
+
+    def _warn_of_chance(self, row: Mapping[str, Any]) -> None:
+        """Print a warning where the server found the network at chance."""
+        if not row.get("at_chance"):
+            return
+        # Imported here: pools are built without PyTorch.
+        from instahide_fl.evaluation.chance import chance_warning
+
+        bound, config = row["chance_bound"], self._folder.config()
+        warning = chance_warning(row["test_accuracy"], bound, config)
+        self._console.print(f"round {row['round']}: {warning}", style="yellow")
 
 
 class BuildProgress:

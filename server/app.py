@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,17 +12,15 @@ from typing import Any
 import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
-from torch import nn
 
 from instahide_fl.aggregation.server_optimizer import ServerOptimizer
 from instahide_fl.config import Config
 from instahide_fl.data.datasets import ImageDataset, load_dataset
 from instahide_fl.data.partition import cached_partition, partition_to_json
 from instahide_fl.defenses.accounting import PrivacyLoss
-from instahide_fl.errors import OutputError
-from instahide_fl.evaluation.clean import evaluate
+from instahide_fl.errors import DivergenceError, OutputError
 from instahide_fl.files import write_text
-from instahide_fl.models.arrays import get_arrays, load_arrays, shared_buffers
+from instahide_fl.models.arrays import get_arrays, shared_buffers
 from instahide_fl.models.initial_weights import load_initial_weights
 from instahide_fl.models.registry import build_model
 from instahide_fl.provenance import (
@@ -43,6 +41,7 @@ from instahide_fl.run_folder import (
 from instahide_fl.tracking.tracked import tracked_training
 from instahide_fl.training.device import training_device
 from server.cohort import Clients, find_clients
+from server.evaluation import GlobalEvaluation
 from server.privacy import PrivacyLedger, privacy_summary
 from server.recorder import Recorder
 from server.strategy import RoundOutcome, Strategy
@@ -75,7 +74,7 @@ class _Run:
         config: The run's settings.
         dataset: The server's data, whose test images it evaluates on.
         clients: The clients of the federation.
-        model: The network, into which the global arrays are copied for evaluation.
+        evaluation: The evaluation of the global arrays.
         optimizer: The holder of the global arrays.
     """
 
@@ -83,7 +82,7 @@ class _Run:
     config: Config
     dataset: ImageDataset
     clients: Clients
-    model: nn.Module
+    evaluation: GlobalEvaluation
     optimizer: ServerOptimizer
 
 
@@ -106,7 +105,10 @@ def _train(grid: Grid, config: Config, folder: RunFolder) -> None:
             model, weights, sign_invariant=config.sign_invariant
         )
     optimizer = ServerOptimizer(get_arrays(model), config, shared_buffers(model).keys())
-    run = _Run(folder, config, dataset, clients, model=model, optimizer=optimizer)
+    evaluation = GlobalEvaluation(model, dataset, config)
+    run = _Run(
+        folder, config, dataset, clients, evaluation=evaluation, optimizer=optimizer
+    )
     provenance = {
         "code_hash": imported_code_hash(),
         "pool_sha256": clients.pool_sha256,
@@ -129,10 +131,14 @@ def _train(grid: Grid, config: Config, folder: RunFolder) -> None:
     with tracked_training(folder, config, completed) as trackers:
         if completed == 0:
             trackers.log_results("partition", {}, [folder.path / PARTITION_PICTURE], 0)
-        for number in range(completed + 1, config.train.rounds + 1):
-            outcome = strategy.run_round(grid, number)
-            epsilon = ledger.loss_after(number).epsilon
-            trackers.log_round(_finish_round(run, number, outcome, epsilon))
+        try:
+            for number in range(completed + 1, config.train.rounds + 1):
+                outcome = strategy.run_round(grid, number)
+                epsilon = ledger.loss_after(number).epsilon
+                trackers.log_round(_finish_round(run, number, outcome, epsilon))
+        except DivergenceError as error:
+            # Said here, where the message is recorded for whoever resumes the run.
+            raise DivergenceError(f"{error}; {evaluation.keep_model(folder)}") from None
         _finish_run(run, ledger.loss_after(config.train.rounds))
 
 
@@ -170,11 +176,20 @@ def _resume(run: _Run, provenance: Mapping[str, str]) -> int:
 def _subject(digest: str, config: Config) -> str:
     """Return what a digest in provenance.json is of."""
     return {
-        "dataset_digest": f"the pictures of data.dataset = {config.data.dataset!r}",
+        "dataset_digest": _data_subject(config),
         "pool_sha256": f"the images of pool.source = {config.pool.source!r}",
         "initial_weights_sha256": f"the weights of model.initial-weights = "
         f"{config.model.initial_weights!r}",
     }[digest]
+
+
+def _data_subject(config: Config) -> str:
+    """Return what the digest of the data is of."""
+    pictures = f"the pictures of data.dataset = {config.data.dataset!r}"
+    share = config.data.validation_share
+    if not share:
+        return pictures
+    return f"{pictures}, or those held out (data.validation-share = {share:g}),"
 
 
 def _open_folder(config: Config) -> RunFolder:
@@ -218,7 +233,13 @@ def _describe_partition(run: _Run) -> None:
 
     path, config, dataset = run.folder.path, run.config, run.dataset
     parts = cached_partition(dataset, config.partition, config.seed)
-    text = partition_to_json(parts, config.partition, config.seed, dataset.client_ids)
+    text = partition_to_json(
+        partition=parts,
+        config=config.partition,
+        seed=config.seed,
+        client_ids=dataset.client_ids,
+        held_out=dataset.held_out,
+    )
     write_text(path / PARTITION, text)
     targets, names = dataset.train.targets, dataset.class_names
     save_partition_picture(path / PARTITION_PICTURE, parts, targets, names)
@@ -230,19 +251,20 @@ def _finish_round(
     """Evaluate, log and checkpoint, each when it is due; return what was logged."""
     config = run.config
     last = number == config.train.rounds
-    accuracy: float | None = None
-    loss: float | None = None
+    figures: dict[str, float] = {}
     start = time.perf_counter()
     if last or number % config.train.evaluate_every == 0:
-        load_arrays(run.model, run.optimizer.model_arrays)
-        accuracy, loss = evaluate(run.model, run.dataset.test)
+        figures = run.evaluation.measure(number, run.optimizer.model_arrays)
+    elif number % config.train.checkpoint_every == 0:
+        run.evaluation.check_finite(number, run.optimizer.model_arrays)
     evaluation_seconds = time.perf_counter() - start
     for client, reason in outcome.failures.items():
         log.warning("round %d: client %s failed: %s", number, client, reason)
     row: dict[str, Any] = {
         "round": number,
-        "test_accuracy": accuracy,
-        "test_loss": loss,
+        "test_accuracy": None,
+        "test_loss": None,
+        **figures,
         "train_loss": outcome.train_loss,
         "seconds": outcome.seconds + evaluation_seconds,
         "compute_seconds": outcome.compute_seconds,
@@ -255,6 +277,7 @@ def _finish_round(
         "failures": len(outcome.failures),
         "failure_reasons": dict(outcome.failures),
         "exposures": dict(outcome.exposures),
+        **run.evaluation.chance_figures(number, figures),
     }
     if config.defense.is_private:
         row["epsilon"] = epsilon
@@ -277,14 +300,18 @@ def _finish_run(run: _Run, privacy: PrivacyLoss) -> None:
         )
     evaluated = [row for row in rows if row["test_accuracy"] is not None]
     best = max(evaluated, key=lambda row: float(row["test_accuracy"]))
+    chance, final_accuracy = run.evaluation.chance, evaluated[-1]["test_accuracy"]
     run.folder.write_json(
         SUMMARY,
         {
             "rounds": len(rows),
-            "final_accuracy": evaluated[-1]["test_accuracy"],
+            "final_accuracy": final_accuracy,
             "final_loss": evaluated[-1]["test_loss"],
             "best_accuracy": best["test_accuracy"],
             "best_round": best["round"],
+            "trained": chance.is_beaten_by(final_accuracy),
+            "chance_bound": chance.bound,
+            **_validation_summary(evaluated),
             "seconds": sum(row["seconds"] for row in rows),
             "bytes_up": sum(row["bytes_up"] for row in rows),
             "bytes_down": sum(row["bytes_down"] for row in rows),
@@ -293,3 +320,23 @@ def _finish_run(run: _Run, privacy: PrivacyLoss) -> None:
             **privacy_summary(privacy),
         },
     )
+
+
+def _validation_summary(evaluated: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return final and best validation figures; nothing without validation images.
+
+    Args:
+        evaluated: The lines of the rounds that were evaluated, oldest first.
+    """
+    rows = [row for row in evaluated if "validation_accuracy" in row]
+    if not rows:
+        return {}
+    # The first of equals, as for the best accuracy on test images.
+    best = max(rows, key=lambda row: float(row["validation_accuracy"]))
+    return {
+        "validation_accuracy": rows[-1]["validation_accuracy"],
+        "validation_loss": rows[-1]["validation_loss"],
+        "best_validation_accuracy": best["validation_accuracy"],
+        "best_validation_round": best["round"],
+        "test_accuracy_at_best_validation": best["test_accuracy"],
+    }

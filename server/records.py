@@ -206,6 +206,12 @@ def read_client_metrics(metrics: MetricRecord) -> dict[str, float]:
     Raises:
         ProtocolError: a figure is no number, not finite, or below zero.
     """
+    loss = metrics.get("train_loss")
+    if isinstance(loss, float) and not math.isfinite(loss):
+        raise ProtocolError(
+            f"its train_loss must be a finite number, it says {loss}: lower the "
+            f"learning rate"
+        )
     numbers = {n: finite_number(n, metrics[n]) for n in CLIENT_METRICS if n in metrics}
     if negative := [name for name, value in numbers.items() if value < 0]:
         raise ProtocolError(f"its {negative[0]} is below zero")

@@ -58,6 +58,7 @@ from instahide_fl.wire.secure_aggregation import (
     shares_needed,
 )
 from server.collection import collect
+from server.divergence import failed_round
 from server.records import (
     Sender,
     check_header,
@@ -359,10 +360,11 @@ class SecureRound:
         count = len(list(clients))
         if count < needed:
             reasons = "; ".join(f"{who}: {why}" for who, why in self.failures.items())
-            raise RoundError(
+            text = (
                 f"round {self.round}: {count} clients are left, "
                 f"secure-aggregation.threshold asks for {needed} ({reasons})"
             )
+            raise failed_round(text, self.failures, self.config)
 
 
 def _about(reply: Message) -> ConfigRecord:

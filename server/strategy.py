@@ -16,13 +16,14 @@ from instahide_fl.aggregation.robust import robust_rule
 from instahide_fl.aggregation.server_optimizer import ServerOptimizer
 from instahide_fl.config import Config
 from instahide_fl.defenses.example_gradients import noisy_mean
-from instahide_fl.errors import RoundError
+from instahide_fl.errors import DivergenceError
 from instahide_fl.flower.arrays import ArrayForm
 from instahide_fl.rng import operating_system_stream, stream
 from instahide_fl.types import ChannelStatistics
 from instahide_fl.wire.messages import RoundInstruction
 from server.cohort import Clients
 from server.collection import reduce_updates
+from server.divergence import failed_round
 from server.recorder import Recorder
 from server.records import Sender, UpdateReader, round_content
 from server.secure_aggregation import SecureRound
@@ -102,11 +103,11 @@ class Strategy:
             round_number: 1, 2, ...
 
         Raises:
-            RoundError: fewer valid updates came than `train.min-updates`, or the step
-                gave values that are not finite.
+            RoundError: fewer valid updates came than `train.min-updates`.
+            DivergenceError: that is so because most of those that lack are not finite,
+                or the step gave values that are not finite.
             OutputError: a transcript cannot be written.
         """
-        train = self.config.train
         cohort = self.clients.cohort(self.config, round_number)
         instruction = RoundInstruction(
             round_number,
@@ -119,7 +120,7 @@ class Strategy:
         reduced = self._collect(grid, instruction, sent, cohort)
         collected = time.perf_counter()
         failures = self._by_client(cohort, reduced.failures)
-        _check_enough(len(cohort), failures, train.min_updates, round_number)
+        _check_enough(len(cohort), failures, self.config, round_number)
         bytes_down = sum(array.nbytes for array in sent.values()) * len(cohort)
         self._record_and_step(instruction, sent, cohort, reduced)
         finished = time.perf_counter()
@@ -183,11 +184,10 @@ class Strategy:
                 len(reduced.contributions) / len(self.clients.nodes),
             )
             if not self.optimizer.is_finite():
-                raise RoundError(
+                raise DivergenceError(
                     f"round {round_number}: the server's step gives values that are "
                     f"not finite: lower server.learning-rate "
-                    f"({self.config.server_learning_rate:g}); the checkpoint before it "
-                    f"is kept"
+                    f"({self.config.server_learning_rate:g})"
                 )
 
     def _by_client(
@@ -308,18 +308,20 @@ def combine_exposures(
 
 
 def _check_enough(
-    cohort: int, failures: Mapping[str, str], min_updates: int, round_number: int
+    cohort: int, failures: Mapping[str, str], config: Config, round_number: int
 ) -> None:
     """Refuse a round that lacks updates; a cohort may be smaller, or empty, by chance.
 
     Raises:
         RoundError: too few updates came; with the first client's reason.
     """
-    came, needed = cohort - len(failures), min(min_updates or cohort, cohort)
+    min_updates = config.train.min_updates or cohort
+    came, needed = cohort - len(failures), min(min_updates, cohort)
     if came >= max(1, needed) or cohort == 0:
         return
     client, reason = next(iter(failures.items()))
-    raise RoundError(
+    text = (
         f"round {round_number}: {came} of {cohort} clients sent a valid update, "
         f"{needed} are needed (train.min-updates); client {client}: {reason}"
     )
+    raise failed_round(text, failures, config)

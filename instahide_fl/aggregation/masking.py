@@ -25,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from instahide_fl.aggregation.reduction import MAX_UPDATE_VALUE
 from instahide_fl.errors import ProtocolError
 from instahide_fl.rng import keyed_stream
 
@@ -62,7 +63,12 @@ class FixedPoint:
             ProtocolError: a value is too large, or not a finite number.
         """
         magnitude = float(values.abs().max()) if values.numel() else 0.0
-        if not magnitude <= self.max_value:  # so written, it refuses NaN too
+        if not magnitude <= MAX_UPDATE_VALUE:  # so written, it refuses NaN too
+            raise ProtocolError(
+                f"an update with a value of {magnitude:.3g} cannot be masked: lower "
+                f"the learning rate"
+            )
+        if magnitude > self.max_value:
             raise ProtocolError(
                 f"an update with a value of {magnitude:.3g} cannot be masked: raise "
                 f"secure-aggregation.largest-value (now {self.max_value:g}) or lower "

@@ -104,17 +104,23 @@ def data_partition(
 
 def _as_json(loaded: ImageDataset) -> dict[str, Any]:
     statistics = loaded.train.statistics
+    held_out = loaded.held_out.sizes()
     return {
         "name": loaded.name,
         **(loaded.report.to_json() if loaded.report else {}),
         "statistics": {"mean": list(statistics.mean), "std": list(statistics.std)},
         "digest": loaded.digest,
+        **({"held_out": held_out} if held_out else {}),
     }
 
 
 def _print_report(loaded: ImageDataset) -> None:
     """Print a data report for people; its warnings come last."""
-    from instahide_fl.data.report_text import data_facts, warning_lines
+    from instahide_fl.data.report_text import (
+        data_facts,
+        held_out_lines,
+        warning_lines,
+    )
 
     statistics = loaded.train.statistics
     print_rows(
@@ -124,6 +130,8 @@ def _print_report(loaded: ImageDataset) -> None:
         ("channel std", [round(value, 4) for value in statistics.std]),
     )
     _print_classes(loaded)
+    for line in held_out_lines(loaded.held_out.sizes()):
+        console.print(line.strip())
     for line in warning_lines(loaded.report) if loaded.report else ():
         console.print(line, style="yellow", markup=False, highlight=False)
 

@@ -12,11 +12,16 @@ if TYPE_CHECKING:
 
 def print_data_summary(dataset: ImageDataset) -> None:
     """Print what a data set is in a few lines, and its warnings on standard error."""
-    from instahide_fl.data.report_text import data_summary, warning_lines
+    from instahide_fl.data.report_text import (
+        data_summary,
+        held_out_lines,
+        warning_lines,
+    )
 
     if dataset.report is None:
         return
-    for line in data_summary(dataset.report):
+    lines = [*data_summary(dataset.report), *held_out_lines(dataset.held_out.sizes())]
+    for line in lines:
         console.print(line, markup=False, highlight=False)
     for line in warning_lines(dataset.report):
         errors.print(line, style="yellow")

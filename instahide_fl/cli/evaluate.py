@@ -62,6 +62,7 @@ def evaluate(
         clean = evaluate_clean(run)
     console.print(f"accuracy {clean.accuracy:.1%}, loss {clean.loss:.4f}: clean images")
     _compare_with_summary(run.summary, clean.accuracy)
+    _warn_of_chance(run, clean.accuracy)
     if encodings is not None and encoder is not None:
         key_seed = run.config.seed if seed is None else seed
         settings = EncodedSettings(encodings, average, key_seed)
@@ -106,6 +107,15 @@ def _compare_with_summary(summary: dict[str, Any], accuracy: float) -> None:
             f"images may differ by rounding on another machine or another version of "
             f"PyTorch; if it is more, files of the run were changed"
         )
+
+
+def _warn_of_chance(run: FinishedRun, accuracy: float) -> None:
+    """Warn of a network that has learned nothing."""
+    from instahide_fl.evaluation.chance import ChanceLevel, chance_warning
+
+    chance = ChanceLevel.of(run.dataset.test.targets)
+    if not chance.is_beaten_by(accuracy):
+        errors.print(chance_warning(accuracy, chance.bound, run.config), style="yellow")
 
 
 def _print_by_encodings(accuracies: Sequence[float]) -> None:

@@ -17,11 +17,12 @@ from instahide_fl.cli.common import (
     Assignments,
     Settings,
     console,
+    errors,
     read_settings,
 )
 from instahide_fl.cli.data_summary import print_data_summary
 from instahide_fl.config import Config, Scalar
-from instahide_fl.errors import ConfigError
+from instahide_fl.errors import ConfigError, DivergenceError
 from instahide_fl.interrupts import interrupt
 from instahide_fl.terminal import counted
 
@@ -174,7 +175,8 @@ def train(
     try:
         with sole_writer(folder.path):
             if resumed:  # perhaps another process has finished it meanwhile
-                RunFolder.open_interrupted(folder.path).clear_failure()
+                _explain_failure(RunFolder.open_interrupted(folder.path))
+                folder.clear_failure()
             _note_start(folder, engine, resumed=resumed)
             with RunProgress(folder, settings.train.rounds, console):
                 start(with_folder, folder)
@@ -186,6 +188,13 @@ def train(
         f"accuracy {summary['final_accuracy']:.1%} on clean test images after "
         f"{counted(summary['rounds'], 'round')} ({summary['seconds']:.0f} s)"
     )
+    if "validation_accuracy" in summary:
+        console.print(
+            f"accuracy {summary['validation_accuracy']:.1%} on validation images; "
+            f"best {summary['best_validation_accuracy']:.1%} after round "
+            f"{summary['best_validation_round']}"
+        )
+    _warn_of_chance(summary, settings)
     if settings.defense.is_private:
         console.print(_privacy(summary))
     if settings.instahide.method != "none":
@@ -193,6 +202,28 @@ def train(
             f"{BROKEN}: this accuracy says nothing about privacy.", style="yellow"
         )
     console.print(f"run folder: {folder.path}")
+
+
+def _explain_failure(folder: RunFolder) -> None:
+    """Say why a run that is resumed ended early, if it noted a reason."""
+    from instahide_fl.run_folder import CONFIG
+
+    failure = folder.failure()
+    if failure is None:
+        return
+    remedy = ""
+    if isinstance(failure, DivergenceError):
+        remedy = f"; it will again, unless {folder.path / CONFIG} is changed"
+    errors.print(f"the run ended early: {failure}{remedy}", style="yellow")
+
+
+def _warn_of_chance(summary: Mapping[str, Any], settings: Config) -> None:
+    """Warn of a network that has learned nothing; old summaries do not say."""
+    from instahide_fl.evaluation.chance import chance_warning
+
+    if not summary.get("trained", True):
+        accuracy, bound = summary["final_accuracy"], summary["chance_bound"]
+        errors.print(chance_warning(accuracy, bound, settings), style="yellow")
 
 
 def _privacy(summary: Mapping[str, Any]) -> str:

@@ -148,6 +148,13 @@ class Config(Table):
         """
         return self.model.model_copy(update={"sign_invariant": self.sign_invariant})
 
+    @property
+    def step_size(self) -> str:
+        """The setting that scales the gradient steps, with its value, for messages."""
+        if self.train.mode == "gradient":
+            return f"server.learning-rate (now {self.server_learning_rate:g})"
+        return f"train.learning-rate (now {self.train.learning_rate:g})"
+
     def resolved(self) -> Config:
         """Return the same settings with every `auto` replaced by its value."""
         return self.with_values(

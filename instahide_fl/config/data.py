@@ -92,6 +92,11 @@ class DataConfig(Table):
     drop_duplicates: bool = False
     """Whether to drop training images whose pixels equal those of a test image or of
     an earlier training image. Otherwise they are counted in the data report."""
+    validation_share: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.0
+    """Share of the training images that no client receives, drawn from every class. The
+    server evaluates on them as it does on test images, so that settings can be chosen
+    without looking at those. 0 holds out none. In a deployment it concerns the server's
+    own data set; clients keep all of their images."""
     augment: Literal["auto", "none", "crop", "crop-flip"] = "auto"
     """Augmentation of private images before mixing. `crop`: a random crop after padding
     by an eighth of the side. `crop-flip`: the crop, and mirroring of half of the

@@ -121,6 +121,10 @@ class TrainConfig(Table):
     evaluate_every: Count = 5
     """Number of rounds from one evaluation to the next; the last round is always
     evaluated."""
+    chance_check: CountOrZero = 100
+    """Number of rounds after which the next evaluation warns if the network is still at
+    chance: if accuracy on clean test images is not above the 99% interval around the
+    share of the largest class. 0 leaves that warning to the end of the run."""
     checkpoint_every: Count = 10
     """Number of rounds from one checkpoint to the next."""
 

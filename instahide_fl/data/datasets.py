@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -21,6 +21,7 @@ from instahide_fl.data.dataset_cache import (
     cached_dataset,
     cached_images,
 )
+from instahide_fl.data.held_out import VALIDATION, HeldOut, draw_held_out
 from instahide_fl.data.report_counts import build_report
 from instahide_fl.data.sources.base import DatasetSource
 from instahide_fl.data.sources.find import find_source
@@ -35,15 +36,17 @@ class ImageDataset:
 
     Attributes:
         name: The value of `data.dataset`.
-        train: Training images, which are divided among the clients.
+        train: Training images, which are divided among the clients, those included that
+            are held out.
         test: Clean test images, which the server evaluates on.
         class_names: Names of the K classes.
-        digest: sha256 (hex) of images and targets, and of client ids where known. It is
-            the same wherever the images come from.
+        digest: sha256 (hex) of images and targets, of client ids where known, and of
+            what is held out. It is the same wherever the images come from.
         client_ids: i64[N], the owner of each training image, numbered 0, 1, ... in the
             order of names (`data.client-column`); None if owners are unknown.
         report: What was read, what was left out and what to look at; None for a data
             set that was made in memory.
+        held_out: The training images that no client receives.
     """
 
     name: str
@@ -53,6 +56,20 @@ class ImageDataset:
     digest: str
     client_ids: Tensor | None = None
     report: DataReport | None = None
+    held_out: HeldOut = field(default_factory=HeldOut)
+
+    @property
+    def client_images(self) -> PrivateSplit:
+        """The training images that clients may hold: all that are not held out."""
+        if not self.held_out:
+            return self.train
+        return self.train.subset(self.held_out.remaining(len(self.train)))
+
+    @property
+    def validation(self) -> PrivateSplit | None:
+        """The held-out images of `data.validation-share`; None without a share."""
+        rows = self.held_out.rows.get(VALIDATION)
+        return None if rows is None else self.train.subset(rows)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -66,7 +83,8 @@ def load_dataset(config: DataConfig, seed: int = 0) -> ImageDataset:
 
     Args:
         config: The table `[data]`, of which `augment` is not used.
-        seed: Seed that divides training from test images where the source does not.
+        seed: Seed that divides training from test images where the source does not, and
+            that draws what is held out.
 
     Raises:
         DataError: no such data set, or it cannot be read or does not fit the settings.
@@ -79,6 +97,7 @@ def load_dataset(config: DataConfig, seed: int = 0) -> ImageDataset:
     if rows is not None:
         identity = f"{digest} rows {rows.start}:{rows.stop}"
         digest = hashlib.sha256(identity.encode()).hexdigest()
+    held_out = draw_held_out(train.targets, config, seed, cached.class_names)
     channels, height, width = train.images.shape[1:]
     report = build_report(
         dataset=config.dataset,
@@ -92,9 +111,10 @@ def load_dataset(config: DataConfig, seed: int = 0) -> ImageDataset:
         train=PrivateSplit(train.images, train.targets, count, cached.statistics),
         test=PrivateSplit(test.images, test.targets, count, cached.statistics),
         class_names=cached.class_names,
-        digest=digest,
+        digest=held_out.digest_with(digest),
         client_ids=train.client_ids,
         report=report,
+        held_out=held_out,
     )
 
 

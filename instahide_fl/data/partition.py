@@ -13,6 +13,7 @@ from torch import Tensor
 
 from instahide_fl.config import PartitionConfig
 from instahide_fl.data.datasets import ImageDataset
+from instahide_fl.data.held_out import HeldOut
 from instahide_fl.data.partition_schemes import SCHEMES, ShuffledImages
 from instahide_fl.errors import ConfigError
 from instahide_fl.files import atomic_file, cache_folder
@@ -58,6 +59,8 @@ def cached_partition(
 ) -> Partition:
     """Divide training images by `partition_images`, once, and keep it in the cache.
 
+    Images that are held out go to no client.
+
     Args:
         dataset: The data set whose training images are divided.
         config: The table `[partition]`.
@@ -75,9 +78,7 @@ def cached_partition(
     name = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:32]
     path = cache_folder("partitions", f"{name}.npz")
     if not path.exists():
-        parts = partition_images(
-            dataset.train.targets, config, seed, dataset.client_ids
-        )
+        parts = _divide(dataset, config, seed)
         sizes = [len(part) for part in parts]
         with atomic_file(path) as temporary, temporary.open("wb") as file:
             np.savez(file, rows=torch.cat(parts).numpy(), sizes=np.array(sizes))
@@ -86,25 +87,41 @@ def cached_partition(
     return list(torch.split(rows, sizes))
 
 
+def _divide(dataset: ImageDataset, config: PartitionConfig, seed: int) -> Partition:
+    """Divide the training images that are not held out; rows count all of them."""
+    targets, client_ids = dataset.train.targets, dataset.client_ids
+    if not dataset.held_out:
+        return partition_images(targets, config, seed, client_ids)
+    remaining = dataset.held_out.remaining(len(targets))
+    remaining_ids = None if client_ids is None else client_ids[remaining]
+    parts = partition_images(targets[remaining], config, seed, remaining_ids)
+    return [remaining[part] for part in parts]
+
+
 def partition_to_json(
     partition: Partition,
     config: PartitionConfig,
     seed: int,
     client_ids: Tensor | None = None,
+    held_out: HeldOut | None = None,
 ) -> str:
     """Return the partition as JSON text, for the run folder.
 
     It holds all settings of `[partition]`, the seed, and under `clients` the rows of
     each client. With scheme natural-id, `natural_ids` says who each client is: its
-    number among the sorted values of `data.client-column`, counted from 0.
+    number among the sorted values of `data.client-column`, counted from 0. Where images
+    are held out, `held_out` has the rows of each share, in the order they were drawn.
 
     Args:
         partition: The rows of each client.
         config: The settings that the partition was made with.
         seed: The seed that the partition was made with.
         client_ids: i64[N], the owner of each image, for scheme natural-id.
+        held_out: The training images that no client received; None for none.
     """
     description = {**config.model_dump(), "seed": seed}
+    if held_out:
+        description["held_out"] = held_out.to_json()
     if config.scheme == "natural-id" and client_ids is not None:
         description["natural_ids"] = [int(client_ids[rows[0]]) for rows in partition]
     return json.dumps({**description, "clients": [rows.tolist() for rows in partition]})

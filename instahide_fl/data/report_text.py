@@ -53,6 +53,16 @@ def data_summary(report: DataReport) -> list[str]:
     return [printable(line) for line in lines]
 
 
+def held_out_lines(sizes: Mapping[str, int]) -> list[str]:
+    """Say in one line which training images no client receives; no line for none.
+
+    Args:
+        sizes: The number of images of each held-out share, by name.
+    """
+    shares = [f"{count:,} for {name}" for name, count in sizes.items()]
+    return [f"  held out of the training images: {', '.join(shares)}"] if shares else []
+
+
 def warning_lines(report: DataReport) -> list[str]:
     """Return each warning as a sentence with its remedy, safe to print."""
     return [printable(f"warning: {warning}") for warning in report.warnings]

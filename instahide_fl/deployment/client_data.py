@@ -52,6 +52,7 @@ def client_config(policy: ClientPolicy, folder: Path, config: Config) -> Config:
             "data.label-column": policy.label_column,
             "data.config": policy.config,
             "data.drop-duplicates": False,
+            "data.validation-share": 0.0,
             "data.root": "",
             "data.download": False,
             "data.client-column": "",

@@ -48,6 +48,8 @@ def encode_dataset(
 ) -> EncodedDataset:
     """Encode training images as a single client that holds all of them would.
 
+    Held-out images are not encoded.
+
     Args:
         config: The settings; `[data]`, `[pool]` and `[instahide]` are used.
         limit: Number of images to encode, the first ones; None for all.
@@ -66,23 +68,23 @@ def encode_dataset(
             f"each image is encoded once"
         )
     dataset = dataset or load_dataset(config.data, config.seed)
-    check_split_size(len(dataset.train), config.instahide.private_count)
+    images = dataset.client_images
+    check_split_size(len(images), config.instahide.private_count)
     pool = load_pool(config, dataset.image_shape)
     augmentation = augmentation_for(config.data, dataset.image_shape)
     encoder = build_encoder(config.instahide, pool, augmentation)
     rng = stream(config.seed, "encode") if seeded else operating_system_stream()
-    count = min(limit or len(dataset.train), len(dataset.train))
+    count = min(limit or len(images), len(images))
     parts = torch.split(torch.arange(count), CHUNK)
     encoded = [
-        encoder.encode(rows, dataset.train, rng)
-        for rows in show_steps(parts, "encoding")
+        encoder.encode(rows, images, rng) for rows in show_steps(parts, "encoding")
     ]
     batch = EncodedBatch(
         torch.cat([batch.images for batch, _ in encoded]),
         torch.cat([batch.soft_targets for batch, _ in encoded]),
     )
     key = EncodingKey.concatenate([key for _, key in encoded])
-    return EncodedDataset(batch, key, encoder, dataset.train)
+    return EncodedDataset(batch, key, encoder, images)
 
 
 def save_encodings(path: Path, batch: EncodedBatch) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from instahide_fl.models.normalization import single_values_explained
 from instahide_fl.types import PrivateSplit
@@ -28,7 +28,9 @@ def evaluate(
     device = next(model.parameters()).device
     correct, loss = 0, 0.0
     for start in range(0, len(images), batch_size):
-        rows = slice(start, start + batch_size)
+        rows: slice | Tensor = slice(start, start + batch_size)
+        if images.rows is not None:
+            rows = images.rows[rows]
         inputs = images.statistics.normalise(images.images[rows].to(device))
         targets = images.targets[rows].to(device)
         with single_values_explained():

@@ -48,7 +48,7 @@ class FinishedRun:
         """
         pool = load_pool(self.config, self.dataset.image_shape)
         if pool is None:
-            return training_pool(self.dataset.train)
+            return training_pool(self.dataset.client_images)
         recorded = self.folder.read_json(PROVENANCE).get("pool_sha256")
         if pool.sha256 != recorded:
             source = self.config.pool.source
