@@ -32,6 +32,10 @@ from instahide_fl.study.folder import STATE, StudyFolder
 _SUMMARY_COLUMNS = (
     "final_accuracy",
     "best_accuracy",
+    "trained",
+    "chance_bound",
+    "validation_accuracy",
+    "best_validation_accuracy",
     "final_loss",
     "rounds",
     "seconds",

@@ -16,7 +16,7 @@ from instahide_fl.report.leakage_figures import exposures, image_distributions
 from instahide_fl.report.page import Card, Item, Picture, Section
 from instahide_fl.report.results import Run, Study
 from instahide_fl.report.study_figures import curves, sweeps, trade_off
-from instahide_fl.report.variants import Variant
+from instahide_fl.report.variants import NOT_TRAINED, Variant
 from instahide_fl.run_folder import EVALUATION_PICTURE, PARTITION_PICTURE
 from instahide_fl.terminal import printable
 from instahide_fl.transcript.threat_model import THREAT_MODELS
@@ -85,7 +85,14 @@ def leakage(study: Study, variants: Sequence[Variant]) -> Section:
         *exposures(study, variants),
         image_distributions(study, variants),
     ]
-    return _section("attacks", "Attacks", items)
+    notes = [
+        f"{variant.label}: the network has learned nothing ({NOT_TRAINED}), so attacks "
+        f"on its trained parameters do not show what a trained network gives away."
+        for variant in variants
+        if not variant.is_ranked and len(variant.attacks)
+    ]
+    shown = [item for item in items if item is not None]
+    return Section("attacks", "Attacks", notes if shown else [], shown)
 
 
 def reconstructions(variants: Sequence[Variant]) -> Section:

@@ -22,12 +22,13 @@ from instahide_fl.report.drawing import (
 )
 from instahide_fl.report.leakage import Leakage, Spread, dominated
 from instahide_fl.report.results import Study
-from instahide_fl.report.variants import Variant, short_name
+from instahide_fl.report.variants import NOT_TRAINED, Variant, short_name
 
 LEAKAGE = "SSIM with private images"
 ACCURACY = "accuracy on clean test images"
 PERCENT = FuncFormatter(lambda value, _: f"{100 * value:.4g}%")
 MAX_CURVES = 8  # in one plot
+UNRANKED_MARKER = "x"
 ORDINARY = "adversaries that every federation has"
 EVERYBODY = "all adversaries, also those with more power or knowledge"
 
@@ -85,19 +86,20 @@ def trade_off(variants: Sequence[Variant], ordinary: bool) -> Drawing | None:
     ]
     if not points:
         return None
-    beaten = dominated([point.means for point in points])
-    with panels(1, 6.6, 4.6) as (figure, (axes,)):
-        _draw_frontier(
-            axes,
-            [
-                point.means
-                for point, is_beaten in zip(points, beaten, strict=True)
-                if not is_beaten
-            ],
+    ranked = [point for point in points if point.variant.is_ranked]
+    beaten = dict(
+        zip(
+            [point.variant.label for point in ranked],
+            dominated([point.means for point in ranked]),
+            strict=True,
         )
+    )
+    with panels(1, 6.6, 4.6) as (figure, (axes,)):
+        unbeaten = [point.means for point in ranked if not beaten[point.variant.label]]
+        _draw_frontier(axes, unbeaten)
         labelled: set[str] = set()
-        for point, is_beaten in zip(points, beaten, strict=True):
-            _draw_point(axes, point, is_beaten)
+        for point in points:
+            _draw_point(axes, point, beaten.get(point.variant.label, False))
             _draw_point_label(axes, point, in_legend=point.variant.method in labelled)
             labelled.add(point.variant.method)
         guess = max(point.leakage.baseline.mean for point in points)
@@ -106,7 +108,7 @@ def trade_off(variants: Sequence[Variant], ordinary: bool) -> Drawing | None:
         axes.yaxis.set_major_formatter(PERCENT)
         legend_below(figure, [axes])
     in_words = "; ".join(
-        f"{point.variant.label}: accuracy {point.accuracy.mean:.1%}, "
+        f"{point.variant.marked_label}: accuracy {point.accuracy.mean:.1%}, "
         f"leakage {point.leakage.similarity.mean:.2f}"
         for point in points
     )
@@ -116,13 +118,23 @@ def trade_off(variants: Sequence[Variant], ordinary: bool) -> Drawing | None:
         "Better is up and to the left. Each point is the attack that got most from a "
         "method. Error bars: standard deviation over seeds. Hollow grey points are "
         "dominated: by their means another method is at least as good in both, though "
-        "error bars may overlap.",
+        f"error bars may overlap.{_unranked_note(variants)}",
         f"Accuracy against leakage. {in_words}.",
         figure,
     )
 
 
+def _unranked_note(variants: Sequence[Variant]) -> str:
+    """Name the methods at chance, which have no place in a comparison."""
+    names = [variant.label for variant in variants if not variant.is_ranked]
+    if not names:
+        return ""
+    return f" Not ranked ({NOT_TRAINED}): {'; '.join(names)}."
+
+
 def _draw_frontier(axes: Axes, points: Sequence[tuple[float, float]]) -> None:
+    if not points:
+        return
     ordered = sorted((leakage, accuracy) for accuracy, leakage in points)
     axes.step(
         *zip(*ordered, strict=True), where="post", color=FAINT, lw=1, ls=":", zorder=1
@@ -139,13 +151,16 @@ def _draw_point(axes: Axes, point: _Point, is_beaten: bool) -> None:
     (dot,) = axes.plot(
         x,
         y,
-        marker_of(variant),
+        marker_of(variant) if variant.is_ranked else UNRANKED_MARKER,
         ms=8,
         mfc="none" if is_beaten else colour,
         mec=colour,
         zorder=3,
     )
-    tip(dot, f"{variant.label}: accuracy {y:.1%}, SSIM {x:.2f} ({leakage.source})")
+    tip(
+        dot,
+        f"{variant.marked_label}: accuracy {y:.1%}, SSIM {x:.2f} ({leakage.source})",
+    )
 
 
 def _draw_point_label(axes: Axes, point: _Point, in_legend: bool) -> None:
@@ -155,7 +170,7 @@ def _draw_point_label(axes: Axes, point: _Point, in_legend: bool) -> None:
         axes.plot(
             [],
             [],
-            marker_of(variant),
+            marker_of(variant) if variant.is_ranked else UNRANKED_MARKER,
             ms=7,
             color=colour_of(variant),
             label=variant.method,
@@ -184,7 +199,7 @@ def curves(study: Study, variants: Sequence[Variant]) -> Drawing | None:
     else:
         figure = _curves_by_method(trained)
     ends = "; ".join(
-        f"{variant.label} ends at {variant.accuracy.mean:.1%}"
+        f"{variant.marked_label} ends at {variant.accuracy.mean:.1%}"
         for variant in trained
         if variant.accuracy
     )
@@ -199,7 +214,8 @@ def curves(study: Study, variants: Sequence[Variant]) -> Drawing | None:
 
 def _curves_in_one_plot(variants: Sequence[Variant]) -> Figure:
     with panels(1, 6.6, 4.2) as (figure, cells):
-        _draw_curves(cells[0], [(variant.label, variant) for variant in variants], "")
+        labelled = [(variant.marked_label, variant) for variant in variants]
+        _draw_curves(cells[0], labelled, "")
         legend_below(figure, cells)
     return figure
 
@@ -209,13 +225,19 @@ def _curves_by_method(variants: Sequence[Variant]) -> Figure:
     with panels(len(methods), 4.4, 3.2) as (figure, cells):
         for axes, method in zip(cells, methods, strict=True):
             labelled = [
-                (variant.short, variant)
+                (_short_label(variant), variant)
                 for variant in variants
                 if variant.method == method
             ]
             _draw_curves(axes, labelled, method)
             axes.legend(loc="lower right")
     return figure
+
+
+def _short_label(variant: Variant) -> str:
+    if variant.is_ranked:
+        return variant.short
+    return f"{variant.short} ({NOT_TRAINED})"
 
 
 def _draw_curves(
@@ -246,11 +268,15 @@ def sweeps(study: Study, variants: Sequence[Variant]) -> Iterator[Drawing]:
     for setting in study.axes:
         if any(setting in variant.axes for variant in variants):
             values = study.description["axes"][setting]
-            yield _sweep(setting, values, _by_series(variants, setting))
+            series = _by_series(variants, setting)
+            yield _sweep(setting, values, series, _unranked_note(variants))
 
 
 def _sweep(
-    setting: str, values: Sequence[Any], series: Mapping[Series, Sequence[Variant]]
+    setting: str,
+    values: Sequence[Any],
+    series: Mapping[Series, Sequence[Variant]],
+    note: str,
 ) -> Drawing:
     with panels(2, 4.2, 3.5) as (figure, (accuracy, leakage)):
         _draw_series(accuracy, series, setting, values, _accuracy)
@@ -264,7 +290,8 @@ def _sweep(
         f"sweep-{short}",
         f"What {short} does",
         "Mean over seeds; bars: standard deviation. Leakage is that of the attack that "
-        "got most, of all adversaries. Dashed lines: methods that do not vary with it.",
+        "got most, of all adversaries. Dashed lines: methods that do not vary with it."
+        f"{note}",
         f"Accuracy and leakage against {setting}.",
         figure,
     )

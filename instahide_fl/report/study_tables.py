@@ -17,19 +17,24 @@ from instahide_fl.report.data_table import (
 )
 from instahide_fl.report.leakage import ATTACK_KEYS, Spread
 from instahide_fl.report.results import Member
-from instahide_fl.report.variants import Variant
+from instahide_fl.report.variants import NOT_TRAINED, Variant
 
 NO_GUARANTEE = "no formal guarantee"
 _TEXT_COLUMNS = frozenset(
     {"method", "audit", "attack", "adversary", "control", "verdict"}
 )
+_OPTIONAL_COLUMNS = frozenset({"validation accuracy", "training"})
 FAILED_REFERENCE = "attack failed on the undefended reference: says nothing"
 
 
 def by_method(variants: Sequence[Variant]) -> DataTable:
     """Return one row a variant: accuracy, leakage, guarantee, cost."""
     rows = [_method_row(variant) for variant in variants]
-    columns = list(dict.fromkeys(name for row in rows for name in row))
+    columns = [
+        name
+        for name in rows[0]
+        if name not in _OPTIONAL_COLUMNS or any(row[name] is not None for row in rows)
+    ]
     return DataTable(
         name="methods",
         title="Accuracy, leakage, guarantee and cost",
@@ -41,6 +46,7 @@ def by_method(variants: Sequence[Variant]) -> DataTable:
         frame=pd.DataFrame(rows, columns=columns),
         formats={
             "accuracy": percent,
+            "validation accuracy": percent,
             "recognisable": percent,
             "leakage": two_decimals,
             "worst case": two_decimals,
@@ -48,7 +54,8 @@ def by_method(variants: Sequence[Variant]) -> DataTable:
             "a round takes": seconds,
             "sent up a round": mebibytes,
         },
-        numeric=frozenset(columns) - {"method", "worst attack", "guarantee", "verdict"},
+        numeric=frozenset(columns)
+        - {"method", "training", "worst attack", "guarantee", "verdict"},
         deviations={name: f"{name}, deviation" for name in ("accuracy", "leakage")},
     )
 
@@ -62,6 +69,7 @@ def _method_row(variant: Variant) -> dict[str, Any]:
         "method": variant.label,
         "runs": _finished(variant),
         **_with_deviation("accuracy", accuracy),
+        **_training(variant),
         **_with_deviation("leakage", leakage.similarity if leakage else None),
         "a guess": leakage.baseline.mean if leakage else None,
         "worst case": leakage.best if leakage else None,
@@ -71,6 +79,19 @@ def _method_row(variant: Variant) -> dict[str, Any]:
         "a round takes": round_seconds.mean if round_seconds else None,
         "sent up a round": bytes_up.mean if bytes_up else None,
         "verdict": variant.verdict or "not attacked",
+    }
+
+
+def _training(variant: Variant) -> dict[str, Any]:
+    """Return the columns that only some studies have: validation, and chance."""
+    validation, training = variant.spread("validation_accuracy"), None
+    if not variant.is_ranked:
+        num_runs = int(variant.runs["final_accuracy"].notna().sum())
+        some = f" ({variant.num_at_chance} of {num_runs} runs)"
+        training = NOT_TRAINED + (some if variant.num_at_chance < num_runs else "")
+    return {
+        "validation accuracy": validation.mean if validation else None,
+        "training": training,
     }
 
 

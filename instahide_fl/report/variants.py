@@ -17,6 +17,8 @@ from instahide_fl.audit.scoring.verdict import worst
 from instahide_fl.report.leakage import Leakage, Spread, is_ordinary, leakages
 from instahide_fl.report.results import Member, Study
 
+NOT_TRAINED = "not trained: chance"
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -64,6 +66,23 @@ class Variant:
     def accuracy(self) -> Spread | None:
         """The final accuracy over seeds; None where no run has one."""
         return self.spread("final_accuracy")
+
+    @cached_property
+    def num_at_chance(self) -> int:
+        """The number of its runs that learned nothing; older runs do not say."""
+        if "trained" not in self.runs:
+            return 0
+        return int(self.runs["trained"].eq(False).sum())
+
+    @property
+    def is_ranked(self) -> bool:
+        """Whether it can be compared with others: all of its runs learned something."""
+        return self.num_at_chance == 0
+
+    @property
+    def marked_label(self) -> str:
+        """The label, marked if the variant is not ranked."""
+        return self.label if self.is_ranked else f"{self.label} ({NOT_TRAINED})"
 
     @cached_property
     def leakages(self) -> Sequence[Leakage]:

@@ -44,6 +44,8 @@ VERDICTS_IN_WORDS = {
 def verdict_lines(variants: Sequence[Variant]) -> list[tuple[str, str]]:
     """Say what the attacks showed, method by method, worst first.
 
+    Methods that learned nothing are not ranked: they come after all others.
+
     Args:
         variants: The variants of the study.
 
@@ -51,7 +53,11 @@ def verdict_lines(variants: Sequence[Variant]) -> list[tuple[str, str]]:
         The method, or nothing for what concerns all, and a text.
     """
     order = (*FROM_WORST, "")
-    ordered = sorted(variants, key=lambda variant: order.index(variant.verdict))
+    # A method at chance has no place in the order: it is listed behind the others.
+    ordered = sorted(
+        variants,
+        key=lambda variant: (not variant.is_ranked, order.index(variant.verdict)),
+    )
     lines = [
         (
             variant.label,
@@ -84,9 +90,27 @@ def _worst_scores(variant: Variant) -> str:
         sentences.append(f" Images: {_reached(ordinary)}.")
     if worst is not None and worst != ordinary:
         sentences.append(f" With more power or knowledge: {_reached(worst)}.")
-    if variant.accuracy is not None:
+    if not variant.is_ranked:
+        sentences.append(f" {_not_trained(variant)}")
+    elif variant.accuracy is not None:
         sentences.append(f" Accuracy {variant.accuracy.mean:.1%}.")
     return "".join(sentences)
+
+
+def _not_trained(variant: Variant) -> str:
+    """Say that a method is at chance, and what that means for its figures."""
+    accuracy, bound = variant.accuracy, variant.spread("chance_bound")
+    assert accuracy is not None
+    assert bound is not None
+    num_runs = accuracy.count
+    some = f" in {variant.num_at_chance} of {num_runs} runs"
+    return (
+        f"Not trained{some if variant.num_at_chance < num_runs else ''}: accuracy "
+        f"{accuracy.mean:.1%}, chance reaches {bound.mean:.1%}. The network has "
+        f"learned nothing, so what the method costs in accuracy is not known, attacks "
+        f"on trained parameters met a network that had learned nothing, and it is not "
+        f"ranked."
+    )
 
 
 def _reached(leakage: Leakage) -> str:

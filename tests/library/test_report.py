@@ -268,5 +268,43 @@ def test_what_an_earlier_report_left_goes_and_nothing_else(tmp_path):
     assert left == {"accuracy.csv", "accuracy.tex", "contents.txt", "notes.csv"}
 
 
+def mark_trained(folder, trained):
+    """Let the summaries of a method's runs say whether its network learned anything."""
+    for path in folder.glob("runs/*/summary.json"):
+        method = next(name for name in trained if path.parent.name.startswith(name))
+        figures = {"trained": trained[method], "chance_bound": 0.15}
+        path.write_text(json.dumps({**json.loads(path.read_text()), **figures}))
+
+
+def test_a_method_at_chance_is_marked_and_not_ranked(study):
+    mark_trained(study, {"plain": False, "mixup": True})
+    read = load_study(study)
+    variants = study_variants(read)
+    assert [variant.is_ranked for variant in variants[:3]] == [False, True, True]
+    report = report_of_study(read)
+    methods = [method for method, _ in report.verdict if method]
+    assert methods[-1] == "plain"
+    verdict = dict(report.verdict)
+    assert "chance reaches 15.0%" in verdict["plain"]
+    assert "Accuracy" in verdict["Mixup, num-mixed 2"]
+    text = write_report([study], None).read_text()
+    assert "plain: the network has learned nothing" in text
+    assert "Not ranked (not trained: chance): plain." in text
+    table = pd.read_csv(study / "report" / "methods.csv").set_index("method")
+    assert table.loc["plain", "training"] == "not trained: chance"
+    assert pd.isna(table.loc["Mixup, num-mixed 2", "training"])
+
+
+def test_summaries_of_older_versions_are_ranked_as_before(study):
+    for path in study.glob("runs/*/summary.json"):
+        summary = json.loads(path.read_text())
+        for name in ("trained", "chance_bound"):
+            del summary[name]
+        path.write_text(json.dumps(summary))
+    text = write_report([study], None).read_text()
+    assert "not trained" not in text
+    assert "training" not in pd.read_csv(study / "report" / "methods.csv")
+
+
 def test_every_verdict_has_words():
     assert {*FROM_WORST, ""} <= VERDICTS_IN_WORDS.keys()
