@@ -22,6 +22,7 @@ class ModelConfig(Table):
         "resnet-18",
         "resnet-50",
         "preact-resnet-18",
+        "resnet-9",
         "densenet-121",
         "mlp",
         "strided-cnn",
@@ -31,13 +32,15 @@ class ModelConfig(Table):
     `lenet`: LeNet-5. `cnn-dropout`: the network of federated benchmarks, 1.6 million
     parameters on CIFAR-10. `resnet-18` (11.2 million), `resnet-50` (23.5 million) and
     `densenet-121` (7.0 million), torchvision's, with the stem for small images below 64
-    pixels. `preact-resnet-18`: the one that InstaHide's authors trained. `mlp` (one
+    pixels. `preact-resnet-18`: the one that InstaHide's authors trained. `resnet-9`: eight
+    convolutions with two residual connections, for images of 32 pixels on CPUs. `mlp` (one
     hidden layer), `strided-cnn` (three 3x3 convolutions of stride 2) and
     `strided-lenet` (of Zhu et al., "Deep Leakage from Gradients", NeurIPS 2019, there
     with activation sigmoid) are what attacks on gradients are measured on."""
     width: Count = 16
-    """Number of channels of the first convolution of small-cnn and strided-cnn, each
-    later one having twice as many; mlp has 32 hidden units for each."""
+    """Number of channels of the first convolution of small-cnn, strided-cnn and
+    resnet-9. Each later one has twice as many (in resnet-9 up to 8 times as many); mlp
+    has 32 hidden units for each. resnet-9 is usually given 32 or 64."""
     activation: Literal["relu", "sigmoid", "softplus"] = "relu"
     """Activation function of small-cnn, lenet, mlp, strided-cnn and strided-lenet.
     Attacks that match gradients work best on smooth ones."""

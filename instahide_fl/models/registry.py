@@ -12,6 +12,7 @@ from instahide_fl.config import ModelConfig
 from instahide_fl.errors import ConfigError
 from instahide_fl.models.cnn import DropoutCnn, LeNet, SmallCnn
 from instahide_fl.models.preact_resnet import PreActResNet18
+from instahide_fl.models.resnet9 import ResNet9
 from instahide_fl.models.sign_invariance import make_sign_invariant
 from instahide_fl.models.strided import Mlp, StridedCnn, StridedLeNet
 from instahide_fl.models.torchvision_models import densenet121, resnet18, resnet50
@@ -25,6 +26,7 @@ MODELS: dict[str, Callable[[ImageShape, int, ModelConfig], nn.Module]] = {
     "resnet-18": resnet18,
     "resnet-50": resnet50,
     "preact-resnet-18": PreActResNet18,
+    "resnet-9": ResNet9,
     "densenet-121": densenet121,
     "mlp": Mlp,
     "strided-cnn": StridedCnn,
@@ -37,6 +39,7 @@ MIN_IMAGE_SIDE = {  # in pixels; a smaller image leaves a layer without input
     "resnet-18": 8,
     "resnet-50": 8,
     "preact-resnet-18": 8,
+    "resnet-9": 8,
     "densenet-121": 8,
     "mlp": 1,
     "strided-cnn": 1,

@@ -32,6 +32,7 @@ MODELS = [
     ("strided-cnn", "group"),
     ("strided-lenet", "none"),
     ("preact-resnet-18", "group"),
+    ("resnet-9", "group"),
     ("resnet-18", "group"),
 ]
 

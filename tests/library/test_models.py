@@ -34,6 +34,7 @@ PARAMETERS = {  # counts on 3x32x32 images of 10 classes; None: not checked
     "resnet-18": 11_173_962,
     "resnet-50": 23_520_842,
     "preact-resnet-18": None,
+    "resnet-9": 412_954,
     "densenet-121": None,
     "mlp": 1_578_506,
     "strided-cnn": None,
@@ -46,8 +47,9 @@ def test_every_model_takes_small_and_usual_images(name):
     normalization = "none" if name in WITHOUT_NORMALIZATION else "group"
     config = ModelConfig(name=name, normalization=normalization)
     for side in (MIN_IMAGE_SIDE[name], 32):
-        model = build_model(config, (3, side, side), 10, 0)
-        assert model(torch.zeros(2, 3, side, side)).shape == (2, 10)
+        for channels in (1, 3):
+            model = build_model(config, (channels, side, side), 10, 0)
+            assert model(torch.zeros(2, channels, side, side)).shape == (2, 10)
     count = sum(parameter.numel() for parameter in model.parameters())
     assert PARAMETERS[name] in (None, count)
     if (small := MIN_IMAGE_SIDE[name]) == 1:
@@ -69,7 +71,9 @@ def test_large_images_get_the_stem_that_shrinks_them(name):
     assert [stem.in_channels for stem in stems] == [1, 1]
 
 
-@pytest.mark.parametrize("name", ["small-cnn", "preact-resnet-18", "densenet-121"])
+@pytest.mark.parametrize(
+    "name", ["small-cnn", "preact-resnet-18", "resnet-9", "densenet-121"]
+)
 def test_only_the_variant_batch_has_statistics_to_send(name):
     kinds = {
         "none": torch.nn.Identity,

@@ -41,6 +41,7 @@ NETWORKS = [
     ("strided-cnn", "group", "softplus"),
     ("strided-cnn", "group", "softplus", True),
     ("strided-lenet", "none", "sigmoid"),
+    ("resnet-9", "group", "relu"),
 ]
 
 
