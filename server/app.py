@@ -254,7 +254,7 @@ def _finish_round(
     figures: dict[str, float] = {}
     start = time.perf_counter()
     if last or number % config.train.evaluate_every == 0:
-        figures = run.evaluation.measure(number, run.optimizer.model_arrays)
+        figures = run.evaluation.measure(number, run.optimizer.evaluated_arrays)
     elif number % config.train.checkpoint_every == 0:
         run.evaluation.check_finite(number, run.optimizer.model_arrays)
     evaluation_seconds = time.perf_counter() - start
@@ -290,7 +290,7 @@ def _finish_round(
 
 def _finish_run(run: _Run, privacy: PrivacyLoss) -> None:
     """Write the model and, last of all, the summary that marks the run as finished."""
-    run.folder.save_model(run.optimizer.model_arrays)
+    run.folder.save_model(run.optimizer.evaluated_arrays)
     rows = run.folder.metrics()
     exposures = rows[-1].get("exposures", {})
     if exposures.get("beyond"):
@@ -305,6 +305,7 @@ def _finish_run(run: _Run, privacy: PrivacyLoss) -> None:
         SUMMARY,
         {
             "rounds": len(rows),
+            "evaluated": "ema" if run.config.server.ema else "model",
             "final_accuracy": final_accuracy,
             "final_loss": evaluated[-1]["test_loss"],
             "best_accuracy": best["test_accuracy"],

@@ -8,9 +8,11 @@ from itertools import chain
 import torch
 from torch import Tensor
 
+from instahide_fl.aggregation.moving_average import MovingAverage
 from instahide_fl.aggregation.reduction import is_finite
 from instahide_fl.aggregation.yogi import Yogi
 from instahide_fl.config import Config
+from instahide_fl.defenses.transforms import clip
 from instahide_fl.errors import OutputError
 from instahide_fl.training.scaffold import split_control_variates, with_control_variates
 from instahide_fl.types import UpdateKind
@@ -31,7 +33,8 @@ class ServerOptimizer:
 
     Args:
         arrays: The model's initial arrays by name, which are copied.
-        config: Optimizer, step size, momentum and weight decay.
+        config: Optimizer, step size, momentum, weight decay, largest norm of an
+            aggregated gradient, and decay of the moving average.
         buffers: Names of the arrays that are running statistics.
     """
 
@@ -52,6 +55,14 @@ class ServerOptimizer:
             if config.train.control_variates
             else {}
         )
+        self._average = (
+            MovingAverage(self.model_arrays, config.server.ema)
+            if config.server.ema
+            else None
+        )
+        # In mode update the clients clip, each of their own steps.
+        clips = config.train.mode == "gradient"
+        self._clip_norm = config.train.clip_norm if clips else 0.0
         self._rate = config.server_learning_rate
         self._optimizer = _optimizer(self._parameters.values(), config)
 
@@ -60,6 +71,15 @@ class ServerOptimizer:
         """The model's arrays by name; valid until the next `step`."""
         parameters = {name: value.detach() for name, value in self._parameters.items()}
         return {**parameters, **self._buffers}
+
+    @property
+    def evaluated_arrays(self) -> dict[str, Tensor]:
+        """The arrays to evaluate and to save, by name; valid until the next `step`.
+
+        They are the moving average of the model's arrays if the settings ask for one
+        (`server.ema`), else the model's arrays.
+        """
+        return self.model_arrays if self._average is None else self._average.arrays
 
     @property
     def arrays(self) -> dict[str, Tensor]:
@@ -86,8 +106,13 @@ class ServerOptimizer:
             group["maximize"] = kind == "delta"
             group["lr"] = self._rate * learning_rate_factor
         model, control = split_control_variates(aggregate)
+        gradients = {name: model[name] for name in self._parameters}
+        if self._clip_norm:
+            # Contiguous, because a sum in another layout has other bits.
+            gradients = {name: g.contiguous() for name, g in gradients.items()}
+            gradients = clip(gradients, self._clip_norm)
         for name, parameter in self._parameters.items():
-            parameter.grad = model[name]
+            parameter.grad = gradients[name]
         self._optimizer.step()
         for parameter in self._parameters.values():
             parameter.grad = None  # or the aggregate would stay in memory
@@ -95,6 +120,8 @@ class ServerOptimizer:
             buffer.add_(model[name])
         for name, variate in self._control.items():
             variate.add_(control[name], alpha=share)
+        if self._average is not None:
+            self._average.update(self.model_arrays)
 
     def is_finite(self) -> bool:
         """Tell whether all arrays and all of the optimizer's moments are."""
@@ -104,12 +131,15 @@ class ServerOptimizer:
             for value in state.values()
             if isinstance(value, Tensor)
         )
-        return all(map(is_finite, chain(self.arrays.values(), moments)))
+        arrays = chain(self.arrays.values(), self.evaluated_arrays.values())
+        return all(map(is_finite, chain(arrays, moments)))
 
     def state(self) -> dict[str, Tensor]:
         """Return everything needed to go on later, as flat named tensors."""
         tensors = {f"parameter/{name}": v for name, v in self.model_arrays.items()}
         tensors |= {f"control/{name}": v for name, v in self._control.items()}
+        if self._average is not None:
+            tensors |= self._average.state()
         for name, parameter in self._parameters.items():
             for key, value in self._optimizer.state.get(parameter, {}).items():
                 if isinstance(value, Tensor):
@@ -133,6 +163,8 @@ class ServerOptimizer:
         restored = {f"parameter/{name}": v for name, v in self.model_arrays.items()}
         if control_variates:
             restored |= {f"control/{name}": v for name, v in self._control.items()}
+        if self._average is not None:
+            restored |= self._average.state()
         for name, array in restored.items():
             if name not in tensors or tensors[name].shape != array.shape:
                 raise OutputError(
@@ -159,6 +191,10 @@ def _optimizer(parameters: Iterable[Tensor], config: Config) -> torch.optim.Opti
     name = config.server.optimizer
     if name == "adam":
         return torch.optim.Adam(
+            parameters, rate, betas=betas, eps=epsilon, weight_decay=decay
+        )
+    if name == "adamw":
+        return torch.optim.AdamW(
             parameters, rate, betas=betas, eps=epsilon, weight_decay=decay
         )
     if name == "yogi":

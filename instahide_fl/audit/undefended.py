@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from instahide_fl.aggregation.reduction import tree_mean
 from instahide_fl.aggregation.robust import robust_rule
 from instahide_fl.aggregation.weights import WEIGHTS
-from instahide_fl.attacks.layers.linear_layers import build_network
+from instahide_fl.attacks.layers.linear_layers import build_network, require_sgd
 from instahide_fl.attacks.layers.measured_statistics import (
     measured_statistics,
     running_momenta,
@@ -73,7 +73,8 @@ def undefended_transcripts(
 
     Raises:
         AttackError: what was sent cannot be repeated: the network has dropout, local
-            steps took batches of random size, or single updates were not recorded.
+            steps took batches of random size or were not those of SGD, or single
+            updates were not recorded.
     """
     private = config.defense.differential_privacy == "dp-sgd"
     if private and config.train.mode == "update":
@@ -81,6 +82,8 @@ def undefended_transcripts(
             "no undefended reference: the local steps of dp-sgd take batches of random "
             "size, which have no counterpart without it"
         )
+    if config.train.mode == "update":
+        require_sgd(config.train)
     first = transcripts[0]
     model = training_network(config, first.image_shape, first.num_classes)
     plain_truths: dict[tuple[int, str], ClientTruth] = {}

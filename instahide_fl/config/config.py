@@ -92,6 +92,21 @@ class Config(Table):
         check_defense(self.defense, self.model, self.train, self.server)
         return self
 
+    @model_validator(mode="after")
+    def _check_server(self) -> Self:
+        if self.server.ema and self.train.control_variates:
+            raise ValueError(
+                f"server.ema averages models, and train.control-variates belong to the "
+                f"last one: set server.ema = 0, got {self.server.ema}"
+            )
+        if self.server.optimizer == "adamw" and self.train.mode == "update":
+            raise ValueError(
+                'server.optimizer = "adamw" decays weights, which in mode update the '
+                'clients do: set server.optimizer = "adam", and train.optimizer = '
+                '"adamw" for the clients'
+            )
+        return self
+
     def _check_robust(self, cohort: int) -> None:
         rule, bad = self.server.aggregation, self.server.malicious_clients
         if rule == "krum" and cohort < 2 * bad + 3:
@@ -114,6 +129,7 @@ class Config(Table):
         gradient, update = {
             "sgd": (0.1, 1.0),
             "adam": (0.001, 0.01),
+            "adamw": (0.001, 0.01),
             "yogi": (0.001, 0.01),
             "adagrad": (0.01, 0.1),
         }[self.server.optimizer]

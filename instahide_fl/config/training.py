@@ -32,9 +32,9 @@ class ModelConfig(Table):
     `lenet`: LeNet-5. `cnn-dropout`: the network of federated benchmarks, 1.6 million
     parameters on CIFAR-10. `resnet-18` (11.2 million), `resnet-50` (23.5 million) and
     `densenet-121` (7.0 million), torchvision's, with the stem for small images below 64
-    pixels. `preact-resnet-18`: the one that InstaHide's authors trained. `resnet-9`: eight
-    convolutions with two residual connections, for images of 32 pixels on CPUs. `mlp` (one
-    hidden layer), `strided-cnn` (three 3x3 convolutions of stride 2) and
+    pixels. `preact-resnet-18`: the one that InstaHide's authors trained. `resnet-9`:
+    eight convolutions with two residual connections, for images of 32 pixels on CPUs.
+    `mlp` (one hidden layer), `strided-cnn` (three 3x3 convolutions of stride 2) and
     `strided-lenet` (of Zhu et al., "Deep Leakage from Gradients", NeurIPS 2019, there
     with activation sigmoid) are what attacks on gradients are measured on."""
     width: Count = 16
@@ -87,10 +87,20 @@ class TrainConfig(Table):
     local_epochs: CountOrZero = 1
     """Number of passes over the client's images in a round (mode update). 0 trains
     nothing, to measure an engine without its clients' work."""
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    """Optimizer of the client's local steps (mode update); its moments start anew in
+    each round. `adamw`: Adam with decoupled weight decay (Loshchilov and Hutter, ICLR
+    2019)."""
     learning_rate: Annotated[float, Field(gt=0)] = 0.05
-    """Learning rate of the client's SGD (mode update)."""
+    """Learning rate of the client's optimizer (mode update); Adam needs a smaller one
+    than SGD, such as 0.001."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Momentum of the client's SGD (mode update)."""
+    clip_norm: Annotated[float, Field(ge=0)] = 0.0
+    """Largest L2 norm of the gradient of a step, over all parameters; a larger one is
+    scaled down. It acts where gradient steps are taken: on each local step in mode
+    update, on the aggregate in mode gradient. 0 leaves gradients as they are. This
+    steadies training and protects nothing: defense.clip-norm bounds what is sent."""
     schedule: Literal["constant", "step", "cosine"] = "constant"
     """How the learning rate of whoever takes gradient steps (the server in mode
     gradient, the clients in mode update) falls over the rounds. `step`: it is
@@ -114,7 +124,9 @@ class TrainConfig(Table):
     precision; parameters and updates stay float32."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Weight of an L2 penalty on the parameters, which whoever takes gradient steps
-    adds to the gradient: the server in mode gradient, the client in mode update."""
+    adds to the gradient: the server in mode gradient, the client in mode update. With
+    adamw it is decoupled from the gradient: a step shrinks the parameters by this times
+    the learning rate."""
     min_updates: CountOrZero = 0
     """Number of valid updates that a round needs; with fewer, the run ends with an
     error. 0: every client of the cohort must answer."""
@@ -147,6 +159,7 @@ class TrainConfig(Table):
                 f"{name} corrects local steps, of which mode gradient has none: set "
                 f'mode = "update"'
             )
+        self._check_optimizer()
         if self.control_variates and self.momentum:
             raise ValueError(
                 f"control-variates are defined for plain SGD: set momentum = 0, got "
@@ -158,6 +171,26 @@ class TrainConfig(Table):
                 f'"{self.schedule}" and milestones = "{self.milestones}"'
             )
         return self
+
+    def _check_optimizer(self) -> None:
+        """Refuse a client's optimizer where nothing would become of it."""
+        if self.optimizer == "sgd":
+            return
+        if self.mode == "gradient":
+            raise ValueError(
+                f'optimizer = "{self.optimizer}" is for local steps, of which mode '
+                f'gradient has none: set server.optimizer, or mode = "update"'
+            )
+        if self.control_variates:
+            raise ValueError(
+                f"control-variates are defined for plain SGD: set optimizer = "
+                f'"sgd", got "{self.optimizer}"'
+            )
+        if self.momentum:
+            raise ValueError(
+                f'momentum is that of optimizer = "sgd": set momentum = 0 beside '
+                f'"{self.optimizer}", got {self.momentum}'
+            )
 
     def learning_rate_factor(self, round_number: int) -> float:
         """Return the factor of the schedule on the learning rate in a round.
@@ -200,18 +233,24 @@ class ServerConfig(Table):
     malicious_clients: CountOrZero = 0
     """Number of bad updates in a round that krum must withstand; it needs a cohort of
     at least twice as many clients plus three."""
-    optimizer: Literal["sgd", "adam", "yogi", "adagrad"] = "sgd"
+    optimizer: Literal["sgd", "adam", "adamw", "yogi", "adagrad"] = "sgd"
     """Optimizer that applies the aggregate to the global parameters. In mode update,
     sgd with momentum is FedAvgM (Hsu et al. 2019), and adam, yogi and adagrad are
-    FedAdam, FedYogi and FedAdagrad (Reddi et al., ICLR 2021)."""
+    FedAdam, FedYogi and FedAdagrad (Reddi et al., ICLR 2021). adamw, Adam with
+    decoupled weight decay, is for mode gradient."""
     learning_rate: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
     """Learning rate of the server's optimizer. `auto`: for sgd 0.1 in mode gradient and
-    1.0 in mode update; for adam and yogi 0.001 and 0.01; for adagrad 0.01 and 0.1."""
+    1.0 in mode update; for adam, adamw and yogi 0.001 and 0.01; for adagrad 0.01 and
+    0.1."""
     momentum: Annotated[float, Field(ge=0, lt=1)] | Literal["auto"] = "auto"
     """Momentum of the server's sgd. `auto`: 0.9 in mode gradient, 0 in mode update."""
     epsilon: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
-    """Constant added to the denominator of adam, yogi and adagrad (tau in Reddi et
-    al.). `auto`: 1e-8 in mode gradient, 1e-3 in mode update."""
+    """Constant added to the denominator of adam, adamw, yogi and adagrad (tau in Reddi
+    et al.). `auto`: 1e-8 in mode gradient, 1e-3 in mode update."""
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Decay of an exponential moving average of the global model over rounds, such as
+    0.99; 0 keeps none. The average is what is evaluated and saved; clients are sent the
+    global model itself."""
 
 
 class SecureAggregationConfig(Table):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from instahide_fl.config import TrainConfig
+from instahide_fl.defenses.transforms import clip
 from instahide_fl.encoding.encoder import Encoder
 from instahide_fl.models.arrays import live_arrays, shared_buffers
 from instahide_fl.models.normalization import single_values_explained
@@ -37,12 +38,7 @@ class LocalTrainer:
         self._parameters = dict(model.named_parameters())
         self._buffers = shared_buffers(model)
         self._arrays = live_arrays(model)
-        self._optimizer = torch.optim.SGD(
-            model.parameters(),
-            lr=config.learning_rate,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-        )
+        self._optimizer = _build_optimizer(model, config)
         self._has_dropout = has_dropout(model)
         self._global_arrays: dict[str, Tensor] = {}  # the caller's own tensors
         self._start: dict[str, Tensor] = {}  # copies of them in the network's layout
@@ -196,6 +192,7 @@ class LocalTrainer:
         total_loss, num_trained = 0.0, 0
         for loss, batch_size in self._step_gradients(split, encoder, rng):
             self._correct_gradient(correction)
+            self._clip_gradient()
             self._optimizer.step()
             self._moved = True
             total_loss += loss * batch_size
@@ -231,6 +228,31 @@ class LocalTrainer:
                 parameter.grad.add_(drift, alpha=weight)
             if correction is not None:
                 parameter.grad.add_(correction[name].to(parameter.device))
+
+    def _clip_gradient(self) -> None:
+        """Scale the gradient of a step down to `train.clip-norm`, if there is one."""
+        if not self.config.clip_norm:
+            return
+        gradients = {
+            name: parameter.grad
+            for name, parameter in self._parameters.items()
+            if parameter.grad is not None
+        }
+        clipped = clip(gradients, self.config.clip_norm)
+        for name, gradient in clipped.items():
+            self._parameters[name].grad = gradient
+
+
+def _build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """Return the optimizer of local steps, which a client may change the rate of."""
+    rate, decay = config.learning_rate, config.weight_decay
+    if config.optimizer == "adam":
+        return torch.optim.Adam(model.parameters(), rate, weight_decay=decay)
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(model.parameters(), rate, weight_decay=decay)
+    return torch.optim.SGD(
+        model.parameters(), rate, momentum=config.momentum, weight_decay=decay
+    )
 
 
 def warm_up(

@@ -292,7 +292,7 @@ def test_a_step_that_overflows_ends_the_run_and_leaves_no_poisoned_model(tmp_pat
     assert not (tmp_path / "run" / "model.safetensors").exists()
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam", "yogi", "adagrad"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "yogi", "adagrad"])
 def test_the_largest_values_let_through_do_not_overflow_any_optimizer(optimizer):
     config = Config().with_values({"server.optimizer": optimizer})
     server = ServerOptimizer({"w": torch.zeros(4)}, config)

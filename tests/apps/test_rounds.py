@@ -55,6 +55,9 @@ def model_bytes(folder):
             "instahide__refresh": 3,
             "train__mode": "update",
             "server__optimizer": "adam",
+            "train__optimizer": "adamw",
+            "train__clip_norm": 1.0,
+            "model__sign_invariant": "auto",
         },
         {"partition__scheme": "dirichlet", "train__local_batches": 2},
         {
@@ -92,8 +95,9 @@ def test_a_run_repeats_byte_for_byte_and_leaves_a_full_folder(tmp_path, changes)
 
 
 def test_a_resumed_run_ends_as_if_never_interrupted(tmp_path, monkeypatch):
-    whole = start(tmp_path / "whole", settings())
-    config = settings()
+    config = settings(server__ema=0.7, server__optimizer="adamw", train__clip_norm=1.0)
+    whole = start(tmp_path / "whole", config)
+    assert whole.read_json("summary.json")["evaluated"] == "ema"
     with importable_app() as (_, server):
         strategy = server.Strategy
         original = strategy.run_round
@@ -113,7 +117,7 @@ def test_a_resumed_run_ends_as_if_never_interrupted(tmp_path, monkeypatch):
         file.write('{"round": 4, "half a li')
     with pytest.raises(OutputError, match=r"round 2, train\.rounds is 1"):
         start(tmp_path / "part", config.with_values({"train.rounds": 1}), resume=True)
-    changed = settings(data__train_rows="0:300")
+    changed = config.with_values({"data.train-rows": "0:300"})
     with pytest.raises(OutputError, match=r"the pictures of .* have changed since the"):
         start(tmp_path / "part", changed, resume=True)
     start(tmp_path / "part", config, resume=True)

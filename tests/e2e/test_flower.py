@@ -35,6 +35,9 @@ pytestmark = pytest.mark.slow
             "defense.differential-privacy": "dp-sgd",
             "defense.transforms": "prune",
             "instahide.method": "none",
+            "server.optimizer": "adamw",
+            "server.ema": 0.5,
+            "train.clip-norm": 0.5,
         },
     ],
 )

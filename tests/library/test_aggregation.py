@@ -9,7 +9,7 @@ from instahide_fl.aggregation.robust import krum, median, robust_rule, trimmed_m
 from instahide_fl.aggregation.server_optimizer import ServerOptimizer
 from instahide_fl.aggregation.weights import weigh_by_images, weigh_equally
 from instahide_fl.config import Config, ServerConfig
-from instahide_fl.errors import RoundError
+from instahide_fl.errors import OutputError, RoundError
 from instahide_fl.types import ClientUpdate
 
 
@@ -32,18 +32,22 @@ def test_means_weigh_clients_as_they_say():
         tree_mean(updates_of(([1.0], 1), ([1.0, 2.0], 1)), weigh_by_images)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adagrad"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "adagrad"])
 def test_the_server_optimizer_is_torchs_and_resumes_exactly(optimizer, rng):
-    config = Config().with_values({"server.optimizer": optimizer})
+    config = Config().with_values(
+        {"server.optimizer": optimizer, "train.weight-decay": 0.1}
+    )
     start = {"w": torch.from_numpy(rng.standard_normal(5)).float()}
     gradients = [torch.from_numpy(rng.standard_normal(5)).float() for _ in range(4)]
     reference = torch.nn.Parameter(start["w"].clone())
     kind, extra = {
         "sgd": (torch.optim.SGD, {"momentum": 0.9}),
         "adam": (torch.optim.Adam, {}),
+        "adamw": (torch.optim.AdamW, {}),
         "adagrad": (torch.optim.Adagrad, {"eps": 1e-8}),
     }[optimizer]
-    central = kind([reference], lr=config.server_learning_rate, **extra)
+    rate = config.server_learning_rate
+    central = kind([reference], lr=rate, weight_decay=0.1, **extra)
     served = ServerOptimizer(start, config)
     for step, gradient in enumerate(gradients):
         reference.grad = gradient
@@ -94,6 +98,52 @@ def test_running_statistics_move_by_the_mean_difference_whatever_the_optimizer()
     again = ServerOptimizer(start, config, buffers={"mean"})
     again.load_state(served.state())
     assert torch.equal(again.model_arrays["mean"], served.model_arrays["mean"])
+
+
+def test_the_average_weighs_models_by_their_age_and_resumes_exactly(rng):
+    config = Config().with_values({"server.ema": 0.8, "server.momentum": 0.0})
+    start = {"w": torch.from_numpy(rng.standard_normal(3)).float()}
+    buffers = {"mean": torch.zeros(2)}
+    served = ServerOptimizer(start | buffers, config, buffers={"mean"})
+    assert torch.equal(served.evaluated_arrays["w"], start["w"])
+    models = []
+    for step in range(4):
+        if step == 2:
+            state = {name: value.clone() for name, value in served.state().items()}
+            continued = ServerOptimizer(start | buffers, config, buffers={"mean"})
+            continued.load_state(state)
+        gradient = {"w": torch.from_numpy(rng.standard_normal(3)).float()}
+        for server in [served] if step < 2 else [served, continued]:
+            server.step(gradient | {"mean": torch.ones(2)}, "gradient")
+        models.append({n: a.clone() for n, a in served.model_arrays.items()})
+    weights = torch.tensor([0.8**3, 0.8**2, 0.8, 1.0])
+    for name, average in served.evaluated_arrays.items():
+        stacked = torch.stack([model[name] for model in models])
+        expected = (weights[:, None] * stacked).sum(0) / weights.sum()
+        torch.testing.assert_close(average, expected)
+        assert torch.equal(continued.evaluated_arrays[name], average)
+        assert torch.equal(served.arrays[name], models[-1][name])
+    average = state.pop("average/w")
+    with pytest.raises(OutputError, match="average/w"):
+        continued.load_state(state)
+    served.load_state(state | {"average/w": average * float("nan")})
+    assert not served.is_finite()
+
+
+def test_a_large_aggregate_is_scaled_down_where_the_server_takes_the_step():
+    changes = {"train.clip-norm": 0.5, "server.momentum": 0.0}
+    start = {"w": torch.zeros(2), "mean": torch.zeros(2)}
+    aggregate = {"w": torch.tensor([3.0, 4.0]), "mean": torch.full((2,), 9.0)}
+    moved = {}
+    for mode, kind in (("gradient", "gradient"), ("update", "delta")):
+        config = Config().with_values({**changes, "train.mode": mode})
+        served = ServerOptimizer(start, config, buffers={"mean"})
+        served.step(aggregate, kind)
+        assert served.arrays["mean"].tolist() == [9.0, 9.0]
+        moved[mode] = served.arrays["w"]
+    torch.testing.assert_close(moved["gradient"], -0.1 * torch.tensor([0.3, 0.4]))
+    assert moved["update"].tolist() == [3.0, 4.0]  # clients have clipped their steps
+    assert aggregate["w"].tolist() == [3.0, 4.0]
 
 
 def test_robust_rules_agree_with_flowers_and_ignore_the_outlier(rng):

@@ -134,6 +134,43 @@ def test_rules_that_need_more_clients_say_how_many():
         Config().with_values({**scaffold, "train.momentum": 0.9})
 
 
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"train.optimizer": "adam"}, r"set server\.optimizer, or mode"),
+        (
+            {"train.mode": "update", "train.optimizer": "adamw", "train.momentum": 0.9},
+            r'set momentum = 0 beside "adamw", got 0\.9',
+        ),
+        (
+            {
+                "train.mode": "update",
+                "train.optimizer": "adam",
+                "train.control-variates": True,
+            },
+            'set optimizer = "sgd", got "adam"',
+        ),
+        (
+            {
+                "train.mode": "update",
+                "train.control-variates": True,
+                "server.ema": 0.9,
+            },
+            r"set server\.ema = 0, got 0\.9",
+        ),
+        (
+            {"train.mode": "update", "server.optimizer": "adamw"},
+            r'train\.optimizer = "adamw" for the clients',
+        ),
+        ({"server.ema": 1.0}, r"server\.ema must be less than 1, got 1"),
+        ({"train.clip-norm": -1.0}, r"train\.clip-norm must be .* 0, got -1"),
+    ],
+)
+def test_optimizers_that_do_not_go_together_are_refused(changes, expected):
+    with pytest.raises(ConfigError, match=expected):
+        Config().with_values(changes)
+
+
 def test_relative_paths_are_the_users_not_those_of_an_engines_process(tmp_path):
     (tmp_path / "set").mkdir()
     given = {

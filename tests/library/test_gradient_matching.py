@@ -10,6 +10,7 @@ import torch
 
 from instahide_fl.attacks.base import ignore_progress
 from instahide_fl.attacks.deep_leakage import DeepLeakage, ImprovedDeepLeakage
+from instahide_fl.attacks.hard_labels import HardLabels
 from instahide_fl.attacks.inverting_gradients import InvertingGradients
 from instahide_fl.attacks.matching.gradient_matching import (
     LayerStatistics,
@@ -22,6 +23,7 @@ from instahide_fl.attacks.matching.gradient_matching import (
 )
 from instahide_fl.attacks.matching.guess import Box, best_of_restarts
 from instahide_fl.attacks.matching.victims import alike, stack_victims, training_network
+from instahide_fl.attacks.soft_labels import SoftLabels
 from instahide_fl.data.pool import MixingPool
 from instahide_fl.errors import AttackError, ThreatModelError
 from instahide_fl.transcript.threat_model import THREAT_MODELS
@@ -210,3 +212,15 @@ def test_what_cannot_be_matched_is_refused(photos):
         InvertingGradients().reconstruct(
             replace(view, observations=()), np.random.default_rng(0), ignore_progress
         )
+
+
+@pytest.mark.parametrize(
+    "changes", [{"train__optimizer": "adam"}, {"train__clip_norm": 0.1}]
+)
+def test_local_steps_that_are_not_plain_sgd_are_refused(photos, changes):
+    few = photos.subset(torch.arange(1))
+    config = settings("none", 4, **CNN, train__mode="update", **changes)
+    view, _ = observed_client(config, few, pool())
+    for attack in (InvertingGradients(iterations=1), SoftLabels(), HardLabels()):
+        with pytest.raises(AttackError, match=r'"sgd" and 0, or with train\.mode'):
+            attack.reconstruct(view, np.random.default_rng(0), ignore_progress)

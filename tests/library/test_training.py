@@ -98,6 +98,42 @@ def test_an_update_is_what_local_training_changed(model, split, rng):
         )
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+def test_local_steps_with_adam_are_torchs_and_start_anew_each_round(split, optimizer):
+    # Not behind a normalisation: Adam makes large steps of gradients that round to 0.
+    model, central = (build_model(ModelConfig(width=4), (3, 8, 8), 5, 0) for _ in "ab")
+    before = get_arrays(model)
+    config = TrainConfig(
+        mode="update",
+        batch_size=20,
+        local_epochs=3,
+        learning_rate=0.01,
+        optimizer=optimizer,
+        weight_decay=0.1,
+        clip_norm=0.3,
+    )
+    trainer = LocalTrainer(model, config)
+    trainer.warm_up((3, 8, 8))
+    first, second = (
+        trainer.update(before, split, IdentityEncoder(), np.random.default_rng(0))
+        for _ in range(2)
+    )
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[optimizer]
+    steps = kind(central.parameters(), lr=0.01, weight_decay=0.1)
+    inputs, norms = split.statistics.normalise(split.images), []
+    for _ in range(3):
+        steps.zero_grad()
+        F.cross_entropy(central(inputs), split.targets).backward()
+        norms.append(torch.nn.utils.clip_grad_norm_(central.parameters(), 0.3))
+        steps.step()
+    assert max(norms) > 0.3
+    for name, parameter in central.named_parameters():
+        assert torch.equal(first.arrays[name], second.arrays[name])
+        torch.testing.assert_close(
+            first.arrays[name], parameter.detach() - before[name], rtol=0.02, atol=1e-4
+        )
+
+
 def test_evaluation_counts_what_is_right(split):
     class Constant(torch.nn.Module):
         def __init__(self):

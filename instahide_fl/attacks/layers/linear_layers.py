@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from instahide_fl.config import Config
+from instahide_fl.config import Config, TrainConfig
 from instahide_fl.errors import AttackError
 from instahide_fl.models.registry import build_model
 from instahide_fl.models.sign_invariance import standardised_absolute
@@ -145,12 +145,16 @@ def layer_gradient(
         config: The run's settings.
         observation: The observation of a client, with its update.
         layer: The layer.
+
+    Raises:
+        AttackError: the local steps were not those of plain SGD.
     """
     update = observation.update
     assert update is not None, "the threat model was checked to give updates"
     sent = LayerTensors(update[layer.weight].double(), update[layer.bias].double())
     if observation.kind == "gradient":
         return sent
+    require_sgd(config.train)
     train, start = config.train, layer_parameters(observation, layer)
     total_rate = train.learning_rate * observation.learning_rate_factor
     total_rate *= len(observation.batch_sizes)
@@ -158,6 +162,23 @@ def layer_gradient(
         -sent.weight / total_rate - train.weight_decay * start.weight,
         -sent.bias / total_rate - train.weight_decay * start.bias,
     )
+
+
+def require_sgd(train: TrainConfig) -> None:
+    """Check that local steps are those of SGD, which attacks can undo or repeat.
+
+    Args:
+        train: The `[train]` table of a run in mode update.
+
+    Raises:
+        AttackError: another optimizer took them, or gradients were scaled down.
+    """
+    if train.optimizer != "sgd" or train.clip_norm:
+        raise AttackError(
+            f"attacks undo and repeat local steps of SGD, the run has train.optimizer "
+            f"= {train.optimizer!r} and train.clip-norm = {train.clip_norm:g}: record "
+            f'a run with "sgd" and 0, or with train.mode = "gradient"'
+        )
 
 
 def require_one_step(attack: str, observation: Observation) -> None:

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from instahide_fl.attacks.layers.linear_layers import build_network
+from instahide_fl.attacks.layers.linear_layers import build_network, require_sgd
 from instahide_fl.config import Config
 from instahide_fl.errors import AttackError
 from instahide_fl.models.layout import accept_any_layout
@@ -194,6 +194,7 @@ def _steps(view: AdversaryView, observation: Observation) -> Steps:
     if observation.kind == "gradient":
         return Steps(observation.kind, observation.batch_sizes)
     train = view.config.train
+    require_sgd(train)
     return Steps(
         kind=observation.kind,
         batch_sizes=observation.batch_sizes,
