@@ -15,6 +15,8 @@ from instahide_fl.data.pool import MixingPool
 from instahide_fl.engine.inline import run_inline
 from instahide_fl.engine.logs import logging_to
 from instahide_fl.errors import OutputError, ProtocolError, RoundError
+from instahide_fl.evaluation.finished_run import open_finished_run
+from instahide_fl.evaluation.run_evaluation import evaluate_clean
 from instahide_fl.flower.app_bundle import importable_app
 from instahide_fl.flower.in_process_grid import InProcessGrid, server_context
 from instahide_fl.run_folder import RunFolder
@@ -95,9 +97,21 @@ def test_a_run_repeats_byte_for_byte_and_leaves_a_full_folder(tmp_path, changes)
 
 
 def test_a_resumed_run_ends_as_if_never_interrupted(tmp_path, monkeypatch):
-    config = settings(server__ema=0.7, server__optimizer="adamw", train__clip_norm=1.0)
+    config = settings(
+        server__ema=0.7,
+        server__optimizer="adamw",
+        train__clip_norm=1.0,
+        model__sign_invariant="auto",
+    )
     whole = start(tmp_path / "whole", config)
-    assert whole.read_json("summary.json")["evaluated"] == "ema"
+    summary = whole.read_json("summary.json")
+    assert summary["evaluated"] == "ema"
+    assert whole.read_json("provenance.json")["sign_invariant"] is True
+    again = evaluate_clean(open_finished_run(whole.path))
+    assert (again.accuracy, again.loss) == (
+        summary["final_accuracy"],
+        summary["final_loss"],
+    )
     with importable_app() as (_, server):
         strategy = server.Strategy
         original = strategy.run_round
