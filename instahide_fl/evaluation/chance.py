@@ -12,6 +12,7 @@ from typing import Self
 from torch import Tensor
 
 from instahide_fl.config import Config
+from instahide_fl.models.registry import WITHOUT_NORMALIZATION
 
 CONFIDENCE = 0.99
 
@@ -64,7 +65,8 @@ def chance_warning(accuracy: float, bound: float, config: Config) -> str:
     remedies = [f"another {config.step_size}", "more rounds (train.rounds)"]
     if config.instahide.method == "instahide" and not config.sign_invariant:
         remedies.insert(0, "model.sign-invariant = true")
-    if config.model.normalization == "none":
+    network = config.model
+    if network.normalization == "none" and network.name not in WITHOUT_NORMALIZATION:
         remedies.append('model.normalization = "group"')
     return (
         f"warning: not trained: accuracy {accuracy:.1%} is not above {bound:.1%}, "

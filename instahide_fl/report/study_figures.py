@@ -166,14 +166,16 @@ def _draw_point(axes: Axes, point: _Point, is_beaten: bool) -> None:
 def _draw_point_label(axes: Axes, point: _Point, in_legend: bool) -> None:
     """Name the method in the legend, once, and the values of its settings beside it."""
     variant = point.variant
+    # Of a method with several variants, some may be at chance and others not.
+    is_cross = not (variant.is_ranked or variant.axes)
     if not in_legend:
         axes.plot(
             [],
             [],
-            marker_of(variant) if variant.is_ranked else UNRANKED_MARKER,
+            UNRANKED_MARKER if is_cross else marker_of(variant),
             ms=7,
             color=colour_of(variant),
-            label=variant.method,
+            label=variant.marked_label if is_cross else variant.method,
         )
     if variant.axes:
         accuracy, leakage = point.means

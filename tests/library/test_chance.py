@@ -29,6 +29,8 @@ def test_the_warning_names_settings_of_the_side_that_takes_the_steps():
     assert "server.learning-rate (now 0.1)" in text
     assert 'model.normalization = "group"' in text
     assert "model.sign-invariant = true" in text
+    without_layers = config.with_values({"model.name": "lenet"})
+    assert "normalization" not in chance_warning(0.1, 0.13, without_layers)
     update = config.with_values(
         {
             "train.mode": "update",
