@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from instahide_fl.config import Config, DataConfig, PartitionConfig
+from instahide_fl.data import partition as partition_module
 from instahide_fl.data.datasets import load_dataset
 from instahide_fl.data.federated_data import load_federated_data
 from instahide_fl.data.held_out import draw_held_out
@@ -17,6 +18,14 @@ from instahide_fl.encoding.files import encode_dataset
 from instahide_fl.errors import DataError
 
 NAMES = ("cat", "dog", "owl")
+
+
+@pytest.fixture
+def no_cache(monkeypatch, tmp_path):
+    """Partitions that earlier tests stored would hide how they are drawn now."""
+    monkeypatch.setattr(
+        partition_module, "cache_folder", lambda *parts: tmp_path / parts[-1]
+    )
 
 
 def draw(targets, share, seed=0):
@@ -69,7 +78,7 @@ def test_the_suggested_shares_do():
 
 
 @pytest.mark.parametrize("scheme", [name for name in SCHEMES if name != "natural-id"])
-def test_no_scheme_gives_a_client_a_held_out_image(scheme):
+def test_no_scheme_gives_a_client_a_held_out_image(scheme, no_cache):
     data = DataConfig(train_rows="100:700", validation_share=0.25)
     loaded = load_dataset(data, 0)
     config = PartitionConfig(
@@ -84,7 +93,7 @@ def test_no_scheme_gives_a_client_a_held_out_image(scheme):
     assert loaded.train.targets[validation].bincount().min() > 0
 
 
-def test_owners_keep_their_images_but_for_those_held_out():
+def test_owners_keep_their_images_but_for_those_held_out(no_cache):
     loaded = load_dataset(DataConfig(train_rows="0:400", validation_share=0.25), 0)
     owners = torch.arange(400) % 4
     object.__setattr__(loaded, "client_ids", owners)
