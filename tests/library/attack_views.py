@@ -35,6 +35,7 @@ def settings(method, batch_size, **changes):
         "instahide.scope": scope,
         "instahide.num-mixed": mixed,
         "model.name": "mlp",
+        "model.sign-invariant": False,  # encodings come back with their signs
         "train.batch-size": batch_size,
     }
     named = {key.replace("__", ".").replace("_", "-"): changes[key] for key in changes}
