@@ -127,6 +127,7 @@ def run_in_one_go(config, path):
     return folder
 
 
+@pytest.mark.long
 def test_a_run_that_fails_is_told_and_the_others_are_finished(tmp_path):
     path = study_file(tmp_path, pool=tmp_path / "no-pool")
     ended = compare(path, "--out", tmp_path / "out")

@@ -168,6 +168,7 @@ def assert_same_arrays(expected, arrays):
         assert torch.equal(array, arrays[name]), name
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("faults", "failures", "expected"),
     [
@@ -176,7 +177,7 @@ def assert_same_arrays(expected, arrays):
             [1, 0, 1],
             ["client 0 failed: on purpose", "client 2 failed: its worker process died"],
         ),
-        pytest.param(
+        (
             "1 3 hang; 2 4 memory; 3 4 exit",
             [1, 1, 1, 0],
             [
@@ -184,7 +185,6 @@ def assert_same_arrays(expected, arrays):
                 "client 4 failed: MemoryError",
                 "client 4 failed: 3",
             ],
-            marks=pytest.mark.long,
         ),
     ],
 )

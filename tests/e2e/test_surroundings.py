@@ -74,10 +74,8 @@ def call(folder, *arguments):
     return ended, working_folder
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "engine", ["ray", pytest.param("flower", marks=pytest.mark.long)]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("engine", ["ray", "flower"])
 def test_a_run_needs_no_short_paths_no_proxy_and_no_empty_folder(tmp_path, engine):
     """TMPDIR is longer than a socket's path may be, and has an accented letter."""
     settings = {**SMALL, "train.rounds": 1, "resources.workers": 1}

@@ -336,6 +336,7 @@ def wait_for_chunk(work, process):
         time.sleep(0.01)
 
 
+@pytest.mark.long
 def test_an_interrupted_build_continues_to_the_same_pool(photos, tmp_path):
     source = many(tmp_path / "source", photos, 200)
     out, work = tmp_path / "pool", tmp_path / "pool.building"
