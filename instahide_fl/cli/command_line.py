@@ -52,7 +52,10 @@ def _exit_code(error: BaseException, watch: InterruptWatch) -> int:
         BaseException: The error is another, which nobody foresaw.
     """
     if isinstance(error, SystemExit) and error.code in (0, None):
-        return 0
+        if not watch.is_waiting:
+            return 0
+        # The command ended before the interrupt could be raised.
+        error = KeyboardInterrupt()
     interruption = _interruption(error)
     if watch.interrupted or interruption is not None:
         # Libraries turn Ctrl-C into other errors, above all while they are loaded.
