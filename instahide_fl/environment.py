@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 EVERYTHING_EXCEPTED = "*"
@@ -11,6 +13,22 @@ EVERYTHING_EXCEPTED = "*"
 # which multiprocessing and others start processes: a file random.py there would be
 # imported in place of Python's own.
 SAFE_IMPORTS = {"PYTHONSAFEPATH": "1"}
+
+
+@contextlib.contextmanager
+def safe_imports() -> Iterator[None]:
+    """Keep the working folder off the import path of processes started in the block."""
+    before = {name: os.environ.get(name) for name in SAFE_IMPORTS}
+    os.environ.update(SAFE_IMPORTS)
+    try:
+        yield
+    finally:
+        # A program that calls a command keeps its own environment.
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def proxy_exceptions(environment: Mapping[str, str]) -> dict[str, str]:

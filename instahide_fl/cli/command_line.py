@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 
-from instahide_fl.environment import SAFE_IMPORTS
+from instahide_fl.environment import safe_imports
 from instahide_fl.errors import InstaHideError
 from instahide_fl.interrupts import (
     InterruptWatch,
@@ -27,12 +27,11 @@ def run_command_line() -> int:
     Returns:
         The exit code.
     """
-    os.environ.update(SAFE_IMPORTS)
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A path may hold bytes that are no text, and stopping at one helps nobody.
         sys.stdout.reconfigure(errors="backslashreplace")
     code = 0
-    with watched_interrupts() as watch:
+    with safe_imports(), watched_interrupts() as watch:
         try:
             from instahide_fl.cli.commands import app
 

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 
 import pytest
 
 from instahide_fl import files
-from instahide_fl.environment import proxy_exceptions
+from instahide_fl.environment import proxy_exceptions, safe_imports
 from instahide_fl.errors import OutputError
 from instahide_fl.files import folder_for_sockets, private_folder
 
@@ -77,3 +78,13 @@ LOOPBACK = "127.0.0.1,localhost,::1"
 )
 def test_loopback_is_added_to_what_no_proxy_is_used_for(environment, expected):
     assert proxy_exceptions(environment) == expected
+
+
+@pytest.mark.parametrize("before", [None, "", "1"])
+def test_safe_imports_leave_the_environment_as_it_was(monkeypatch, before):
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+    if before is not None:
+        monkeypatch.setenv("PYTHONSAFEPATH", before)
+    with safe_imports():
+        assert os.environ["PYTHONSAFEPATH"] == "1"
+    assert os.environ.get("PYTHONSAFEPATH") == before
