@@ -93,11 +93,6 @@ class InterruptWatch:
         self._first = 0.0  # on the monotonic clock, of an interrupt that waits
         self._number = 0  # of signals; a repetition of one before the last is dropped
 
-    @property
-    def is_waiting(self) -> bool:
-        """Whether an interrupt has come and could not be raised yet."""
-        return self._first > 0
-
     def handle(self, number: int, frame: FrameType | None) -> None:
         """Handle SIGINT."""
         now = time.monotonic()

@@ -51,9 +51,9 @@ def _exit_code(error: BaseException, watch: InterruptWatch) -> int:
         BaseException: The error is another, which nobody foresaw.
     """
     if isinstance(error, SystemExit) and error.code in (0, None):
-        if not watch.is_waiting:
+        if not watch.interrupted:
             return 0
-        # The command ended before the interrupt could be raised.
+        # The interrupt was swallowed, or the command ended before it could be raised.
         error = KeyboardInterrupt()
     interruption = _interruption(error)
     if watch.interrupted or interruption is not None:
