@@ -48,9 +48,8 @@ def test_a_failing_client_changes_nothing_between_engines(tmp_path, other):
     assert len(models) == 1
 
 
-@pytest.mark.parametrize(
-    "engine", ["ray", pytest.param("flower", marks=pytest.mark.long)]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("engine", ["ray", "flower"])
 def test_ctrl_c_leaves_no_process_behind(tmp_path, engine):
     process = subprocess.Popen(
         [

@@ -106,17 +106,19 @@ def long(changes):
     "changes",
     [
         {"train.mode": "update", "train.control-variates": True, **LIMITED},
-        {
-            "train.mode": "update",
-            "data.train-rows": "0:200",
-            "defense.differential-privacy": "local",
-            "defense.transforms": "sign",
-            "train.optimizer": "adamw",
-            "train.clip-norm": 1.0,
-            "server.ema": 0.5,
-            "model.sign-invariant": "auto",
-            **MEAN,
-        },
+        long(
+            {
+                "train.mode": "update",
+                "data.train-rows": "0:200",
+                "defense.differential-privacy": "local",
+                "defense.transforms": "sign",
+                "train.optimizer": "adamw",
+                "train.clip-norm": 1.0,
+                "server.ema": 0.5,
+                "model.sign-invariant": "auto",
+                **MEAN,
+            }
+        ),
         long({"train.mode": "update", "partition.scheme": "dirichlet"}),
         long({"server.aggregation": "median", "model.normalization": "batch"}),
         long({"server.optimizer": "adamw", "train.clip-norm": 0.5, "server.ema": 0.5}),
