@@ -20,10 +20,10 @@ simulate: $(READY) ## Simulate the default federation: 10 clients, InstaHide, MN
 # Tests of one file share what it starts; the files that start most come first.
 PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-test: $(READY) ## Test everything that the library does, once (6 minutes on two cores).
+test: $(READY) ## Test everything that the library does, once (7 minutes on two cores).
 	$(PYTEST) -m "not long and not faults" $(ARGS)
 
-test-all: $(READY) ## Run all tests but those of test-faults (25 minutes).
+test-all: $(READY) ## Run all tests but those of test-faults (20 minutes).
 	THOROUGH=1 $(PYTEST) -m "not faults" $(ARGS)
 
 test-faults: $(READY) ## Kill, starve and deceive a deployment's processes (10 minutes).
