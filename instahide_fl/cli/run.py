@@ -183,7 +183,12 @@ def train(
     except KeyboardInterrupt as interruption:
         advice = f"interrupted: continue with {command} --resume {folder.path}"
         raise type(interruption)(advice) from None
-    summary = folder.read_json(SUMMARY)
+    _print_outcome(folder.read_json(SUMMARY), settings)
+    console.print(f"run folder: {folder.path}")
+
+
+def _print_outcome(summary: Mapping[str, Any], settings: Config) -> None:
+    """Print what a finished run reached, and what that does not say."""
     console.print(
         f"accuracy {summary['final_accuracy']:.1%} on clean test images after "
         f"{counted(summary['rounds'], 'round')} ({summary['seconds']:.0f} s)"
@@ -201,7 +206,6 @@ def train(
         console.print(
             f"{BROKEN}: this accuracy says nothing about privacy.", style="yellow"
         )
-    console.print(f"run folder: {folder.path}")
 
 
 def _explain_failure(folder: RunFolder) -> None:

@@ -14,7 +14,8 @@ from instahide_fl.models.registry import build_model
 from instahide_fl.training.losses import soft_cross_entropy
 from instahide_fl.transcript.recorded import read_transcript
 from instahide_fl.transcript.truth import read_truth
-from tests.apps.test_rounds import model_bytes, run_tampered, start
+from tests.apps.inline_runs import start
+from tests.apps.test_rounds import model_bytes, run_tampered
 
 SMALL = {
     "train.rounds": 2,

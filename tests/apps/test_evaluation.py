@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import pytest
 
-from instahide_fl.config import Config
-from instahide_fl.engine.inline import run_inline
 from instahide_fl.errors import DivergenceError, OutputError
 from instahide_fl.evaluation.clean import evaluate
 from instahide_fl.evaluation.finished_run import open_finished_run
 from instahide_fl.run_folder import MODEL, RunFolder
 from instahide_fl.tensor_files import load_tensors
+from tests.apps.inline_runs import settings_over, start
 
 SMALL = {
     "data.train-rows": "0:400",
@@ -27,16 +27,7 @@ SMALL = {
 }
 
 
-def settings(**changes):
-    dotted = {key.replace("__", ".").replace("_", "-"): v for key, v in changes.items()}
-    return Config().with_values({**SMALL, **dotted})
-
-
-def start(path, config, resume=False):
-    folder = RunFolder(path) if resume else RunFolder.create(path, config)
-    output = {"output.folder": str(path), "output.resume": resume}
-    run_inline(config.with_values(output), folder)
-    return folder
+settings = partial(settings_over, SMALL)
 
 
 def test_validation_images_are_evaluated_as_test_images_are(tmp_path):

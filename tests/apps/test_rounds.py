@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
+from functools import partial
 
 import pytest
 import safetensors.torch
 import torch
 from flwr.app import Message
 
-from instahide_fl.config import Config
 from instahide_fl.data.pool import MixingPool
-from instahide_fl.engine.inline import run_inline
 from instahide_fl.engine.logs import logging_to
 from instahide_fl.errors import OutputError, ProtocolError, RoundError
 from instahide_fl.evaluation.finished_run import open_finished_run
@@ -20,6 +19,7 @@ from instahide_fl.evaluation.run_evaluation import evaluate_clean
 from instahide_fl.flower.app_bundle import importable_app
 from instahide_fl.flower.in_process_grid import InProcessGrid, server_context
 from instahide_fl.run_folder import RunFolder
+from tests.apps.inline_runs import settings_over, start
 
 SMALL = {
     "train.rounds": 4,
@@ -30,16 +30,7 @@ SMALL = {
 }
 
 
-def settings(**changes):
-    dotted = {key.replace("__", ".").replace("_", "-"): v for key, v in changes.items()}
-    return Config().with_values({**SMALL, **dotted})
-
-
-def start(path, config, resume=False):
-    folder = RunFolder(path) if resume else RunFolder.create(path, config)
-    output = {"output.folder": str(path), "output.resume": resume}
-    run_inline(config.with_values(output), folder)
-    return folder
+settings = partial(settings_over, SMALL)
 
 
 def model_bytes(folder):
