@@ -33,6 +33,7 @@ import safetensors
 from instahide_fl.config import Config, Scalar
 from instahide_fl.errors import InstaHideError, OutputError, error_named
 from instahide_fl.files import explained, remove_leftovers, write_text
+from instahide_fl.run_summary import check_summary
 from instahide_fl.tensor_files import load_tensors, save_tensors
 
 if TYPE_CHECKING:
@@ -167,6 +168,19 @@ class RunFolder:
             return dict(json.loads(text))
         except (ValueError, TypeError) as error:
             raise OutputError(f"{self.path / name} is damaged: {error}") from None
+
+    def summary(self) -> dict[str, Any]:
+        """Read what the run reached; empty if it did not finish.
+
+        Raises:
+            OutputError: summary.json is damaged.
+        """
+        content = self.read_json(SUMMARY)
+        try:
+            check_summary(content)
+        except ValueError as error:
+            raise OutputError(f"{self.path / SUMMARY} is damaged: {error}") from None
+        return content
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Add a round's line to metrics.jsonl.

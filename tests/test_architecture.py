@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     {"errors", "interrupts", "terminal"},
     {"types", "config", "rng"},
-    {"environment", "files", "tensor_files", "wire", "provenance"},
+    {"environment", "files", "tensor_files", "wire", "provenance", "run_summary"},
     {"data", "models", "run_folder"},
     {"study", "tracking"},
     {"encoding"},

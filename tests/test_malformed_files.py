@@ -150,6 +150,29 @@ def test_transcripts_that_describe_themselves_wrongly(run_folder, values):
             open_recorded_run(copy)
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"trained": False, "chance_bound": None},
+        {"trained": False, "final_accuracy": None},
+        {"trained": "no"},
+        {"final_accuracy": "0.5"},
+        {"rounds": [2]},
+        {"seconds": {}},
+        {"epsilon": "1"},
+    ],
+)
+def test_summaries_with_figures_missing_or_of_another_type(run_folder, values):
+    with damaged(run_folder, "summary.json", lambda data: data) as copy:
+        summary = json.loads((copy / "summary.json").read_text())
+        (copy / "summary.json").write_text(json.dumps({**summary, **values}))
+        for subcommand in ("report", "evaluate"):
+            code, said = command(subcommand, copy)
+            assert code == 2, said
+            assert "summary.json is damaged" in said
+            assert next(iter(values)) in said
+
+
 @examples(16)
 @given(
     name=st.sampled_from(

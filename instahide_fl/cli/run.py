@@ -164,7 +164,7 @@ def train(
     """
     from instahide_fl.files import sole_writer
     from instahide_fl.progress import RunProgress
-    from instahide_fl.run_folder import SUMMARY, RunFolder
+    from instahide_fl.run_folder import RunFolder
 
     absolute = str(folder.path.absolute())
     with_folder = settings.with_values(
@@ -183,7 +183,7 @@ def train(
     except KeyboardInterrupt as interruption:
         advice = f"interrupted: continue with {command} --resume {folder.path}"
         raise type(interruption)(advice) from None
-    _print_outcome(folder.read_json(SUMMARY), settings)
+    _print_outcome(folder.summary(), settings)
     console.print(f"run folder: {folder.path}")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from rich.table import Table
 
-from instahide_fl.run_folder import SUMMARY, RunFolder
+from instahide_fl.run_folder import RunFolder
 from instahide_fl.study.folder import AUDIT_FILE, StudyFolder
 from instahide_fl.study.plan import PlannedRun
 
@@ -49,7 +49,7 @@ def _training(
     tested = [row["test_accuracy"] for row in rows if row["test_accuracy"] is not None]
     accuracy = f"{tested[-1]:.1%}" if tested else ""
     if folder.finished:
-        trained = folder.read_json(SUMMARY).get("trained", True)
+        trained = folder.summary().get("trained", True)
         return "done", accuracy if trained else f"{accuracy} (chance)"
     if run.name not in running:
         return "waiting", accuracy

@@ -17,7 +17,7 @@ from instahide_fl.evaluation.encoded import training_pool
 from instahide_fl.models.arrays import load_arrays
 from instahide_fl.models.registry import build_model
 from instahide_fl.provenance import changed_since_start
-from instahide_fl.run_folder import CONFIG, MODEL, PROVENANCE, SUMMARY, RunFolder
+from instahide_fl.run_folder import CONFIG, MODEL, PROVENANCE, RunFolder
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def open_finished_run(path: Path) -> FinishedRun:
             changed_since_start(subject, str(recorded or ""), dataset.digest)
         )
     model = load_trained_model(folder, config, dataset)
-    return FinishedRun(folder, config, dataset, model, folder.read_json(SUMMARY))
+    return FinishedRun(folder, config, dataset, model, folder.summary())
 
 
 def load_trained_model(

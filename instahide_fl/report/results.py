@@ -24,7 +24,6 @@ from instahide_fl.run_folder import (
     DATA_REPORT,
     FAILURE,
     PROVENANCE,
-    SUMMARY,
     RunFolder,
 )
 from instahide_fl.study.folder import STATE, StudyFolder
@@ -211,7 +210,7 @@ def load_run(path: Path | str) -> Run:
     folder = RunFolder(path)
     return Run(
         path=path,
-        summary=folder.read_json(SUMMARY),
+        summary=folder.summary(),
         provenance=folder.read_json(PROVENANCE),
         data_report=_read_data_report(folder),
         failure=str(folder.read_json(FAILURE).get("message", "")),
