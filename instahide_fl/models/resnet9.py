@@ -2,8 +2,9 @@
 
 After the network that won DAWNBench's contest of training time on CIFAR-10 (Page, "How
 to Train Your ResNet", 2018), there of width 64 and with max pooling at the end. The mean
-suits mixed images better, of which each holds several objects: after 500 steps on
-InstaHide's encodings the loss is where max pooling has it after 750.
+suits mixed images better, of which each holds several objects: after 500 steps of 100
+encodings (InstaHide cross, k = 4, width 24) the loss is 1.166, with max pooling 1.193;
+chance is 1.24.
 """
 
 from __future__ import annotations
