@@ -1,10 +1,10 @@
 """ResNet-9: a residual network for images of 32 pixels that CPUs can train.
 
 After the network that won DAWNBench's contest of training time on CIFAR-10 (Page, "How
-to Train Your ResNet", 2018), there of width 64 and with max pooling at the end. The mean
-suits mixed images better, of which each holds several objects: after 500 steps of 100
-encodings (InstaHide cross, k = 4, width 24) the loss is 1.166, with max pooling 1.193;
-chance is 1.24.
+to Train Your ResNet", 2018), there of width 64 and with max pooling at the end. The
+mean suits mixed images better, of which each holds several objects: after 500 steps of
+100 encodings (InstaHide cross, k = 4, width 24) the loss is 1.166, with max pooling
+1.193; chance is 1.24.
 """
 
 from __future__ import annotations
