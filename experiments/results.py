@@ -82,6 +82,7 @@ def describe(folder: RunFolder) -> tuple[str, Row]:
         "set": sorted(changes),
         "seed": provenance["seed"],
         "accuracy": summary["final_accuracy"],
+        "trained": summary["trained"],
         "rounds": summary["rounds"],
         "epochs_per_round": epochs_per_round(folder.config(), provenance["clients"]),
         "encoded": encoded_accuracy(folder),
@@ -143,6 +144,8 @@ def _line(
     accuracy = f"{mean(percentages):.1f}%"
     if len(percentages) > 1:
         accuracy += f" ± {stdev(percentages):.1f} ({len(percentages)} seeds)"
+    if not all(row.get("trained", True) for row in rows):
+        accuracy += ", not trained: chance"
     if any(still_rising(row["curve"]) for row in rows):
         accuracy += ", still rising"
     if encoded := rows[0].get("encoded"):
