@@ -133,7 +133,9 @@ def server_memory(clients: int = 100) -> dict[str, Any]:
 def workload(rounds: int = 6) -> dict[str, Any]:
     """Measure the reference workload of federated simulators, plain and encoded."""
     plain = {**REFERENCE, "train.rounds": rounds}
-    hidden = {**plain, "instahide.method": "instahide"}
+    # The same network in both rows.
+    same = {"model.sign-invariant": False}
+    hidden = {**plain, **same, "instahide.method": "instahide"}
     stock = measure("flower", plain)
     runs = {"plain": [], "instahide": []}  # type: dict[str, list[Measured]]
     for _ in range(3):

@@ -7,6 +7,7 @@ Learning", NeurIPS 2021, section 5, attack InstaHide in this way.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
@@ -24,8 +25,10 @@ from instahide_fl.attacks.decoding.choice import Decoder
 from instahide_fl.attacks.decoding.mixtures import EXACT
 from instahide_fl.attacks.first_layer import FirstLayer
 from instahide_fl.attacks.inverting_gradients import InvertingGradients
+from instahide_fl.attacks.layers.absolute_values import images_from_inputs
 from instahide_fl.config.base import Count
 from instahide_fl.errors import AttackError
+from instahide_fl.models.sign_invariance import standardised_absolute
 from instahide_fl.transcript.threat_model import Knowledge
 from instahide_fl.transcript.view import AdversaryView
 
@@ -83,12 +86,41 @@ class TwoStep(Attack):
                 f"order within a batch is unknown; record a run with "
                 f"train.batch-size = 1 and train.local-batches = 1"
             )
+        sign_invariant, method = (
+            view.config.sign_invariant,
+            view.config.instahide.method,
+        )
+        if sign_invariant and method == "mixup":
+            raise AttackError(
+                "attack two_step decodes Mixup by the signs of pixels, of which an "
+                "update says nothing where model.sign-invariant = true: record a run "
+                "with model.sign-invariant = false"
+            )
+        # Mean and scale of absolute values are estimates, however exact the rest is.
+        variance = self.error_variance if sign_invariant else EXACT
         if self.first_step != "inverting_gradients":
             try:
-                return FirstLayer().reconstruct(view, rng, progress).recovered, EXACT
+                first = FirstLayer().reconstruct(view, rng, progress)
+                return first.recovered, variance
             except AttackError:
                 if self.first_step == "first_layer":
                     raise
         inverting = InvertingGradients(iterations=self.iterations)
         recovered = inverting.reconstruct(view, rng, progress).recovered
+        if sign_invariant:
+            recovered = tuple(_absolute_values(view, update) for update in recovered)
         return recovered, self.error_variance
+
+
+def _absolute_values(view: AdversaryView, recovered: Recovered) -> Recovered:
+    """Return the images as absolute values of the scale that encodings have.
+
+    Gradient matching leaves mean, scale and signs as its starting point had them,
+    where the network does not see them.
+    """
+    if recovered.images is None:
+        return recovered
+    images = standardised_absolute(recovered.images)
+    # [M,C,H,W] -> [M,C*H*W] -> [M,C,H,W]
+    scaled = images_from_inputs(view.config, images.flatten(1).double()).float()
+    return replace(recovered, images=scaled.view_as(images))

@@ -62,7 +62,11 @@ class RecordedRun:
         first = self.transcripts[0]
         augmentation = augmentation_for(self.config.data, first.image_shape)
         return GroundTruth(
-            self.truths, self.statistics, first.num_classes, augmentation
+            truths=self.truths,
+            statistics=self.statistics,
+            num_classes=first.num_classes,
+            augmentation=augmentation,
+            sign_invariant=self.config.sign_invariant,
         )
 
     def view(self, adversary: ThreatModel) -> AdversaryView:

@@ -167,7 +167,11 @@ def print_results(results: Sequence[AttackResult]) -> None:
     for result in results:
         table.add_row(*_cells(result))
     console.print(table)
-    console.print("SSIM, mean (best), in the better sign")
+    console.print(
+        "SSIM, mean (best), in the better sign; |x|: of absolute values of normalised "
+        "pixels",
+        markup=False,
+    )
     config = results[0].attack_target.config.instahide
     verdict = worst(result.verdict for result in results)
     console.print(f"method {config.method}: {verdict}", markup=False)
@@ -182,6 +186,10 @@ def _cells(result: AttackResult) -> list[str]:
     private, chance = result.scores.private, ""
     if private is not None:
         chance = f"{private.no_information.sign_ssim.mean:.2f}"
+        if private.folded is not None:
+            baselines = private.folded.baselines.values()
+            folded = max(scores.ssim.mean for scores in baselines)
+            chance += f"\n|x| {folded:.2f}"
     return [
         result.attack.name,
         result.threat_model.name,
@@ -210,4 +218,8 @@ def _ssim(similarity: ImageSimilarity | None) -> str:
     if similarity is None:
         return ""
     ssim = similarity.attack.sign_ssim
-    return f"{ssim.mean:.2f} ({ssim.best:.2f})"
+    text = f"{ssim.mean:.2f} ({ssim.best:.2f})"
+    if similarity.folded is not None:
+        folded = similarity.folded.attack.ssim
+        text += f"\n|x| {folded.mean:.2f} ({folded.best:.2f})"
+    return text

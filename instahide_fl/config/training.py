@@ -50,11 +50,11 @@ class ModelConfig(Table):
     `local-batch`: BatchNorm by the statistics of the batch at hand, in training and in
     evaluation; no statistics are kept or sent. `lenet`, `cnn-dropout`, `mlp` and
     `strided-lenet` have no such layers."""
-    sign_invariant: Literal["auto"] | bool = False
+    sign_invariant: Literal["auto"] | bool = "auto"
     """Whether the network sees the absolute values of an image only, standardised in
     each image, in training and in evaluation. InstaHide's random signs tell nothing
     about an image, and a network need not learn to look past them. `auto`: true where
-    instahide.method is instahide."""
+    instahide.method is instahide. `false` is the paper's network."""
     initial_weights: str = ""
     """Run folder or .safetensors file with the weights to start from; empty starts from
     random ones. A last layer for another number of classes starts from random weights

@@ -64,6 +64,33 @@ class Summary:
 
 
 @dataclass(frozen=True)
+class SsimScores:
+    """One kind of SSIM over all pairs.
+
+    Attributes:
+        count: The number of pairs compared.
+        ssim: The summary of SSIM.
+    """
+
+    count: int
+    ssim: Summary
+
+    @classmethod
+    def of(cls, values: Tensor) -> SsimScores:
+        """Sum up SSIM, f64[R], at least one value."""
+        return cls(len(values), Summary.of_ssim(values))
+
+    @property
+    def above_half(self) -> int:
+        """The number of pairs above 0.5."""
+        return round((self.ssim.share_above_half or 0.0) * self.count)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the scores as JSON values, as in attacks/NAME.json."""
+        return {"count": self.count, "ssim": self.ssim.to_json()}
+
+
+@dataclass(frozen=True)
 class ImageScores:
     """All figures of reconstructed images against one kind of truth.
 
@@ -103,6 +130,11 @@ class ImageScores:
             affine_psnr=Summary.of_psnr(compared.affine_psnr),
             each=compared.sign_ssim,
         )
+
+    @property
+    def in_better_sign(self) -> SsimScores:
+        """SSIM in the better sign alone, which verdicts go by."""
+        return SsimScores(self.count, self.sign_ssim)
 
     def to_json(self) -> dict[str, Any]:
         """Return the scores as JSON values, as in attacks/NAME.json."""

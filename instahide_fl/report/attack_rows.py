@@ -171,11 +171,26 @@ def _image_scores(metrics: Mapping[str, Any], kind: str) -> dict[str, float]:
         return {}
     scores = metrics[kind]["sign_best"]
     return {
+        **_folded_scores(metrics[kind], kind),
         f"{kind}_ssim_mean": scores["ssim"]["mean"],
         f"{kind}_ssim_best": scores["ssim"]["best"],
         f"{kind}_ssim_spread": scores["ssim"]["spread"],
         f"{kind}_share_above_0.5": scores["ssim"]["share_above_0.5"],
         f"{kind}_psnr_mean": scores["psnr"]["mean"],
+    }
+
+
+def _folded_scores(metrics: Mapping[str, Any], kind: str) -> dict[str, float]:
+    """Return SSIM without signs, which files of earlier versions lack."""
+    if "folded" not in metrics:
+        return {}
+    ssim, baselines = metrics["folded"]["ssim"], metrics["folded"]["baseline"]
+    return {
+        f"{kind}_folded_ssim_mean": ssim["mean"],
+        f"{kind}_folded_ssim_best": ssim["best"],
+        f"{kind}_folded_baseline_ssim": max(
+            scores["ssim"]["mean"] for scores in baselines.values()
+        ),
     }
 
 

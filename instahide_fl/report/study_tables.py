@@ -141,9 +141,11 @@ def by_attack(variants: Sequence[Variant]) -> DataTable | None:
         name="attacks",
         title="Attacks, one by one",
         caption="SSIM in the better sign, mean over images and seeds. A guess: the "
-        "mean of other images. Labels: share of classes named, beside what chance "
-        "names. Control: the undefended reference, the same attack on the same clients "
-        "where nothing is hidden; one that fails there says nothing about a defence.",
+        "mean of other images. |x|: SSIM of absolute values of normalised pixels, for "
+        "attacks that cannot tell signs; beside it the best baseline. Labels: share of "
+        "classes named, beside what chance names. Control: the undefended reference, "
+        "the same attack on the same clients where nothing is hidden; one that fails "
+        "there says nothing about a defence.",
         frame=pd.DataFrame(rows, columns=columns),
         formats=dict.fromkeys(with_decimals, two_decimals),
         numeric=frozenset(columns) - _TEXT_COLUMNS,
@@ -170,7 +172,10 @@ def _attack_row(
         "private, best": float(best.max()) if len(best) else None,
         "above 0.5": mean("private_share_above_0.5"),
         "a guess": mean("baseline_ssim"),
+        "private |x|": mean("private_folded_ssim_mean"),
+        "|x| by chance": mean("private_folded_baseline_ssim"),
         "encoding": mean("encoding_ssim_mean"),
+        "encoding |x|": mean("encoding_folded_ssim_mean"),
         "labels": mean("labels_overlap"),
         "labels by chance": mean("labels_chance"),
         "soft-label error": mean("soft_labels_error"),

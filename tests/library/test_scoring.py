@@ -20,6 +20,7 @@ from instahide_fl.audit.scoring.verdict import (
     NO_LEAK,
     NO_VERDICT,
     beats_baseline,
+    folded_beats,
     similarity_beats,
     verdict,
     worst,
@@ -44,12 +45,20 @@ def smooth_images(rng, count):
     return fine.clamp(0, 1)
 
 
-def federation(rng, method="none", clients=1, rounds=1, batch=12, augmentation=None):
+def federation(
+    rng,
+    method="none",
+    clients=1,
+    rounds=1,
+    batch=12,
+    augmentation=None,
+    num_mixed=2,
+):
     """Return the truths of a small federation, and one client's split."""
     pixels = (smooth_images(rng, 40) * 255).to(torch.uint8)
     targets = torch.from_numpy(rng.integers(0, CLASSES, 40))
     split = PrivateSplit(pixels, targets, CLASSES)
-    config = EncoderConfig(method=method, scope="inside", num_mixed=2)
+    config = EncoderConfig(method=method, scope="inside", num_mixed=num_mixed)
     truths = {}
     for number in range(1, rounds + 1):
         for client in map(str, range(clients)):
@@ -146,14 +155,60 @@ def test_one_copy_among_much_noise_leaks(rng):
     assert verdict(SERVER, scores) == LEAKS
 
 
-def test_an_encoding_recovered_exactly_is_no_leak_by_itself(rng):
-    truths, statistics = federation(rng, "instahide")
+@pytest.mark.parametrize(("num_mixed", "expected"), [(2, LEAKS), (8, NO_LEAK)])
+def test_an_encoding_is_a_leak_only_by_what_its_absolute_values_show(
+    num_mixed, expected, rng
+):
+    truths, statistics = federation(rng, "instahide", num_mixed=num_mixed)
     images = truths[1, "0"].encodings.flip(0)
     scores = scored(truths, statistics, "encoding", rng, images=images)
     assert scores.encoding.attack.ssim.mean == pytest.approx(1)
     assert similarity_beats(scores.encoding)
     assert scores.private.attack.sign_ssim.mean < 0.3
-    assert verdict(SERVER, scores) == NO_LEAK
+    assert not similarity_beats(scores.private)
+    assert verdict(SERVER, scores) == expected
+
+
+def without_signs(images, rng):
+    """Return images of which only absolute values are right, in three ways."""
+    signs = torch.from_numpy(rng.choice([-1.0, 1.0], images.shape)).float()
+    return {
+        "random signs": signs * images,
+        "other scale": 3 * images.abs() + 0.7,
+        "negative": 1 - 0.2 * images.abs(),
+    }
+
+
+def test_absolute_values_of_private_images_leak(rng):
+    truths, statistics = federation(rng)
+    private = truths[1, "0"].encodings.flip(0)
+    for name, images in without_signs(private, rng).items():
+        scores = scored(truths, statistics, "private", rng, images=images)
+        folded = scores.private.folded
+        assert folded.attack.ssim.mean == pytest.approx(1, abs=1e-3), name
+        assert folded.attack.count == 12
+        assert max(b.ssim.mean for b in folded.baselines.values()) < 0.6, name
+        assert not similarity_beats(scores.private), name
+        assert verdict(SERVER, scores) == LEAKS, name
+
+
+def test_attacks_that_cannot_see_signs_are_held_against_absolute_values(rng):
+    truths, statistics = federation(rng, "instahide", num_mixed=8)
+    ground_truth = GroundTruth(truths, statistics, CLASSES, sign_invariant=True)
+    encodings = truths[1, "0"].encodings.flip(0)
+    for name, images in without_signs(encodings, rng).items():
+        recovered = Recovered("0", 1, images=images)
+        scores = score_reconstruction(
+            Reconstruction("encoding", (recovered,)), ground_truth, rng
+        )
+        folded = scores.encoding.folded
+        assert folded.attack.ssim.mean == pytest.approx(1, abs=1e-3), name
+        assert folded_beats(scores.encoding), name
+        assert not similarity_beats(scores.encoding), name
+        # The picture shows the first encoding beside what was recovered of it.
+        shown = scores.shown[0].reconstructions[0]
+        either = [statistics.restore(sign * images[-1:])[0] for sign in (1, -1)]
+        assert any(shown.allclose(image, atol=1e-4) for image in either), name
 
 
 def test_a_mixup_encoding_recovered_shows_the_images_in_it(rng):
@@ -207,6 +262,15 @@ def test_the_figures_are_written_as_json_without_nan(rng):
     assert private["count"] == 18
     assert private["ssim"]["share_above_0.5"] >= 0.5
     assert set(private["ssim"]) == {"mean", "best", "share_above_0.5", "spread"}
+    assert set(private["folded"]) == {"count", "ssim", "baseline"}
+    assert private["folded"]["count"] == 18
+    assert set(private["folded"]["ssim"]) == set(private["ssim"])
+    assert set(private["folded"]["baseline"]) == {
+        "no_information",
+        "matched_noise",
+        "other_images",
+    }
+    assert "other_images" not in written["metrics"]["encoding"]["folded"]["baseline"]
     assert set(private["sign_best"]) == set(private["affine_oracle"])
     assert "absent" in private["lpips"] or private["lpips"]["best"] < 0.01
     assert 0 < written["baseline"]["ssim"] < 0.6

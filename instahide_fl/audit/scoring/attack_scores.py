@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from instahide_fl.attacks.base import Reconstruction, Target
+from instahide_fl.audit.scoring.folded_scores import FoldedSimilarity
 from instahide_fl.audit.scoring.key_scores import KeyCounts
 from instahide_fl.audit.scoring.public_image_scores import (
     ComponentScores,
@@ -30,12 +31,14 @@ class ImageSimilarity:
             matched to victims by the same rule; several draws together.
         other_images: The scores of private images that the attack cannot be after,
             matched in the same way; None where there are none.
+        folded: The same without signs of pixels; None if that was not scored.
     """
 
     attack: ImageScores
     no_information: ImageScores
     matched_noise: ImageScores
     other_images: ImageScores | None = None
+    folded: FoldedSimilarity | None = None
 
     @property
     def baselines(self) -> dict[str, ImageScores]:
@@ -47,6 +50,11 @@ class ImageSimilarity:
         if self.other_images is not None:
             baselines["other_images"] = self.other_images
         return baselines
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the attack's scores as JSON values, as in attacks/NAME.json."""
+        folded = {"folded": self.folded.to_json()} if self.folded else {}
+        return {**self.attack.to_json(), **folded}
 
 
 @dataclass(frozen=True)
@@ -176,14 +184,14 @@ class AttackScores:
         metrics: dict[str, Any] = {}
         if self.private:
             metrics["private"] = {
-                **self.private.attack.to_json(),
+                **self.private.to_json(),
                 "identification": self._identification(),
                 "lpips": _or_absent(self.lpips),
             }
         if self.best_position:
             metrics["private"]["registered"] = self.best_position.to_json()
         if self.encoding:
-            metrics["encoding"] = self.encoding.attack.to_json()
+            metrics["encoding"] = self.encoding.to_json()
         if labels := self._labels():
             metrics["labels"] = labels
         if self.keys:

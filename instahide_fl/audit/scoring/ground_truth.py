@@ -44,12 +44,15 @@ class GroundTruth:
         augmentation: The crops and flips of the run. Recovered encodings are then held
             against private images as they were cropped and mirrored. None compares
             with the originals.
+        sign_invariant: Whether the network sees absolute values only. Encodings are
+            then matched by absolute values: updates say nothing of their signs.
     """
 
     truths: Truths
     statistics: ChannelStatistics
     num_classes: int
     augmentation: Augmentation | None = None
+    sign_invariant: bool = False
 
     @cached_property
     def originals(self) -> Originals:

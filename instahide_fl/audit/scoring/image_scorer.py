@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from instahide_fl.attacks.base import Recovered, Target
+from instahide_fl.audit.scoring.folded_scores import FoldedImages, score_folded
 from instahide_fl.audit.scoring.ground_truth import GroundTruth, RecoveredClient
 from instahide_fl.audit.scoring.originals import ClientImages, uninformed_guess
 from instahide_fl.audit.scoring.pairing import EncodingTruth, Pairing, PrivateTruth
@@ -43,6 +44,7 @@ class ScoredImages:
         in_better_sign: f32[R,C,H,W], reconstructions in their better sign, clipped.
         guess: f32[R,C,H,W] in [0, 1], what is guessed without any attack.
         shown: The images to draw.
+        folded: The same without signs of pixels.
     """
 
     count: int
@@ -54,6 +56,7 @@ class ScoredImages:
     in_better_sign: Tensor
     guess: Tensor
     shown: ShownImages
+    folded: FoldedImages
 
 
 @dataclass(frozen=True)
@@ -82,25 +85,32 @@ class ImageScorer:
         pairing = truth.pair(images)
         max_draws = max(1, MAX_PAIRS // (len(images) * len(truth)))
         noise = [
-            truth.pair(matched_noise(images, self.rng))
+            matched_noise(images, self.rng)
             for _ in range(min(MAX_NOISE_DRAWS, max_draws))
         ]
         draws = min(MAX_OTHER_DRAWS, max_draws)
-        drawn = self._drawn_others(recovered.client, len(images), draws)
-        others = [truth.pair(other) for other in drawn]
+        others = list(self._drawn_others(recovered.client, len(images), draws))
         originals = self.ground_truth.originals
         guess = originals.mean_of_others(recovered.client, pairing.components)
         clipped = Comparer(statistics, clip=True)
         return ScoredImages(
             count=len(images),
             pairing=pairing,
-            noise=noise,
-            others=others,
+            noise=[truth.pair(draw) for draw in noise],
+            others=[truth.pair(draw) for draw in others],
             uninformed=clipped.compare(guess, pairing.candidates),
             uninformed_encoding=_uninformed_encoding(truth, pairing, statistics),
             in_better_sign=_in_better_sign(images, pairing, clipped),
             guess=clipped.to_display_units(guess),
             shown=align_shown(recovered.client, images, pairing, statistics),
+            folded=score_folded(
+                truth=truth,
+                images=images,
+                noise=noise,
+                others=others,
+                client=recovered.client,
+                originals=originals,
+            ),
         )
 
     def _drawn_others(self, client: str, count: int, draws: int) -> Iterator[Tensor]:
@@ -117,7 +127,11 @@ class ImageScorer:
         client_images = ground_truth.originals.clients[recovered.client]
         if self.target == "encoding":
             return EncodingTruth.of(
-                client.truths, client_images, statistics, ground_truth.augmentation
+                truths=client.truths,
+                client_images=client_images,
+                statistics=statistics,
+                augmentation=ground_truth.augmentation,
+                by_absolute_values=ground_truth.sign_invariant,
             )
         _check_rows(recovered, client_images)
         # An image may come back from any round that mixed it.

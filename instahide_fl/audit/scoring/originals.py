@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from instahide_fl.metrics.baselines import mean_of_others
+from instahide_fl.metrics.folding import fold
 from instahide_fl.transcript.truth import ClientTruth, Truths
 from instahide_fl.types import ChannelStatistics
 
@@ -70,6 +72,17 @@ class Originals:
             _never_mixed(by_client[client], mixed) for client, mixed in clients.items()
         ]
         return cls(clients, statistics, torch.cat(unrecorded))
+
+    @cached_property
+    def folded(self) -> Originals:
+        """The same images, each as its absolute values on the common scale."""
+        clients = {
+            client: replace(mixed, images=fold(mixed.images, self.statistics))
+            for client, mixed in self.clients.items()
+        }
+        return replace(
+            self, clients=clients, unrecorded=fold(self.unrecorded, self.statistics)
+        )
 
     def not_of(self, client: str) -> Tensor:
         """Return images that no attack on a client can be after.

@@ -17,6 +17,7 @@ from torch import Tensor
 from instahide_fl.audit.scoring.originals import ClientImages
 from instahide_fl.data.augment import Augmentation
 from instahide_fl.metrics.comparison import Comparer, Comparison
+from instahide_fl.metrics.folding import folded_correlation, folded_ssim
 from instahide_fl.metrics.identification import Identification, identify
 from instahide_fl.metrics.matching import match_one_to_one
 from instahide_fl.transcript.truth import ClientTruth
@@ -57,6 +58,29 @@ class Pairing:
 
 
 @dataclass(frozen=True)
+class FoldedPairing:
+    """Reconstructions, each with the truth that its absolute values resemble most.
+
+    Attributes:
+        candidates: f32[R,p,C,H,W] in [0, 1], the private images behind each.
+        components: i64[R,p], which of the client's images the candidates are.
+        encodings: f32[R,C,H,W], in units of [0, 1], not clipped; None if private images
+            were recovered.
+        order: i64[R], which encodings (or private images) were matched.
+        private: f64[R], the folded SSIM with the best of the candidates.
+        encoding: f64[R], the folded SSIM with the encodings; None if private images
+            were recovered.
+    """
+
+    candidates: Tensor
+    components: Tensor
+    encodings: Tensor | None
+    order: Tensor
+    private: Tensor
+    encoding: Tensor | None
+
+
+@dataclass(frozen=True)
 class EncodingTruth:
     """What recovered encodings are held against.
 
@@ -66,6 +90,8 @@ class EncodingTruth:
         components: i64[E,p], the rows of the sources in `client_images`.
         client_images: All images of the client.
         statistics: Constants that images are normalised with.
+        by_absolute_values: Whether encodings are matched, and images pointed at, by
+            absolute values: an update of a sign-invariant network holds no others.
     """
 
     encodings: Tensor
@@ -73,6 +99,7 @@ class EncodingTruth:
     components: Tensor
     client_images: ClientImages
     statistics: ChannelStatistics
+    by_absolute_values: bool = False
 
     @classmethod
     def of(
@@ -81,15 +108,18 @@ class EncodingTruth:
         client_images: ClientImages,
         statistics: ChannelStatistics,
         augmentation: Augmentation | None,
+        by_absolute_values: bool,
     ) -> EncodingTruth:
         """Prepare the truth of a client, of one round or several."""
         private = [truth.key.private_index for truth in truths]
+        encodings = [statistics.restore(truth.encodings) for truth in truths]
         return cls(
-            torch.cat([statistics.restore(truth.encodings) for truth in truths]),
-            torch.cat([_as_mixed(truth, augmentation) for truth in truths]),
-            torch.cat([client_images.located(rows) for rows in private]),
-            client_images,
-            statistics,
+            encodings=torch.cat(encodings),
+            sources=torch.cat([_as_mixed(truth, augmentation) for truth in truths]),
+            components=torch.cat([client_images.located(rows) for rows in private]),
+            client_images=client_images,
+            statistics=statistics,
+            by_absolute_values=by_absolute_values,
         )
 
     def __len__(self) -> int:
@@ -99,10 +129,12 @@ class EncodingTruth:
         """Match f32[M,C,H,W], in units of [0, 1], to the encodings."""
         unclipped = Comparer(self.statistics, clip=False)
         clipped = Comparer(self.statistics, clip=True)
-        index, order = match_one_to_one(unclipped.pairwise(images, self.encodings))
+        index, order = match_one_to_one(
+            self._similarity(unclipped, images, self.encodings)
+        )
         paired, encodings = images[index], self.encodings[order]
         candidates, components = self.sources[order], self.components[order]
-        similarity = clipped.pairwise(paired, self.client_images.images)
+        similarity = self._similarity(clipped, paired, self.client_images.images)
         return Pairing(
             index=index,
             candidates=candidates,
@@ -114,6 +146,31 @@ class EncodingTruth:
             encoding=unclipped.compare(paired, encodings[:, None]),
             identification=identify(similarity, components, self.client_images.targets),
         )
+
+    def pair_folded(self, images: Tensor) -> FoldedPairing:
+        """Match f32[M,C,H,W], in units of [0, 1], by absolute values."""
+        statistics = self.statistics
+        similarity = folded_correlation(images, self.encodings, statistics)
+        index, order = match_one_to_one(similarity)
+        paired, encodings = images[index], self.encodings[order]
+        candidates = self.sources[order]
+        return FoldedPairing(
+            candidates=candidates,
+            components=self.components[order],
+            encodings=encodings,
+            order=order,
+            private=folded_ssim(paired, candidates, statistics),
+            # [R,C,H,W] -> [R,1,C,H,W]: one candidate each
+            encoding=folded_ssim(paired, encodings[:, None], statistics),
+        )
+
+    def _similarity(
+        self, comparer: Comparer, images: Tensor, originals: Tensor
+    ) -> Tensor:
+        """Return f64[M,N], by absolute values where signs cannot be recovered."""
+        if self.by_absolute_values:
+            return folded_correlation(images, originals, self.statistics)
+        return comparer.pairwise(images, originals)
 
 
 @dataclass(frozen=True)
@@ -185,6 +242,24 @@ class PrivateTruth:
             private=clipped.compare(images[index], candidates),
             encoding=None,
             identification=identification,
+        )
+
+    def pair_folded(self, images: Tensor) -> FoldedPairing:
+        """Match f32[M,C,H,W], in units of [0, 1], by absolute values."""
+        originals, statistics = self.client_images.images, self.statistics
+        if self.rows is None:
+            similarity = folded_correlation(images, originals, statistics)
+            index, order = match_one_to_one(similarity)
+        else:
+            index, order = torch.arange(len(images)), self.rows
+        candidates = originals[order][:, None]  # [R,C,H,W] -> [R,1,C,H,W]
+        return FoldedPairing(
+            candidates=candidates,
+            components=order[:, None],
+            encodings=None,
+            order=order,
+            private=folded_ssim(images[index], candidates, statistics),
+            encoding=None,
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from instahide_fl.audit.scoring.attack_scores import (
     IdentificationScores,
     ImageSimilarity,
 )
+from instahide_fl.audit.scoring.folded_scores import encoding_folded, private_folded
 from instahide_fl.audit.scoring.ground_truth import GroundTruth
 from instahide_fl.audit.scoring.image_scorer import ImageScorer, ScoredImages
 from instahide_fl.audit.scoring.key_scores import score_keys
@@ -76,24 +78,32 @@ def score_reconstruction(
 
 
 def _private_similarity(scored: Sequence[ScoredImages]) -> ImageSimilarity | None:
-    return _similarity(
+    similarity = _similarity(
         attack=[images.pairing.private for images in scored],
         uninformed=[images.uninformed for images in scored],
         noise=[draw.private for images in scored for draw in images.noise],
         others=[draw.private for images in scored for draw in images.others],
     )
+    if similarity is None:
+        return None
+    folded = private_folded([images.folded for images in scored])
+    return replace(similarity, folded=folded)
 
 
 def _encoding_similarity(scored: Sequence[ScoredImages]) -> ImageSimilarity | None:
     attack = [images.pairing.encoding for images in scored]
     uninformed = [images.uninformed_encoding for images in scored]
     noise = [draw.encoding for images in scored for draw in images.noise]
-    return _similarity(
+    similarity = _similarity(
         attack=[comparison for comparison in attack if comparison],
         uninformed=[comparison for comparison in uninformed if comparison],
         noise=[comparison for comparison in noise if comparison],
         others=[],
     )
+    if similarity is None:
+        return None
+    folded = encoding_folded([images.folded for images in scored])
+    return replace(similarity, folded=folded)
 
 
 def _similarity(

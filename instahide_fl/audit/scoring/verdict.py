@@ -7,7 +7,7 @@ with one image as with many, and a recognisable copy is.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from instahide_fl.audit.scoring.attack_scores import (
     AttackScores,
@@ -17,7 +17,7 @@ from instahide_fl.audit.scoring.attack_scores import (
 from instahide_fl.audit.scoring.statistics_scores import StatisticsErrors
 from instahide_fl.errors import AttackError
 from instahide_fl.metrics.labels import HardLabels, SoftLabels
-from instahide_fl.metrics.scores import RECOGNISABLE, ImageScores, Summary
+from instahide_fl.metrics.scores import RECOGNISABLE, SsimScores, Summary
 from instahide_fl.transcript.threat_model import Knowledge, ThreatModel
 
 LEAKS = "leaks"
@@ -56,7 +56,9 @@ def beats_baseline(scores: AttackScores, labels: bool = True) -> bool:
         scores: The scores of the attack.
         labels: Whether labels count; not where the adversary was given them.
     """
-    images = scores.private is not None and similarity_beats(scores.private)
+    images = scores.private is not None and (
+        similarity_beats(scores.private) or folded_beats(scores.private)
+    )
     identified = scores.identified is not None and _identifies(scores.identified)
     keys = scores.keys is not None and scores.keys.correct > 0
     public = any(ranking.beats_chance for ranking in scores.components.values())
@@ -81,19 +83,36 @@ def similarity_beats(similarity: ImageSimilarity) -> bool:
         similarity: To private images; or to encodings, to say whether they were
             recovered.
     """
-    attack, count = similarity.attack.sign_ssim, similarity.attack.count
-    baselines = {
-        name: scores.sign_ssim for name, scores in similarity.baselines.items()
-    }
-    best = max(ssim.best for ssim in baselines.values()) + BEST_MARGIN
+    return _ssim_beats(
+        similarity.attack.in_better_sign,
+        {name: scores.in_better_sign for name, scores in similarity.baselines.items()},
+    )
+
+
+def folded_beats(similarity: ImageSimilarity) -> bool:
+    """Tell whether images resemble their truth more than all baselines, without signs.
+
+    What is asked for is the same as in `similarity_beats`, of folded SSIM.
+
+    Args:
+        similarity: To private images; or to encodings, to say whether they were
+            recovered up to their signs.
+    """
+    folded = similarity.folded
+    return folded is not None and _ssim_beats(folded.attack, folded.baselines)
+
+
+def _ssim_beats(attack: SsimScores, baselines: Mapping[str, SsimScores]) -> bool:
+    best = max(scores.ssim.best for scores in baselines.values()) + BEST_MARGIN
     return (
         all(
-            attack.mean
-            > ssim.mean + _margin(ssim, count, drawn=name != "no_information")
-            for name, ssim in baselines.items()
+            attack.ssim.mean
+            > scores.ssim.mean
+            + _margin(scores.ssim, attack.count, drawn=name != "no_information")
+            for name, scores in baselines.items()
         )
-        or attack.best > max(RECOGNISABLE, best)
-        or _more_above_half(similarity)
+        or attack.ssim.best > max(RECOGNISABLE, best)
+        or _more_above_half(attack, baselines)
     )
 
 
@@ -106,18 +125,14 @@ def _margin(baseline: Summary, count: int, drawn: bool) -> float:
     return max(MEAN_MARGIN, error)
 
 
-def _more_above_half(similarity: ImageSimilarity) -> bool:
+def _more_above_half(attack: SsimScores, baselines: Mapping[str, SsimScores]) -> bool:
     # One image is added to each baseline: none above 0.5 is no proof of a share of 0.
     rates = [
-        (_above_half(baseline) + 1) / (baseline.count + 1)
-        for baseline in similarity.baselines.values()
+        (baseline.above_half + 1) / (baseline.count + 1)
+        for baseline in baselines.values()
     ]
-    hits = _above_half(similarity.attack)
-    return _by_chance(hits, similarity.attack.count, max(rates)) <= SIGNIFICANCE
-
-
-def _above_half(scores: ImageScores) -> int:
-    return round((scores.sign_ssim.share_above_half or 0.0) * scores.count)
+    by_chance = _by_chance(attack.above_half, attack.count, max(rates))
+    return by_chance <= SIGNIFICANCE
 
 
 def verdict(
