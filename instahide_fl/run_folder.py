@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 import safetensors
 
 from instahide_fl.config import Config, Scalar
-from instahide_fl.errors import InstaHideError, OutputError, error_named
+from instahide_fl.errors import ConfigError, InstaHideError, OutputError, error_named
 from instahide_fl.files import explained, remove_leftovers, write_text
 from instahide_fl.run_summary import check_summary
 from instahide_fl.tensor_files import load_tensors, save_tensors
@@ -92,6 +92,8 @@ class RunFolder:
 
         Raises:
             OutputError: there is no run, or it is finished.
+            ConfigError: its settings are not valid, or are of another network than it
+                was started with.
         """
         folder = cls(path)
         if not (path / CONFIG).is_file():
@@ -100,6 +102,7 @@ class RunFolder:
             raise OutputError(
                 f"--resume: the run in {path} is finished; its result is in {SUMMARY}"
             )
+        folder.check_same_network(folder.config())
         return folder
 
     @classmethod
@@ -136,6 +139,25 @@ class RunFolder:
             ConfigError: they are missing or not valid.
         """
         return Config.from_toml(self.path / CONFIG, absent=SETTINGS_OF_EARLIER_VERSIONS)
+
+    def check_same_network(self, config: Config) -> None:
+        """Refuse to continue with a network that sees its images in another way.
+
+        Args:
+            config: The settings to continue with.
+
+        Raises:
+            ConfigError: `model.sign-invariant` is another than at the run's start.
+        """
+        started_with = self.read_json(PROVENANCE).get("sign_invariant", False)
+        if self.resumable and started_with != config.sign_invariant:
+            was, now = (
+                str(value).lower() for value in (started_with, config.sign_invariant)
+            )
+            raise ConfigError(
+                f"--resume: the run was started with model.sign-invariant = {was}, and "
+                f"{self.path / CONFIG} now says {now}: put it back, or start a new run"
+            )
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         """Write one of the JSON files.

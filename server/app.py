@@ -148,6 +148,7 @@ def _resume(run: _Run, provenance: Mapping[str, str]) -> int:
     Raises:
         OutputError: the checkpoint, or what the run is made of, is another, or the
             checkpoint lies beyond the run's last round.
+        ConfigError: the network saw signs, and does not any more, or the reverse.
     """
     folder, config = run.folder, run.config
     completed, tensors = folder.load_checkpoint()
@@ -158,6 +159,7 @@ def _resume(run: _Run, provenance: Mapping[str, str]) -> int:
             f"--resume: the checkpoint is of round {completed}, train.rounds is "
             f"{config.train.rounds} in {folder.path / CONFIG}: put the number back"
         )
+    folder.check_same_network(config)
     recorded = folder.read_json(PROVENANCE)
     for name, value in provenance.items():
         if recorded.get(name, value) == value:

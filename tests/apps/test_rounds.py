@@ -13,7 +13,7 @@ from flwr.app import Message
 
 from instahide_fl.data.pool import MixingPool
 from instahide_fl.engine.logs import logging_to
-from instahide_fl.errors import OutputError, ProtocolError, RoundError
+from instahide_fl.errors import ConfigError, OutputError, ProtocolError, RoundError
 from instahide_fl.evaluation.finished_run import open_finished_run
 from instahide_fl.evaluation.run_evaluation import evaluate_clean
 from instahide_fl.flower.app_bundle import importable_app
@@ -125,6 +125,15 @@ def test_a_resumed_run_ends_as_if_never_interrupted(tmp_path, monkeypatch):
     changed = config.with_values({"data.train-rows": "0:300"})
     with pytest.raises(OutputError, match=r"the pictures of .* have changed since the"):
         start(tmp_path / "part", changed, resume=True)
+    signed = config.with_values({"model.sign-invariant": False})
+    with pytest.raises(ConfigError, match=r"was started with .* = true, .* false"):
+        start(tmp_path / "part", signed, resume=True)
+    text = (folder.path / "config.toml").read_text()
+    edited = text.replace("sign-invariant = true", "sign-invariant = false")
+    (folder.path / "config.toml").write_text(edited)
+    with pytest.raises(ConfigError, match=r"was started with .* = true, .* false"):
+        RunFolder.open_interrupted(folder.path)
+    (folder.path / "config.toml").write_text(text)
     start(tmp_path / "part", config, resume=True)
     assert model_bytes(folder) == model_bytes(whole)
     assert [row["round"] for row in folder.metrics()] == [1, 2, 3, 4]

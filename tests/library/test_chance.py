@@ -23,7 +23,7 @@ def test_the_bound_is_the_upper_end_of_an_exact_interval():
 
 
 def test_the_warning_names_settings_of_the_side_that_takes_the_steps():
-    config = Config()
+    config = Config().with_values({"model.sign-invariant": False})
     text = chance_warning(0.1, 0.13, config)
     assert "10.0% is not above 13.0%" in text
     assert "server.learning-rate (now 0.1)" in text
@@ -35,7 +35,7 @@ def test_the_warning_names_settings_of_the_side_that_takes_the_steps():
         {
             "train.mode": "update",
             "model.normalization": "group",
-            "model.sign-invariant": True,
+            "model.sign-invariant": "auto",
         }
     )
     text = chance_warning(0.1, 0.13, update)

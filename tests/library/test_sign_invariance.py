@@ -87,9 +87,9 @@ def test_copies_pickles_and_functional_calls_ignore_signs_too():
 
 
 def test_auto_follows_the_encoding_and_a_resolved_run_says_so():
-    auto = {"model.sign-invariant": "auto"}
+    assert Config().model.sign_invariant == "auto"
     for method, expected in (("instahide", True), ("mixup", False), ("none", False)):
-        config = Config().with_values({**auto, "instahide.method": method})
+        config = Config().with_values({"instahide.method": method})
         assert config.network.sign_invariant is expected
         assert config.resolved().model.sign_invariant is expected
     for text in ("true", "false"):  # as Flower hands it on where "auto" is listed
@@ -130,6 +130,9 @@ def test_weights_of_a_run_for_other_inputs_are_refused(tmp_path):
         load_initial_weights(network(channels=1), str(source), sign_invariant=True)
         with pytest.raises(ConfigError, match=r"set model\.sign-invariant = true"):
             load_initial_weights(signed, str(source), sign_invariant=False)
+    other = run_folder(tmp_path / "other", **{"model.sign-invariant": False})
+    with pytest.raises(ConfigError, match=r"set model\.sign-invariant = false"):
+        load_initial_weights(network(channels=1), str(other.path), sign_invariant=True)
     bare = tmp_path / "weights.safetensors"
     bare.write_bytes((folder.path / "model.safetensors").read_bytes())
     load_initial_weights(signed, str(bare), sign_invariant=False)
