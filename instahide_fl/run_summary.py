@@ -23,6 +23,7 @@ class RunSummary(BaseModel):
         validation_accuracy: The accuracy on validation images at the end, in [0, 1].
         best_validation_accuracy: The highest of any evaluated round, in [0, 1].
         best_validation_round: The round that reached it.
+        test_accuracy_at_best_validation: The accuracy on clean test images after it.
         seconds: The duration of all rounds together, in seconds.
         bytes_up: The bytes that clients sent.
         bytes_down: The bytes that the server sent.
@@ -43,6 +44,7 @@ class RunSummary(BaseModel):
     validation_accuracy: float | None = None
     best_validation_accuracy: float | None = None
     best_validation_round: int | None = None
+    test_accuracy_at_best_validation: float | None = None
     seconds: float | None = None
     bytes_up: float | None = None
     bytes_down: float | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,13 +13,16 @@ from rich.live import Live
 
 from instahide_fl.cli.common import console, errors
 from instahide_fl.cli.data_summary import print_data_summary
+from instahide_fl.compare.progress_table import progress_table
 from instahide_fl.config import DataConfig
 from instahide_fl.errors import ConfigError, DataError, OutputError, StudyError
 from instahide_fl.files import sole_writer
 from instahide_fl.interrupts import interrupt
 from instahide_fl.study.folder import StudyFolder
 from instahide_fl.study.plan import PlannedRun, plan_runs
+from instahide_fl.study.plan_trials import plan_trials
 from instahide_fl.study.settings import StudyConfig, fit_for_folder
+from instahide_fl.study.tuning import values_in_words
 
 if TYPE_CHECKING:
     from instahide_fl.compare.execution import EndedRun
@@ -46,74 +50,160 @@ def compare(
 ) -> None:
     """Train every method under the same budget, attack each, and write the report."""
     study = StudyConfig.from_toml(study_file)
-    runs = plan_runs(study, Path.cwd())
+    trials = plan_trials(study, Path.cwd())
     if plan:
-        _print_plan(runs)
+        _print_plan([*trials, *plan_runs(study, Path.cwd())])
         return
     folder = StudyFolder(out or Path("studies") / fit_for_folder(study_file.stem))
-    if folder.state() and not resume and not _all_finished(folder, runs):
+    work = _Work(folder, study, trials)
+    work.plan_runs()
+    if folder.state() and not resume and work.missing(work.planned):
         raise OutputError(
             f"{folder.path} holds an unfinished study: add --resume to finish it, or "
             f"choose another --out"
         )
-    folder.open_for(study_file, runs)
+    folder.open_for(study_file, [*trials, *work.chosen_runs])
     with sole_writer(folder.path):
-        failures = _finish(folder, study, runs, jobs)
+        _finish(work, jobs)
         _write_report(folder)
-    if failures:
-        failed = f"{len(failures)} of {len(runs)} runs"
+    if work.failures:
+        count = len(work.planned)
+        failed = f"{len(work.failures)} of {_counted_runs(work.planned)}"
         raise StudyError(
-            f"{failed if len(failures) < len(runs) else 'every run'} failed; once the "
+            f"{failed if len(work.failures) < count else 'every run'} failed; once the "
             f"reason is gone, add --resume"
         )
 
 
-def _all_finished(folder: StudyFolder, runs: Sequence[PlannedRun]) -> bool:
-    return all(folder.finished(run) for run in runs)
+@dataclass
+class _Work:
+    """A study that is being carried out.
+
+    Attributes:
+        folder: The study's folder.
+        study: The study.
+        trials: Its trials.
+        runs: Its runs; those of methods whose trials are missing have the settings of
+            trial 1, and must wait.
+        undecided: The reasons why nothing is chosen yet, by variant.
+        failures: The reasons why trials and runs failed, by name.
+        seconds: The time that trials and runs took, by name.
+    """
+
+    folder: StudyFolder
+    study: StudyConfig
+    trials: Sequence[PlannedRun]
+    runs: Sequence[PlannedRun] = ()
+    undecided: dict[str, str] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def planned(self) -> list[PlannedRun]:
+        """All trials and runs."""
+        return [*self.trials, *self.runs]
+
+    @property
+    def chosen_runs(self) -> list[PlannedRun]:
+        """The runs whose settings are chosen, or need not be."""
+        return [run for run in self.runs if run.variant not in self.undecided]
+
+    def plan_runs(self) -> None:
+        """Plan the runs with the settings that the trials at hand give."""
+        tuned = self.folder.tuned(self.study, self.trials, self.failures)
+        chosen = {v.name: v.chosen.tuned for v in tuned if v.chosen is not None}
+        self.undecided = {v.name: v.failure for v in tuned if v.chosen is None}
+        self.runs = plan_runs(self.study, Path.cwd(), chosen)
+
+    def missing(self, runs: Sequence[PlannedRun]) -> list[PlannedRun]:
+        """Return those that are not finished."""
+        return [run for run in runs if not self.folder.finished(run)]
+
+    def end(self, ended: EndedRun) -> None:
+        """Note the outcome of a trial or run. A trial that diverged is no failure."""
+        if ended.failure and not self.folder.finished(ended.run):
+            self.failures[ended.run.name] = ended.failure
+        self.seconds[ended.run.name] = ended.seconds
+        self.save()
+
+    def save(self) -> None:
+        """Write study.json."""
+        self.folder.save(
+            self.study, self.runs, self.failures, self.seconds, self.trials
+        )
 
 
-def _print_plan(runs: Sequence[PlannedRun]) -> None:
-    for run in runs:
-        console.print(run.name, markup=False, highlight=False)
-    audits = sum(len(run.audits) for run in runs)
-    console.print(f"{len(runs)} runs, {audits} audits", highlight=False)
+def _print_plan(planned: Sequence[PlannedRun]) -> None:
+    for run in planned:
+        values = f" {values_in_words(run.tuned)}" if run.trial else ""
+        console.print(f"{run.name}{values}", markup=False, highlight=False)
+    audits = sum(len(run.audits) for run in planned)
+    console.print(f"{_counted_runs(planned)}, {audits} audits", highlight=False)
 
 
-def _finish(
-    folder: StudyFolder, study: StudyConfig, runs: Sequence[PlannedRun], jobs: int
-) -> dict[str, str]:
-    """Carry out what is missing of a study; return why runs failed, by name."""
-    from instahide_fl.compare.execution import parallel_runs
+def _counted_runs(planned: Sequence[PlannedRun]) -> str:
+    """Count trials, where there are any, and runs."""
+    num_trials = sum(run.trial > 0 for run in planned)
+    trials = f"{num_trials} trials and " if num_trials else ""
+    return f"{trials}{len(planned) - num_trials} runs"
 
-    missing = [run for run in runs if not folder.finished(run)]
+
+def _finish(work: _Work, jobs: int) -> None:
+    """Carry out what is missing of a study: first trials, then the chosen runs."""
+    missing = work.missing(work.planned)
     if not missing:
-        folder.save(study, runs, {}, {})
-        console.print(f"all {len(runs)} runs are finished", markup=False)
-        return {}
-    _check_attacks(study)
-    _print_data_sets(missing)
-    count = min(len(missing), parallel_runs(runs[0].config, jobs))
-    failures = _carry_out(folder, study, runs, missing, count)
-    for name, reason in failures.items():
+        work.save()
+        console.print(f"all {_counted_runs(work.planned)} are finished", markup=False)
+        return
+    _check_attacks(work.study)
+    _print_data_sets(missing, must_load=work.study.tuning is not None)
+    try:
+        work.save()
+        _carry_out(work, work.trials, jobs)
+        work.plan_runs()
+        for run in work.runs:
+            if run.variant in work.undecided:
+                work.failures[run.name] = work.undecided[run.variant]
+        work.folder.check_unchanged(work.chosen_runs)
+        work.save()
+        _carry_out(work, work.chosen_runs, jobs)
+    except KeyboardInterrupt as interruption:
+        raise type(interruption)(
+            "interrupted: add --resume to the same command to finish what is missing"
+        ) from None
+    console.print(progress_table(work.folder, work.planned, (), work.failures))
+    for name, reason in work.failures.items():
         errors.print(f"{name} failed: {reason}")
-    return failures
 
 
-def _print_data_sets(runs: Sequence[PlannedRun]) -> None:
+def _print_data_sets(runs: Sequence[PlannedRun], must_load: bool) -> None:
     """Print each data set of some runs once, in the order of the runs.
 
     They are decoded here too, so that parallel runs do not all begin with that.
+
+    Args:
+        runs: The trials and runs.
+        must_load: Whether a data set that cannot be read, or not divided as the
+            settings say, ends the study. Otherwise its runs fail, and others go on.
+
+    Raises:
+        DataError: such a data set must load.
     """
     from instahide_fl.data.datasets import load_dataset
 
+    configs = [run.config for run in runs]
+    if must_load:
+        configs += [config for run in runs for _, config in run.audits]
     data_sets: dict[str, tuple[DataConfig, int]] = {}
-    for run in runs:
-        data = run.config.data.model_copy(update={"augment": "auto"})
-        data_sets.setdefault(repr(data), (data, run.config.seed))
+    for config in configs:
+        data = config.data.model_copy(update={"augment": "auto"})
+        data_sets.setdefault(repr(data), (data, config.seed))
     for data, seed in data_sets.values():
         try:
             dataset = load_dataset(data, seed)
         except DataError:
+            if must_load:
+                raise
             continue  # its runs fail with that reason, and others go on
         print_data_summary(dataset)
 
@@ -142,58 +232,44 @@ def _check_attacks(study: StudyConfig) -> None:
             raise ConfigError(f"audit {audit.name!r}: {error}") from None
 
 
-def _carry_out(
-    folder: StudyFolder,
-    study: StudyConfig,
-    runs: Sequence[PlannedRun],
-    missing: Sequence[PlannedRun],
-    count: int,
-) -> dict[str, str]:
-    """Carry out the missing runs under a live table; return why some failed."""
-    from instahide_fl.compare.execution import RunProcesses
-    from instahide_fl.compare.progress_table import progress_table
+def _carry_out(work: _Work, runs: Sequence[PlannedRun], jobs: int) -> None:
+    """Carry out the missing ones of some trials or runs under a live table."""
+    from instahide_fl.compare.execution import RunProcesses, parallel_runs
 
-    failures: dict[str, str] = {}
-    seconds: dict[str, float] = {}
+    missing = work.missing(runs)
+    if not missing:
+        return
+    count = min(len(missing), parallel_runs(missing[0].config, jobs))
     num_ended = 0
     # Whoever ends us with SIGTERM (a scheduler, a time limit) gets the same clean-up.
     signal.signal(signal.SIGTERM, interrupt)
-    try:
-        folder.save(study, runs, failures, seconds)
-        with RunProcesses(folder.path, count) as processes, _live() as live:
-            for ended in processes.carry_out(missing):
-                if ended is not None:
-                    num_ended += 1
-                    _print_ended(ended, num_ended, len(missing))
-                    if ended.failure:
-                        failures[ended.run.name] = ended.failure
-                    seconds[ended.run.name] = ended.seconds
-                    folder.save(study, runs, failures, seconds)
-                running = {run.name for run, _ in processes.running.values()}
-                if console.is_terminal:
-                    live.update(
-                        progress_table(folder, runs, running, failures), refresh=True
-                    )
-    except KeyboardInterrupt as interruption:
-        raise type(interruption)(
-            "interrupted: add --resume to the same command to finish what is missing"
-        ) from None
-    console.print(progress_table(folder, runs, (), failures))
-    return failures
+    with RunProcesses(work.folder.path, count) as processes, _live() as live:
+        for ended in processes.carry_out(missing):
+            if ended is not None:
+                num_ended += 1
+                work.end(ended)
+                _print_ended(work, ended, f"{num_ended}/{len(missing)}")
+            running = {run.name for run, _ in processes.running.values()}
+            if console.is_terminal:
+                live.update(
+                    progress_table(work.folder, runs, running, work.failures),
+                    refresh=True,
+                )
 
 
 def _live() -> Live:
     return Live(console=console, auto_refresh=False, transient=True)
 
 
-def _print_ended(ended: EndedRun, num_ended: int, missing: int) -> None:
+def _print_ended(work: _Work, ended: EndedRun, position: str) -> None:
     """Print that a run ended, where no live table shows it."""
-    if not console.is_terminal:
-        state = f"finished ({ended.seconds:.0f} s)"
-        if ended.failure:
-            state = f"failed: {ended.failure}"
-        line = f"{num_ended}/{missing} {ended.run.name} {state}"
-        console.print(line, markup=False, highlight=False)
+    if console.is_terminal:
+        return
+    state = f"finished ({ended.seconds:.0f} s)"
+    if ended.failure:
+        verb = "failed" if ended.run.name in work.failures else "diverged"
+        state = f"{verb}: {ended.failure}"
+    console.print(f"{position} {ended.run.name} {state}", markup=False, highlight=False)
 
 
 def _write_report(folder: StudyFolder) -> None:

@@ -9,6 +9,8 @@ from rich.table import Table
 from instahide_fl.run_folder import RunFolder
 from instahide_fl.study.folder import AUDIT_FILE, StudyFolder
 from instahide_fl.study.plan import PlannedRun
+from instahide_fl.study.trial_results import divergence
+from instahide_fl.study.tuning import values_in_words
 
 
 def progress_table(
@@ -21,7 +23,7 @@ def progress_table(
 
     Args:
         folder: The study's folder.
-        runs: All runs of the study.
+        runs: The runs and trials to show.
         running: The names of the runs that are being carried out.
         failures: The reasons why runs failed, by name.
     """
@@ -30,9 +32,10 @@ def progress_table(
         table.add_column(heading)
     for run in runs:
         varied = "".join(f", {name} = {value}" for name, value in run.axes.items())
+        trial = f", trial {run.trial}: {values_in_words(run.tuned)}"
         training, accuracy = _training(folder.run(run), run, running)
         table.add_row(
-            f"{run.method}{varied}",
+            f"{run.method}{varied}{trial if run.trial else ''}",
             str(run.seed),
             "failed" if run.name in failures else training,
             accuracy,
@@ -46,13 +49,15 @@ def _training(
     folder: RunFolder, run: PlannedRun, running: Collection[str]
 ) -> tuple[str, str]:
     rows = folder.metrics()
-    tested = [row["test_accuracy"] for row in rows if row["test_accuracy"] is not None]
+    # Of a trial nobody should look at the accuracy on test images.
+    figure = "validation_accuracy" if run.trial else "test_accuracy"
+    tested = [row[figure] for row in rows if row.get(figure) is not None]
     accuracy = f"{tested[-1]:.1%}" if tested else ""
     if folder.finished:
         trained = folder.summary().get("trained", True)
         return "done", accuracy if trained else f"{accuracy} (chance)"
     if run.name not in running:
-        return "waiting", accuracy
+        return "diverged" if run.trial and divergence(folder) else "waiting", accuracy
     last_round = int(rows[-1]["round"]) if rows else 0
     return f"round {last_round}/{run.config.train.rounds}", accuracy
 

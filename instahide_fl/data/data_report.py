@@ -17,6 +17,9 @@ from instahide_fl.terminal import shortened
 MAX_EXAMPLES = 3  # names that a report or an error gives of many
 
 
+DRAWN_BY_SEED = "drawn by the seed"
+
+
 @dataclass(frozen=True)
 class LeftOut:
     """Files or rows that are not used, for one reason.
@@ -168,6 +171,11 @@ class DataReport:
     source: SourceFindings
     pixels: PixelFindings
     warnings: tuple[DataWarning, ...] = ()
+
+    @property
+    def is_divided_by_seed(self) -> bool:
+        """Whether the seed draws the test images, as the source has no such part."""
+        return self.source.parts_from.get("test", "").endswith(DRAWN_BY_SEED)
 
     @property
     def left_out(self) -> int:

@@ -28,7 +28,7 @@ from instahide_fl.data.cached_parts import (
     select_rows,
     write_part,
 )
-from instahide_fl.data.data_report import DataFindings, LeftOut
+from instahide_fl.data.data_report import DRAWN_BY_SEED, DataFindings, LeftOut
 from instahide_fl.data.duplicates import rows_without_copies
 from instahide_fl.data.image_checks import (
     check_classes_remain,
@@ -264,8 +264,8 @@ def _divided_findings(findings: DataFindings) -> DataFindings:
     """Describe where the parts come from that the seed divides."""
     everything = findings.source.parts_from.get("all", "all images")
     parts_from = {
-        "train": f"{everything}, {1 - TEST_SHARE:.0%} drawn by the seed",
-        "test": f"{everything}, {TEST_SHARE:.0%} drawn by the seed",
+        "train": f"{everything}, {1 - TEST_SHARE:.0%} {DRAWN_BY_SEED}",
+        "test": f"{everything}, {TEST_SHARE:.0%} {DRAWN_BY_SEED}",
     }
     return replace(findings, source=replace(findings.source, parts_from=parts_from))
 

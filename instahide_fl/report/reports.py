@@ -15,6 +15,7 @@ from instahide_fl.report.results import (
     load_study,
     study_of_runs,
 )
+from instahide_fl.report.tuning_tables import unequal_notes
 from instahide_fl.report.variants import study_variants
 from instahide_fl.report.wording import BROKEN, verdict_lines
 from instahide_fl.run_folder import CONFIG
@@ -77,12 +78,13 @@ def report_of_study(study: Study) -> Report:
     return Report(
         title=study.title,
         question=study.description.get("question", "").strip(),
-        verdict=verdict_lines(variants),
+        verdict=verdict_lines(variants, unequal_notes(study)),
         warning=BROKEN,
         sections=(
             sections.data(study),
-            sections.trade_offs(variants),
-            sections.methods(variants),
+            sections.trade_offs(study, variants),
+            sections.methods(study, variants),
+            sections.tuning(study),
             sections.reconstructions(variants),
             sections.training(study, variants),
             sections.leakage(study, variants),
@@ -109,7 +111,7 @@ def report_of_run(run: Run) -> Report:
         warning=BROKEN,
         sections=(
             sections.data(study),
-            sections.methods(variants),
+            sections.methods(study, variants),
             sections.training(study, variants),
             sections.leakage(study, variants),
             sections.pictures(run),
@@ -140,8 +142,8 @@ def report_of_runs(runs: Sequence[Run]) -> Report:
         sections=(
             sections.data(study),
             sections.settings(study),
-            sections.methods(variants),
-            sections.trade_offs(variants),
+            sections.methods(study, variants),
+            sections.trade_offs(study, variants),
             sections.training(study, variants),
             sections.leakage(study, variants),
             sections.reconstructions(variants),

@@ -35,6 +35,7 @@ _SUMMARY_COLUMNS = (
     "chance_bound",
     "validation_accuracy",
     "best_validation_accuracy",
+    "test_accuracy_at_best_validation",
     "final_loss",
     "rounds",
     "seconds",
@@ -158,6 +159,39 @@ class Study:
     def axes(self) -> list[str]:
         """The settings that are varied, by dotted name."""
         return list(self.description["axes"])
+
+    @property
+    def tuned_variants(self) -> Sequence[Mapping[str, Any]]:
+        """The trials and the choice of each variant, as in study.json."""
+        return tuple(self.description.get("tuning", {}).get("variants", ()))
+
+    @property
+    def accuracy_column(self) -> str:
+        """The column of `runs` that is reported as accuracy."""
+        if self.description.get("tuning", {}).get("report") == "best-validation":
+            return "test_accuracy_at_best_validation"
+        return "final_accuracy"
+
+    @cached_property
+    def trials(self) -> pd.DataFrame:
+        """One row a trial: method, axes, settings, validation accuracy, status, choice.
+
+        A setting that a method's trials do not vary is absent.
+        """
+        rows = [
+            {
+                "method": variant["method"],
+                **variant["axes"],
+                "trial": trial["trial"],
+                **trial["settings"],
+                "validation_accuracy": trial["validation_accuracy"],
+                "status": trial["status"],
+                "chosen": trial["trial"] == variant["chosen_trial"],
+            }
+            for variant in self.tuned_variants
+            for trial in variant["trials"]
+        ]
+        return pd.DataFrame(rows)
 
     @cached_property
     def runs(self) -> pd.DataFrame:

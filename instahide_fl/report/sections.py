@@ -14,17 +14,21 @@ from instahide_fl.report.attack_rows import AttackFile
 from instahide_fl.report.image_grid import reconstruction_grids
 from instahide_fl.report.leakage_figures import exposures, image_distributions
 from instahide_fl.report.page import Card, Item, Picture, Section
+from instahide_fl.report.reference import find_reference
 from instahide_fl.report.results import Run, Study
 from instahide_fl.report.study_figures import curves, sweeps, trade_off
+from instahide_fl.report.tuning_tables import choice_note, tuning_notes, tuning_table
 from instahide_fl.report.variants import NOT_TRAINED, Variant
 from instahide_fl.run_folder import EVALUATION_PICTURE, PARTITION_PICTURE
 from instahide_fl.terminal import printable
 from instahide_fl.transcript.threat_model import THREAT_MODELS
 
 
-def trade_offs(variants: Sequence[Variant]) -> Section:
+def trade_offs(study: Study, variants: Sequence[Variant]) -> Section:
     """Show accuracy against leakage; twice, if not all adversaries are ordinary."""
-    ordinary, everybody = trade_off(variants, True), trade_off(variants, False)
+    reference = find_reference(study, variants)
+    ordinary = trade_off(variants, ordinary=True, reference=reference)
+    everybody = trade_off(variants, ordinary=False, reference=reference)
     differ = everybody and (
         ordinary is None or ordinary.alternative != everybody.alternative
     )
@@ -35,9 +39,18 @@ def trade_offs(variants: Sequence[Variant]) -> Section:
     )
 
 
-def methods(variants: Sequence[Variant]) -> Section:
+def methods(study: Study, variants: Sequence[Variant]) -> Section:
     """Show the methods beside each other."""
-    return _section("methods", "Methods", [tables.by_method(variants)])
+    reference = find_reference(study, variants)
+    table = tables.by_method(variants, reference, choice_note(study))
+    return _section("methods", "Methods", [table])
+
+
+def tuning(study: Study) -> Section:
+    """Show how the settings of each method were chosen."""
+    table = tuning_table(study)
+    items = [] if table is None else [table]
+    return Section("tuning", "Tuning", tuning_notes(study), items)
 
 
 def data(study: Study) -> Section:

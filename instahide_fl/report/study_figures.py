@@ -21,6 +21,7 @@ from instahide_fl.report.drawing import (
     tip,
 )
 from instahide_fl.report.leakage import Leakage, Spread, dominated
+from instahide_fl.report.reference import Reference
 from instahide_fl.report.results import Study
 from instahide_fl.report.variants import NOT_TRAINED, Variant, short_name
 
@@ -72,12 +73,15 @@ class _Point:
         return self.accuracy.mean, self.leakage.similarity.mean
 
 
-def trade_off(variants: Sequence[Variant], ordinary: bool) -> Drawing | None:
+def trade_off(
+    variants: Sequence[Variant], *, ordinary: bool, reference: Reference | None
+) -> Drawing | None:
     """Draw accuracy against leakage; None with nothing to draw.
 
     Args:
         variants: The variants of the study.
         ordinary: Whether only adversaries count that every federation has.
+        reference: The method that accuracy is compared with; None compares with none.
     """
     points = [
         _Point(variant, variant.accuracy, leakage)
@@ -106,9 +110,12 @@ def trade_off(variants: Sequence[Variant], ordinary: bool) -> Drawing | None:
         axes.axvspan(0, guess, color=FAINT, alpha=0.12, lw=0, label="a guess reaches")
         axes.set(xlabel=f"leakage: {LEAKAGE}", ylabel=ACCURACY, xlim=(0, 1.08))
         axes.yaxis.set_major_formatter(PERCENT)
+        if reference is not None:
+            _draw_relative_axis(axes, reference)
         legend_below(figure, [axes])
     in_words = "; ".join(
-        f"{point.variant.marked_label}: accuracy {point.accuracy.mean:.1%}, "
+        f"{point.variant.marked_label}: accuracy {point.accuracy.mean:.1%}"
+        f"{_relative_in_words(point.variant, reference)}, "
         f"leakage {point.leakage.similarity.mean:.2f}"
         for point in points
     )
@@ -122,6 +129,25 @@ def trade_off(variants: Sequence[Variant], ordinary: bool) -> Drawing | None:
         f"Accuracy against leakage. {in_words}.",
         figure,
     )
+
+
+def _draw_relative_axis(axes: Axes, reference: Reference) -> None:
+    """Draw a second axis on the right: accuracy as a share of the reference's."""
+    accuracy = reference.only_accuracy
+    if accuracy is None:
+        return
+    scales = (lambda value: value / accuracy, lambda share: share * accuracy)
+    right = axes.secondary_yaxis("right", functions=scales)
+    right.set_ylabel(f"as a share of the accuracy of {reference.method}")
+    right.yaxis.set_major_formatter(PERCENT)
+    axes.axhline(accuracy, color=FAINT, lw=0.8, ls="--", zorder=1)
+
+
+def _relative_in_words(variant: Variant, reference: Reference | None) -> str:
+    relative = reference.relative(variant) if reference else None
+    if reference is None or relative is None or variant.method == reference.method:
+        return ""
+    return f" ({relative.mean:.0%} of {reference.method})"
 
 
 def _unranked_note(variants: Sequence[Variant]) -> str:
@@ -201,9 +227,9 @@ def curves(study: Study, variants: Sequence[Variant]) -> Drawing | None:
     else:
         figure = _curves_by_method(trained)
     ends = "; ".join(
-        f"{variant.marked_label} ends at {variant.accuracy.mean:.1%}"
+        f"{variant.marked_label} ends at {end.mean:.1%}"
         for variant in trained
-        if variant.accuracy
+        if (end := variant.spread("final_accuracy"))
     )
     return Drawing(
         "accuracy-by-round",

@@ -16,6 +16,7 @@ from instahide_fl.report.data_table import (
     two_decimals,
 )
 from instahide_fl.report.leakage import ATTACK_KEYS, Spread
+from instahide_fl.report.reference import Reference
 from instahide_fl.report.results import Member
 from instahide_fl.report.variants import NOT_TRAINED, Variant
 
@@ -23,13 +24,24 @@ NO_GUARANTEE = "no formal guarantee"
 _TEXT_COLUMNS = frozenset(
     {"method", "audit", "attack", "adversary", "control", "verdict"}
 )
-_OPTIONAL_COLUMNS = frozenset({"validation accuracy", "training"})
+RELATIVE = "relative accuracy"
+_OPTIONAL_COLUMNS = frozenset(
+    {RELATIVE, f"{RELATIVE}, deviation", "validation accuracy", "training"}
+)
 FAILED_REFERENCE = "attack failed on the undefended reference: says nothing"
 
 
-def by_method(variants: Sequence[Variant]) -> DataTable:
-    """Return one row a variant: accuracy, leakage, guarantee, cost."""
-    rows = [_method_row(variant) for variant in variants]
+def by_method(
+    variants: Sequence[Variant], reference: Reference | None = None, note: str = ""
+) -> DataTable:
+    """Return one row a variant: accuracy, leakage, guarantee, cost.
+
+    Args:
+        variants: The variants of the study.
+        reference: The method that accuracy is compared with; None compares with none.
+        note: How the settings of the methods were chosen; may be empty.
+    """
+    rows = [_method_row(variant, reference) for variant in variants]
     columns = [
         name
         for name in rows[0]
@@ -42,10 +54,12 @@ def by_method(variants: Sequence[Variant]) -> DataTable:
         "are several. Leakage is SSIM with private images of the attack that got most, "
         "of all adversaries; an attack that fails on the undefended reference does not "
         "count. Worst case: the best-recovered image of all seeds. Recognisable: share "
-        "of images with SSIM above 0.5 (a convention).",
+        f"of images with SSIM above 0.5 (a convention).{_relative_note(reference)}"
+        f"{f' {note}' if note else ''}",
         frame=pd.DataFrame(rows, columns=columns),
         formats={
             "accuracy": percent,
+            RELATIVE: percent,
             "validation accuracy": percent,
             "recognisable": percent,
             "leakage": two_decimals,
@@ -56,12 +70,23 @@ def by_method(variants: Sequence[Variant]) -> DataTable:
         },
         numeric=frozenset(columns)
         - {"method", "training", "worst attack", "guarantee", "verdict"},
-        deviations={name: f"{name}, deviation" for name in ("accuracy", "leakage")},
+        deviations={
+            name: f"{name}, deviation"
+            for name in ("accuracy", RELATIVE, "leakage")
+            if name in columns
+        },
     )
 
 
-def _method_row(variant: Variant) -> dict[str, Any]:
+def _relative_note(reference: Reference | None) -> str:
+    if reference is None:
+        return ""
+    return f" Relative accuracy: as a share of the accuracy of {reference.method}."
+
+
+def _method_row(variant: Variant, reference: Reference | None) -> dict[str, Any]:
     accuracy = variant.accuracy
+    relative = reference.relative(variant) if reference else None
     leakage = variant.worst_leakage(ordinary=False)
     round_seconds = variant.spread("seconds_per_round")
     bytes_up = variant.spread("bytes_up_per_round")
@@ -69,6 +94,7 @@ def _method_row(variant: Variant) -> dict[str, Any]:
         "method": variant.label,
         "runs": _finished(variant),
         **_with_deviation("accuracy", accuracy),
+        **_with_deviation(RELATIVE, relative),
         **_training(variant),
         **_with_deviation("leakage", leakage.similarity if leakage else None),
         "a guess": leakage.baseline.mean if leakage else None,

@@ -30,6 +30,7 @@ class Variant:
         members: The runs of the variant, one a seed.
         method_number: The position of the method among the study's methods.
         number: The position of the variant among those of its method.
+        figure: The column of `Study.runs` that is reported as accuracy.
         runs: The rows of `Study.runs` that belong to the variant.
         rounds: The rows of `Study.rounds` that belong to the variant.
         attacks: The rows of `Study.attacks` that belong to the variant.
@@ -40,6 +41,7 @@ class Variant:
     members: Sequence[Member]
     method_number: int
     number: int
+    figure: str
     runs: pd.DataFrame = field(repr=False, compare=False)
     rounds: pd.DataFrame = field(repr=False, compare=False)
     attacks: pd.DataFrame = field(repr=False, compare=False)
@@ -47,15 +49,12 @@ class Variant:
     @property
     def label(self) -> str:
         """The variant as tables and plots name it."""
-        return ", ".join([self.method, *self._values()])
+        return variant_label(self.method, self.axes)
 
     @property
     def short(self) -> str:
         """The values of the varied settings, or the method where there are none."""
-        return ", ".join(self._values()) or self.method
-
-    def _values(self) -> list[str]:
-        return [f"{short_name(name)} {value}" for name, value in self.axes.items()]
+        return ", ".join(_axis_values(self.axes)) or self.method
 
     @property
     def has_runs(self) -> bool:
@@ -64,8 +63,8 @@ class Variant:
 
     @cached_property
     def accuracy(self) -> Spread | None:
-        """The final accuracy over seeds; None where no run has one."""
-        return self.spread("final_accuracy")
+        """The reported accuracy over seeds; None where no run has one."""
+        return self.spread(self.figure)
 
     @cached_property
     def num_at_chance(self) -> int:
@@ -136,12 +135,22 @@ def study_variants(study: Study) -> list[Variant]:
                 members=tuple(members),
                 method_number=methods.index(method),
                 number=sum(variant.method == method for variant in variants),
+                figure=study.accuracy_column,
                 runs=_rows_of(members, study.runs),
                 rounds=_rows_of(members, study.rounds),
                 attacks=_rows_of(members, study.attacks),
             )
         )
     return variants
+
+
+def variant_label(method: str, axes: Mapping[str, Any]) -> str:
+    """Return a method and the values of its axes, as tables and plots name them."""
+    return ", ".join([method, *_axis_values(axes)])
+
+
+def _axis_values(axes: Mapping[str, Any]) -> list[str]:
+    return [f"{short_name(name)} {value}" for name, value in axes.items()]
 
 
 def short_name(setting: str) -> str:

@@ -41,13 +41,16 @@ VERDICTS_IN_WORDS = {
 }
 
 
-def verdict_lines(variants: Sequence[Variant]) -> list[tuple[str, str]]:
+def verdict_lines(
+    variants: Sequence[Variant], warnings: Sequence[str] = ()
+) -> list[tuple[str, str]]:
     """Say what the attacks showed, method by method, worst first.
 
     Methods that learned nothing are not ranked: they come after all others.
 
     Args:
         variants: The variants of the study.
+        warnings: What else concerns all methods.
 
     Returns:
         The method, or nothing for what concerns all, and a text.
@@ -68,7 +71,7 @@ def verdict_lines(variants: Sequence[Variant]) -> list[tuple[str, str]]:
         if variant.has_runs
     ]
     members = [member for variant in variants for member in variant.members]
-    notes = [*_unfinished(members), *_unequal(variants), ONLY_TRIED]
+    notes = [*_unfinished(members), *_unequal(variants), *warnings, ONLY_TRIED]
     return [*lines, *(("", note) for note in notes)]
 
 

@@ -2,6 +2,7 @@
 
 study.toml          a copy of the study file
 study.json          the runs with their states; rewritten after each run
+tuning/NAME/        the folders of a method's trials, where the study tunes methods
 runs/NAME/          the folder of each run
 runs/NAME/audits/   a run folder for each audit, with attacks/ in it
 report.html         the report (`instahide-fl report`)
@@ -22,10 +23,10 @@ from instahide_fl.files import write_text
 from instahide_fl.run_folder import CONFIG, RunFolder
 from instahide_fl.study.plan import PlannedRun
 from instahide_fl.study.settings import AuditConfig, StudyConfig
+from instahide_fl.study.trial_results import TunedVariant, divergence, tuned_variants
 
 STUDY = "study.toml"
 STATE = "study.json"
-RUNS = "runs"
 AUDITS = "audits"
 REPORT = "report.html"
 AUDIT_FILE = "audit.json"  # written last: an audit without it is not finished
@@ -62,7 +63,7 @@ class StudyFolder:
 
         Args:
             source: The study file.
-            runs: The runs of the study.
+            runs: The runs of the study, and its trials.
 
         Raises:
             OutputError: the folder holds something else, or runs under the same names
@@ -75,8 +76,7 @@ class StudyFolder:
             raise OutputError(
                 f"{self.path} exists already and holds no study: choose another --out"
             )
-        for run in runs:
-            self._check_unchanged(run)
+        self.check_unchanged(runs)
         try:
             text = source.read_text(encoding="utf-8")
         except OSError as error:
@@ -84,17 +84,54 @@ class StudyFolder:
         if not self._holds(text):
             write_text(self.path / STUDY, text)
 
+    def check_unchanged(self, runs: Sequence[PlannedRun]) -> None:
+        """Check that what was made of some runs has their settings.
+
+        Args:
+            runs: Runs and trials of the study.
+
+        Raises:
+            OutputError: the folder of a run was made with other settings.
+        """
+        for run in runs:
+            self._check_unchanged(run)
+
     def run(self, run: PlannedRun) -> RunFolder:
         """Return the folder of a run, whether it exists or not."""
-        return RunFolder(self.path / RUNS / run.name)
+        return RunFolder(self.path / run.folder)
 
     def audit(self, run: PlannedRun, audit: AuditConfig) -> RunFolder:
         """Return the folder of an audit's short run, whether it exists or not."""
         return RunFolder(self.run(run).path / AUDITS / audit.folder)
 
     def finished(self, run: PlannedRun) -> bool:
-        """Tell whether a run was trained and all its audits were made."""
+        """Tell whether a run was trained and all its audits were made.
+
+        A trial that diverged has its outcome too.
+        """
+        if run.trial and divergence(self.run(run)):
+            return True
         return self.run(run).finished and not self.missing_audits(run)
+
+    def tuned(
+        self,
+        study: StudyConfig,
+        trials: Sequence[PlannedRun],
+        failures: Mapping[str, str],
+    ) -> list[TunedVariant]:
+        """Return what the trials of each variant reached, and what is chosen.
+
+        Args:
+            study: The study; without the table `[tuning]` there are none.
+            trials: All trials of the study.
+            failures: The reasons why trials failed just now, by name.
+
+        Raises:
+            OutputError: a trial's folder is damaged.
+        """
+        if study.tuning is None:
+            return []
+        return tuned_variants(self.path, trials, study.tuning, failures)
 
     def missing_audits(self, run: PlannedRun) -> list[tuple[AuditConfig, Config]]:
         """Return the audits of a run that are still to be made, with their settings."""
@@ -110,21 +147,23 @@ class StudyFolder:
         runs: Sequence[PlannedRun],
         failures: Mapping[str, str],
         seconds: Mapping[str, float],
+        trials: Sequence[PlannedRun] = (),
     ) -> None:
         """Write study.json.
 
         Args:
             study: The study.
             runs: All runs of the study.
-            failures: The reasons why runs failed, by name.
-            seconds: The time that runs took just now, by name; other runs keep the time
-                that study.json has.
+            failures: The reasons why runs and trials failed, by name.
+            seconds: The time that runs and trials took just now, by name; others keep
+                the time that study.json has.
+            trials: All trials of the study.
 
         Raises:
             OutputError: the file cannot be written.
         """
-        earlier = {run["name"]: run["seconds"] for run in self.state().get("runs", [])}
-        state = {
+        seconds = {**_seconds(self.state()), **seconds}
+        state: dict[str, Any] = {
             "title": study.title,
             "question": study.question,
             "methods": [method.name for method in study.methods],
@@ -140,14 +179,24 @@ class StudyFolder:
                     "method": run.method,
                     "axes": dict(run.axes),
                     "seed": run.seed,
-                    "folder": f"{RUNS}/{run.name}",
+                    "folder": run.folder,
                     "status": self._status(run, failures),
                     "reason": failures.get(run.name, ""),
-                    "seconds": seconds.get(run.name, earlier.get(run.name, 0.0)),
+                    "seconds": seconds.get(run.name, 0.0),
                 }
                 for run in runs
             ],
         }
+        if study.reference:
+            state["reference"] = study.reference
+        if study.tuning is not None:
+            state["tuning"] = {
+                **study.tuning.model_dump(exclude={"trials"}),
+                "variants": [
+                    variant.to_json(seconds)
+                    for variant in self.tuned(study, trials, failures)
+                ],
+            }
         text = json.dumps(state, indent=2) + "\n"
         if not (self.path / STATE).is_file() or text != _text(self.path / STATE):
             write_text(self.path / STATE, text)
@@ -195,6 +244,13 @@ def audit_is_finished(folder: RunFolder, audit: AuditConfig) -> bool:
         audit: The audit.
     """
     return set(audit.attacks) <= set(folder.read_json(AUDIT_FILE).get("attacks", []))
+
+
+def _seconds(state: Mapping[str, Any]) -> dict[str, float]:
+    """Return the time that runs and trials took, by name."""
+    tuned = state.get("tuning", {}).get("variants", [])
+    entries = [*state.get("runs", []), *(t for v in tuned for t in v["trials"])]
+    return {entry["name"]: entry["seconds"] for entry in entries}
 
 
 def _settings_of_result(config: Config) -> dict[str, object]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from instahide_fl.config import Config, Scalar
@@ -15,6 +15,9 @@ from instahide_fl.study.settings import (
     StudyConfig,
     fit_for_folder,
 )
+
+RUNS = "runs"
+TUNING = "tuning"
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,8 @@ class PlannedRun:
         seed: The seed of the simulation.
         config: The run's settings, resolved.
         audits: The audits after the training, with the settings of their short runs.
+        tuned: The settings that come from a trial, by dotted name.
+        trial: The number of the trial, from 1; 0 for a run of the comparison itself.
     """
 
     name: str
@@ -36,43 +41,125 @@ class PlannedRun:
     seed: int
     config: Config
     audits: tuple[tuple[AuditConfig, Config], ...]
+    tuned: Mapping[str, Scalar] = field(default_factory=dict)
+    trial: int = 0
+
+    @property
+    def folder(self) -> str:
+        """The run's folder, inside that of the study."""
+        return f"{TUNING if self.trial else RUNS}/{self.name}"
+
+    @property
+    def variant(self) -> str:
+        """The method and the values of its axes, fit for a folder."""
+        return variant_name(self.method, self.axes)
 
 
-def plan_runs(study: StudyConfig, folder: Path) -> tuple[PlannedRun, ...]:
+@dataclass(frozen=True)
+class MethodVariant:
+    """A method with one value of each setting that it is varied along.
+
+    Attributes:
+        method: The method.
+        axes: The values of the varied settings, by dotted name.
+    """
+
+    method: MethodConfig
+    axes: Mapping[str, Scalar]
+
+    @property
+    def name(self) -> str:
+        """The method and the values, fit for a folder."""
+        return variant_name(self.method.name, self.axes)
+
+    def config(
+        self, base: Config, changes: Mapping[str, Scalar], folder: Path
+    ) -> Config:
+        """Return the settings of a run.
+
+        Args:
+            base: The settings of all runs.
+            changes: Values by dotted name, beside those of method and axes.
+            folder: The folder that relative paths start from.
+
+        Raises:
+            ConfigError: the settings are not valid; the text names method and changes.
+        """
+        return _changed(base, self.method, {**self.axes, **changes}, folder)
+
+
+def plan_runs(
+    study: StudyConfig,
+    folder: Path,
+    chosen: Mapping[str, Mapping[str, Scalar]] | None = None,
+) -> tuple[PlannedRun, ...]:
     """Combine methods, axes and seeds; equal runs of a method are planned once.
 
     Args:
         study: The study.
         folder: The folder that relative paths start from.
+        chosen: The settings that tuning chose, by the name of the variant. A variant
+            that is tuned but not yet chosen for is planned with those of its trial 1.
 
     Raises:
         ConfigError: a combination is not valid; the text says which, and why.
     """
     base = study.base_config(folder)
-    runs = [
-        run
-        for method in study.methods
-        for values in _combinations(study, method, base, folder)
-        for run in _with_seeds(study, method, values, base, folder)
-    ]
+    runs: list[PlannedRun] = []
+    for variant in method_variants(study, base, folder):
+        first = next(iter(study.trials_of(variant.method)), {})
+        tuned = (chosen or {}).get(variant.name, first)
+        runs += _with_seeds(study, variant, tuned, base, folder)
+    check_distinct_names(runs)
+    return tuple(runs)
+
+
+def check_distinct_names(runs: Sequence[PlannedRun]) -> None:
+    """Refuse runs that would share a folder.
+
+    Raises:
+        ConfigError: two runs have the same name.
+    """
     names = [run.name for run in runs]
     for name in names:
         if names.count(name) > 1:
             raise ConfigError(f"two runs of the study would have the name {name!r}")
-    return tuple(runs)
+
+
+def method_variants(
+    study: StudyConfig, base: Config, folder: Path
+) -> Iterator[MethodVariant]:
+    """Yield each method with each value of the axes that make a difference to it.
+
+    Args:
+        study: The study.
+        base: The settings of all runs.
+        folder: The folder that relative paths start from.
+
+    Raises:
+        ConfigError: a combination is not valid.
+    """
+    for method in study.methods:
+        for values in _combinations(study, method, base, folder):
+            yield MethodVariant(method, values)
+
+
+def variant_name(method: str, axes: Mapping[str, Scalar]) -> str:
+    """Return a method and the values of its axes, fit for a folder."""
+    parts = [method, *(f"{_short(name)}-{value}" for name, value in axes.items())]
+    return "-".join(map(fit_for_folder, parts))
 
 
 def _with_seeds(
     study: StudyConfig,
-    method: MethodConfig,
-    values: Mapping[str, Scalar],
+    variant: MethodVariant,
+    tuned: Mapping[str, Scalar],
     base: Config,
     folder: Path,
 ) -> Iterator[PlannedRun]:
+    method = variant.method
     for position, seed in enumerate(study.seeds):
-        config = _changed(base, method, {**values, "seed": seed}, folder)
-        parts = [method.name, *(f"{_short(k)}-{v}" for k, v in values.items())]
-        name = "-".join(map(fit_for_folder, [*parts, f"seed-{seed}"]))
+        config = variant.config(base, {**tuned, "seed": seed}, folder)
         audits = tuple(
             (audit, _audit_config(config, audit, method.name, folder))
             for audit in study.audits
@@ -80,12 +167,13 @@ def _with_seeds(
             and (audit.seeds == 0 or position < audit.seeds)
         )
         yield PlannedRun(
-            name=name,
+            name=f"{variant.name}-seed-{seed}",
             method=method.name,
-            axes=values,
+            axes=variant.axes,
             seed=seed,
             config=config.resolved(),
             audits=audits,
+            tuned=tuned,
         )
 
 

@@ -13,6 +13,12 @@ from pydantic import Field, field_validator, model_validator
 from instahide_fl.config import Config, Scalar, flatten_tables
 from instahide_fl.config.base import CountOrZero, Table
 from instahide_fl.errors import ConfigError
+from instahide_fl.study.tuning import (
+    VALIDATION_SHARE,
+    TrialLists,
+    TuningConfig,
+    trial_values,
+)
 
 
 class MethodConfig(Table):
@@ -26,6 +32,8 @@ class MethodConfig(Table):
     """The settings that differ from the base, as TOML tables."""
     axes: list[str] | None = None
     """The axes that the method is varied along; without it, all that matter to it."""
+    trials: TrialLists | None = None
+    """The method's own trials, in place of those of the table `[tuning.trials]`."""
 
     @property
     def changes(self) -> dict[str, Scalar]:
@@ -90,6 +98,11 @@ class StudyConfig(Table):
     """The settings that are varied, by dotted name, with their values."""
     audits: list[AuditConfig] = Field(default=[])
     """The audits of each method."""
+    tuning: TuningConfig | None = None
+    """How the settings of each method are chosen; without it, they are as written."""
+    reference: str = ""
+    """The method that accuracy is compared with; empty takes the first one that hides
+    nothing and defends nothing."""
 
     @field_validator("axes")
     @classmethod
@@ -138,6 +151,77 @@ class StudyConfig(Table):
             )
         return self
 
+    @model_validator(mode="after")
+    def _check_reference(self) -> Self:
+        names = [method.name for method in self.methods]
+        if self.reference and self.reference not in names:
+            raise ValueError(
+                f"reference must be the name of a method ({', '.join(names)}), got "
+                f"{self.reference!r}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_tuning(self) -> Self:
+        for method in self.methods:
+            if self.tuning is None and method.trials is not None:
+                raise ValueError(
+                    f"methods: {method.name!r} has trials, which need the table "
+                    f"[tuning]"
+                )
+        if self.tuning is not None:
+            self._check_set_once()
+            self._check_num_trials(self.tuning)
+        return self
+
+    def _check_set_once(self) -> None:
+        """Refuse settings that tuning and another table of the study give."""
+        for method in self.methods:
+            axes = self.axes if method.axes is None else method.axes
+            fixed = {
+                **dict.fromkeys(axes, "an axis"),
+                **dict.fromkeys(method.changes, "the method's settings"),
+            }
+            for values in self.trials_of(method)[:1]:
+                for name in values:
+                    if name in fixed:
+                        raise ValueError(
+                            f"tuning: {name} is in the trials of method "
+                            f"{method.name!r} and in {fixed[name]}: leave it out of one"
+                        )
+            if VALIDATION_SHARE in {*fixed, *flatten_tables(self.base)}:
+                raise ValueError(
+                    f"tuning: validation-share sets {VALIDATION_SHARE} of all runs: "
+                    f"leave the latter out of base, methods and axes"
+                )
+
+    def _check_num_trials(self, tuning: TuningConfig) -> None:
+        """Refuse methods with different numbers of trials."""
+        counts = {method.name: len(self.trials_of(method)) for method in self.methods}
+        if not any(counts.values()):
+            raise ValueError(
+                "tuning: no method has trials: write them into [tuning.trials], or "
+                "[methods.trials] for one method"
+            )
+        if len(set(counts.values())) > 1 and not tuning.allow_unequal:
+            listed = ", ".join(f"{name!r} {count}" for name, count in counts.items())
+            raise ValueError(
+                f"tuning: methods need the same number of trials, because more trials "
+                f"make a method look better, got {listed} (to compare them all the "
+                f"same, and have the report say so, set allow-unequal = true)"
+            )
+
+    def trials_of(self, method: MethodConfig) -> list[dict[str, Scalar]]:
+        """Return the settings of each trial of a method, by dotted name.
+
+        Args:
+            method: A method of the study.
+        """
+        if self.tuning is None:
+            return []
+        own = method.trials
+        return trial_values(self.tuning.trials if own is None else own)
+
     @classmethod
     def from_toml(cls, path: Path) -> StudyConfig:
         """Read a study file.
@@ -172,9 +256,11 @@ class StudyConfig(Table):
             ConfigError: a setting is unknown or not valid.
         """
         try:
-            return Config.from_run_config(
-                flatten_tables(self.base)
-            ).with_absolute_paths(folder)
+            config = Config.from_run_config(flatten_tables(self.base))
+            if self.tuning is not None:
+                share = self.tuning.validation_share
+                config = config.with_values({VALIDATION_SHARE: share})
+            return config.with_absolute_paths(folder)
         except ConfigError as error:
             raise ConfigError(f"base: {error}") from None
 
