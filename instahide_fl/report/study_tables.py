@@ -25,9 +25,7 @@ _TEXT_COLUMNS = frozenset(
     {"method", "audit", "attack", "adversary", "control", "verdict"}
 )
 RELATIVE = "relative accuracy"
-_OPTIONAL_COLUMNS = frozenset(
-    {RELATIVE, f"{RELATIVE}, deviation", "validation accuracy", "training"}
-)
+_OPTIONAL_COLUMNS = frozenset({RELATIVE, "validation accuracy", "training"})
 FAILED_REFERENCE = "attack failed on the undefended reference: says nothing"
 
 
@@ -42,10 +40,11 @@ def by_method(
         note: How the settings of the methods were chosen; may be empty.
     """
     rows = [_method_row(variant, reference) for variant in variants]
+    absent = {
+        name for name in _OPTIONAL_COLUMNS if all(row[name] is None for row in rows)
+    }
     columns = [
-        name
-        for name in rows[0]
-        if name not in _OPTIONAL_COLUMNS or any(row[name] is not None for row in rows)
+        name for name in rows[0] if name.removesuffix(", deviation") not in absent
     ]
     return DataTable(
         name="methods",

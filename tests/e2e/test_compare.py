@@ -10,8 +10,14 @@ import time
 
 import pytest
 
+from instahide_fl.compare.run_job import perform
 from instahide_fl.engine.inline import run_inline
+from instahide_fl.errors import DivergenceError
 from instahide_fl.run_folder import RunFolder
+from instahide_fl.study.folder import StudyFolder
+from instahide_fl.study.plan import plan_runs
+from instahide_fl.study.plan_trials import plan_trials
+from instahide_fl.study.settings import StudyConfig
 from tests.e2e.support import COMMAND, model_bytes, processes
 
 pytestmark = pytest.mark.slow
@@ -125,6 +131,56 @@ def run_in_one_go(config, path):
     folder = RunFolder.create(path, config)
     run_inline(config, folder)
     return folder
+
+
+TUNED = """
+[tuning]
+validation-share = 0.2
+[tuning.trials]
+"server.learning-rate" = [0.1, 1e30]
+"""
+
+
+def test_a_study_interrupted_in_its_trials_repeats_none_of_them(tmp_path):
+    path, out = study_file(tmp_path), tmp_path / "out"
+    path.write_text(path.read_text().replace("[[methods]]", f"{TUNED}[[methods]]", 1))
+    study, folder = StudyConfig.from_toml(path), StudyFolder(out)
+    first, diverging, *others = plan_trials(study, tmp_path)
+    folder.open_for(path, [first, diverging, *others])
+    perform(out, first)
+    with pytest.raises(DivergenceError):
+        perform(out, diverging)
+    folder.save(study, plan_runs(study, tmp_path), {}, {}, [first, diverging, *others])
+    trials = sorted((out / "tuning" / "plain").rglob("*.json"))
+    before = {path: os.stat(path).st_mtime_ns for path in trials}
+
+    refused = compare(path, "--out", out)
+    assert refused.returncode == 2
+    assert "--resume" in refused.stderr
+    finished = compare(path, "--out", out, "--resume", "--jobs", "1")
+    assert finished.returncode == 0, finished.stderr
+    assert "1/2 instahide/trial-1 finished" in finished.stdout
+    assert "2/2 instahide/trial-2 diverged: " in finished.stdout
+    assert before == {path: os.stat(path).st_mtime_ns for path in trials}
+    assert set(states(out).values()) == {"finished"}
+    tuning = json.loads((out / "study.json").read_text())["tuning"]
+    for variant in tuning["variants"]:
+        assert variant["num_trials"] == 2
+        assert variant["chosen_settings"] == {"server.learning-rate": 0.1}
+        reached = [trial["status"] for trial in variant["trials"]]
+        assert reached == ["finished", "diverged"]
+    assert "all 4 trials and 2 runs are finished" in compare(path, "--out", out).stdout
+
+
+@pytest.mark.long
+def test_a_share_that_cannot_be_held_out_is_refused_before_anything_trains(tmp_path):
+    path, out = study_file(tmp_path), tmp_path / "out"
+    tuned = f'[base.data]\ntrain-rows = "0:20"\n{TUNED}[[methods]]'
+    path.write_text(path.read_text().replace("[[methods]]", tuned, 1))
+    refused = compare(path, "--out", out)
+    assert refused.returncode == 2
+    assert "data.validation-share = 0.2 holds out none of" in refused.stderr
+    assert not list(out.rglob("metrics.jsonl"))
 
 
 @pytest.mark.long
