@@ -55,9 +55,11 @@ def run(
         encoder = InstaHideEncoder(config, pool)
         variants: dict[str, Callable[[Tensor], object]] = {
             "straightforward, batches": partial(
-                _straightforward, private, public, config, rng
+                encode_straightforward, private, public, config, rng
             ),
-            "vectorised torch": partial(_vectorised, private, public, config, rng),
+            "vectorised torch": partial(
+                encode_vectorised, private, public, config, rng
+            ),
             "instahide-fl": partial(_instahide_fl, encoder, split, rng),
         }
         for cores in sorted({1, os.cpu_count() or 1}):
@@ -95,13 +97,25 @@ def _instahide_fl(
     encoder.encode(batch, split, rng)
 
 
-def _straightforward(
+def encode_straightforward(
     private: Tensor,
     public: Tensor,
     config: EncoderConfig,
     rng: np.random.Generator,
     batch: Tensor,
 ) -> Tensor:
+    """Encode by the published procedure; coefficients are drawn one encoding at a time.
+
+    Args:
+        private: Normalised private images, f32[N,C,H,W].
+        public: Normalised images of the pool, f32[M,C,H,W].
+        config: k, p and the bounds of coefficients.
+        rng: The generator that draws coefficients.
+        batch: Rows of the private images, i64[B].
+
+    Returns:
+        f32[B,C,H,W].
+    """
     count, mixed = len(batch), config.num_mixed
     coefficients = np.empty((count, mixed), np.float32)
     for i in range(count):
@@ -121,13 +135,25 @@ def _straightforward(
     return total * signs
 
 
-def _vectorised(
+def encode_vectorised(
     private: Tensor,
     public: Tensor,
     config: EncoderConfig,
     rng: np.random.Generator,
     batch: Tensor,
 ) -> Tensor:
+    """Encode by the published procedure; coefficients are drawn for the whole batch.
+
+    Args:
+        private: Normalised private images, f32[N,C,H,W].
+        public: Normalised images of the pool, f32[M,C,H,W].
+        config: k, p and the bounds of coefficients.
+        rng: The generator that draws coefficients.
+        batch: Rows of the private images, i64[B].
+
+    Returns:
+        f32[B,C,H,W].
+    """
     count = len(batch)
     weights = draw_coefficients(count, config, rng)[:, :, None, None, None]
     total = private[batch] * weights[:, 0]

@@ -36,6 +36,22 @@ SECTIONS = {
         "1000 clients with 50 random images of CIFAR-10's shape, 50 a round, batches "
         "of 10, one epoch, a network of 1,626,442 parameters. InstaHide: cross, k = 4.",
     ),
+    "local-training": (
+        "Local training",
+        "`python -m benchmarks.local_training`: five steps on batches of 10 images of "
+        "3x32x32, beside a plain PyTorch loop of the same network in channels-last "
+        "layout on images that are there already. CPU time of one process and one "
+        "thread. `allocator as it is`: before the process is told to keep freed memory "
+        "(`training/allocator.py`), which engines inline and ray do and the other rows "
+        "have.",
+    ),
+    "gpu": (
+        "On a GPU",
+        "`sh benchmarks/gpu.sh`: resnet-9 with GroupNorm, sign-invariant, InstaHide "
+        "cross, k = 4, batches of 100. Clients side by side are processes that share "
+        "the GPU. `vectorised` is the published procedure with float images and random "
+        "numbers on the GPU. Ratios are to the first row of each comparison.",
+    ),
     "encoder": (
         "The encoder",
         "InstaHide, cross, 20,000 images of 3x32x32, and a pool of 20,000 images. "
@@ -69,6 +85,14 @@ SECTIONS = {
         "the test part), and two rounds of 10 clients that train an mlp on InstaHide "
         "encodings of all images. Memory is the peak without mapped files: the system "
         "takes back the pages of the decoded images when it needs them.",
+    ),
+    "photographs": (
+        "Photographs of 224 pixels",
+        "`python -m benchmarks.photographs FOLDER`, 1,000 photographs of ImageNet (800 "
+        "for training, 200 for tests): a pool of 224-pixel patches, then three rounds "
+        "of 2 clients with batches of 4, resnet-18 with GroupNorm, InstaHide cross, "
+        "k = 4, and one evaluation. Memory is the peak without mapped files; the "
+        "decoded photographs and the pool are mapped.",
     ),
     "worker-memory": (
         "Memory of further workers",
@@ -109,6 +133,15 @@ SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
         f"Seconds until the first image is encoded: "
         f"{format_value(result['first_use_seconds'])}."
     ),
+    "local-training": lambda result: (
+        f"Part of a FedSGD round (engine inline, 10 clients with 10 images each, "
+        f"k = 4) that is not forward and backward pass: "
+        f"{_shares(result['fedsgd_overhead'])}."
+    ),
+    "photographs": lambda result: (
+        f"Encoding at 224 pixels, on one core: {format_value(result['encoder'])} (as "
+        f"many times as fast as the procedure named)."
+    ),
     "large-data": lambda result: (
         f"Microseconds to read, check and decode an image: "
         f"{format_value(result['microseconds_an_image'])}."
@@ -124,6 +157,10 @@ SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
         f"fault: {result['accuracy_undisturbed']:.1%}."
     ),
 }
+
+
+def _shares(shares: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {share:.1%}" for name, share in shares.items())
 
 
 def section(result: Mapping[str, Any]) -> str:

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from flwr.app import Context
+from flwr.app import ArrayRecord, Context
 from torch import Tensor
 
 from clients.node import ClientNode
-from clients.snapshots import read_snapshots, store_snapshot
+from clients.snapshots import may_be_resumed_from, read_snapshots, store_snapshot
 from instahide_fl.flower.arrays import from_record, to_record
 
 FOLDER = "controls"  # a folder in the run folder of a simulation
@@ -29,8 +29,8 @@ def read_control_variate(
     Raises:
         RoundError: the client's file is damaged.
     """
-    record = context.state.array_records.get(_RECORD)
-    if record is not None:
+    record = context.state.get(_RECORD)
+    if isinstance(record, ArrayRecord):
         return from_record(record)
     path = _path(node)
     if path is None or not node.config.output.resume:
@@ -63,7 +63,8 @@ def move_control_variate(
     if before:
         moved = {name: before[name] + array for name, array in moved.items()}
     context.state[_RECORD] = to_record(moved)
-    if path := _path(node):
+    path = _path(node)
+    if path and may_be_resumed_from(node.config, round_number):
         store_snapshot(path, round_number, moved, node.config.train.checkpoint_every)
 
 

@@ -11,11 +11,11 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from flwr.app import Context
+from flwr.app import ArrayRecord, Context
 from torch import Tensor
 
 from clients.node import ClientNode
-from clients.snapshots import read_snapshots, store_snapshot
+from clients.snapshots import may_be_resumed_from, read_snapshots, store_snapshot
 from instahide_fl.encoding.exposures import Exposures
 from instahide_fl.errors import RoundError
 from instahide_fl.flower.arrays import from_record, to_record
@@ -33,8 +33,8 @@ def read_exposures(node: ClientNode, context: Context, round_number: int) -> Exp
         RoundError: the file's counters are those of other images or settings.
     """
     fresh = Exposures.zeros(len(node.split), node.config.instahide)
-    record = context.state.array_records.get(_RECORD)
-    if record is not None:
+    record = context.state.get(_RECORD)
+    if isinstance(record, ArrayRecord):
         tensors = from_record(record)
         # A copy: counters are written to, and the state must stay if the round fails.
         return Exposures(tensors["counts"].clone(), tensors["used"].clone())
@@ -63,7 +63,7 @@ def read_exposures(node: ClientNode, context: Context, round_number: int) -> Exp
 def store_exposures(
     node: ClientNode, context: Context, round_number: int, exposures: Exposures
 ) -> None:
-    """Store the counters after a round.
+    """Store the counters after a round, and write them if a resumed run may need them.
 
     Raises:
         OutputError: the file cannot be written.
@@ -71,7 +71,11 @@ def store_exposures(
     tensors = {"counts": exposures.counts, "used": exposures.used}
     context.state[_RECORD] = to_record(tensors)
     path = _path(node, context)
-    if path is None:
+    # Without a seed the encodings after a checkpoint are others, and count as well.
+    skippable = node.simulated and node.seeded
+    if path is None or (
+        skippable and not may_be_resumed_from(node.config, round_number)
+    ):
         return
     every = node.config.train.checkpoint_every
     store_snapshot(path, round_number, tensors, every, with_checkpoint=node.seeded)

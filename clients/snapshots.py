@@ -2,7 +2,8 @@
 
 A file holds at most two snapshots: the newest, and the newest that is not after the
 server's last checkpoint, so that a run resumed from there finds the tensors as they
-were then.
+were then. Where every client takes part in every round, only rounds with a checkpoint
+are stored: writing a file takes as long as training on ten small images.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
+from instahide_fl.config import Config
 from instahide_fl.errors import RoundError
 from instahide_fl.files import atomic_file
 from instahide_fl.tensor_files import load_tensors
@@ -42,6 +44,28 @@ def read_snapshots(path: Path) -> dict[int, dict[str, Tensor]]:
             f"cannot read what this client kept in {path}: {error}; move the file away "
             f"to start without it"
         ) from None
+
+
+def may_be_resumed_from(config: Config, round_number: int) -> bool:
+    """Tell whether a resumed simulation can need what a client held after a round.
+
+    It goes on after a checkpoint, with what each client held after the last round that
+    it took part in. If all clients take part in all rounds, or the run ends, that is
+    the round of the checkpoint itself.
+
+    Args:
+        config: The run's settings, with the number of clients.
+        round_number: 1, 2, ...
+    """
+    train, num_clients = config.train, config.partition.num_clients
+    has_cohorts = 0 < train.clients_per_round < num_clients
+    may_lack_updates = 0 < train.min_updates < num_clients
+    return (
+        has_cohorts
+        or may_lack_updates
+        or round_number % train.checkpoint_every == 0
+        or round_number == train.rounds
+    )
 
 
 def store_snapshot(
@@ -76,5 +100,7 @@ def store_snapshot(
         for number, snapshot in snapshots.items()
         for name, tensor in snapshot.items()
     }
-    with atomic_file(path) as temporary:
+    # Between checkpoints, what a power failure may take is not worth waiting for disks.
+    synced = not with_checkpoint or round_number % checkpoint_every == 0
+    with atomic_file(path, synced=synced) as temporary:
         temporary.write_bytes(safetensors.torch.save(data))

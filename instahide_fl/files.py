@@ -104,11 +104,13 @@ def explained(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
+def atomic_file(path: Path, *, synced: bool = True) -> Iterator[Path]:
     """Replace a file in one step, when the block succeeds.
 
     Args:
         path: The file.
+        synced: Whether to wait until the disk has the file's new entry in its folder,
+            which then outlasts a power failure.
 
     Yields:
         A temporary path beside it, to write to.
@@ -126,7 +128,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
             # mkstemp makes files private; results follow the user's umask instead.
             temporary.chmod(0o666 & ~_umask())
             temporary.replace(path)
-            _sync_folder(path.parent)
+            if synced:
+                _sync_folder(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
 

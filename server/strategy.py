@@ -143,12 +143,13 @@ class Strategy:
         defense = self.config.defense
         if defense.differential_privacy != "central":
             assert total is not None
-            return total.mean()
+            # Engine inline adds updates up where they were computed, as on a GPU.
+            return {name: mean.cpu() for name, mean in total.mean().items()}
         summed = {name: torch.zeros_like(array) for name, array in sent.items()}
         if total is not None:
             # All clients weigh 1 here, so the weight is their number.
             num_clients = total.weight
-            summed = {name: mean * num_clients for name, mean in total.mean().items()}
+            summed = {n: mean.cpu() * num_clients for n, mean in total.mean().items()}
         seeded = stream(self.config.seed, "central-noise", round_number)
         return noisy_mean(
             summed,

@@ -14,6 +14,7 @@ from instahide_fl.flower.in_process_grid import (
     simulated_nodes,
 )
 from instahide_fl.run_folder import LOGS, RunFolder
+from instahide_fl.training.allocator import keep_freed_memory
 
 
 def run_inline(config: Config, folder: RunFolder) -> None:
@@ -26,6 +27,7 @@ def run_inline(config: Config, folder: RunFolder) -> None:
     Raises:
         InstaHideError: The run failed; the folder notes why.
     """
+    keep_freed_memory()
     run_config = config.to_run_config()
     nodes = simulated_nodes(config.partition.num_clients)
     log = folder.path / LOGS / "run.log"

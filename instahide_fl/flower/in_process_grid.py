@@ -16,7 +16,6 @@ round; deployments and the engine `flower` do not use this module.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping
 from uuid import uuid4
 
@@ -65,6 +64,17 @@ def name_message(message: Message, message_id: str = "") -> str:
     return message.metadata.message_id
 
 
+def copied_records(content: RecordDict) -> RecordDict:
+    """Return the same records, so that changes to either leave the other alone.
+
+    Arrays and values are shared: nobody writes to them. `copy.deepcopy` of a client's
+    counters takes longer than adding its gradient to the others.
+    """
+    copied = RecordDict()
+    copied.__dict__["_data"] = {name: rec.copy() for name, rec in content.items()}
+    return copied
+
+
 def run_client(client_app: ClientApp, message: Message, context: Context) -> Message:
     """Run a message's ClientApp, as Flower's backends do: an exception is a reply.
 
@@ -75,13 +85,10 @@ def run_client(client_app: ClientApp, message: Message, context: Context) -> Mes
         message: A message that has an id.
         context: The node's context; its state is replaced.
     """
-    content = message.content.copy()
-    for name, record in message.content.items():
-        content.__dict__["_data"][name] = record.copy()
     received = Message(  # type: ignore[call-overload]
-        content=content, metadata=message.metadata
+        content=copied_records(message.content), metadata=message.metadata
     )
-    state = copy.deepcopy(context.state) if len(context.state) else RecordDict()
+    state = copied_records(context.state)
     try:
         reply = client_app(message=received, context=context)
     except (Exception, SystemExit) as error:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from instahide_fl.config import DefenseConfig, TrainConfig
@@ -105,7 +106,7 @@ class PrivateTrainer(LocalTrainer):
 
     def _step_gradients(
         self, split: PrivateSplit, encoder: Encoder, rng: np.random.Generator
-    ) -> Iterator[tuple[float, int]]:
+    ) -> Iterator[tuple[Tensor, int]]:
         """Set the parameters' gradients to a noisy one for each local step."""
         expected_size = min(len(split), self.config.batch_size)
         for _ in range(local_steps(len(split), self.config)):
@@ -114,4 +115,6 @@ class PrivateTrainer(LocalTrainer):
             )
             for name, parameter in self._parameters.items():
                 parameter.grad = private.arrays[name]
-            yield private.loss, private.num_sampled
+            # In float64, or the mean over all steps would be rounded to float32.
+            loss = torch.tensor(private.loss, dtype=torch.float64)
+            yield loss, private.num_sampled

@@ -109,7 +109,7 @@ class RecordingEncoder:
         return batch, key
 
     def truth(self, round_number: int, client: str, split: PrivateSplit) -> ClientTruth:
-        """Return what was recorded, at least one batch.
+        """Return what was recorded, at least one batch; the record is empty then.
 
         Args:
             round_number: 1, 2, ...
@@ -123,16 +123,22 @@ class RecordingEncoder:
         others = split.images[
             split.image_rows(other_rows).to(split.images.device)
         ].cpu()
+        batch_sizes = tuple(len(batch) for batch in self.batches)
+        encodings = torch.cat([batch.images for batch in self.batches])
+        soft_targets = torch.cat([batch.soft_targets for batch in self.batches])
+        # Encodings of photographs are large: not twice in memory while they are saved.
+        self.batches.clear()
+        self.keys.clear()
         return ClientTruth(
             round=round_number,
             client=client,
             images=split.images[located.to(split.images.device)].cpu(),
             targets=split.targets[located.to(split.targets.device)].cpu(),
             rows=rows,
-            encodings=torch.cat([batch.images for batch in self.batches]),
-            soft_targets=torch.cat([batch.soft_targets for batch in self.batches]),
+            encodings=encodings,
+            soft_targets=soft_targets,
             key=key,
-            batch_sizes=tuple(len(batch) for batch in self.batches),
+            batch_sizes=batch_sizes,
             others=others,
             other_rows=other_rows,
         )

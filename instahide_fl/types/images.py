@@ -5,6 +5,7 @@ Letters in shapes: N images, C,H,W an image's channels, height and width, K clas
 
 from __future__ import annotations
 
+import math
 import operator
 from dataclasses import dataclass
 from functools import cached_property
@@ -33,13 +34,18 @@ class ChannelStatistics:
     std: tuple[float, ...]
 
     @classmethod
-    def of(cls, images: Tensor, chunk: int = 4096) -> ChannelStatistics:
+    def of(cls, images: Tensor, chunk: int | None = None) -> ChannelStatistics:
         """Measure the statistics of images.
 
         Args:
             images: u8[N,C,H,W].
-            chunk: Number of images converted at a time, to bound memory.
+            chunk: Number of images converted at a time, to bound memory; None for
+                4,096, or of images above 64 pixels as many as have 16 million values.
         """
+        if chunk is None:
+            values = math.prod(images.shape[1:])
+            # Sums in other chunks have other bits: small images keep theirs.
+            chunk = 4096 if values <= 3 * 64**2 else max(1, 2**24 // values)
         total = torch.zeros(images.shape[1], dtype=torch.float64)
         squares = torch.zeros_like(total)
         for part in torch.split(images, chunk):

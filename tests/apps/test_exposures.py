@@ -20,11 +20,15 @@ def exposures(folder):
     return [row["exposures"] for row in folder.metrics()]
 
 
+def rounds_written(path, client):
+    tensors, _ = load_tensors(path / "exposures" / f"client-{client}.safetensors")
+    return {int(name.split("/")[0]) for name in tensors}
+
+
 def counters(folder, client):
     path = folder.path / "exposures" / f"client-{client}.safetensors"
     tensors, _ = load_tensors(path)
-    newest = max(int(name.split("/")[0]) for name in tensors)
-    return tensors[f"{newest}/counts"]
+    return tensors[f"{max(rounds_written(folder.path, client))}/counts"]
 
 
 def test_counters_hold_all_rounds_and_slots(tmp_path):
@@ -55,15 +59,18 @@ SCARCE = {
 }
 
 
-@pytest.mark.parametrize(("action", "limit"), [("warn", 4), ("stop", 12)])
+@pytest.mark.parametrize(
+    ("action", "limit", "cohort"), [("warn", 4, 3), ("stop", 12, 3), ("warn", 4, 0)]
+)
 def test_a_resumed_run_counts_as_if_never_interrupted(
-    tmp_path, monkeypatch, action, limit
+    tmp_path, monkeypatch, action, limit, cohort
 ):
-    limited = {
+    changes = {
         "instahide__max_exposures": limit,
         "instahide__exposure_action": action,
+        "train__clients_per_round": cohort,
     }
-    config = settings(**SCARCE, **limited)
+    config = settings(**{**SCARCE, **changes})
     whole = start(tmp_path / "whole", config)
     with importable_app() as (_, server):
         original = server.Strategy.run_round
@@ -78,6 +85,9 @@ def test_a_resumed_run_counts_as_if_never_interrupted(
         with pytest.raises(KeyboardInterrupt):
             start(tmp_path / "part", config)
         monkeypatch.undo()
+    written = set().union(*(rounds_written(tmp_path / "part", c) for c in "0123"))
+    # Where all clients take part in all rounds, only the checkpoint's can be needed.
+    assert (written == {3}) if cohort == 0 else {4, 5} < written
     start(tmp_path / "part", config, resume=True)
     part = RunFolder(tmp_path / "part")
     assert exposures(part) == exposures(whole)

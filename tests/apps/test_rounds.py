@@ -87,6 +87,14 @@ def test_a_run_repeats_byte_for_byte_and_leaves_a_full_folder(tmp_path, changes)
     assert sorted(itertools.chain(*partition["clients"])) == list(range(images))
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_run_on_a_gpu_ends_with_a_finite_model(tmp_path):
+    on_gpu = {"resources__gpus_per_client": 1.0, "train__precision": "bfloat16"}
+    folder = start(tmp_path / "run", settings(**on_gpu))
+    assert folder.read_json("provenance.json")["device"] == "cuda"
+    assert folder.finished
+
+
 def test_a_resumed_run_ends_as_if_never_interrupted(tmp_path, monkeypatch):
     config = settings(
         server__ema=0.7,

@@ -55,6 +55,31 @@ def test_a_network_that_clients_share_leaves_no_trace_of_the_one_before(split, m
     assert not torch.equal(other.arrays["head.weight"], alone.arrays["head.weight"])
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("mode", ["gradient", "update"])
+def test_a_gpu_trains_as_the_cpu_does(split, mode, precision):
+    build = lambda: build_model(ModelConfig(width=4), (3, 8, 8), 5, 0)  # noqa: E731
+    start, config = get_arrays(build()), TrainConfig(mode=mode, precision=precision)
+    here, there = (
+        local_update(
+            build().to(device),
+            start,
+            split.to(device),
+            IdentityEncoder(),
+            config,
+            np.random.default_rng(0),
+        )
+        for device in ("cpu", "cuda")
+    )
+    tolerance = 1e-4 if precision == "float32" else 3e-2
+    for name, array in here.arrays.items():
+        assert there.arrays[name].device.type == "cuda"
+        largest = float(array.abs().max())
+        difference = there.arrays[name].cpu() - array
+        assert float(difference.abs().max()) <= tolerance * largest
+
+
 def test_soft_cross_entropy_of_hard_targets_is_cross_entropy(rng):
     logits = torch.from_numpy(rng.standard_normal((6, 5)))
     targets = torch.tensor([0, 1, 2, 3, 4, 0])

@@ -8,7 +8,6 @@ call and goes back with its result.
 from __future__ import annotations
 
 import contextlib
-import copy
 import gc
 import os
 import socket
@@ -44,12 +43,14 @@ from instahide_fl.flower.in_process_grid import (
     RunConfig,
     become_server,
     client_context,
+    copied_records,
     name_message,
     run_client,
     simulated_nodes,
 )
 from instahide_fl.models.registry import build_model
 from instahide_fl.provenance import imported_code_hash
+from instahide_fl.training.allocator import keep_freed_memory
 from instahide_fl.training.device import training_device
 from instahide_fl.training.local import warm_up
 
@@ -195,6 +196,7 @@ class ClientWorker:
     def load(self) -> Fingerprint | str:
         """Load what all clients need; a string says why that is not possible."""
         torch.set_num_threads(1)
+        keep_freed_memory()
         try:
             data = load_federated_data(self._config)
             fingerprint = Fingerprint.here(data)
@@ -308,7 +310,8 @@ class ClientWorker:
         )
         name_message(message, assignment.message_id)
         node = self._nodes[node_id - FIRST_CLIENT_NODE_ID]
-        state = copy.deepcopy(assignment.state) or RecordDict()
+        # A copy: the client may have to run again, from the same state.
+        state = copied_records(assignment.state or RecordDict())
         context = client_context(node_id, node, state, self._run_config)
         reply = run_client(self._client_app, message, context)
         if len(context.state):
