@@ -88,11 +88,11 @@ SECTIONS = {
     ),
     "photographs": (
         "Photographs of 224 pixels",
-        "`python -m benchmarks.photographs FOLDER`, 1,000 photographs of ImageNet (800 "
-        "for training, 200 for tests): a pool of 224-pixel patches, then three rounds "
-        "of 2 clients with batches of 4, resnet-18 with GroupNorm, InstaHide cross, "
-        "k = 4, and one evaluation. Memory is the peak without mapped files; the "
-        "decoded photographs and the pool are mapped.",
+        "`python -m benchmarks.photographs FOLDER`, photographs of ImageNet (a fifth "
+        "for tests): a pool of 224-pixel patches, then three rounds of 2 clients with "
+        "batches of 4, resnet-18 with GroupNorm, InstaHide cross, k = 4, and one "
+        "evaluation. Memory is the peak without mapped files; the decoded photographs "
+        "and the pool are mapped.",
     ),
     "worker-memory": (
         "Memory of further workers",
