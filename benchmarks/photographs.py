@@ -32,7 +32,7 @@ RUN_SETTINGS = {
     "data.image-size": SIDE,
     "model.name": "resnet-18",
     "model.normalization": "group",
-    "model.sign-invariant": True,
+    "model.sign-invariant": "true",
     "instahide.num-mixed": NUM_MIXED,
     "partition.num-clients": 2,
     "train.batch-size": 4,
