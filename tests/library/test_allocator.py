@@ -7,17 +7,15 @@ import sys
 
 import pytest
 
-# Prints how many pages the system handed out while memory was used a second time.
+# Prints how many pages the system hands out while the same memory is used again.
 PROGRAM = """
 import resource, sys
-import torch
+from instahide_fl.training.allocator import keep_freed_memory
 if sys.argv[1] == "keep":
-    from instahide_fl.training.allocator import keep_freed_memory
     keep_freed_memory()
 def fill():
-    # 80 MiB: glibc as it is keeps at most twice its largest block, here 40.
-    return len([torch.ones(5 * 2**20) for _ in range(4)])
-fill()
+    return len([b"x" * (5 * 2**20) for _ in range(8)])
+fill(), fill()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 fill()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
@@ -30,5 +28,6 @@ def test_freed_memory_is_used_again_without_the_systems_help():
         mode: int(subprocess.check_output([sys.executable, "-c", PROGRAM, mode]))
         for mode in ("keep", "as it is")
     }
-    size = 80 * 2**20 // resource.getpagesize()
-    assert pages["keep"] < size / 10 < size / 2 < pages["as it is"]
+    # Few where the system hands out huge pages, but more than none.
+    assert pages["keep"] < pages["as it is"]
+    assert pages["keep"] < 8 * 5 * 2**20 / resource.getpagesize() / 10
