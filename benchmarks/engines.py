@@ -37,6 +37,7 @@ EMPTY = {
 }
 TWO_MEGABYTES = {"model.name": "small-cnn", "model.width": 40}
 RESNET = {"model.name": "resnet-18", "model.normalization": "group"}
+RESNET_9 = {"model.name": "resnet-9", "model.width": 32, "model.normalization": "group"}
 REFERENCE = {
     "data.dataset": "noise:50000x3x32x32",
     "data.augment": "none",
@@ -65,12 +66,15 @@ class Measured:
             shared pages; 0 if memory was not watched.
         total_memory: Peak memory of all the run's processes in MB, shared pages counted
             once; 0 if memory was not watched.
+        evaluation: Median seconds of the evaluations, without the first; 0 if there
+            were fewer than two.
     """
 
     first_round: float
     later_rounds: float
     server_memory: float
     total_memory: float
+    evaluation: float = 0.0
 
 
 def overhead() -> dict[str, Any]:
@@ -157,6 +161,38 @@ def workload(rounds: int = 6) -> dict[str, Any]:
     return {"name": "reference-workload", "rows": rows}
 
 
+def evaluation(rounds: int = 4) -> dict[str, Any]:
+    """Measure the evaluation of the reference workload's 10,000 test images.
+
+    Engine inline evaluates on one thread of the server, as all engines once did.
+    """
+    settings = {
+        **REFERENCE,
+        "train.rounds": rounds,
+        "train.clients-per-round": 2,
+        "train.evaluate-every": 1,
+    }
+    rows: list[dict[str, Any]] = []
+    for network, changes in (
+        ("cnn-dropout", {}),
+        ("resnet-9, width 32", RESNET_9),
+    ):
+        alone = 0.0
+        for engine, workers in (("inline", 1), ("ray", 1), ("ray", 2)):
+            workplaces = {"resources.workers": workers}
+            run = measure(engine, {**settings, **changes, **workplaces})
+            alone = alone or run.evaluation
+            rows.append(
+                {
+                    "network": network,
+                    "run": engine if engine == "inline" else f"ray, workers: {workers}",
+                    "s an evaluation": run.evaluation,
+                    "to inline": run.evaluation / alone,
+                }
+            )
+    return {"name": "evaluation", "rows": rows}
+
+
 def memory(images: int = 1_281_167) -> dict[str, Any]:
     """Measure the memory of each further worker, with a pool as large as ImageNet."""
     rows = []
@@ -206,15 +242,25 @@ def measure(engine: str, settings: Mapping[str, Any], watch: bool = False) -> Me
         out = Path(folder) / "run"
         assignments = [f"--set={key}={value}" for key, value in settings.items()]
 
-        def read(_: str) -> list[float]:
+        def rows() -> list[dict[str, Any]]:
             lines = (out / "metrics.jsonl").read_text().splitlines()
-            rows = [json.loads(line) for line in lines]
-            return [row["seconds"] - row["evaluation_seconds"] for row in rows]
+            return [json.loads(line) for line in lines]
+
+        def read(_: str) -> list[float]:
+            return [row["seconds"] - row["evaluation_seconds"] for row in rows()]
 
         command = [*COMMAND, "--engine", engine, "--out", str(out), *assignments]
         # When processes end, the pages that they shared count in full for those left.
         is_over = (out / "summary.json").exists if watch else None
-        return measure_program(command, read, is_over)
+        measured = measure_program(command, read, is_over)
+        evaluations = [
+            row["evaluation_seconds"]
+            for row in rows()
+            if row["test_accuracy"] is not None
+        ]
+        if len(evaluations) > 1:
+            measured.evaluation = statistics.median(evaluations[1:])
+        return measured
 
 
 def measure_program(
@@ -299,5 +345,5 @@ class MemoryWatch(threading.Thread):
 
 
 if __name__ == "__main__":
-    for benchmark in (overhead, server_memory, workload, memory):
+    for benchmark in (overhead, server_memory, workload, evaluation, memory):
         run_and_save(benchmark)

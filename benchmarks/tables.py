@@ -52,6 +52,12 @@ SECTIONS = {
         "the GPU. `vectorised` is the published procedure with float images and random "
         "numbers on the GPU. Ratios are to the first row of each comparison.",
     ),
+    "evaluation": (
+        "Evaluation",
+        "The 10,000 test images of the reference workload. Engine `inline` evaluates "
+        "on one thread of the server, engine `ray` on its workers; the figures are the "
+        "same bits. Median of a run's evaluations without the first.",
+    ),
     "encoder": (
         "The encoder",
         "InstaHide, cross, 20,000 images of 3x32x32, and a pool of 20,000 images. "

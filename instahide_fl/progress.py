@@ -165,8 +165,8 @@ class RunProgress:
         step = max(1, self._rounds // LINES)
         if round_number // step > self._rounds_shown // step:
             self._bar.print_line(
-                f"{progress}  {accuracy}  {rows[-1]['seconds']:.2f} s a round, "
-                f"{pace} clients/s"
+                f"{progress}  {accuracy}  {_training_seconds(rows[-1]):.2f} s a round, "
+                f"{pace} clients/s{_evaluation_time(rows[self._rounds_shown :])}"
             )
         self._rounds_shown = len(rows)
 
@@ -261,10 +261,23 @@ def steps_bar(
         yield advance
 
 
+def _training_seconds(row: Mapping[str, Any]) -> float:
+    """Return how long a round took, evaluation left out."""
+    return float(row["seconds"] - row["evaluation_seconds"])
+
+
+def _evaluation_time(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Say how long the latest evaluation among rounds took; nothing without one."""
+    seconds = [
+        row["evaluation_seconds"] for row in rows if row["test_accuracy"] is not None
+    ]
+    return f", evaluation {seconds[-1]:.2f} s" if seconds else ""
+
+
 def _clients_a_second(rows: list[dict[str, Any]]) -> float:
     """Return the pace of the latest rounds, evaluation left out."""
     latest = rows[-RECENT:]
-    seconds = sum(row["seconds"] - row["evaluation_seconds"] for row in latest)
+    seconds = sum(_training_seconds(row) for row in latest)
     return float(sum(row["clients"] for row in latest) / max(seconds, 1e-9))
 
 

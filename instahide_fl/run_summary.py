@@ -17,6 +17,8 @@ class RunSummary(BaseModel):
         rounds: The number of rounds.
         final_accuracy: The accuracy on clean test images at the end, in [0, 1].
         best_accuracy: The highest accuracy of any evaluated round, in [0, 1].
+        final_accuracy_encoded: The accuracy at the end on the average prediction over
+            encodings of each test image, in [0, 1].
         final_loss: The test loss at the end.
         trained: Whether the network has learned more than the largest class.
         chance_bound: The accuracy that chance reaches, in [0, 1].
@@ -38,6 +40,7 @@ class RunSummary(BaseModel):
     rounds: int | None = None
     final_accuracy: float | None = None
     best_accuracy: float | None = None
+    final_accuracy_encoded: float | None = None
     final_loss: float | None = None
     trained: bool | None = None
     chance_bound: float | None = None

@@ -41,7 +41,7 @@ from instahide_fl.run_folder import (
 from instahide_fl.tracking.tracked import tracked_training
 from instahide_fl.training.device import training_device
 from server.cohort import Clients, find_clients
-from server.evaluation import GlobalEvaluation
+from server.evaluation import GlobalEvaluation, find_evaluator
 from server.privacy import PrivacyLedger, privacy_summary
 from server.recorder import Recorder
 from server.strategy import RoundOutcome, Strategy
@@ -105,7 +105,8 @@ def _train(grid: Grid, config: Config, folder: RunFolder) -> None:
             model, weights, sign_invariant=config.sign_invariant
         )
     optimizer = ServerOptimizer(get_arrays(model), config, shared_buffers(model).keys())
-    evaluation = GlobalEvaluation(model, dataset, config)
+    evaluator = find_evaluator(grid, model, dataset, config, clients.pool_sha256)
+    evaluation = GlobalEvaluation(evaluator, dataset, config)
     run = _Run(
         folder, config, dataset, clients, evaluation=evaluation, optimizer=optimizer
     )
@@ -315,6 +316,7 @@ def _finish_run(run: _Run, privacy: PrivacyLoss) -> None:
             "trained": chance.is_beaten_by(final_accuracy),
             "chance_bound": chance.bound,
             **_validation_summary(evaluated),
+            **_encoded_summary(evaluated),
             "seconds": sum(row["seconds"] for row in rows),
             "bytes_up": sum(row["bytes_up"] for row in rows),
             "bytes_down": sum(row["bytes_down"] for row in rows),
@@ -343,3 +345,15 @@ def _validation_summary(evaluated: Sequence[Mapping[str, Any]]) -> dict[str, Any
         "best_validation_round": best["round"],
         "test_accuracy_at_best_validation": best["test_accuracy"],
     }
+
+
+def _encoded_summary(evaluated: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the final accuracy on encodings; nothing where none were evaluated.
+
+    Args:
+        evaluated: The lines of the rounds that were evaluated, oldest first.
+    """
+    last = evaluated[-1]
+    if "test_accuracy_encoded" not in last:
+        return {}
+    return {"final_accuracy_encoded": last["test_accuracy_encoded"]}

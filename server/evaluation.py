@@ -2,39 +2,50 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 
-import torch
+from flwr.serverapp import Grid
 from torch import Tensor, nn
 
 from instahide_fl.config import Config
 from instahide_fl.data.datasets import ImageDataset
-from instahide_fl.errors import DivergenceError
+from instahide_fl.data.federated_data import load_pool
+from instahide_fl.errors import DivergenceError, PoolError
+from instahide_fl.evaluation.batches import (
+    ENCODED,
+    TEST,
+    BatchEvaluator,
+    EvaluatesBatches,
+    batches_of,
+    evaluated_images,
+)
 from instahide_fl.evaluation.chance import ChanceLevel
-from instahide_fl.evaluation.clean import evaluate
-from instahide_fl.models.arrays import get_arrays, load_arrays
+from instahide_fl.evaluation.clean import BATCH_SIZE, mean_figures
 from instahide_fl.run_folder import MODEL, RunFolder
-from instahide_fl.types import PrivateSplit
-
-FEW_IMAGES = 128  # that tell whether a loss is finite
+from instahide_fl.training.device import training_device
 
 
 class GlobalEvaluation:
     """Evaluates global arrays on test images, and on validation images if there are.
 
     Args:
-        model: A network of the run's shape; its arrays are overwritten.
+        evaluator: The process or the workers that evaluate.
         dataset: The server's data.
         config: The run's settings.
     """
 
-    def __init__(self, model: nn.Module, dataset: ImageDataset, config: Config) -> None:
-        self._model, self._config = model, config
-        self._images = {"test": dataset.test}
-        if dataset.validation is not None:
-            self._images["validation"] = dataset.validation
+    def __init__(
+        self, evaluator: EvaluatesBatches, dataset: ImageDataset, config: Config
+    ) -> None:
+        self._evaluator, self._config = evaluator, config
+        images = evaluated_images(dataset)
+        self._sizes = {part: len(split) for part, split in images.items()}
+        if config.evaluated_encodings:
+            self._sizes[ENCODED] = len(dataset.test)
         self._last_round = 0
+        self._last_arrays: dict[str, Tensor] = {}
         self.chance = ChanceLevel.of(dataset.test.targets)
 
     def measure(
@@ -48,19 +59,22 @@ class GlobalEvaluation:
 
         Returns:
             Accuracy in [0, 1] and mean cross-entropy in nats, as `test_accuracy`,
-            `test_loss`, `validation_accuracy` and `validation_loss`.
+            `test_loss`, `validation_accuracy` and `validation_loss`; the accuracy on
+            the average over encodings of test images as `test_accuracy_encoded`.
 
         Raises:
-            DivergenceError: A loss is not finite; the arrays before are loaded again.
+            DivergenceError: A loss on clean images is not finite.
         """
-        figures = self._evaluate(round_number, arrays, self._images)
+        figures = self._evaluate(round_number, arrays, self._sizes)
         self._last_round = round_number
+        # Copies: the optimizer's next step moves the arrays.
+        self._last_arrays = {name: array.clone() for name, array in arrays.items()}
         return figures
 
     def check_finite(self, round_number: int, arrays: Mapping[str, Tensor]) -> None:
         """Refuse arrays with a loss that is not finite, before a checkpoint holds them.
 
-        A look at a few images is enough, where a round is not evaluated anyway.
+        A look at a single batch is enough, where a round is not evaluated anyway.
 
         Args:
             round_number: 1, 2, ...
@@ -69,30 +83,30 @@ class GlobalEvaluation:
         Raises:
             DivergenceError: The loss is not finite.
         """
-        before, test = get_arrays(self._model), self._images["test"]
-        few_images = test.subset(torch.arange(min(FEW_IMAGES, len(test))))
-        self._evaluate(round_number, arrays, {"test": few_images})
-        load_arrays(self._model, before)
+        self._evaluate(round_number, arrays, {TEST: min(BATCH_SIZE, self._sizes[TEST])})
 
     def _evaluate(
-        self,
-        round_number: int,
-        arrays: Mapping[str, Tensor],
-        images: Mapping[str, PrivateSplit],
+        self, round_number: int, arrays: Mapping[str, Tensor], sizes: Mapping[str, int]
     ) -> dict[str, float]:
-        """Load arrays and evaluate them on images by name; see `measure`."""
-        before = get_arrays(self._model)
-        load_arrays(self._model, arrays)
+        """Evaluate arrays on the first images of parts, by number; see `measure`."""
+        by_part = {part: batches_of(part, size) for part, size in sizes.items()}
+        batches = [batch for part in by_part.values() for batch in part]
+        evaluated = iter(
+            self._evaluator.evaluate_batches(arrays, round_number, batches)
+        )
         figures: dict[str, float] = {}
-        for name, split in images.items():
-            accuracy, loss = evaluate(self._model, split)
+        for part, size in sizes.items():
+            part_figures = itertools.islice(evaluated, len(by_part[part]))
+            accuracy, loss = mean_figures(part_figures, size)
+            if part == ENCODED:
+                figures["test_accuracy_encoded"] = accuracy
+                continue
             if not math.isfinite(loss):
-                load_arrays(self._model, before)
                 raise DivergenceError(
-                    f"round {round_number}: the loss of the global model on {name} "
+                    f"round {round_number}: the loss of the global model on {part} "
                     f"images is not finite: lower {self._config.step_size}"
                 )
-            figures |= {f"{name}_accuracy": accuracy, f"{name}_loss": loss}
+            figures |= {f"{part}_accuracy": accuracy, f"{part}_loss": loss}
         return figures
 
     def chance_figures(
@@ -133,8 +147,44 @@ class GlobalEvaluation:
         )
         if not self._last_round:
             return checkpoint
-        folder.save_model(get_arrays(self._model))
+        folder.save_model(self._last_arrays)
         return (
             f"{checkpoint}, and {MODEL} holds the model of round {self._last_round}, "
             f"the last one that was evaluated"
         )
+
+
+def find_evaluator(
+    grid: Grid,
+    model: nn.Module,
+    dataset: ImageDataset,
+    config: Config,
+    pool_sha256: str,
+) -> EvaluatesBatches:
+    """Return what evaluates a run: the grid's workers, or else this process.
+
+    Args:
+        grid: Flower's grid.
+        model: A network of the run's shape; its arrays are overwritten.
+        dataset: The server's data.
+        config: The run's settings.
+        pool_sha256: The digest of the pool that the clients mix with.
+
+    Raises:
+        PoolError: encodings are evaluated, and the server's pool is missing, damaged,
+            or another one than the clients'.
+        ConfigError: the settings ask for a GPU and there is none.
+    """
+    if isinstance(grid, EvaluatesBatches):
+        return grid
+    pool = None
+    if config.evaluated_encodings:
+        pool = load_pool(config, dataset.image_shape)
+    if pool is not None and pool.sha256 != pool_sha256:
+        raise PoolError(
+            f"train.evaluate-encodings: the server's pool has sha256 "
+            f"{pool.sha256[:12]}, that of the clients has {pool_sha256[:12]}: copy "
+            f"theirs to the server and set pool.source"
+        )
+    device = training_device(config.resources)
+    return BatchEvaluator(model.to(device), dataset, config, pool)

@@ -193,6 +193,11 @@ def _print_outcome(summary: Mapping[str, Any], settings: Config) -> None:
         f"accuracy {summary['final_accuracy']:.1%} on clean test images after "
         f"{counted(summary['rounds'], 'round')} ({summary['seconds']:.0f} s)"
     )
+    if "final_accuracy_encoded" in summary:
+        console.print(
+            f"accuracy {summary['final_accuracy_encoded']:.1%} on the average over "
+            f"{settings.train.evaluate_encodings} encodings of each test image"
+        )
     if "validation_accuracy" in summary:
         console.print(
             f"accuracy {summary['validation_accuracy']:.1%} on validation images; "

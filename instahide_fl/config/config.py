@@ -107,6 +107,23 @@ class Config(Table):
             )
         return self
 
+    @model_validator(mode="after")
+    def _check_evaluation(self) -> Self:
+        encoder = self.instahide
+        if not (self.evaluated_encodings and encoder.uses_pool):
+            return self
+        limit = encoder.max_coefficient if encoder.num_mixed > 1 else 1.0
+        if encoder.min_private_weight >= limit:
+            raise ValueError(
+                f"train.evaluate-encodings encodes a test image as the only private "
+                f"one, whose coefficient lies below {limit:g} "
+                f"(instahide.max-coefficient) and cannot reach "
+                f"instahide.min-private-weight = {encoder.min_private_weight:g}: set "
+                f"train.evaluate-encodings = 0, or instahide-fl evaluate --encodings "
+                f"with an --own-coefficient after the run"
+            )
+        return self
+
     def _check_robust(self, cohort: int) -> None:
         rule, bad = self.server.aggregation, self.server.malicious_clients
         if rule == "krum" and cohort < 2 * bad + 3:
@@ -155,6 +172,11 @@ class Config(Table):
         if self.model.sign_invariant == "auto":
             return self.instahide.method == "instahide"
         return self.model.sign_invariant
+
+    @property
+    def evaluated_encodings(self) -> int:
+        """The encodings of each test image in an evaluation; 0 in runs without any."""
+        return 0 if self.instahide.method == "none" else self.train.evaluate_encodings
 
     @property
     def network(self) -> ModelConfig:

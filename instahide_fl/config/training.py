@@ -136,6 +136,10 @@ class TrainConfig(Table):
     evaluate_every: Count = 5
     """Number of rounds from one evaluation to the next; the last round is always
     evaluated."""
+    evaluate_encodings: CountOrZero = 0
+    """K, the number of encodings of each test image whose average prediction every
+    evaluation tests too, beside the clean image; 0 tests clean images only. It costs K
+    times as much. Runs whose instahide.method is none have no encodings."""
     chance_check: CountOrZero = 100
     """Number of rounds after which the next evaluation warns if the network is still at
     chance: if accuracy on clean test images is not above the 99% interval around the

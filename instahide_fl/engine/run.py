@@ -12,6 +12,7 @@ from instahide_fl.engine.flower import run_flower
 from instahide_fl.engine.inline import run_inline
 from instahide_fl.engine.ray.ray_grid import run_ray
 from instahide_fl.errors import ConfigError
+from instahide_fl.evaluation.batches import evaluation_encoder
 from instahide_fl.models.initial_weights import load_initial_weights
 from instahide_fl.models.normalization import check_single_image
 from instahide_fl.models.registry import build_model
@@ -56,6 +57,8 @@ def check_run(config: Config) -> FederatedData:
     if data.pool is not None:
         data.pool.verify()
     build_encoder(config.instahide, data.pool, data.augmentation)
+    if config.evaluated_encodings:
+        evaluation_encoder(config, data.pool, data.dataset)
     # Compiled once here, so that the workers find the loop instead of compiling it too.
     prepare()
     classes = data.dataset.train.num_classes

@@ -20,6 +20,7 @@ from instahide_fl.config import EncoderConfig
 from instahide_fl.data.pool import MixingPool
 from instahide_fl.encoding.encoder import MixingEncoder, build_encoder
 from instahide_fl.errors import ConfigError
+from instahide_fl.evaluation.clean import BatchFigures
 from instahide_fl.types import PrivateSplit
 
 AVERAGES = ("softmax", "logits")
@@ -167,9 +168,46 @@ def evaluate_encodings(
         accuracies.append(int(correct) / len(images))
     mean = total / encodings
     if average == "softmax":
-        # A probability may round to 0, whose loss would be infinite.
-        mean = mean.clamp_min(torch.finfo(mean.dtype).tiny).log()
+        mean = _log_probabilities(mean)
     return EncodedEvaluation(tuple(accuracies), F.cross_entropy(mean, targets).item())
+
+
+@torch.no_grad()
+def evaluate_encoded_batch(
+    model: nn.Module,
+    images: PrivateSplit,
+    rows: Tensor,
+    encoder: MixingEncoder,
+    encodings: int,
+    rng: np.random.Generator,
+) -> BatchFigures:
+    """Classify a batch of images by the mean probabilities over encodings of each.
+
+    Args:
+        model: A network from f32[B,C,H,W] to logits f32[B,K].
+        images: The test images, normalised with their own statistics.
+        rows: The batch's images, i64[B].
+        encoder: The encoder from `inference_encoder`.
+        encodings: The number of encodings of each image, at least 1.
+        rng: The generator that draws the keys.
+
+    Raises:
+        PoolError: the encoder's pool does not fit the images.
+    """
+    model.eval()
+    targets = images.targets[images.image_rows(rows)].cpu()
+    total = torch.zeros(len(rows), images.num_classes, dtype=torch.float64)
+    for _ in range(encodings):
+        batch, _key = encoder.encode(rows, images, rng)
+        total += _prediction(model, batch.images, "softmax")
+    correct = int((total.argmax(dim=1) == targets).sum())
+    logs = _log_probabilities(total / encodings)
+    return BatchFigures(correct, F.nll_loss(logs, targets, reduction="sum").item())
+
+
+def _log_probabilities(mean: Tensor) -> Tensor:
+    """Return logarithms; a probability that rounds to 0 has a finite one too."""
+    return mean.clamp_min(torch.finfo(mean.dtype).tiny).log()
 
 
 def _prediction(model: nn.Module, inputs: Tensor, average: str) -> Tensor:

@@ -31,6 +31,7 @@ from instahide_fl.study.folder import STATE, StudyFolder
 _SUMMARY_COLUMNS = (
     "final_accuracy",
     "best_accuracy",
+    "final_accuracy_encoded",
     "trained",
     "chance_bound",
     "validation_accuracy",

@@ -7,11 +7,13 @@ from functools import partial
 
 import pytest
 
-from instahide_fl.errors import DivergenceError, OutputError
+from instahide_fl.data.federated_data import load_federated_data
+from instahide_fl.errors import ConfigError, DivergenceError, OutputError, PoolError
 from instahide_fl.evaluation.clean import evaluate
 from instahide_fl.evaluation.finished_run import open_finished_run
 from instahide_fl.run_folder import MODEL, RunFolder
 from instahide_fl.tensor_files import load_tensors
+from server.evaluation import find_evaluator
 from tests.apps.inline_runs import settings_over, start
 
 SMALL = {
@@ -50,6 +52,49 @@ def test_validation_images_are_evaluated_as_test_images_are(tmp_path):
     partition = json.loads((folder.path / "partition.json").read_text())
     assert len(partition["held_out"]["validation"]) == len(run.dataset.validation)
     assert sum(map(len, partition["clients"])) == 400 - len(run.dataset.validation)
+
+
+ENCODING = {"instahide__method": "instahide"}
+
+
+@pytest.mark.parametrize("scope", ["cross", "inside"])
+def test_evaluating_encodings_repeats_and_leaves_the_run_as_it_is(tmp_path, scope):
+    config = settings(**ENCODING, instahide__scope=scope, train__rounds=2)
+    clean = start(tmp_path / "clean", config)
+    with_encodings = config.with_values({"train.evaluate-encodings": 2})
+    runs = [start(tmp_path / name, with_encodings) for name in ("first", "second")]
+    models = {(run.path / MODEL).read_bytes() for run in [clean, *runs]}
+    assert len(models) == 1
+    figures = [_figures(run) for run in [clean, *runs]]
+    assert figures[1] == figures[2]
+    for row, expected in zip(figures[1], figures[0], strict=True):
+        assert 0 < row.pop("test_accuracy_encoded") < 1
+        assert row == expected
+    encoded = runs[0].metrics()[-1]["test_accuracy_encoded"]
+    assert runs[0].summary()["final_accuracy_encoded"] == encoded
+    assert "final_accuracy_encoded" not in clean.summary()
+
+
+def _figures(folder):
+    """The figures of each round that repeat: all but times."""
+    return [
+        {name: value for name, value in row.items() if "seconds" not in name}
+        for row in folder.metrics()
+    ]
+
+
+def test_encodings_are_evaluated_where_there_are_any(tmp_path):
+    plain = start(tmp_path / "run", settings(train__evaluate_encodings=2))
+    assert "test_accuracy_encoded" not in plain.metrics()[-1]
+    encoded = {**ENCODING, "train__evaluate_encodings": 2}
+    with pytest.raises(
+        ConfigError, match=r"cannot reach instahide\.min-private-weight"
+    ):
+        settings(**encoded, instahide__min_private_weight=0.7)
+    config = settings(**encoded)
+    dataset = load_federated_data(config).dataset
+    with pytest.raises(PoolError, match=r"that of the clients has 0123456789ab: copy"):
+        find_evaluator(None, None, dataset, config, pool_sha256="0123456789abcdef")
 
 
 def test_a_run_is_not_resumed_with_another_validation_share(tmp_path):

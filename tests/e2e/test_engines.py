@@ -30,8 +30,10 @@ def test_a_failing_client_changes_nothing_between_engines(tmp_path, other):
         "train.clients-per-round": 0,
         "train.min-updates": 4,
         "resources.workers": 1,
+        "train.evaluate-encodings": 2,
+        "train.evaluate-every": 2,
     }
-    models = set()
+    models, figures = set(), []
     for engine in ("inline", other):
         done, folder = command_line(
             tmp_path / engine, engine, app, "2 3 raise", **changes
@@ -39,6 +41,10 @@ def test_a_failing_client_changes_nothing_between_engines(tmp_path, other):
         assert done.returncode == 0, done.stderr
         assert [row["failures"] for row in folder.metrics()] == [0, 1, 0]
         models.add(model_bytes(folder))
+        names = ("test_accuracy", "test_loss", "test_accuracy_encoded")
+        figures.append(
+            [{name: row.get(name) for name in names} for row in folder.metrics()]
+        )
         seen = (tmp_path / engine).with_suffix(".seen").read_text().splitlines()
         assert sorted(seen) == sorted(
             f"{number} {client} {number - (client == 3 and number == 3)}"
@@ -46,6 +52,7 @@ def test_a_failing_client_changes_nothing_between_engines(tmp_path, other):
             for client in range(5)
         )
     assert len(models) == 1
+    assert figures[0] == figures[1]
 
 
 @pytest.mark.long

@@ -17,12 +17,17 @@ import pytest
 import torch
 
 from instahide_fl.config import Config, ResourcesConfig
+from instahide_fl.data.federated_data import load_federated_data
 from instahide_fl.engine.inline import run_inline
 from instahide_fl.engine.logs import logging_to
+from instahide_fl.engine.ray import worker_pool
 from instahide_fl.engine.ray.ray_grid import RayGrid, ray_cluster, run_ray
 from instahide_fl.errors import ConfigError, EngineError
+from instahide_fl.evaluation.batches import BatchEvaluator, batches_of
 from instahide_fl.flower.app_bundle import importable_app
 from instahide_fl.flower.in_process_grid import server_context
+from instahide_fl.models.arrays import get_arrays
+from instahide_fl.models.registry import build_model
 from instahide_fl.run_folder import RunFolder
 from instahide_fl.transcript.recorded import read_transcript, recorded_rounds
 from tests.e2e.support import (
@@ -77,6 +82,13 @@ LIMITED = {  # clients keep counters, and leave images out by them
     "instahide.exposure-action": "stop",
 }
 MEAN = {"server.aggregation": "mean"}
+EVALUATED = {  # every way to evaluate, and a checkpoint without an evaluation
+    "data.validation-share": 0.1,
+    "model.normalization": "local-batch",
+    "train.evaluate-encodings": 2,
+    "train.evaluate-every": 2,
+    "train.checkpoint-every": 1,
+}
 
 
 def test_two_workers_give_the_bytes_and_the_transcripts_of_inline(tmp_path, cluster):
@@ -84,6 +96,7 @@ def test_two_workers_give_the_bytes_and_the_transcripts_of_inline(tmp_path, clus
         "partition.scheme": "dirichlet",
         "record.rounds": "1, 3",
         "record.truth": True,
+        **EVALUATED,
     }
     expected = start(run_inline, tmp_path / "inline", **changes)
     folder = run_on_cluster(tmp_path / "ray", **changes)
@@ -138,7 +151,8 @@ def test_workers_keep_states_and_defences_as_inline_does(tmp_path, cluster, chan
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    "changes", [{"partition.scheme": "dirichlet"}, {"train.mode": "update"}, SECURE]
+    "changes",
+    [{"partition.scheme": "dirichlet"}, {"train.mode": "update"}, SECURE, EVALUATED],
 )
 def test_any_number_of_workers_gives_the_bytes_of_inline(tmp_path, cluster, changes):
     expected = start(run_inline, tmp_path / "inline", **changes)
@@ -154,8 +168,9 @@ def test_any_number_of_workers_gives_the_bytes_of_inline(tmp_path, cluster, chan
 def assert_same_run(folder, expected):
     assert model_bytes(folder) == model_bytes(expected)
     names = (
-        *("round", "test_accuracy", "train_loss", "clients", "bytes_up", "exposures"),
-        "epsilon",
+        *("round", "test_accuracy", "test_loss", "test_accuracy_encoded"),
+        *("validation_accuracy", "validation_loss"),
+        *("train_loss", "clients", "bytes_up", "exposures", "epsilon"),
     )
     rows = [
         [{name: row.get(name) for name in names} for row in run.metrics()]
@@ -238,6 +253,43 @@ def test_a_worker_killed_from_outside_changes_nothing(tmp_path, cluster):
         server.app(grid, server_context(config.to_run_config()))
     assert model_bytes(folder) == model_bytes(expected)
     assert sum(row["failures"] for row in folder.metrics()) == 0
+
+
+@pytest.mark.long
+def test_a_worker_killed_in_an_evaluation_changes_nothing(tmp_path, cluster):
+    config = Config().with_values({**SMALL, "resources.workers": 2})
+    data = load_federated_data(config)
+    model = build_model(config.network, data.dataset.image_shape, 10, config.seed)
+    arrays, batches = get_arrays(model), batches_of("test", len(data.dataset.test))
+    evaluator = BatchEvaluator(model, data.dataset, config, data.pool)
+    expected = evaluator.evaluate_batches(arrays, 1, batches)
+    with logging_to(tmp_path / "log"), RayGrid(config) as grid:
+        assert grid.evaluate_batches(arrays, 1, batches) == expected
+        with killing_a_worker(), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(worker_pool, "MAX_ATTEMPTS", 1)
+            message = r"round 1: the evaluation of batch \d of the test images failed: "
+            with pytest.raises(EngineError, match=message):
+                grid.evaluate_batches(arrays, 1, batches)
+        with killing_a_worker():
+            assert grid.evaluate_batches(arrays, 1, batches) == expected
+    assert (tmp_path / "log").read_text().count(" died: ") == 2
+
+
+@contextlib.contextmanager
+def killing_a_worker():
+    """Kill a worker as soon as the first batches are on their way to it."""
+    submit, killed = worker_pool.WorkerPool.submit, []
+
+    def submit_and_kill(pool, job, assignments):
+        submit(pool, job, assignments)
+        pool._dispatch()
+        if not killed:
+            os.kill(_await_worker().pid, signal.SIGKILL)
+            killed.append(True)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(worker_pool.WorkerPool, "submit", submit_and_kill)
+        yield
 
 
 def test_more_workers_than_fit_and_a_second_ray_are_refused(tmp_path, cluster):

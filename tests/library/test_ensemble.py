@@ -17,6 +17,7 @@ from instahide_fl.encoding.encoder import IdentityEncoder
 from instahide_fl.errors import ConfigError, DataError, OutputError, PoolError
 from instahide_fl.evaluation.clean import evaluate
 from instahide_fl.evaluation.encoded import (
+    evaluate_encoded_batch,
     evaluate_encodings,
     inference_config,
     inference_encoder,
@@ -75,6 +76,17 @@ def test_cumulative_averages_equal_a_slow_loop(model, split, pool, average):
         assert found.accuracy_by_encodings[count - 1] == pytest.approx(accuracy)
     score = mean.log() if average == "softmax" else mean
     assert found.loss == pytest.approx(F.cross_entropy(score, split.targets).item())
+
+
+def test_a_batch_of_a_run_is_evaluated_as_a_finished_run_is(model, split, pool):
+    encoder, rows = encoder_of(pool), torch.arange(len(split))
+    expected = evaluate_encodings(model, split, encoder, 3, np.random.default_rng(1))
+    rng = np.random.default_rng(1)
+    figures = evaluate_encoded_batch(
+        model, split, rows, encoder=encoder, encodings=3, rng=rng
+    )
+    assert figures.correct == expected.accuracy * len(split)
+    assert figures.loss / len(split) == pytest.approx(expected.loss)
 
 
 def test_seeds_repeat_and_more_encodings_begin_with_the_same(model, split, pool):

@@ -8,7 +8,13 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from instahide_fl.aggregation.reduction import TreeNode, TreeSum, UpdateSum
-from instahide_fl.engine.ray.scheduling import TOLERANCE, ClientCosts, divide
+from instahide_fl.engine.ray.scheduling import (
+    MAX_CALL_BATCHES,
+    TOLERANCE,
+    ClientCosts,
+    divide,
+    evaluation_calls,
+)
 
 many_costs = st.one_of(
     st.lists(st.floats(0.01, 100), max_size=80),
@@ -34,6 +40,14 @@ def test_every_client_runs_once_and_no_worker_waits_long(costs, workers):
         # conceded for larger subtrees.
         allowed = max(TOLERANCE * max(average, most), average + most)
         assert longest_load(costs, plan) <= allowed * (1 + 1e-9)
+
+
+@given(st.integers(0, 200), st.integers(1, 9))
+def test_every_batch_is_evaluated_once_and_every_worker_has_some(batches, workers):
+    calls = list(evaluation_calls(batches, workers))
+    assert sorted(itertools.chain(*calls)) == list(range(batches))
+    assert all(1 <= len(call) <= MAX_CALL_BATCHES for call in calls)
+    assert len(calls) >= min(batches // 2, workers)
 
 
 @given(few_costs, st.integers(1, 3))

@@ -3,7 +3,8 @@
 What it avoids, compared with Flower's own simulation: a message and a copy of the model
 for every client in both directions, polling, and building data, pool and network again
 in every call. The server's parameters go into Ray's object store once a round; each
-worker runs its list of clients and sends back sums of their updates.
+worker runs its list of clients and sends back sums of their updates. Test images are
+evaluated on the workers too, in batches.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from uuid import uuid4
 
 import ray
 from flwr.app import Error, Message, MessageType, RecordDict
+from torch import Tensor
 
 import instahide_fl
 from instahide_fl.aggregation.reduction import (
@@ -31,17 +33,26 @@ from instahide_fl.config import Config, ResourcesConfig
 from instahide_fl.data.federated_data import load_federated_data
 from instahide_fl.engine.logs import logging_to
 from instahide_fl.engine.processes import keep_ray_errors, marked_environment
-from instahide_fl.engine.ray.scheduling import ClientCosts, divide
-from instahide_fl.engine.ray.worker import (
+from instahide_fl.engine.ray.calls import (
     Assignment,
+    BatchAssignment,
     CallResult,
+    EvaluationInstruction,
     Fingerprint,
     Instruction,
     PackedContent,
     read_sum,
+    to_numpy,
+)
+from instahide_fl.engine.ray.scheduling import (
+    ClientCosts,
+    divide,
+    evaluation_calls,
 )
 from instahide_fl.engine.ray.worker_pool import Job, WorkerPool
 from instahide_fl.errors import EngineError
+from instahide_fl.evaluation.batches import Batch
+from instahide_fl.evaluation.clean import BatchFigures
 from instahide_fl.files import private_folder
 from instahide_fl.flower.app_bundle import importable_app
 from instahide_fl.flower.in_process_grid import (
@@ -238,6 +249,32 @@ class RayGrid(SimulationGrid):
         reduced.adding_seconds += time.perf_counter() - start
         self._learn_costs(dict(zip(node_ids, sizes, strict=True)), reduced)
         return reduced
+
+    def evaluate_batches(
+        self, arrays: Mapping[str, Tensor], round_number: int, batches: Sequence[Batch]
+    ) -> list[BatchFigures]:
+        """Evaluate global arrays on all workers; see `EvaluatesBatches`.
+
+        Raises:
+            EngineError: A batch takes too long, or workers die of it.
+        """
+        stored = ray.put(to_numpy(arrays))
+        job = Job(stored, EvaluationInstruction(round_number), self._timeout)
+        turns = [BatchAssignment(i, batch) for i, batch in enumerate(batches)]
+        for positions in evaluation_calls(len(turns), self._pool.size):
+            self._pool.submit(job, [turns[i] for i in positions])
+        evaluated: dict[int, BatchFigures] = {}
+        while len(evaluated) < len(batches):
+            for answered_job, result in self._pool.advance(self._timeout):
+                if answered_job is not job:
+                    continue  # of a round that was given up
+                evaluated |= result.evaluated
+                for position, reason in result.failures.items():
+                    raise EngineError(
+                        f"round {round_number}: the evaluation of {turns[position]} "
+                        f"failed: {reason}"
+                    )
+        return [evaluated[turn.key] for turn in turns]
 
     def _job(
         self,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 DECAY = 0.9  # of the weight of measurements, from one round to the next
 TOLERANCE = 1.05  # the longest worker's load, relative to the best possible
+MAX_CALL_BATCHES = 4  # of an evaluation, after which a worker is given more
 MAX_PIECES = 64  # per worker, after which no better balance is sought
 
 
@@ -94,6 +95,22 @@ def divide(costs: Sequence[float], workers: int) -> list[list[int]]:
         if share <= 1 / MAX_PIECES:
             return plan
         share /= 2
+
+
+def evaluation_calls(batches: int, workers: int) -> Iterator[range]:
+    """Divide an evaluation into calls: few, but enough that no worker waits for long.
+
+    Args:
+        batches: The number of batches.
+        workers: The number of workers, at least 1.
+
+    Yields:
+        The batches of each call, the last ones first: those may be of encodings, which
+        take longer than the others.
+    """
+    length = min(MAX_CALL_BATCHES, -(-batches // workers))
+    for stop in range(batches, 0, -max(1, length)):
+        yield range(max(0, stop - length), stop)
 
 
 def _subtrees(costs: Sequence[float], limit: float) -> Iterator[tuple[float, range]]:

@@ -1,5 +1,7 @@
 """The Ray engine's worker: a process that runs clients, one after another.
 
+Between rounds it evaluates batches of test images.
+
 It lives as long as the run. The ClientApp, the data set, the pool and the network are
 loaded once and shared by all clients that it runs; a client's state comes with each
 call and goes back with its result.
@@ -12,32 +14,39 @@ import gc
 import os
 import socket
 import time
-import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
 
-import numpy as np
 import ray
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from numpy.typing import NDArray
-from torch import Tensor
+from flwr.app import Message, RecordDict
+from torch import nn
 
 from instahide_fl.aggregation.reduction import (
     Contribution,
-    ReadsUpdates,
     TreeNode,
     TreeSum,
     UpdateSum,
 )
 from instahide_fl.config import Config
 from instahide_fl.data.datasets import ImageDataset
-from instahide_fl.data.federated_data import FederatedData, load_federated_data
+from instahide_fl.data.federated_data import load_federated_data
 from instahide_fl.encoding.fused import prepare
+from instahide_fl.engine.ray.calls import (
+    Arrays,
+    Assignment,
+    BatchAssignment,
+    CallResult,
+    EvaluationInstruction,
+    Fingerprint,
+    Instruction,
+    PackedContent,
+    readable,
+    to_numpy,
+)
 from instahide_fl.errors import InstaHideError
+from instahide_fl.evaluation.batches import BatchEvaluator
 from instahide_fl.flower.app_bundle import importable_app
-from instahide_fl.flower.arrays import array_records, from_record, to_record
+from instahide_fl.flower.arrays import array_records, from_record
 from instahide_fl.flower.in_process_grid import (
     FIRST_CLIENT_NODE_ID,
     RunConfig,
@@ -49,129 +58,13 @@ from instahide_fl.flower.in_process_grid import (
     simulated_nodes,
 )
 from instahide_fl.models.registry import build_model
-from instahide_fl.provenance import imported_code_hash
 from instahide_fl.training.allocator import keep_freed_memory
 from instahide_fl.training.device import training_device
 from instahide_fl.training.local import warm_up
 
-Arrays = dict[str, NDArray[Any]]
-
-
-@dataclass(frozen=True)
-class PackedContent:
-    """A message's records, with arrays that Ray maps into memory instead of copying.
-
-    Attributes:
-        arrays: The array records by name.
-        others: The config and metric records by name.
-    """
-
-    arrays: dict[str, Arrays]
-    others: dict[str, ConfigRecord | MetricRecord]
-
-    @classmethod
-    def of(cls, content: RecordDict) -> PackedContent:
-        """Take records apart."""
-        arrays = {
-            name: _to_numpy(from_record(record))
-            for name, record in array_records(content).items()
-        }
-        others = {n: r for n, r in content.items() if not isinstance(r, ArrayRecord)}
-        return cls(arrays, others)
-
-    def unpack(self, device: str = "cpu") -> RecordDict:
-        """Put records together again, copied to the memory of a device."""
-        records: dict[str, Any] = dict(self.others)
-        for name, arrays in self.arrays.items():
-            # Copied, because Ray's memory cannot be written to.
-            copies = {key: torch.from_numpy(np.array(a)) for key, a in arrays.items()}
-            records[name] = to_record({key: a.to(device) for key, a in copies.items()})
-        return RecordDict(records)
-
-
-@dataclass(frozen=True)
-class Instruction:
-    """The parts that all messages of one call share.
-
-    Attributes:
-        message_type: Flower's type of the messages.
-        group_id: Flower's group of the messages: the round.
-        reader: The check of the updates, which are then added up; None sends the
-            replies back as they are.
-    """
-
-    message_type: str
-    group_id: str
-    reader: ReadsUpdates | None
-
-
-@dataclass(frozen=True)
-class Assignment:
-    """One client's turn.
-
-    Attributes:
-        node_id: The client's node id.
-        position: The client's position in the cohort.
-        message_id: The id of the message that the client receives.
-        state: The client's state from earlier rounds (`Context.state`); None for none.
-        attempt: The number of the attempt, from 1; a worker that dies costs one.
-    """
-
-    node_id: int
-    position: int
-    message_id: str
-    state: RecordDict | None = None
-    attempt: int = 1
-
-
-@dataclass
-class CallResult:
-    """The result of a call, for all its clients.
-
-    Attributes:
-        seconds: The time that the call took on the worker.
-        sums: The sums of the valid updates: subtree, arrays, scale and weight.
-        contributions: The descriptions of the valid updates, by node id.
-        failures: The reasons of failures, by node id.
-        replies: The replies by message id, where no reader was given: content, or an
-            error's code and reason.
-        states: The new states by node id, of clients that have one.
-    """
-
-    seconds: float = 0.0
-    sums: list[tuple[TreeNode, Arrays, float, float]] = field(default_factory=list)
-    contributions: dict[int, Contribution] = field(default_factory=dict)
-    failures: dict[int, str] = field(default_factory=dict)
-    replies: dict[str, PackedContent | tuple[int, str]] = field(default_factory=dict)
-    states: dict[int, RecordDict] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Fingerprint:
-    """Digests of a process's code, data set and pool, which must agree everywhere.
-
-    Attributes:
-        host: The machine's name.
-        code: The hash of the code.
-        dataset: The digest of the data set.
-        pool: The sha256 of the pool; empty for none.
-    """
-
-    host: str
-    code: str
-    dataset: str
-    pool: str
-
-    @classmethod
-    def here(cls, data: FederatedData) -> Fingerprint:
-        """Return the fingerprint of this process, which has loaded the data."""
-        pool = data.pool.sha256 if data.pool else ""
-        host = socket.gethostname()
-        return cls(host, imported_code_hash(), data.dataset.digest, pool)
-
 
 class ClientWorker:
-    """Runs clients; a Ray actor.
+    """Runs clients, and evaluates batches between rounds; a Ray actor.
 
     Args:
         run_config: The run's settings.
@@ -191,6 +84,7 @@ class ClientWorker:
         self._client_app = clients.app
         self._device = training_device(self._config.resources)
         self._turn: tuple[int, float] | None = None
+        self._evaluator: BatchEvaluator | None = None  # until the data is loaded
         become_server()
 
     def load(self) -> Fingerprint | str:
@@ -200,21 +94,31 @@ class ClientWorker:
         try:
             data = load_federated_data(self._config)
             fingerprint = Fingerprint.here(data)
-            self._warm_up(data.dataset)
+            model = self._warmed_up_model(data.dataset)
+            self._evaluator = BatchEvaluator(
+                model, data.dataset, self._config, data.pool
+            )
             # What is loaded by now stays: the garbage collector need not visit it.
             gc.freeze()
             return fingerprint
         except InstaHideError as error:
             return f"{socket.gethostname()}: {error}"
 
-    def _warm_up(self, dataset: ImageDataset) -> None:
-        """Do what is slow the first time, before the time of a client is measured."""
+    def _warmed_up_model(self, dataset: ImageDataset) -> nn.Module:
+        """Do what is slow the first time, before the time of a client is measured.
+
+        Returns:
+            A network of the run's shape; its parameters have moved.
+        """
         config, shape = self._config, dataset.image_shape
         classes = dataset.train.num_classes
         model = build_model(config.network, shape, classes, config.seed)
         warm_up(model.to(self._device), shape, config.train)
         if config.instahide.method != "none":
             prepare()
+        # Gradients of the warm-up, which an evaluation has no use for.
+        model.zero_grad()
+        return model
 
     def run(
         self,
@@ -232,9 +136,29 @@ class ClientWorker:
             result, tree = self._run_all(received, instruction, assignments, True)
         self._turn = None
         result.sums = [
-            (node, _to_numpy(part.arrays), part.scale, part.weight)
+            (node, to_numpy(part.arrays), part.scale, part.weight)
             for node, part in tree.nodes.items()
         ]
+        result.seconds = time.perf_counter() - start
+        return result
+
+    def evaluate(
+        self,
+        arrays: Arrays,
+        instruction: EvaluationInstruction,
+        assignments: Sequence[BatchAssignment],
+    ) -> CallResult:
+        """Evaluate the global arrays on batches."""
+        assert self._evaluator is not None
+        torch.set_num_threads(1)  # where no client has run in this process yet
+        start = time.perf_counter()
+        self._evaluator.load({name: readable(a) for name, a in arrays.items()})
+        result = CallResult()
+        for assignment in assignments:
+            self._turn = (assignment.key, time.monotonic())
+            figures = self._evaluator.evaluate(assignment.batch, instruction.round)
+            result.evaluated[assignment.key] = figures
+        self._turn = None
         result.seconds = time.perf_counter() - start
         return result
 
@@ -323,31 +247,6 @@ def _pack_reply(reply: Message) -> PackedContent | tuple[int, str]:
     if reply.has_error():
         return reply.error.code, reply.error.reason or ""
     return PackedContent.of(reply.content)
-
-
-def read_sum(arrays: Arrays, scale: float, weight: float) -> UpdateSum:
-    """Return a worker's partial sum without copying it out of Ray's memory.
-
-    Args:
-        arrays: The arrays by parameter name.
-        scale: The factor that the arrays are still to be multiplied with.
-        weight: The sum of the updates' weights.
-    """
-    tensors = {name: _readable(array) for name, array in arrays.items()}
-    return UpdateSum(tensors, scale, weight)
-
-
-def _readable(array: NDArray[Any]) -> Tensor:
-    with warnings.catch_warnings():
-        # torch warns of memory that must not be written to; sums marked as not owned
-        # never are.
-        warnings.simplefilter("ignore", UserWarning)
-        return torch.from_numpy(array)
-
-
-def _to_numpy(tensors: Mapping[str, Tensor]) -> Arrays:
-    # Contiguous, or Ray would copy them once more.
-    return {n: tensor.cpu().contiguous().numpy() for n, tensor in tensors.items()}
 
 
 def _memory(content: RecordDict) -> set[int]:

@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import ray
 from ray.exceptions import (
@@ -21,38 +21,42 @@ from ray.exceptions import (
 )
 
 from instahide_fl.config import ResourcesConfig
-from instahide_fl.engine.ray.worker import (
+from instahide_fl.engine.ray.calls import (
     Assignment,
+    BatchAssignment,
     CallResult,
-    ClientWorker,
+    EvaluationInstruction,
     Fingerprint,
     Instruction,
-    PackedContent,
 )
-from instahide_fl.errors import ConfigError, EngineError
+from instahide_fl.engine.ray.worker import ClientWorker
+from instahide_fl.errors import ConfigError, EngineError, InstaHideError
 from instahide_fl.flower.in_process_grid import RunConfig
 
 START_SECONDS = 300.0  # for the first workers to be there
 ANSWER_SECONDS = 5.0  # for a worker to say whose turn it is
 LOOK_SECONDS = 1.0  # between two looks for workers that hang
-MAX_ATTEMPTS = 2  # of a client whose worker dies
+MAX_ATTEMPTS = 2  # of a client or batch whose worker dies
 MAX_FAILED_STARTS = 3  # in a row, before the run is given up
+
+Turn: TypeAlias = Assignment | BatchAssignment
 
 log = logging.getLogger("instahide_fl.engine")
 
 
 @dataclass(frozen=True)
 class Job:
-    """One request to many clients.
+    """One request to many clients, or one evaluation.
 
     Attributes:
-        content: The message's records in Ray's object store.
+        content: The message's records (`PackedContent`), or the arrays to evaluate, in
+            Ray's object store.
         instruction: The other parts that the calls share.
-        timeout: The seconds that a client may take.
+        timeout: The seconds that a client or batch may take.
     """
 
-    content: ray.ObjectRef[PackedContent]
-    instruction: Instruction
+    content: ray.ObjectRef[Any]
+    instruction: Instruction | EvaluationInstruction
     timeout: float
 
 
@@ -66,11 +70,11 @@ class _Worker:
 
 @dataclass
 class _Call:
-    """A list of clients on a worker."""
+    """A list of clients or batches on a worker."""
 
     worker: _Worker
     job: Job
-    assignments: Sequence[Assignment]
+    assignments: Sequence[Turn]
     started: float = field(default_factory=time.monotonic)
 
 
@@ -80,7 +84,8 @@ class WorkerPool:
     A worker that dies is replaced and its clients run again, each in a call of its own:
     their results are determined by their streams, so a second run is the same. A client
     under which a worker dies twice has failed; so has one that takes longer than the
-    job's timeout, and its worker is replaced.
+    job's timeout, and its worker is replaced. All this holds for batches of an
+    evaluation too.
 
     Args:
         resources: The `[resources]` table.
@@ -111,7 +116,7 @@ class WorkerPool:
             scheduling_strategy="SPREAD",
         )
         self._idle: deque[_Worker] = deque()
-        self._queue: deque[tuple[Job, Sequence[Assignment]]] = deque()
+        self._queue: deque[tuple[Job, Sequence[Turn]]] = deque()
         self._running: dict[ray.ObjectRef[CallResult], _Call] = {}
         self._starting: dict[ray.ObjectRef[Fingerprint | str], _Worker] = {}
         self._failed_starts = 0
@@ -121,8 +126,8 @@ class WorkerPool:
             self._start(number)
         self._await_start()
 
-    def submit(self, job: Job, assignments: Sequence[Assignment]) -> None:
-        """Queue a list of clients for the next worker that is free."""
+    def submit(self, job: Job, assignments: Sequence[Turn]) -> None:
+        """Queue a list of clients or batches for the next worker that is free."""
         if assignments:
             self._queue.append((job, assignments))
 
@@ -165,7 +170,9 @@ class WorkerPool:
         while self._queue and self._idle:
             job, assignments = self._queue.popleft()
             worker = self._idle.popleft()
-            call = worker.actor.run.remote(job.content, job.instruction, assignments)
+            is_evaluation = isinstance(job.instruction, EvaluationInstruction)
+            method = worker.actor.evaluate if is_evaluation else worker.actor.run
+            call = method.remote(job.content, job.instruction, assignments)
             self._running[call] = _Call(worker, job, assignments)
 
     def _take_finished(
@@ -175,6 +182,8 @@ class WorkerPool:
         try:
             result = ray.get(event)
         except RayTaskError as error:
+            if isinstance(error.cause, InstaHideError):
+                raise error.cause from None
             raise EngineError(f"a worker failed: {_cause(error)}") from error
         except RayError as error:
             reason = _death_reason(error)
@@ -185,14 +194,14 @@ class WorkerPool:
         return [(call.job, result)]
 
     def _retry(self, call: _Call, reason: str) -> list[tuple[Job, CallResult]]:
-        """Queue a dead worker's clients again, or fail those without an attempt left.
+        """Queue a dead worker's turns again, or fail those without an attempt left.
 
         Each gets a call of its own, because one of them may have killed the worker.
         """
         failures = {}
         for assignment in call.assignments:
             if assignment.attempt >= MAX_ATTEMPTS:
-                failures[assignment.node_id] = reason
+                failures[assignment.key] = reason
                 continue
             next_attempt = replace(assignment, attempt=assignment.attempt + 1)
             self._queue.append((call.job, [next_attempt]))
@@ -205,7 +214,7 @@ class WorkerPool:
         for event, call in list(self._running.items()):
             if now - call.started < call.job.timeout:
                 continue
-            silent, culprit = False, None
+            silent, culprit = False, -1
             try:
                 turn = ray.get(call.worker.actor.turn.remote(), timeout=ANSWER_SECONDS)
                 if turn is None or turn[1] < call.job.timeout:
@@ -227,10 +236,11 @@ class WorkerPool:
                     call, f"its worker did not respond for {seconds}"
                 )
                 continue
-            log.warning("client node %s hangs: its worker is replaced", culprit)
-            rest = [other for other in call.assignments if other.node_id != culprit]
+            hanging = [turn for turn in call.assignments if turn.key == culprit]
+            log.warning("%s hangs: its worker is replaced", *hanging)
+            rest = [turn for turn in call.assignments if turn.key != culprit]
             self.submit(call.job, rest)
-            failures = {culprit: f"no answer within {seconds}"} if culprit else {}
+            failures = {culprit: f"no answer within {seconds}"}
             results.append((call.job, CallResult(failures=failures)))
         return results
 
