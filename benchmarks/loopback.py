@@ -20,6 +20,7 @@ import numpy as np
 import psutil
 from PIL import Image
 
+from instahide_fl.child_processes import marked_environment
 from instahide_fl.config import Config
 from instahide_fl.data.datasets import load_dataset
 from instahide_fl.data.partition import cached_partition
@@ -29,7 +30,6 @@ from instahide_fl.deployment.certificates import (
     new_server_certificate,
 )
 from instahide_fl.deployment.federation_files import write_pair
-from instahide_fl.engine.processes import marked_environment
 from instahide_fl.flower.app_bundle import stage_app
 from instahide_fl.flower.command import (
     as_arguments,

@@ -2,8 +2,8 @@
 
 A resumed run starts with clients that remember nothing, so the counters are also in a
 file of the client: below the run folder in a simulation; for a real client in its own
-folder, or where the node config says (`exposures-file`). The file holds two snapshots,
-so that a run resumed from its checkpoint finds the counters as they were then.
+folder, or where the node config says (`exposures-file`). The file holds snapshots, so
+that a run resumed from its checkpoint finds the counters as they were then.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """Snapshots of a client's tensors in a file, for a run that is resumed.
 
-A file holds at most two snapshots: the newest, and the newest that is not after the
-server's last checkpoint, so that a run resumed from there finds the tensors as they
-were then. Where every client takes part in every round, only rounds with a checkpoint
-are stored: writing a file takes as long as training on ten small images.
+A file holds at most three snapshots: the newest, and for each of the server's last two
+checkpoints the newest that is not after it, so that a run resumed from there finds the
+tensors as they were then. Where every client takes part in every round, only rounds
+with a checkpoint are stored: writing a file takes as long as training on ten small
+images.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ def store_snapshot(
         round_number: 1, 2, ...
         tensors: The tensors by name, on the CPU.
         checkpoint_every: Number of rounds from one server checkpoint to the next.
-        with_checkpoint: Whether the snapshot of the last checkpoint stays beside it.
+        with_checkpoint: Whether the snapshots of the last checkpoints stay beside it.
 
     Raises:
         OutputError: the file cannot be written.
@@ -92,8 +93,9 @@ def store_snapshot(
     snapshots: dict[int, Mapping[str, Tensor]] = {}
     if with_checkpoint:
         stored = read_snapshots(path)
-        before = [number for number in stored if number <= checkpoint]
-        snapshots = {max(before): stored[max(before)]} if before else {}
+        for last in (checkpoint - checkpoint_every, checkpoint):
+            if before := [number for number in stored if number <= last]:
+                snapshots[max(before)] = stored[max(before)]
     snapshots[round_number] = tensors
     data = {
         f"{number}/{name}": tensor
@@ -102,5 +104,5 @@ def store_snapshot(
     }
     # Between checkpoints, what a power failure may take is not worth waiting for disks.
     synced = not with_checkpoint or round_number % checkpoint_every == 0
-    with atomic_file(path, synced=synced) as temporary:
+    with atomic_file(path, private=True, synced=synced) as temporary:
         temporary.write_bytes(safetensors.torch.save(data))

@@ -17,13 +17,8 @@ from instahide_fl.errors import OutputError
 
 CACHE_VARIABLE = "INSTAHIDE_FL_CACHE"
 TEMPORARY = ".part"  # suffix of unfinished files
-PRIVATE = "ihfl-"  # begins the names of private folders
 MIN_AGE_ABANDONED = 60.0  # seconds: a new folder is locked a moment after it is made
 MAX_AGE_UNLOCKED = 86_400.0  # seconds that a folder may be written without a lock
-MAX_SOCKET_PATH = 107  # bytes that the path of a Unix socket may have
-# Ray: /ray/session_DATE_TIME_MICROSECONDS_PID/sockets/plasma_store.N
-MAX_BELOW_PRIVATE_FOLDER = 70
-SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
 
 
 def cache_folder(*parts: str) -> Path:
@@ -37,48 +32,6 @@ def cache_folder(*parts: str) -> Path:
     root = os.environ.get(CACHE_VARIABLE)
     base = Path(root) if root else Path(platformdirs.user_cache_dir("instahide-fl"))
     return base.joinpath(*parts)
-
-
-def folder_for_sockets() -> Path:
-    """Return a folder for temporary files that Unix sockets can lie below.
-
-    It is that of the environment ($TMPDIR) where its path is short and in ASCII, which
-    Ray asks for too; else another that every system has.
-
-    Raises:
-        OutputError: None of them is short and can be written.
-    """
-    longest = MAX_SOCKET_PATH - MAX_BELOW_PRIVATE_FOLDER - len(f"/{PRIVATE}12345678")
-    folders = [*_usual_temporary_folder(), *map(Path, SHORT_FOLDERS)]
-    for folder in folders:
-        path = str(folder)
-        is_short = len(path) <= longest and path.isascii()
-        if is_short and os.access(folder, os.W_OK | os.X_OK):
-            return folder
-    raise OutputError(
-        f"no folder for temporary files can be used ({', '.join(map(str, folders))}): "
-        f"set TMPDIR to a folder that can be written and whose path has at most "
-        f"{longest} characters, all in ASCII"
-    )
-
-
-def private_folder() -> Path:
-    """Make a temporary folder of this user's own (mode 700) that can hold sockets.
-
-    Raises:
-        OutputError: No folder for temporary files can be used.
-    """
-    parent = folder_for_sockets()
-    with explained(parent):
-        return Path(tempfile.mkdtemp(prefix=PRIVATE, dir=parent))
-
-
-def _usual_temporary_folder() -> list[Path]:
-    """Return the folder that Python chooses, by TMPDIR; empty if it finds none."""
-    try:
-        return [Path(tempfile.gettempdir())]
-    except OSError:
-        return []
 
 
 @contextlib.contextmanager
@@ -104,13 +57,23 @@ def explained(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def atomic_file(path: Path, *, synced: bool = True) -> Iterator[Path]:
+def atomic_file(
+    path: Path,
+    *,
+    synced: bool = True,
+    private: bool = False,
+    previous: Path | None = None,
+) -> Iterator[Path]:
     """Replace a file in one step, when the block succeeds.
 
     Args:
         path: The file.
-        synced: Whether to wait until the disk has the file's new entry in its folder,
-            which then outlasts a power failure.
+        synced: Whether to wait for the disk: for the content before the file gets its
+            name, and for its new entry in its folder. Then a power failure leaves the
+            old file or the new one.
+        private: Whether only its owner may read it, and look into the folders that are
+            made for it.
+        previous: The name that the file of before gets; None removes it.
 
     Yields:
         A temporary path beside it, to write to.
@@ -119,19 +82,39 @@ def atomic_file(path: Path, *, synced: bool = True) -> Iterator[Path]:
         OutputError: the file cannot be written.
     """
     with explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent, private=private)
         handle, name = tempfile.mkstemp(TEMPORARY, f".{path.name}.", path.parent)
         os.close(handle)
         temporary = Path(name)
         try:
             yield temporary
             # mkstemp makes files private; results follow the user's umask instead.
-            temporary.chmod(0o666 & ~_umask())
+            temporary.chmod(0o600 if private else 0o666 & ~_umask())
+            if synced:
+                _sync(temporary)
+            if previous is not None:
+                with contextlib.suppress(FileNotFoundError):
+                    path.replace(previous)
             temporary.replace(path)
             if synced:
-                _sync_folder(path.parent)
+                _sync(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def make_folder(path: Path, *, private: bool = False) -> None:
+    """Make a folder, and those that it lies in, where they are missing.
+
+    Args:
+        path: The folder.
+        private: Whether only its owner may look into what is made.
+    """
+    missing = [
+        folder for folder in (path, *path.parents) if not os.path.lexists(folder)
+    ]
+    for folder in reversed(missing):
+        folder.mkdir(mode=0o700 if private else 0o777, exist_ok=True)
+    path.mkdir(parents=True, exist_ok=True)  # raises if it is a file
 
 
 @contextlib.contextmanager
@@ -205,11 +188,13 @@ def atomic_folder(path: Path) -> Iterator[Path]:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield temporary
             temporary.chmod(0o777 & ~_umask())
+            _sync_below(temporary)
             try:
                 temporary.rename(path)
             except OSError:
                 if not path.is_dir():
                     raise
+            _sync(path.parent)
         finally:
             os.close(handle)
             shutil.rmtree(temporary, ignore_errors=True)
@@ -262,13 +247,22 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def _sync_folder(folder: Path) -> None:
-    """Write a folder's entries to disk, so that new names outlast a power failure."""
-    handle = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    """Write a file's content, or the names in a folder, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _sync_below(folder: Path) -> None:
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            path = Path(parent, name)
+            if path.is_file() and not path.is_symlink():
+                _sync(path)
+        _sync(Path(parent))
 
 
 def _umask() -> int:

@@ -6,7 +6,7 @@ data-report.json    what the server read of its data set and left out, and warni
 partition.json      which client held which training image
 partition.png       how many images of which class each client held
 metrics.jsonl       one object a round
-checkpoint/         newest complete state
+checkpoint/         newest complete state, and the one before
 model.safetensors   final global parameters
 summary.json        written last: a folder without it is not finished
 evaluation.json     accuracy on encodings of test images (`instahide-fl evaluate`)
@@ -22,6 +22,7 @@ logs/               logs of Flower, Ray and the apps
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -34,7 +35,12 @@ from instahide_fl.config import Config, Scalar
 from instahide_fl.errors import ConfigError, InstaHideError, OutputError, error_named
 from instahide_fl.files import explained, remove_leftovers, write_text
 from instahide_fl.run_summary import check_summary
-from instahide_fl.tensor_files import load_tensors, save_tensors
+from instahide_fl.tensor_files import (
+    CHECKSUM,
+    load_tensors,
+    save_checked_tensors,
+    save_tensors,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,6 +52,7 @@ PARTITION = "partition.json"
 PARTITION_PICTURE = "partition.png"
 METRICS = "metrics.jsonl"
 CHECKPOINT = "checkpoint/state.safetensors"
+PREVIOUS_CHECKPOINT = "checkpoint/previous.safetensors"
 MODEL = "model.safetensors"
 SUMMARY = "summary.json"
 EVALUATION = "evaluation.json"
@@ -53,6 +60,13 @@ EVALUATION_PICTURE = "evaluation.png"
 FAILURE = "failure.json"
 ATTACK_RESULTS = "attacks"
 LOGS = "logs"
+ROUND = "round"  # the last completed one, in a checkpoint
+LAST_SETTING = "resources.ray-address"  # ends every config.toml
+
+# How a damaged checkpoint shows.
+DAMAGE = (OSError, safetensors.SafetensorError, KeyError, ValueError)
+
+log = logging.getLogger("instahide_fl.run")
 
 SETTINGS_OF_EARLIER_VERSIONS: dict[str, Scalar] = {"model.sign-invariant": False}
 """What runs did of which the settings file of an earlier version does not speak."""
@@ -130,15 +144,20 @@ class RunFolder:
     @property
     def resumable(self) -> bool:
         """Whether there is a checkpoint to continue from."""
-        return (self.path / CHECKPOINT).is_file()
+        names = (CHECKPOINT, PREVIOUS_CHECKPOINT)
+        return any((self.path / name).is_file() for name in names)
 
     def config(self) -> Config:
         """Read the settings.
 
         Raises:
-            ConfigError: they are missing or not valid.
+            ConfigError: they are missing, not valid, or the file ends too early.
         """
-        return Config.from_toml(self.path / CONFIG, absent=SETTINGS_OF_EARLIER_VERSIONS)
+        return Config.from_toml(
+            self.path / CONFIG,
+            absent=SETTINGS_OF_EARLIER_VERSIONS,
+            required=LAST_SETTING,
+        )
 
     def check_same_network(self, config: Config) -> None:
         """Refuse to continue with a network that sees its images in another way.
@@ -187,9 +206,12 @@ class RunFolder:
         except (OSError, UnicodeDecodeError) as error:
             raise OutputError(f"cannot read {self.path / name}: {error}") from None
         try:
-            return dict(json.loads(text))
-        except (ValueError, TypeError) as error:
+            content = json.loads(text)
+        except ValueError as error:
             raise OutputError(f"{self.path / name} is damaged: {error}") from None
+        if not isinstance(content, dict):
+            raise OutputError(f"{self.path / name} is damaged: it is no JSON object")
+        return content
 
     def summary(self) -> dict[str, Any]:
         """Read what the run reached; empty if it did not finish.
@@ -197,7 +219,10 @@ class RunFolder:
         Raises:
             OutputError: summary.json is damaged.
         """
+        is_finished = self.finished
         content = self.read_json(SUMMARY)
+        if is_finished and not content:
+            raise OutputError(f"{self.path / SUMMARY} is damaged: it is empty")
         try:
             check_summary(content)
         except ValueError as error:
@@ -239,7 +264,7 @@ class RunFolder:
         return rows
 
     def save_checkpoint(self, round_number: int, tensors: Mapping[str, Tensor]) -> None:
-        """Replace the checkpoint, in one step.
+        """Replace the checkpoint, in one step, and keep the one before.
 
         Args:
             round_number: The last completed round.
@@ -251,32 +276,28 @@ class RunFolder:
         # First the lines of its rounds: without them a checkpoint is of no use.
         with explained(self.path / METRICS), (self.path / METRICS).open("a") as file:
             os.fsync(file.fileno())
-        metadata = {"round": str(round_number)}
-        save_tensors(self.path / CHECKPOINT, tensors, metadata)
+        save_checked_tensors(
+            self.path / CHECKPOINT,
+            tensors,
+            {ROUND: str(round_number)},
+            previous=self.path / PREVIOUS_CHECKPOINT,
+        )
 
     def load_checkpoint(self) -> tuple[int, dict[str, Tensor]]:
         """Return the last completed round and the tensors of the checkpoint.
 
-        Lines of metrics.jsonl from later rounds are dropped: these rounds will be
-        trained again.
+        Where the newest is damaged, it is the one before. Lines of metrics.jsonl from
+        later rounds are dropped: these rounds will be trained again.
 
         Returns:
             The round and the tensors by name; 0 and nothing if the run was interrupted
             before its first checkpoint.
 
         Raises:
-            OutputError: the checkpoint cannot be read, or does not go with the rest.
+            OutputError: no checkpoint can be read, or it does not go with the rest.
         """
-        path = self.path / CHECKPOINT
         remove_leftovers(self.path)
-        last_round = 0
-        tensors: dict[str, Tensor] = {}
-        try:
-            if path.is_file():
-                tensors, metadata = load_tensors(path)
-                last_round = int(metadata["round"])
-        except (OSError, safetensors.SafetensorError, KeyError, ValueError) as error:
-            raise OutputError(f"cannot read the checkpoint {path}: {error}") from None
+        last_round, tensors = self._newest_checkpoint()
         rows = [row for row in self.metrics() if row["round"] <= last_round]
         if [row["round"] for row in rows] != list(range(1, last_round + 1)):
             raise OutputError(
@@ -285,6 +306,33 @@ class RunFolder:
             )
         write_text(self.path / METRICS, "".join(json.dumps(row) + "\n" for row in rows))
         return last_round, tensors
+
+    def _newest_checkpoint(self) -> tuple[int, dict[str, Tensor]]:
+        """Return the round and the tensors of the newest checkpoint that is whole."""
+        current, previous = self.path / CHECKPOINT, self.path / PREVIOUS_CHECKPOINT
+        paths = [path for path in (current, previous) if path.is_file()]
+        failures: list[str] = []
+        for path in paths:
+            try:
+                last_round, tensors = _read_checkpoint(path)
+            except (
+                OSError,
+                safetensors.SafetensorError,
+                KeyError,
+                ValueError,
+            ) as error:
+                failures.append(f"cannot read the checkpoint {path}: {error}")
+                continue
+            if path != current:
+                # Else the next checkpoint would be kept beside the damaged one.
+                with explained(current):
+                    path.replace(current)
+            for failure in failures:
+                log.warning("%s: continued from that of round %d", failure, last_round)
+            return last_round, tensors
+        if failures:
+            raise OutputError("; ".join(failures))
+        return 0, {}
 
     def save_model(self, parameters: Mapping[str, Tensor]) -> None:
         """Write the final global parameters.
@@ -340,6 +388,19 @@ class RunFolder:
             return error_named(str(row["error"]), str(row["message"]))
         except (KeyError, TypeError):
             return error_named("EngineError", "the run failed")
+
+
+def _read_checkpoint(path: Path) -> tuple[int, dict[str, Tensor]]:
+    """Return a checkpoint's round and tensors.
+
+    Raises:
+        OSError, SafetensorError, KeyError, ValueError: it is damaged.
+    """
+    tensors, metadata = load_tensors(path)
+    # Those of earlier versions have no checksum, and nothing but the round.
+    if CHECKSUM not in metadata and metadata.keys() != {ROUND}:
+        raise ValueError("it has no checksum")
+    return int(metadata[ROUND]), tensors
 
 
 def free_run_folder(parent: Path, config: Config) -> Path:

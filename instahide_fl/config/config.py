@@ -270,6 +270,7 @@ class Config(Table):
         path: Path,
         changes: Mapping[str, Scalar] | None = None,
         absent: Mapping[str, Scalar] | None = None,
+        required: str = "",
     ) -> Config:
         """Read a TOML file.
 
@@ -279,13 +280,21 @@ class Config(Table):
                 only together with them.
             absent: Values by dotted name of settings that the file does not hold; the
                 others have their defaults.
+            required: The dotted name of the last setting of the file, without which
+                the file has lost its end; empty for a file that people write.
 
         Raises:
-            ConfigError: the file is missing, is not TOML, or holds a bad setting.
+            ConfigError: the file is missing, incomplete, not TOML, or holds a bad
+                setting.
         """
         try:
             with path.open("rb") as file:
                 values = flatten_tables(tomllib.load(file))
+            if required and required not in values:
+                raise ConfigError(
+                    f"the file is damaged: it ends before {required}; put it back, or "
+                    f"start the run anew"
+                )
             all_values = {**(absent or {}), **values, **_hyphenated(changes or {})}
             return cls.from_run_config(all_values)
         except OSError as error:

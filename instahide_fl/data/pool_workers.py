@@ -22,8 +22,8 @@ from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
 from instahide_fl.errors import EngineError
-from instahide_fl.files import folder_for_sockets
 from instahide_fl.interrupts import interrupts_deferred, signals_handled
+from instahide_fl.private_folder import folder_for_sockets
 
 Result = TypeVar("Result")
 

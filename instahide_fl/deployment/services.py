@@ -1,7 +1,7 @@
 """`deploy server` and `deploy client`: start Flower's and nginx's processes, end them.
 
-They end with this process, and this process ends when one of them does: whoever
-supervises it (systemd, a container) then starts all of them again.
+They end with this process, even if it is killed, and this process ends when one of them
+does: whoever supervises it (systemd, a container) then starts all of them again.
 
 What this relies on (flwr 1.41 and 1.42): the options of `flower-superlink` and
 `flower-supernode`, and that a SuperNode starts `flwr-clientapp` from PATH, where the
@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import instahide_fl
+from instahide_fl.child_processes import MARK, OrphanWatch, orphan_watch
 from instahide_fl.deployment.federation import FederationFolder
 from instahide_fl.deployment.launcher import CLIENT_FOLDER, remove_unpacked
 from instahide_fl.deployment.nginx import nginx_command
@@ -40,6 +41,7 @@ from instahide_fl.interrupts import interrupt, signals_handled
 
 START_SECONDS = 90.0  # for the SuperLink to answer
 END_SECONDS = 15.0  # for a process to end after SIGTERM
+SUPERLINK_LOG = "superlink.log"  # in the server's folder
 PROGRAM_FOLDERS = ("/usr/sbin", "/usr/local/sbin")  # beside PATH, for nginx
 ShowLine = Callable[[str], None]
 
@@ -59,6 +61,83 @@ class Service:
     log: Path | None
 
 
+class Services:
+    """The processes that this one has started.
+
+    Args:
+        watch: Ends them if this process is killed.
+    """
+
+    def __init__(self, watch: OrphanWatch) -> None:
+        self._watch = watch
+        self._running: list[Service] = []
+
+    def start(
+        self,
+        name: str,
+        arguments: Sequence[str],
+        folder: Path,
+        environment: Mapping[str, str],
+        log: Path | None,
+    ) -> None:
+        """Start a process.
+
+        Args:
+            name: The name in messages.
+            arguments: The program and its arguments.
+            folder: The working directory.
+            environment: All environment variables.
+            log: The file for what it prints; None for the terminal.
+        """
+        with contextlib.ExitStack() as stack:
+            output = None if log is None else stack.enter_context(log.open("ab"))
+            process = subprocess.Popen(
+                list(arguments),
+                cwd=folder,
+                env={**environment, MARK: self._watch.mark},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT if output else None,
+                # Ctrl-C goes to us alone; we end the rest in order.
+                start_new_session=True,
+                umask=0o077,
+            )
+        # Its number is that of its session, too, which nginx's processes stay in. They
+        # overwrite their environment.
+        self._watch.add_session(process.pid)
+        self._running.append(Service(name, process, log))
+
+    def watch(self) -> None:
+        """Wait until one of them ends.
+
+        Raises:
+            EngineError: A service has ended.
+        """
+        while True:
+            self.check()
+            time.sleep(0.5)
+
+    def check(self) -> None:
+        """Refuse to go on without one of the services.
+
+        Raises:
+            EngineError: A service has ended.
+        """
+        for service in self._running:
+            code = service.process.poll()
+            if code is None:
+                continue
+            where = "above" if service.log is None else f"the end of {service.log}"
+            raise EngineError(
+                f"{service.name} ended with exit code {code}: see {where}"
+            )
+
+    def end(self) -> None:
+        """End them, the last started first."""
+        for service in reversed(self._running):
+            _end(service.process)
+
+
 def serve(
     folder: FederationFolder, proxy: bool, insecure: bool, show: ShowLine
 ) -> None:
@@ -76,14 +155,14 @@ def serve(
     program = _nginx() if proxy and not insecure else ""
     superlink = LocalSuperLink(folder, insecure)
     with _services() as services:
-        services.append(_start_superlink(superlink))
+        _start_superlink(superlink, services)
         _await_answer(superlink, services)
         show(f"SuperLink: on {superlink.address}, for this machine only")
         if not insecure:
             for line in superlink.reconcile():
                 show(line)
         if program:
-            services.append(_start_nginx(program, folder))
+            _start_nginx(program, folder, services)
             show(
                 f"clients connect to {', '.join(folder.config.hosts)}, port "
                 f"{folder.config.fleet_port}"
@@ -96,7 +175,7 @@ def serve(
                 f'server = "{superlink.address}" in their client.toml'
             )
         show("Ctrl-C ends it")
-        _watch(services)
+        services.watch()
 
 
 def take_part(
@@ -137,11 +216,11 @@ def take_part(
     arguments = [command("flower-supernode"), *as_arguments(options)]
     show(f"client {policy.name}: connecting to {policy.server}; Ctrl-C ends it")
     with _services() as services:
-        services.append(_start("SuperNode", arguments, state, environment, log=None))
-        _watch(services)
+        services.start("SuperNode", arguments, state, environment, log=None)
+        services.watch()
 
 
-def _start_superlink(superlink: LocalSuperLink) -> Service:
+def _start_superlink(superlink: LocalSuperLink, services: Services) -> None:
     server = superlink.folder.server.absolute()
     environment = superlink.environment()
     if superlink.is_up():
@@ -163,12 +242,13 @@ def _start_superlink(superlink: LocalSuperLink) -> Service:
         "--database": "state.db",
     }
     arguments = [command("flower-superlink"), *as_arguments(options)]
-    return _start("SuperLink", arguments, server, environment, server / "superlink.log")
+    log = server / SUPERLINK_LOG
+    services.start("SuperLink", arguments, server, environment, log)
 
 
-def _start_nginx(program: str, folder: FederationFolder) -> Service:
+def _start_nginx(program: str, folder: FederationFolder, services: Services) -> None:
     server = folder.server.absolute()
-    return _start(
+    services.start(
         "nginx",
         nginx_command(program, server),
         server,
@@ -177,72 +257,30 @@ def _start_nginx(program: str, folder: FederationFolder) -> Service:
     )
 
 
-def _start(
-    name: str,
-    arguments: Sequence[str],
-    folder: Path,
-    environment: Mapping[str, str],
-    log: Path | None,
-) -> Service:
-    with contextlib.ExitStack() as stack:
-        output = None if log is None else stack.enter_context(log.open("ab"))
-        process = subprocess.Popen(
-            list(arguments),
-            cwd=folder,
-            env=dict(environment),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT if output else None,
-            # Ctrl-C goes to us alone; we end the rest in order.
-            start_new_session=True,
-            umask=0o077,
-        )
-    return Service(name, process, log)
-
-
-def _await_answer(superlink: LocalSuperLink, services: Sequence[Service]) -> None:
+def _await_answer(superlink: LocalSuperLink, services: Services) -> None:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
-        _check(services)
+        services.check()
         if superlink.is_up():
             return
         time.sleep(0.2)
-    raise EngineError(f"the SuperLink does not answer: see {services[0].log}")
-
-
-def _watch(services: Sequence[Service]) -> None:
-    while True:
-        _check(services)
-        time.sleep(0.5)
-
-
-def _check(services: Sequence[Service]) -> None:
-    """Refuse to go on without one of the services.
-
-    Raises:
-        EngineError: A service has ended.
-    """
-    for service in services:
-        code = service.process.poll()
-        if code is None:
-            continue
-        where = "above" if service.log is None else f"the end of {service.log}"
-        raise EngineError(f"{service.name} ended with exit code {code}: see {where}")
+    log = superlink.folder.server.absolute() / SUPERLINK_LOG
+    raise EngineError(f"the SuperLink does not answer: see {log}")
 
 
 @contextlib.contextmanager
-def _services() -> Iterator[list[Service]]:
-    """Yield a list for services, and end them on leaving, the last started first."""
-    services: list[Service] = []
+def _services() -> Iterator[Services]:
+    """Yield an object that starts services, and end them on leaving."""
     # SIGINT too, which is ignored by what a shell starts in the background: then
     # neither Ctrl-C nor `kill -INT` would end us, or what we start.
     numbers = (signal.SIGINT, signal.SIGTERM)
-    try:
-        with signals_handled(interrupt, *numbers):
-            yield services
-    finally:
-        for service in reversed(services):
-            _end(service.process)
+    with orphan_watch() as watch:
+        services = Services(watch)
+        try:
+            with signals_handled(interrupt, *numbers):
+                yield services
+        finally:
+            services.end()
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from pathlib import Path
 from instahide_fl.config import Config
 from instahide_fl.deployment.federation import FederationFolder
 from instahide_fl.errors import EngineError
-from instahide_fl.files import private_folder, write_text
+from instahide_fl.files import write_text
 from instahide_fl.flower.app_bundle import stage_app
 from instahide_fl.flower.command import (
     deployed_environment,
@@ -26,6 +25,7 @@ from instahide_fl.flower.command import (
     write_connection,
 )
 from instahide_fl.flower.superlink import FlwrCommand
+from instahide_fl.private_folder import private_folder
 
 CONNECTION = "federation"
 
@@ -169,11 +169,8 @@ class LocalSuperLink:
         Raises:
             EngineError: Flower refused the run.
         """
-        folder = private_folder()
-        try:
+        with private_folder() as folder:
             return self.flwr().submit(stage_app(folder / "app"), config)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
 
     @property
     def _registrations(self) -> Path:

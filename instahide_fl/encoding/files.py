@@ -105,7 +105,7 @@ def save_encodings(path: Path, batch: EncodedBatch) -> None:
 
 
 def save_key(path: Path, key: EncodingKey) -> None:
-    """Write the key, with which anyone can decode the encodings.
+    """Write the key, with which anyone can decode the encodings, for its owner alone.
 
     Args:
         path: The .npz file to write. It holds `coefficients`, `private_index`,
@@ -125,9 +125,10 @@ def save_key(path: Path, key: EncodingKey) -> None:
     if key.augmentation is not None:
         arrays["crop_offset"] = key.augmentation.offset.numpy()
         arrays["crop_flip"] = key.augmentation.flip.numpy()
-    _save(path, arrays)
+    _save(path, arrays, private=True)
 
 
-def _save(path: Path, arrays: dict[str, Any]) -> None:
-    with atomic_file(path) as temporary, temporary.open("wb") as file:
+def _save(path: Path, arrays: dict[str, Any], *, private: bool = False) -> None:
+    opened = atomic_file(path, private=private)
+    with opened as temporary, temporary.open("wb") as file:
         np.savez(file, **arrays)

@@ -10,7 +10,6 @@ with the run.
 from __future__ import annotations
 
 import contextlib
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -18,10 +17,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from instahide_fl.child_processes import marked_environment
 from instahide_fl.config import Config
-from instahide_fl.engine.processes import keep_ray_errors, marked_environment
+from instahide_fl.engine.private_ray import keep_ray_errors, private_settings
 from instahide_fl.errors import EngineError
-from instahide_fl.files import private_folder
 from instahide_fl.flower.app_bundle import stage_app
 from instahide_fl.flower.command import (
     as_arguments,
@@ -32,6 +31,7 @@ from instahide_fl.flower.command import (
     write_connection,
 )
 from instahide_fl.flower.superlink import FlwrCommand, await_end
+from instahide_fl.private_folder import private_folder
 from instahide_fl.run_folder import LOGS, RunFolder
 
 CONNECTION = "private"
@@ -88,26 +88,28 @@ class _SuperLink:
 def _private_superlink(logs: Path) -> Iterator[_SuperLink]:
     """Start a SuperLink and end it, with all it started, on leaving."""
     logs.mkdir(parents=True, exist_ok=True)
-    home = private_folder()
     process: subprocess.Popen[bytes] | None = None
-    try:
-        with marked_environment() as environment:
-            environment.update(_simulation_settings(home))
-            port = free_port()
-            process = _start(home, port, environment, logs)
-            _await_answer(process, port, logs)
-            flwr = FlwrCommand(CONNECTION, home, environment, logs / "flwr.log")
-            yield _SuperLink(process, home, flwr)
-    finally:
-        if process is not None:
-            process.wait()
-        keep_ray_errors(home, logs)
-        shutil.rmtree(home, ignore_errors=True)
+    with private_folder() as home:
+        try:
+            with marked_environment(home) as environment:
+                environment.update(_simulation_settings(home))
+                # The user's own cluster, which Ray would join instead of starting one.
+                environment.pop("RAY_ADDRESS", None)
+                port = free_port()
+                process = _start(home, port, environment, logs)
+                _await_answer(process, port, logs)
+                flwr = FlwrCommand(CONNECTION, home, environment, logs / "flwr.log")
+                yield _SuperLink(process, home, flwr)
+        finally:
+            if process is not None:
+                process.wait()
+            keep_ray_errors(home, logs)
 
 
 def _simulation_settings(home: Path) -> dict[str, str]:
     return {
         **flower_settings(home),
+        **private_settings(),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_TMPDIR": str(home),
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",

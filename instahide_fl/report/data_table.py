@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import pandas as pd
 
 from instahide_fl.files import write_text
+from instahide_fl.report.without_folders import without_folders
 
 Format: TypeAlias = Callable[[Any], str]
 ABSENT = "-"
@@ -64,7 +65,9 @@ class DataTable:
     def _format(self, column: str, value: Any) -> str:
         if value is None or (not isinstance(value, str) and pd.isna(value)):
             return ABSENT
-        return self.formats[column](value) if column in self.formats else str(value)
+        if column in self.formats:
+            return self.formats[column](value)
+        return without_folders(str(value))
 
     def latex(self) -> str:
         """Return the table for the LaTeX package booktabs."""
@@ -89,7 +92,10 @@ class DataTable:
         Raises:
             OutputError: the files cannot be written.
         """
-        write_text(folder / f"{self.name}.csv", self.frame.to_csv(index=False))
+        shown = self.frame.map(
+            lambda value: without_folders(value) if isinstance(value, str) else value
+        )
+        write_text(folder / f"{self.name}.csv", shown.to_csv(index=False))
         write_text(folder / f"{self.name}.tex", self.latex())
 
 

@@ -15,6 +15,7 @@ from instahide_fl import __version__
 from instahide_fl.files import write_text
 from instahide_fl.report.data_table import DataTable
 from instahide_fl.report.drawing import Drawing
+from instahide_fl.report.without_folders import without_folders
 
 TEMPLATE = "report.html.j2"
 STYLE = "report.css"
@@ -34,9 +35,9 @@ class Picture:
     caption: str
 
     @property
-    def encoded(self) -> str:
+    def encoded(self) -> Markup:
         """The file's bytes in base64, for a data: address."""
-        return base64.b64encode(self.path.read_bytes()).decode("ascii")
+        return Markup(base64.b64encode(self.path.read_bytes()).decode("ascii"))
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,7 @@ def render(report: Report) -> str:
         loader=PackageLoader("instahide_fl.report"),
         autoescape=select_autoescape(enabled_extensions=("j2",)),
         undefined=StrictUndefined,
+        finalize=_shown,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -133,6 +135,13 @@ def render(report: Report) -> str:
     return environment.get_template(TEMPLATE).render(
         report=report, style=Markup(style), version=__version__
     )
+
+
+def _shown(value: object) -> object:
+    """Return what a template prints in place of a value: no text names a folder."""
+    if isinstance(value, str) and not isinstance(value, Markup):
+        return without_folders(value)
+    return value
 
 
 def save_report(report: Report, page: Path, folder: Path | None) -> None:

@@ -9,6 +9,7 @@ import pandas as pd
 
 from instahide_fl.report.data_table import DataTable
 from instahide_fl.report.results import Member, Run, Study
+from instahide_fl.report.without_folders import setting_without_folders
 
 
 def settings(study: Study) -> list[DataTable]:
@@ -54,7 +55,7 @@ def _differing(
 
 
 def _as_text(value: object) -> str:
-    return '""' if value == "" else str(value)
+    return '""' if value == "" else setting_without_folders(str(value))
 
 
 def provenance(runs: Sequence[Run]) -> DataTable | None:

@@ -24,6 +24,7 @@ from instahide_fl.report.leakage import Leakage, Spread, dominated
 from instahide_fl.report.reference import Reference
 from instahide_fl.report.results import Study
 from instahide_fl.report.variants import NOT_TRAINED, Variant, short_name
+from instahide_fl.report.without_folders import setting_without_folders
 
 LEAKAGE = "SSIM with private images"
 ACCURACY = "accuracy on clean test images"
@@ -206,7 +207,7 @@ def _draw_point_label(axes: Axes, point: _Point, in_legend: bool) -> None:
     if variant.axes:
         accuracy, leakage = point.means
         axes.annotate(
-            ", ".join(str(value) for value in variant.axes.values()),
+            ", ".join(map(_as_label, variant.axes.values())),
             (leakage, accuracy),
             xytext=(7, 5),
             textcoords="offset points",
@@ -367,7 +368,7 @@ def _draw_series(
                 capsize=2,
                 **style,
             )
-    axes.set_xticks(range(len(values)), [str(value) for value in values])
+    axes.set_xticks(range(len(values)), list(map(_as_label, values)))
 
 
 def _by_series(
@@ -382,3 +383,7 @@ def _by_series(
         key = variant.method, setting in variant.axes, others
         series.setdefault(key, []).append(variant)
     return series
+
+
+def _as_label(value: object) -> str:
+    return setting_without_folders(str(value))

@@ -16,6 +16,7 @@ import pandas as pd
 from instahide_fl.audit.scoring.verdict import worst
 from instahide_fl.report.leakage import Leakage, Spread, is_ordinary, leakages
 from instahide_fl.report.results import Member, Study
+from instahide_fl.report.without_folders import setting_without_folders
 
 NOT_TRAINED = "not trained: chance"
 
@@ -150,7 +151,10 @@ def variant_label(method: str, axes: Mapping[str, Any]) -> str:
 
 
 def _axis_values(axes: Mapping[str, Any]) -> list[str]:
-    return [f"{short_name(name)} {value}" for name, value in axes.items()]
+    return [
+        f"{short_name(name)} {setting_without_folders(str(value))}"
+        for name, value in axes.items()
+    ]
 
 
 def short_name(setting: str) -> str:

@@ -103,6 +103,7 @@ def write_transcript(folder: Path, transcript: RoundTranscript) -> None:
         transcript_path(folder, transcript.round),
         tensors,
         {"about": json.dumps(metadata)},
+        private=True,
     )
 
 

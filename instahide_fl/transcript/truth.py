@@ -207,7 +207,7 @@ def write_truth(folder: Path, truth: ClientTruth) -> None:
         "batch_sizes": truth.batch_sizes,
     }
     path = truth_path(folder, truth.round, truth.client)
-    save_tensors(path, tensors, {"about": json.dumps(metadata)})
+    save_tensors(path, tensors, {"about": json.dumps(metadata)}, private=True)
 
 
 def read_truth(folder: Path, round_number: int, client: str) -> ClientTruth:

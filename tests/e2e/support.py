@@ -13,8 +13,8 @@ from pathlib import Path
 
 import psutil
 
+from instahide_fl.child_processes import MARK
 from instahide_fl.config import Config
-from instahide_fl.engine.processes import MARK
 from instahide_fl.flower.app_bundle import stage_app
 from instahide_fl.run_folder import RunFolder
 
@@ -115,6 +115,19 @@ def marked_processes():
             if MARK in process.environ():
                 found[process.pid] = process.cmdline()
     return found
+
+
+def listening(pids):
+    """Return address and port of everything that processes listen on."""
+    sockets = set()
+    for pid in pids:
+        with contextlib.suppress(psutil.Error):
+            sockets |= {
+                (connection.laddr.ip.removeprefix("::ffff:"), connection.laddr.port)
+                for connection in psutil.Process(pid).net_connections("tcp")
+                if connection.status == psutil.CONN_LISTEN
+            }
+    return sockets
 
 
 def start(engine, path, **changes):

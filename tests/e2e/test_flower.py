@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
+from instahide_fl.child_processes import end_marked, marked_environment
 from instahide_fl.engine.flower import run_flower
 from instahide_fl.engine.inline import run_inline
-from instahide_fl.engine.processes import end_marked, marked_environment
 from instahide_fl.errors import RoundError
 from instahide_fl.run_folder import RunFolder
 from tests.e2e.support import marked_processes, model_bytes, start

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -21,7 +22,8 @@ from instahide_fl.data.federated_data import load_federated_data
 from instahide_fl.engine.inline import run_inline
 from instahide_fl.engine.logs import logging_to
 from instahide_fl.engine.ray import worker_pool
-from instahide_fl.engine.ray.ray_grid import RayGrid, ray_cluster, run_ray
+from instahide_fl.engine.ray.cluster import ray_cluster
+from instahide_fl.engine.ray.ray_grid import RayGrid, run_ray
 from instahide_fl.errors import ConfigError, EngineError
 from instahide_fl.evaluation.batches import BatchEvaluator, batches_of
 from instahide_fl.flower.app_bundle import importable_app
@@ -300,7 +302,11 @@ def test_more_workers_than_fit_and_a_second_ray_are_refused(tmp_path, cluster):
 
 
 @pytest.mark.long
-def test_a_cluster_of_two_nodes_is_joined_and_left_alone(tmp_path):
+def test_a_cluster_of_two_nodes_is_joined_by_its_token_and_left_alone(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -320,6 +326,13 @@ def test_a_cluster_of_two_nodes_is_joined_and_left_alone(tmp_path):
         done, folder = command_line(tmp_path / "run", "ray", **changes)
         assert done.returncode == 0, done.stderr
         assert model_bytes(folder) == model_bytes(expected)
+        log = folder.path / "logs" / "run.log"
+        assert "asks for no token" not in log.read_text()
+        with monkeypatch.context() as other:
+            other.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+            done, _ = command_line(tmp_path / "other", "ray", **changes)
+        assert done.returncode == 2, done.stderr
+        assert "cannot join the Ray cluster" in " ".join(done.stderr.split())
         assert head.poll() is None
         assert second.poll() is None
     finally:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from instahide_fl import files
+from instahide_fl import private_folder as folders
 from instahide_fl.environment import proxy_exceptions, safe_imports
 from instahide_fl.errors import OutputError
-from instahide_fl.files import folder_for_sockets, private_folder
+from instahide_fl.private_folder import folder_for_sockets, private_folder
 
 SOCKET = "ray/session_2030-12-31_23-59-59_999999_4194304/sockets/plasma_store.1"
 
@@ -24,14 +24,12 @@ def temporary(monkeypatch):
 def test_a_folder_that_no_socket_can_lie_in_is_passed_over(tmp_path, temporary, name):
     (tmp_path / name).mkdir()
     temporary(tmp_path / name)
-    folder = private_folder()
-    try:
+    with private_folder() as folder:
         assert folder.stat().st_mode & 0o777 == 0o700
         assert not folder.is_relative_to(tmp_path)
         assert str(folder).isascii()
-        assert len(str(folder / SOCKET)) <= files.MAX_SOCKET_PATH
-    finally:
-        folder.rmdir()
+        assert len(str(folder / SOCKET)) <= folders.MAX_SOCKET_PATH
+    assert not folder.exists()
 
 
 def test_a_short_folder_is_taken_as_it_is(temporary):
@@ -47,7 +45,7 @@ def test_where_there_is_no_short_folder_the_error_names_tmpdir(
     tmp_path, temporary, monkeypatch
 ):
     temporary(tmp_path / ("long" * 20))
-    monkeypatch.setattr(files, "SHORT_FOLDERS", ("/nowhere",))
+    monkeypatch.setattr(folders, "SHORT_FOLDERS", ("/nowhere",))
     with pytest.raises(OutputError, match="set TMPDIR to a folder"):
         folder_for_sockets()
 

@@ -9,30 +9,22 @@ evaluated on the workers too, in batches.
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import os
-import shutil
-import socket
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 from uuid import uuid4
 
 import ray
 from flwr.app import Error, Message, MessageType, RecordDict
 from torch import Tensor
 
-import instahide_fl
 from instahide_fl.aggregation.reduction import (
     ReadsUpdates,
     ReducedUpdates,
     TreeSum,
 )
-from instahide_fl.config import Config, ResourcesConfig
+from instahide_fl.config import Config
 from instahide_fl.data.federated_data import load_federated_data
 from instahide_fl.engine.logs import logging_to
-from instahide_fl.engine.processes import keep_ray_errors, marked_environment
 from instahide_fl.engine.ray.calls import (
     Assignment,
     BatchAssignment,
@@ -44,6 +36,7 @@ from instahide_fl.engine.ray.calls import (
     read_sum,
     to_numpy,
 )
+from instahide_fl.engine.ray.cluster import ray_cluster
 from instahide_fl.engine.ray.scheduling import (
     ClientCosts,
     divide,
@@ -53,7 +46,6 @@ from instahide_fl.engine.ray.worker_pool import Job, WorkerPool
 from instahide_fl.errors import EngineError
 from instahide_fl.evaluation.batches import Batch
 from instahide_fl.evaluation.clean import BatchFigures
-from instahide_fl.files import private_folder
 from instahide_fl.flower.app_bundle import importable_app
 from instahide_fl.flower.in_process_grid import (
     FIRST_CLIENT_NODE_ID,
@@ -65,17 +57,6 @@ from instahide_fl.flower.in_process_grid import (
 from instahide_fl.run_folder import LOGS, RunFolder
 
 QUERY_SECONDS = 600.0  # for a client to answer anything but a round's instruction
-RETAINED_BYTES = 2**30  # of freed memory, which a worker does not give back
-WORKER_VARIABLES = {
-    # Workers do not take each other's cores.
-    "OMP_NUM_THREADS": "1",
-    # Keep freed memory for the next client, in one place whatever thread Ray uses:
-    # giving it back and asking for it again takes several times as long as computing
-    # an update in it.
-    "MALLOC_ARENA_MAX": "1",
-    "MALLOC_TRIM_THRESHOLD_": str(RETAINED_BYTES),
-    "MALLOC_MMAP_THRESHOLD_": str(RETAINED_BYTES),
-}
 PULL_SECONDS = 0.05  # that a pull waits for replies before it returns none
 
 
@@ -98,35 +79,6 @@ def run_ray(config: Config, folder: RunFolder) -> None:
         RayGrid(config) as grid,
     ):
         server.app(grid, server_context(run_config))
-
-
-@contextlib.contextmanager
-def ray_cluster(resources: ResourcesConfig, logs: Path) -> Iterator[None]:
-    """Connect to Ray: a private one on this machine, or the cluster of the settings.
-
-    Args:
-        resources: The `[resources]` table.
-        logs: The folder for what workers write to their standard error.
-
-    Raises:
-        EngineError: Ray is in use in this process, or the cluster does not answer.
-    """
-    if ray.is_initialized():
-        raise EngineError(
-            "this process is connected to Ray already: call ray.shutdown() first, or "
-            "use engine inline"
-        )
-    home = private_folder()
-    try:
-        with marked_environment() as environment, _in_environment(environment):
-            try:
-                _connect(resources, home)
-                yield
-            finally:
-                ray.shutdown()
-    finally:
-        keep_ray_errors(home, logs)
-        shutil.rmtree(home, ignore_errors=True)
 
 
 class RayGrid(SimulationGrid):
@@ -325,79 +277,3 @@ class RayGrid(SimulationGrid):
         for node, contribution in reduced.contributions.items():
             seconds = contribution.metrics.get("seconds", 0.0)
             self._costs.observe(sizes[node], seconds)
-
-
-def _connect(resources: ResourcesConfig, home: Path) -> None:
-    # Ray puts the working folder first on the workers' import path, before Python's own
-    # modules and this package: it gets an empty one.
-    with contextlib.chdir(home):
-        _init(resources, home)
-
-
-def _init(resources: ResourcesConfig, home: Path) -> None:
-    if resources.ray_address:
-        _check_answers(resources.ray_address)
-        try:
-            ray.init(
-                address=resources.ray_address,
-                runtime_env={"env_vars": WORKER_VARIABLES},
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            first = str(error).strip().splitlines()[0]
-            raise EngineError(
-                f"resources.ray-address: no Ray cluster at {resources.ray_address} "
-                f"({first})"
-            ) from None
-        return
-    ray.init(
-        address="local",
-        num_cpus=resources.local_workers * resources.cpus_per_client,
-        num_gpus=None if resources.gpus_per_client else 0,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        _temp_dir=str(home),
-    )
-
-
-def _check_answers(address: str) -> None:
-    """Refuse a cluster that is not there, which Ray would try to reach for minutes."""
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
-        return  # "auto", or another form that Ray itself checks
-    try:
-        socket.create_connection((host, int(port)), timeout=10).close()
-    except (OSError, OverflowError) as error:
-        raise EngineError(
-            f"resources.ray-address: no Ray cluster at {address} ({error}): start one "
-            f"with ray start --head --port={port}, or leave the setting empty"
-        ) from None
-
-
-@contextlib.contextmanager
-def _in_environment(environment: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables for a while: Ray hands on this process's own."""
-    before = dict(os.environ)
-    os.environ.update(environment)
-    os.environ.update(
-        {
-            "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-            # Workers find this package even where it is not installed.
-            "PYTHONPATH": os.pathsep.join(
-                filter(None, [_package_root(), before.get("PYTHONPATH")])
-            ),
-            **WORKER_VARIABLES,
-        }
-    )
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-
-
-def _package_root() -> str:
-    return str(Path(instahide_fl.__file__).resolve().parents[1])
