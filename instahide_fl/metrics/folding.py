@@ -102,4 +102,5 @@ def folded_correlation(
 def _as_vectors(images: Tensor) -> Tensor:
     """Return f64[n,C*H*W], of length 1 unless a channel lacks contrast."""
     flat = (images.double() - CENTRE).flatten(1)  # [n,C,H,W] -> [n,C*H*W]
-    return flat / (DEVIATION * flat.shape[1] ** 0.5)
+    length: float = DEVIATION * flat.shape[1] ** 0.5
+    return flat / length
