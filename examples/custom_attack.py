@@ -36,6 +36,8 @@ class LoudestRow(Attack):
 with tempfile.TemporaryDirectory() as temporary:
     settings = {"model.name": "mlp", "train.rounds": 1, "train.batch-size": 1}
     record = {"record.rounds": "1", "record.truth": True}
+    # This attack expects a first layer that sees the encoding itself, with its signs.
+    settings["model.sign-invariant"] = False
     folder = Path(temporary) / "run"
     config = Config().with_values({**settings, **record, "output.folder": str(folder)})
     run_inline(config, RunFolder.create(folder, config))
