@@ -18,6 +18,7 @@ from flwr.app import ConfigRecord, Context
 
 from clients.policy import FOLDER, open_policy
 from instahide_fl.config import Config
+from instahide_fl.config.data import MAX_IMAGE_SIZE
 from instahide_fl.data.augment import Augmentation
 from instahide_fl.data.datasets import (
     augmentation_for,
@@ -36,6 +37,8 @@ from instahide_fl.deployment.client_data import (
     load_client_images,
     state_folder,
 )
+from instahide_fl.deployment.limits import Limits
+from instahide_fl.deployment.policy import ClientPolicy
 from instahide_fl.encoding.encoder import Encoder, FixedEncodings, build_encoder
 from instahide_fl.errors import ConfigError
 from instahide_fl.models.registry import build_model
@@ -52,11 +55,19 @@ from instahide_fl.training.local import LocalTrainer
 from instahide_fl.training.private import PrivateTrainer
 from instahide_fl.transcript.truth import RecordingEncoder
 from instahide_fl.types import ChannelStatistics, PrivateSplit
+from instahide_fl.wire.messages import MAX_IMAGES
 
 PARTITION = "partition-id"
 NUM_PARTITIONS = "num-partitions"
 NAME = "client-name"
 Settings: TypeAlias = tuple[tuple[str, bool | int | float | str], ...]
+# Of a client that has no file for its limits, what no honest run goes beyond.
+_WITHOUT_POLICY = Limits(
+    min_batch_size=1,
+    max_image_size=MAX_IMAGE_SIZE,
+    max_statistics_factor=4.0,
+    max_weight_ratio=float(MAX_IMAGES),
+)
 _SECRETS = "encoding-secret"  # a record in Context.state, which stays on the node
 
 
@@ -72,6 +83,7 @@ class ClientNode:
         augmentation: Random changes to private images before mixing; None for none.
         simulated: Whether the client belongs to a simulation; else its images are real.
         state: The folder where a real client keeps what outlasts a run; None without.
+        policy: The client.toml of a client with a folder; None without.
         seeded_as: The simulated client whose randomness a real one uses, in a rehearsal
             that its own settings allow; empty for none.
     """
@@ -83,7 +95,18 @@ class ClientNode:
     augmentation: Augmentation | None
     simulated: bool
     state: Path | None = None
+    policy: ClientPolicy | None = None
     seeded_as: str = ""
+
+    @property
+    def limits(self) -> Limits:
+        """What a run may ask of it; without a client.toml it has set few limits."""
+        return self.policy.limits if self.policy else _WITHOUT_POLICY
+
+    @property
+    def data_key(self) -> str:
+        """A digest that names its data set; empty without a client.toml."""
+        return self.policy.data_key if self.policy else ""
 
     @property
     def seeded(self) -> bool:
@@ -261,6 +284,7 @@ def _deployed_client(folder: Path, config: Config) -> ClientNode:
         augmentation=augmentation_for(config.data, shape),
         simulated=False,
         state=state_folder(folder),
+        policy=policy,
         seeded_as=seeded_as,
     )
 

@@ -9,10 +9,9 @@ from flwr.app import (
     MetricRecord,
     RecordDict,
 )
-from torch import Tensor
 
 from instahide_fl.errors import ProtocolError
-from instahide_fl.flower.arrays import from_record, to_record
+from instahide_fl.flower.arrays import to_record
 from instahide_fl.types import ClientUpdate
 from instahide_fl.wire.messages import (
     ABOUT,
@@ -26,16 +25,16 @@ from instahide_fl.wire.messages import (
 )
 
 
-def read_round(message: Message) -> tuple[RoundInstruction, dict[str, Tensor]]:
-    """Return a round's instruction and the global arrays, which are read-only.
+def read_round(message: Message) -> tuple[RoundInstruction, ArrayRecord]:
+    """Return a round's instruction and the record of the global arrays, not decoded.
 
     Raises:
         ProtocolError: the server speaks another version.
     """
-    fields, arrays = message.content[ABOUT], message.content[ARRAYS]
+    fields, arrays = message.content.get(ABOUT), message.content.get(ARRAYS)
     if not isinstance(fields, ConfigRecord) or not isinstance(arrays, ArrayRecord):
         raise ProtocolError(f"a round's {ABOUT} or {ARRAYS} record is of another type")
-    return RoundInstruction.from_values(fields), from_record(arrays)
+    return RoundInstruction.from_values(fields), arrays
 
 
 def read_query(message: Message) -> DescriptionQuery:
@@ -44,7 +43,7 @@ def read_query(message: Message) -> DescriptionQuery:
     Raises:
         ProtocolError: the server speaks another version.
     """
-    fields = message.content[ABOUT]
+    fields = message.content.get(ABOUT)
     if not isinstance(fields, ConfigRecord):
         raise ProtocolError(f"the first question's {ABOUT} record is of another type")
     return DescriptionQuery.from_values(fields)

@@ -13,6 +13,8 @@ other subtracts it.
 from __future__ import annotations
 
 import base64
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,10 +22,19 @@ import torch
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from torch import Tensor
 
+from clients.cohort_checks import (
+    broken,
+    check_cohort,
+    check_largest_weight,
+    check_senders,
+    check_survivors,
+    claim_once,
+    read_keys,
+    signed,
+)
+from clients.node import ClientNode
 from instahide_fl.aggregation.masking import FixedPoint, add_masks, flatten_arrays
 from instahide_fl.aggregation.weights import WEIGHTS
-from instahide_fl.config import Config
-from instahide_fl.errors import ProtocolError
 from instahide_fl.flower.arrays import to_record
 from instahide_fl.flower.secure_aggregation import (
     bytes_to_private_key,
@@ -40,7 +51,15 @@ from instahide_fl.flower.secure_aggregation import (
 )
 from instahide_fl.rng import new_secret
 from instahide_fl.types import ClientUpdate
-from instahide_fl.wire.messages import ABOUT, ARRAYS, METRICS, SCHEMA, UpdateHeader
+from instahide_fl.wire.messages import (
+    ABOUT,
+    ARRAYS,
+    METRICS,
+    SCHEMA,
+    RoundInstruction,
+    UpdateHeader,
+    finite_number,
+)
 from instahide_fl.wire.secure_aggregation import (
     CIPHERTEXTS,
     CLIENTS,
@@ -51,63 +70,91 @@ from instahide_fl.wire.secure_aggregation import (
     MASKS,
     ROUND,
     SHARES,
+    SIGNATURE,
+    SIGNATURES,
     SURVIVORS,
     VECTOR,
+    RoundKeys,
+    bound_secret,
+    own_keys_statement,
     required_values,
+    round_digest,
     shares_needed,
 )
 
 _STATE = "secure-aggregation"  # a record in Context.state, which stays on the node
 
 
-def answer_public_keys(message: Message, context: Context, client: str) -> Message:
-    """Make this round's keys and send the public ones (stage 1)."""
+@dataclass(frozen=True)
+class Masking:
+    """What a client needs to mask its update: all is checked, before it trains.
+
+    Attributes:
+        round: 1, 2, ...
+        num_clients: Number of clients in the cohort, this one counted.
+        largest_weight: What all clients divide their weights by.
+        added: Seeds of the masks to add.
+        subtracted: Seeds of the masks to subtract.
+    """
+
+    round: int
+    num_clients: int
+    largest_weight: float
+    added: list[bytes]
+    subtracted: list[bytes]
+
+
+def answer_public_keys(message: Message, context: Context, node: ClientNode) -> Message:
+    """Make this round's keys and send the public ones, signed (stage 1)."""
     fields = required_values(message.content[ABOUT], ROUND)
+    round_number = int(fields[ROUND])
     mask_key, mask_public = generate_key_pairs()
     exchange_key, exchange_public = generate_key_pairs()
+    public = public_key_to_bytes(mask_public), public_key_to_bytes(exchange_public)
     context.state[_STATE] = ConfigRecord(
         {
-            "round": int(fields[ROUND]),
+            "round": round_number,
             "seed": new_secret(),
             "mask-key": private_key_to_bytes(mask_key),
             "exchange-key": private_key_to_bytes(exchange_key),
+            "public-keys": list(public),
         }
     )
+    statement = own_keys_statement(round_number, node.client, *public)
     return _reply(
         message,
         {
-            "client": client,
-            MASK_KEYS: public_key_to_bytes(mask_public),
-            EXCHANGE_KEYS: public_key_to_bytes(exchange_public),
+            "client": node.client,
+            MASK_KEYS: public[0],
+            EXCHANGE_KEYS: public[1],
+            SIGNATURE: signed(node, statement),
         },
     )
 
 
-def answer_key_shares(
-    message: Message, context: Context, client: str, config: Config
-) -> Message:
+def answer_key_shares(message: Message, context: Context, node: ClientNode) -> Message:
     """Share the secrets of this round among the clients (stage 2).
 
     Raises:
-        ProtocolError: keys are missing, twice, or too few.
+        ProtocolError: keys are missing, twice, or too few, or not those of the clients
+            that this one has pinned.
     """
     fields = required_values(
-        message.content[ABOUT], ROUND, CLIENTS, MASK_KEYS, EXCHANGE_KEYS
+        message.content[ABOUT], ROUND, CLIENTS, MASK_KEYS, EXCHANGE_KEYS, SIGNATURES
     )
     state = _read_state(context, int(fields[ROUND]))
-    peers = list(fields[CLIENTS])
-    keys = [*fields[MASK_KEYS], *fields[EXCHANGE_KEYS]]
-    if client not in peers or len(set(keys)) < 2 * len(peers):
-        raise ProtocolError("the public keys of a round are not each client's own")
-    needed = shares_needed(len(peers), config.secure_aggregation.threshold)
-    own_position = peers.index(client)
+    keys = read_keys(fields)
+    own_position = check_cohort(node, keys, state["public-keys"], fields[SIGNATURES])
+    claim_once(node, state, "shares")
+    peers = list(keys.clients)
+    needed = shares_needed(len(peers), node.config.secure_aggregation.threshold)
     seed_shares = create_shares(bytes(state["seed"]), needed, len(peers))
     key_shares = create_shares(bytes(state["mask-key"]), needed, len(peers))
     ciphertexts = []
     for peer in range(len(peers)):
         if peer == own_position:
             continue
-        secret = _agreed_secret(state["exchange-key"], fields[EXCHANGE_KEYS][peer])
+        secret = _agreed_secret(state["exchange-key"], keys.exchange_keys[peer])
         plaintext = share_keys_plaintext_concat(
             own_position, peer, seed_shares[peer], key_shares[peer]
         )
@@ -115,22 +162,80 @@ def answer_key_shares(
     state.update(
         {
             CLIENTS: peers,
-            MASK_KEYS: list(fields[MASK_KEYS]),
-            EXCHANGE_KEYS: list(fields[EXCHANGE_KEYS]),
+            MASK_KEYS: list(keys.mask_keys),
+            EXCHANGE_KEYS: list(keys.exchange_keys),
             "own-seed-share": seed_shares[own_position],
             "own-key-share": key_shares[own_position],
         }
     )
     context.state[_STATE] = ConfigRecord(state)
-    return _reply(message, {CIPHERTEXTS: ciphertexts})
+    signature = signed(node, keys.statement())
+    return _reply(message, {CIPHERTEXTS: ciphertexts, SIGNATURE: signature})
+
+
+def open_masking(
+    message: Message,
+    context: Context,
+    node: ClientNode,
+    instruction: RoundInstruction,
+    arrays: Mapping[str, Tensor],
+) -> Masking:
+    """Check what the masks of this round's update need, and use the keys up (stage 3).
+
+    Args:
+        message: The server's message, with the global arrays.
+        context: Flower's context of the node.
+        node: The client.
+        instruction: What came with the arrays.
+        arrays: The global arrays by name, control variates among them.
+
+    Raises:
+        ProtocolError: the server asks for an update without masks, for a second one, or
+            for one in a smaller cohort; or a ciphertext is not what it should be.
+    """
+    if MASKS not in message.content:
+        raise broken(
+            f"client {node.client} sends masked updates only "
+            f"(secure-aggregation.enabled), and the server asked for a plain one"
+        )
+    fields = required_values(
+        message.content[MASKS],
+        *(ROUND, CLIENTS, CIPHERTEXTS, SIGNATURES, LARGEST_WEIGHT),
+    )
+    state = _read_state(context, int(fields[ROUND]))
+    if instruction.round != fields[ROUND] or CLIENTS not in state:
+        raise broken("the masks of a round are asked for without its shares")
+    keys = RoundKeys(
+        instruction.round, state[CLIENTS], state[MASK_KEYS], state[EXCHANGE_KEYS]
+    )
+    senders = check_senders(node, keys, fields[CLIENTS], fields[SIGNATURES])
+    largest_weight = finite_number(LARGEST_WEIGHT, fields[LARGEST_WEIGHT])
+    claim_once(node, state, "update")
+    own_position = keys.clients.index(node.client)
+    _store_shares(state, own_position, senders, list(fields[CIPHERTEXTS]))
+    digest = round_digest(node.config, instruction, arrays, keys, largest_weight)
+    pair_seeds = {
+        sender: bound_secret(
+            _mask_seed(_agreed_secret(state["mask-key"], keys.mask_keys[sender])),
+            digest,
+        )
+        for sender in senders
+    }
+    state["senders"] = senders
+    context.state[_STATE] = ConfigRecord(state)
+    own_seed = bound_secret(bytes(state["seed"]), digest)
+    later = [seed for peer, seed in pair_seeds.items() if peer > own_position]
+    return Masking(
+        round=instruction.round,
+        num_clients=len(keys.clients),
+        largest_weight=largest_weight,
+        added=[own_seed, *later],
+        subtracted=[seed for peer, seed in pair_seeds.items() if peer < own_position],
+    )
 
 
 def reply_masked(
-    message: Message,
-    context: Context,
-    client: str,
-    update: ClientUpdate,
-    config: Config,
+    message: Message, node: ClientNode, update: ClientUpdate, masking: Masking
 ) -> Message:
     """Send the update with masks on it (stage 3).
 
@@ -138,43 +243,16 @@ def reply_masked(
     that weight: the server learns both as sums only.
 
     Raises:
-        ProtocolError: the server asks for an update without masks, or a ciphertext is
-            not what it should be.
+        ProtocolError: the largest weight is none that the client accepts, or the update
+            has values that cannot be masked.
     """
-    if MASKS not in message.content:
-        raise ProtocolError(
-            f"client {client} sends masked updates only (secure-aggregation.enabled), "
-            f"and the server asked for a plain one"
-        )
-    fields = required_values(
-        message.content[MASKS], ROUND, CLIENTS, CIPHERTEXTS, LARGEST_WEIGHT
-    )
-    state = _read_state(context, int(fields[ROUND]))
-    peers = list(state[CLIENTS])
-    senders = [peers.index(name) for name in fields[CLIENTS]]
-    own_position = peers.index(client)
-    needed = shares_needed(len(peers), config.secure_aggregation.threshold)
-    if len(senders) + 1 < needed:
-        raise ProtocolError(
-            f"{len(senders) + 1} clients of {len(peers)} shared their keys, "
-            f"secure-aggregation.threshold asks for {needed}"
-        )
-    _store_shares(state, own_position, senders, list(fields[CIPHERTEXTS]))
-    weight = WEIGHTS[config.server.aggregation](update) / float(fields[LARGEST_WEIGHT])
-    numbers = FixedPoint(config.secure_aggregation.largest_value, len(peers))
-    pair_seeds = {
-        sender: _mask_seed(_agreed_secret(state["mask-key"], state[MASK_KEYS][sender]))
-        for sender in senders
-    }
-    later = [seed for peer, seed in pair_seeds.items() if peer > own_position]
-    earlier = [seed for peer, seed in pair_seeds.items() if peer < own_position]
-    masked = add_masks(
-        numbers.encode(_weighted_vector(update, weight)),
-        added=[bytes(state["seed"]), *later],
-        subtracted=earlier,
-    )
-    context.state[_STATE] = ConfigRecord(state)
-    header = UpdateHeader(client, update.kind, int(fields[ROUND]))
+    config = node.config
+    weight = WEIGHTS[config.server.aggregation](update)
+    check_largest_weight(node, weight, masking.largest_weight)
+    numbers = FixedPoint(config.secure_aggregation.largest_value, masking.num_clients)
+    vector = _weighted_vector(update, weight / masking.largest_weight)
+    masked = add_masks(numbers.encode(vector), masking.added, masking.subtracted)
+    header = UpdateHeader(node.client, update.kind, masking.round)
     content = RecordDict(
         {
             ARRAYS: to_record({VECTOR: torch.from_numpy(masked.view(np.int32))}),
@@ -199,30 +277,23 @@ def _weighted_vector(update: ClientUpdate, weight: float) -> Tensor:
     )
 
 
-def answer_unmask(
-    message: Message, context: Context, client: str, config: Config
-) -> Message:
+def answer_unmask(message: Message, context: Context, node: ClientNode) -> Message:
     """Send the shares that the sum needs, and forget all secrets (stage 4).
 
     Raises:
-        ProtocolError: the server asks for both secrets of a client, or too few clients
-            are left.
+        ProtocolError: the server asks a second time, for both secrets of a client, or
+            for a sum of too few clients.
     """
     fields = required_values(message.content[ABOUT], ROUND, SURVIVORS, DROPPED)
     state = _read_state(context, int(fields[ROUND]))
-    peers = list(state[CLIENTS])
+    if "senders" not in state:
+        raise broken(f"client {node.client} has sent nothing that could be unmasked")
+    survivors, dropped = check_survivors(
+        node, state[CLIENTS], state["senders"], fields[SURVIVORS], fields[DROPPED]
+    )
     # One answer for each round: a second question could be for the other secret.
+    claim_once(node, state, "unmask")
     del context.state[_STATE]
-    survivors = [peers.index(name) for name in fields[SURVIVORS]]
-    dropped = [peers.index(name) for name in fields[DROPPED]]
-    asked = survivors + dropped
-    needed = shares_needed(len(peers), config.secure_aggregation.threshold)
-    if len(set(asked)) < len(asked) or len(set(survivors)) < needed:
-        raise ProtocolError(
-            f"client {client} refuses to unmask: {len(survivors)} of {len(peers)} "
-            f"updates came (secure-aggregation.threshold asks for {needed}), and no "
-            f"client may be both there and gone"
-        )
     shares = [state[f"seed-share-{peer}"] for peer in survivors]
     shares += [state[f"key-share-{peer}"] for peer in dropped]
     return _reply(message, {SHARES: shares})
@@ -246,7 +317,7 @@ def _store_shares(
         plaintext = decrypt(secret, ciphertext)
         sender, receiver, seed, key = share_keys_plaintext_separate(plaintext)
         if (sender, receiver) != (peer, own_position):
-            raise ProtocolError("a client's shares were passed on to the wrong client")
+            raise broken("a client's shares were passed on to the wrong client")
         state[f"seed-share-{peer}"] = seed
         state[f"key-share-{peer}"] = key
 
@@ -259,7 +330,7 @@ def _read_state(context: Context, round_number: int) -> dict[str, Any]:
     """
     record = context.state.config_records.get(_STATE)
     if record is None or record["round"] != round_number:
-        raise ProtocolError(
+        raise broken(
             f"this client has no keys for round {round_number}: it was not asked for "
             f"them, or has unmasked this round already"
         )

@@ -8,27 +8,39 @@ from __future__ import annotations
 
 
 class InstaHideError(Exception):
-    """Base of all errors of this package."""
+    """Base of all errors of this package.
+
+    Attributes:
+        exit_code: The exit code of a command that ends with it.
+        refusal: The code under which a real client tells a server of it
+            (`wire.refusals`); the text stays with the client.
+        settings: Names of the run's settings that it is about, which may travel.
+    """
 
     exit_code = 1
+    refusal = "internal"
+    settings: tuple[str, ...] = ()
 
 
 class ConfigError(InstaHideError, ValueError):
     """A setting is unknown, out of range, or contradicts another."""
 
     exit_code = 2
+    refusal = "settings"
 
 
 class DataError(InstaHideError, ValueError):
     """A data set is missing, unreadable, or does not fit the settings."""
 
     exit_code = 2
+    refusal = "data"
 
 
 class PoolError(InstaHideError, ValueError):
     """A mixing pool is missing, corrupt, or does not fit the data."""
 
     exit_code = 2
+    refusal = "pool"
 
 
 class ShapeError(InstaHideError, ValueError):
@@ -39,6 +51,7 @@ class OutputError(InstaHideError, OSError):
     """A result cannot be written, or would overwrite another."""
 
     exit_code = 2
+    refusal = "output"
 
 
 class TranscriptError(InstaHideError, ValueError):
@@ -70,9 +83,13 @@ class DivergenceError(RoundError):
 class ProtocolError(InstaHideError, RuntimeError):
     """Server and client disagree on code, pool or message schema."""
 
+    refusal = "protocol"
+
 
 class PolicyError(InstaHideError, RuntimeError):
     """A client refuses a run that its own policy does not allow."""
+
+    refusal = "limits"
 
 
 class EngineError(InstaHideError, RuntimeError):

@@ -18,8 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
-from cryptography.exceptions import UnsupportedAlgorithm
-from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from instahide_fl.aggregation.masking import (
@@ -31,14 +30,14 @@ from instahide_fl.aggregation.masking import (
 from instahide_fl.aggregation.reduction import Contribution, ReducedUpdates, UpdateSum
 from instahide_fl.config import Config
 from instahide_fl.errors import ProtocolError, RoundError
-from instahide_fl.flower.arrays import ArrayForm, checked_tensors
+from instahide_fl.flower.arrays import ArrayForm, checked_tensors, from_record
 from instahide_fl.flower.secure_aggregation import (
     bytes_to_private_key,
     bytes_to_public_key,
     combine_shares,
     generate_shared_key,
 )
-from instahide_fl.wire.messages import ABOUT, SCHEMA
+from instahide_fl.wire.messages import ABOUT, ARRAYS, SCHEMA, RoundInstruction
 from instahide_fl.wire.secure_aggregation import (
     CIPHERTEXTS,
     CLIENTS,
@@ -51,10 +50,15 @@ from instahide_fl.wire.secure_aggregation import (
     PUBLIC_KEYS,
     ROUND,
     SHARES,
+    SIGNATURE,
+    SIGNATURES,
     SURVIVORS,
     UNMASK,
     VECTOR,
+    RoundKeys,
+    bound_secret,
     required_values,
+    round_digest,
     shares_needed,
 )
 from server.collection import collect
@@ -67,22 +71,17 @@ from server.records import (
     records_of_update,
     round_message,
 )
+from server.secure_replies import (
+    KeyShares,
+    MaskedUpdate,
+    PublicKeys,
+    about_record,
+    check_public_key,
+    secrets_by_client,
+    signature_of,
+)
 
 Value = TypeVar("Value")
-MAX_SECRET_BYTES = 10_000  # a key, a share and a ciphertext are all below 1,000
-
-
-@dataclass(frozen=True)
-class MaskedUpdate:
-    """A client's reply in stage 3.
-
-    Attributes:
-        vector: u32[N]; it looks uniform to anyone without its masks.
-        metrics: The client's figures, its loss left out: "seconds".
-    """
-
-    vector: Vector
-    metrics: Mapping[str, float]
 
 
 @dataclass
@@ -119,18 +118,25 @@ class SecureRound:
         """
         keys = self._public_keys()
         peers = list(keys)
+        round_keys = RoundKeys(
+            self.round,
+            peers,
+            [sent.mask for sent in keys.values()],
+            [sent.exchange for sent in keys.values()],
+        )
         needed = shares_needed(len(peers), self.config.secure_aggregation.threshold)
-        ciphertexts = self._key_shares(keys)
-        self._check_enough(ciphertexts, needed)
+        shared = self._key_shares(round_keys, [k.signature for k in keys.values()])
+        self._check_enough(shared, needed)
         size = sum(math.prod(shape) for shape in shapes.values())
         # Behind the arrays come the weight of the update, and its loss times that.
-        masked = self._masked_updates(content, peers, ciphertexts, size + 2)
+        masked = self._masked_updates(content, peers, shared, size + 2)
         self._check_enough(masked, needed)
         start = time.perf_counter()
-        shares = self._unmask(peers, list(ciphertexts), list(masked))
+        shares = self._unmask(list(shared), list(masked))
         self._check_enough(shares, needed)
+        digest = self._digest(content, round_keys)
         try:
-            total = self._total(keys, list(ciphertexts), masked, shares)
+            total = self._total(round_keys, list(shared), masked, shares, digest=digest)
         except ValueError as error:
             raise RoundError(
                 f"round {self.round}: the masks cannot be taken off: the shares that "
@@ -138,53 +144,74 @@ class SecureRound:
             ) from None
         return self._reduced(total, masked, peers, shapes, time.perf_counter() - start)
 
-    def _public_keys(self) -> dict[str, tuple[bytes, bytes]]:
-        """Return mask key and exchange key of each client that answers (stage 1)."""
+    def _digest(self, content: RecordDict, keys: RoundKeys) -> bytes:
+        """Return the digest that clients' masks depend on."""
+        about, arrays = content[ABOUT], content[ARRAYS]
+        assert isinstance(about, ConfigRecord)
+        assert isinstance(arrays, ArrayRecord)
+        return round_digest(
+            self.config,
+            RoundInstruction.from_values(about),
+            from_record(arrays),
+            keys,
+            self._largest_weight(keys.clients),
+        )
 
-        def read(client: str, reply: Message) -> tuple[bytes, bytes]:
-            values = required_values(_about(reply), MASK_KEYS, EXCHANGE_KEYS)
+    def _public_keys(self) -> dict[str, PublicKeys]:
+        """Return the signed public keys of each client that answers (stage 1)."""
+
+        def read(client: str, reply: Message) -> PublicKeys:
+            values = required_values(
+                about_record(reply), MASK_KEYS, EXCHANGE_KEYS, SIGNATURE
+            )
             mask, exchange = values[MASK_KEYS], values[EXCHANGE_KEYS]
             for key in (mask, exchange):
-                _check_public_key(key)
-            return mask, exchange
+                check_public_key(key)
+            return PublicKeys(mask, exchange, signature_of(values))
 
         return self._ask(PUBLIC_KEYS, {client: {} for client in self.nodes}, read)
 
     def _key_shares(
-        self, keys: Mapping[str, tuple[bytes, bytes]]
-    ) -> dict[str, dict[str, bytes]]:
-        """Return, by sender, the ciphertext for each receiver (stage 2)."""
+        self, keys: RoundKeys, signatures: Sequence[bytes]
+    ) -> dict[str, KeyShares]:
+        """Return each client's shares for the others (stage 2)."""
         public = {
-            CLIENTS: list(keys),
-            MASK_KEYS: [mask for mask, _ in keys.values()],
-            EXCHANGE_KEYS: [exchange for _, exchange in keys.values()],
+            CLIENTS: list(keys.clients),
+            MASK_KEYS: list(keys.mask_keys),
+            EXCHANGE_KEYS: list(keys.exchange_keys),
+            SIGNATURES: list(signatures),
         }
 
-        def read(sender: str, reply: Message) -> dict[str, bytes]:
-            values = required_values(_about(reply), CIPHERTEXTS)
-            others = [client for client in keys if client != sender]
-            return _by_client(others, values[CIPHERTEXTS])
+        def read(sender: str, reply: Message) -> KeyShares:
+            values = required_values(about_record(reply), CIPHERTEXTS, SIGNATURE)
+            others = [client for client in keys.clients if client != sender]
+            return KeyShares(
+                secrets_by_client(others, values[CIPHERTEXTS]), signature_of(values)
+            )
 
-        return self._ask(KEY_SHARES, dict.fromkeys(keys, public), read)
+        return self._ask(KEY_SHARES, dict.fromkeys(keys.clients, public), read)
 
     def _masked_updates(
         self,
         content: RecordDict,
         peers: Sequence[str],
-        ciphertexts: Mapping[str, Mapping[str, bytes]],
+        shared: Mapping[str, KeyShares],
         length: int,
     ) -> dict[str, MaskedUpdate]:
         """Return the masked update of each client that sends one (stage 3)."""
         largest_weight = self._largest_weight(peers)
         messages = {}
-        for client in ciphertexts:
-            senders = [sender for sender in ciphertexts if sender != client]
+        for client in shared:
+            senders = [sender for sender in shared if sender != client]
             masks = ConfigRecord(
                 {
                     "schema": SCHEMA,
                     ROUND: self.round,
                     CLIENTS: senders,
-                    CIPHERTEXTS: [ciphertexts[sender][client] for sender in senders],
+                    CIPHERTEXTS: [
+                        shared[sender].ciphertexts[client] for sender in senders
+                    ],
+                    SIGNATURES: [shared[sender].signature for sender in senders],
                     LARGEST_WEIGHT: largest_weight,
                 }
             )
@@ -221,7 +248,7 @@ class SecureRound:
         return MaskedUpdate(vector.view(np.uint32), read_client_metrics(metrics))
 
     def _unmask(
-        self, peers: Sequence[str], shared: Sequence[str], survivors: Sequence[str]
+        self, shared: Sequence[str], survivors: Sequence[str]
     ) -> dict[str, dict[str, bytes]]:
         """Return, by answering client, a share of each client's secret (stage 4).
 
@@ -231,17 +258,18 @@ class SecureRound:
         question = {SURVIVORS: list(survivors), DROPPED: dropped}
 
         def read(_: str, reply: Message) -> dict[str, bytes]:
-            values = required_values(_about(reply), SHARES)
-            return _by_client([*survivors, *dropped], values[SHARES])
+            values = required_values(about_record(reply), SHARES)
+            return secrets_by_client([*survivors, *dropped], values[SHARES])
 
         return self._ask(UNMASK, dict.fromkeys(survivors, question), read)
 
     def _total(
         self,
-        keys: Mapping[str, tuple[bytes, bytes]],
+        keys: RoundKeys,
         shared: Sequence[str],
         masked: Mapping[str, MaskedUpdate],
         shares: Mapping[str, Mapping[str, bytes]],
+        digest: bytes,
     ) -> Vector:
         """Add up the masked vectors and take off the masks that did not cancel.
 
@@ -256,14 +284,15 @@ class SecureRound:
             client: combine_shares([answer[client] for answer in shares.values()])
             for client in shared
         }
-        position = {client: number for number, client in enumerate(keys)}
+        position = {client: number for number, client in enumerate(keys.clients)}
         added: list[bytes] = []
-        subtracted = [secrets[client] for client in masked]
+        subtracted = [bound_secret(secrets[client], digest) for client in masked]
         for dropped in (client for client in shared if client not in masked):
             private = bytes_to_private_key(secrets[dropped])
             for client in masked:
-                public = bytes_to_public_key(keys[client][0])
-                seed = base64.urlsafe_b64decode(generate_shared_key(private, public))
+                public = bytes_to_public_key(keys.mask_keys[position[client]])
+                agreed = base64.urlsafe_b64decode(generate_shared_key(private, public))
+                seed = bound_secret(agreed, digest)
                 # The survivor added the mask if it comes before the dropped client,
                 # and subtracted it otherwise: the server does the opposite.
                 survivor_added = position[dropped] > position[client]
@@ -365,35 +394,3 @@ class SecureRound:
                 f"secure-aggregation.threshold asks for {needed} ({reasons})"
             )
             raise failed_round(text, self.failures, self.config)
-
-
-def _about(reply: Message) -> ConfigRecord:
-    record = reply.content.get(ABOUT)
-    if not isinstance(record, ConfigRecord):
-        raise ProtocolError(f"it lacks the record {ABOUT!r}")
-    return record
-
-
-def _by_client(clients: Sequence[str], secrets: object) -> dict[str, bytes]:
-    """Return the bytes for each client from an unchecked list in the same order.
-
-    Raises:
-        ProtocolError: it does not hold one short byte string for each client.
-    """
-    if not isinstance(secrets, list) or len(secrets) != len(clients):
-        raise ProtocolError(f"it must hold {len(clients)} secrets, one for each client")
-    if not all(
-        isinstance(secret, bytes) and len(secret) < MAX_SECRET_BYTES
-        for secret in secrets
-    ):
-        raise ProtocolError("what it holds are not a round's secrets")
-    return dict(zip(clients, secrets, strict=True))
-
-
-def _check_public_key(key: object) -> None:
-    try:
-        if not isinstance(key, bytes) or len(key) >= MAX_SECRET_BYTES:
-            raise ValueError
-        bytes_to_public_key(key)
-    except (ValueError, UnsupportedAlgorithm):
-        raise ProtocolError("it holds no public key") from None

@@ -24,6 +24,7 @@ from instahide_fl.flower.arrays import ArrayForm
 from instahide_fl.flower.in_process_grid import become_server, name_message
 from instahide_fl.study.settings import StudyConfig
 from instahide_fl.wire.messages import (
+    SCHEMA,
     ClientDescription,
     DescriptionQuery,
     RoundInstruction,
@@ -117,7 +118,12 @@ MESSAGES = {
     DescriptionQuery: DescriptionQuery((3, 32, 32)).to_values(),
     UpdateHeader: UpdateHeader("0", "gradient", 1).to_values(),
     RoundInstruction: {
-        **{"schema": 4, "round": 1, "pool-sha256": "", "learning-rate-factor": 1.0},
+        **{
+            "schema": SCHEMA,
+            "round": 1,
+            "pool-sha256": "",
+            "learning-rate-factor": 1.0,
+        },
         **{"mean": [0.5], "std": [0.2]},
     },
 }
@@ -175,7 +181,7 @@ def made_array(drawn):
     header=st.fixed_dictionaries(
         {},
         optional={
-            "schema": st.integers(2, 4),
+            "schema": st.integers(3, SCHEMA),
             "client": st.text(max_size=3),
             "kind": st.sampled_from(["gradient", "delta", ""]),
             "round": st.integers(-1, 3),

@@ -28,6 +28,7 @@ from torch import Tensor
 from instahide_fl.aggregation.reduction import MAX_UPDATE_VALUE
 from instahide_fl.errors import ProtocolError
 from instahide_fl.rng import keyed_stream
+from instahide_fl.wire.refusals import refused
 
 Vector: TypeAlias = NDArray[np.uint32]
 
@@ -64,16 +65,18 @@ class FixedPoint:
         """
         magnitude = float(values.abs().max()) if values.numel() else 0.0
         if not magnitude <= MAX_UPDATE_VALUE:  # so written, it refuses NaN too
-            raise ProtocolError(
+            error = ProtocolError(
                 f"an update with a value of {magnitude:.3g} cannot be masked: lower "
                 f"the learning rate"
             )
+            raise refused(error, "not-finite")
         if magnitude > self.max_value:
-            raise ProtocolError(
+            error = ProtocolError(
                 f"an update with a value of {magnitude:.3g} cannot be masked: raise "
                 f"secure-aggregation.largest-value (now {self.max_value:g}) or lower "
                 f"the learning rate"
             )
+            raise refused(error, "largest-value")
         integers = (values.to(torch.float64) * self.scale).round().to(torch.int64)
         return integers.numpy().astype(np.uint32)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -61,9 +62,26 @@ def gaussian_epsilon(
     Returns:
         A number of at least 0; infinite where the accountant finds no bound.
     """
-    if steps == 0:
+    return composed_epsilon([(noise_multiplier, rate, steps)], delta)
+
+
+def composed_epsilon(
+    mechanisms: Iterable[tuple[float, float, int]], delta: float
+) -> float:
+    """Return the epsilon of several Gaussian mechanisms, one after another.
+
+    Args:
+        mechanisms: The noise multiplier, the sampling rate and the number of releases
+            of each, as in `gaussian_epsilon`.
+        delta: The delta of (epsilon, delta), in (0, 1).
+
+    Returns:
+        A number of at least 0; infinite where the accountant finds no bound.
+    """
+    releases = [mechanism for mechanism in mechanisms if mechanism[2] > 0]
+    if not releases:
         return 0.0
-    if noise_multiplier < MIN_NOISE:
+    if min(noise for noise, _, _ in releases) < MIN_NOISE:
         return math.inf
     from opacus.accountants import RDPAccountant
     from opacus.accountants.analysis.rdp import get_privacy_spent
@@ -73,7 +91,10 @@ def gaussian_epsilon(
         warnings.filterwarnings("ignore", message="Optimal order is")
         epsilon, _ = get_privacy_spent(
             orders=RDPAccountant.DEFAULT_ALPHAS,
-            rdp=_renyi_divergence(min(noise_multiplier, MAX_NOISE), rate) * steps,
+            rdp=sum(
+                _renyi_divergence(min(noise, MAX_NOISE), rate) * steps
+                for noise, rate, steps in releases
+            ),
             delta=delta,
         )
     return max(0.0, float(epsilon)) if math.isfinite(epsilon) else math.inf

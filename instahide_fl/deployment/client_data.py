@@ -12,6 +12,7 @@ from instahide_fl.data.datasets import PrivateImages, load_private_images
 from instahide_fl.deployment.policy import CLIENT_FILE, ClientPolicy
 from instahide_fl.errors import ConfigError
 from instahide_fl.files import explained
+from instahide_fl.wire.refusals import refused
 
 
 def state_folder(folder: Path) -> Path:
@@ -85,11 +86,12 @@ def load_client_images(
         return images
     names = images.class_names
     if unknown := [name for name in names if name not in policy.classes]:
-        raise ConfigError(
+        error = ConfigError(
             f"client {policy.name}: its images have classes that are not among "
             f"`classes` in {CLIENT_FILE}: {', '.join(unknown[:3])}"
             f"{', ...' if len(unknown) > 3 else ''}"
         )
+        raise refused(error, "classes")
     # Class numbers of the client's folders -> those of the federation.
     numbers = torch.tensor([policy.classes.index(name) for name in names])
     split = replace(

@@ -4,9 +4,10 @@
       README.md  federation.toml
       authority/     ca.key ca.crt
       server/        ca.crt server.crt server.key nginx.conf nginx/ clients/NAME.pub
-      clients/NAME/  client.toml ca.crt node.key README.md
+      clients/NAME/  client.toml ca.crt node.key peers/ README.md
 
-A client's folder goes to that client whole and holds nothing of anybody else's.
+A client's folder goes to that client whole and holds nothing of anybody else's but the
+public keys of the other clients.
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ from instahide_fl.deployment.folder_texts import (
     operator_readme,
 )
 from instahide_fl.deployment.nginx import SETTINGS, WORKING_FOLDER, nginx_settings
+from instahide_fl.deployment.peers import PEERS_FOLDER
 from instahide_fl.deployment.policy import CLIENT_FILE
 from instahide_fl.errors import ConfigError, OutputError
 from instahide_fl.files import atomic_folder, write_text
@@ -68,6 +69,8 @@ def create_federation(
         for name in config.clients:
             _write_client(folder, folder.client(name), name, app_hash)
             _register(folder, name, folder.client(name))
+        for name in config.clients:
+            _write_peers(folder, folder.client(name), name)
         _write(temporary / "README.md", operator_readme(config.name, path).encode())
         _write(temporary / FEDERATION_FILE, _to_toml(config))
     return open_federation(path)
@@ -100,6 +103,7 @@ def add_client(path: Path, name: str, app_hash: str) -> FederationFolder:
     with _private_files():
         with atomic_folder(folder.client(name)) as temporary:
             _write_client(folder, temporary, name, app_hash)
+            _write_peers(folder, temporary, name)
         _register(folder, name, folder.client(name))
         # Last: until then the client is not part of the federation.
         write_text(path / FEDERATION_FILE, _to_toml(config).decode())
@@ -196,6 +200,15 @@ def _write_client(
     _write(target / CLIENT_FILE, client_settings(name, server, app_hash).encode())
     readme = client_readme(name, folder.config.name, server)
     _write(target / "README.md", readme.encode())
+
+
+def _write_peers(folder: FederationFolder, target: Path, name: str) -> None:
+    """Give a client the public keys of the others, which it pins."""
+    (target / PEERS_FOLDER).mkdir(exist_ok=True)
+    for other in folder.config.clients:
+        if other != name and folder.registered_key(other).is_file():
+            public = folder.registered_key(other).read_bytes()
+            _write(target / PEERS_FOLDER / f"{other}.pub", public)
 
 
 def _register(folder: FederationFolder, name: str, client: Path) -> None:

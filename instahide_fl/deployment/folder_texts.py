@@ -30,13 +30,78 @@ pool = "photos"
 code-hash = {app_hash}
 
 [limits]
-# Distinct encodings that one image may take part in, over all runs; 0 for no limit.
+# A run that goes beyond one of these is refused whole. Tighten them as you like; where
+# a sound run needs more, the operator reads the name of the setting, and you decide.
+#
+# Over time. Distinct encodings that one image may take part in, over all runs; 0 for no
+# limit. The run has to set the same limit or a lower one.
 max-exposures = 0
+# Updates that you send in 24 hours, over all runs; 0 for no limit.
+max-rounds-a-day = 2000
+#
+# Encodings. How images are hidden: "instahide", "mixup" (no masks), "none" (plain).
 methods = ["instahide"]
+# Images in one encoding (k): at least, and at most (more only costs memory).
 min-num-mixed = 4
+max-num-mixed = 32
+# Private images among them (p), at least. With 1, each of your images stands alone
+# among public ones, which the server has too.
+min-num-private = 2
+# Largest coefficient of an image (c1): a larger bound lets one image stand out.
 max-coefficient = 0.65
+# Largest bound from below on your images' share of an encoding (c2).
 max-private-weight = 0.3
-# The next two are for rehearsals with public images.
+# How coefficients are drawn; "dirichlet" favours the encoded image.
+coefficient-laws = ["abs-normal"]
+# The server names the mean and the standard deviation to normalise with. They may be
+# this many times your own images' standard deviation away, and as many times larger or
+# smaller: far from yours, your images outweigh the public ones.
+max-statistics-factor = 2.0
+# In its place, fixed ranges [LOW, HIGH] of both, for pixels from 0 to 1; [] for none.
+mean-range = []
+std-range = []
+# Largest side of images in pixels: larger images show more, and cost more.
+max-image-size = 256
+#
+# Training. What you send: "gradient" (one gradient) or "update" (after local training).
+modes = ["gradient", "update"]
+# Images in a batch, and behind an update, at least: small batches are inverted best.
+min-batch-size = 8
+# Passes over your images in a round, at most (mode update).
+max-local-epochs = 20
+# Learning rate of local training (mode update): outside, an update is that of one
+# batch.
+min-learning-rate = 1e-5
+max-learning-rate = 1.0
+# Networks that you train, for instance ["resnet-18"]; [] for all.
+models = []
+# Channels of a network's first layer, at most: very wide layers separate images.
+max-width = 128
+# Largest absolute value of a parameter that the server sends.
+max-parameter = 1000.0
+# Whether BatchNorm's running statistics may be sent: they are means of your encodings.
+allow-batch-statistics = false
+#
+# Secure aggregation: whether it is required, so that the server reads sums only.
+require-secure-aggregation = false
+# Clients in such a sum, you among them, at least.
+min-cohort = 3
+# Whether you take part only with clients whose keys are in peers/, so that the server
+# cannot invent any. Add the key of a client that joins later, from somebody you trust.
+pinned-peers = true
+# How much more than your update another client's may weigh, and the largest entry of an
+# update that the run may allow for: beyond, small updates vanish in rounding.
+max-weight-ratio = 1000.0
+max-largest-value = 1024.0
+#
+# Differential privacy: the epsilon (at this delta) that you spend over all runs, by
+# your own count. A run must then use dp-sgd or local; 0 requires none. dp-sgd needs
+# min-num-private = 1.
+max-epsilon = 0.0
+max-delta = 1e-5
+#
+# The next two are for rehearsals with public images: whether a run may store originals
+# and keys in your folder, and whether seeded-client may be set.
 allow-truth = false
 allow-seeded-keys = false
 """
@@ -62,8 +127,13 @@ To keep it running, use the systemd unit `deploy/instahide-fl-client.service` of
 software's repository. A client that crashed is refused for about a minute, until the
 server has noticed that it is gone; the unit tries again until it is let in.
 
-What it keeps (counters of exposures) is in `state/`: keep it, or the counting begins
-anew.
+`peers/` holds the public keys of the other clients, as they were when this folder was
+made. Compare them with the others, not with the operator (`ssh-keygen -lf FILE` prints
+a fingerprint; for your own, `ssh-keygen -lf node.key`): then the server cannot put
+invented clients beside you in secure aggregation.
+
+What it keeps (counters of exposures, of updates and of privacy) is in `state/`: keep it,
+or the counting begins anew.
 
 InstaHide does not protect your images from the server: encodings and gradients have
 been inverted. Take part only with images that you may show to the operator.
@@ -85,7 +155,8 @@ _OPERATOR_README = """\
 
 Later:
 
-- another client: `instahide-fl deploy add {folder} NAME`
+- another client: `instahide-fl deploy add {folder} NAME`. For secure aggregation the
+  others need its public key, `server/clients/NAME.pub`, in their `peers/`
 - a certificate that ends soon: put `authority/` back,
   `instahide-fl deploy renew {folder}`, restart the server
 - another version of the software: clients must install it too and pin its

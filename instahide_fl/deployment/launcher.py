@@ -20,17 +20,19 @@ If it has both but calls them with other arguments, the task ends in an error.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from instahide_fl.deployment.app_hash import app_hash_of_archive
 from instahide_fl.deployment.policy import check_code, read_policy
-from instahide_fl.errors import EngineError
+from instahide_fl.errors import ConfigError, EngineError
+from instahide_fl.wire.refusals import public_error
 
 CLIENT_FOLDER = "INSTAHIDE_FL_CLIENT"  # the SuperNode's environment variable
 UNPACKED = "unpacked-"  # begins the name of each process's folder
@@ -69,22 +71,41 @@ def guard(module: Any, folder: Path) -> None:
     unpacked: list[Path] = []
 
     def install_checked(archive: bytes, *arguments: Any, **options: Any) -> Path:
-        check_code(read_policy(folder), app_hash_of_archive(archive))
-        _forget_own_modules()
-        unpacked.append(Path(install(archive, *arguments, **options)))
+        with _without_details(folder):
+            check_code(read_policy(folder), app_hash_of_archive(archive))
+            _forget_own_modules()
+            unpacked.append(Path(install(archive, *arguments, **options)))
         return unpacked[-1]
 
     def load_checked(*_: Any, **__: Any) -> Callable[..., Any]:
         # Not the app that the server names, but the one that was checked. `multi_app`
         # makes Flower compare the name that the server sent with the app's own.
         app = str(unpacked[-1])
-        load: Callable[..., Any] = loading(
-            default_app_ref="", app_path=app, multi_app=True
-        )
+        with _without_details(folder):
+            load: Callable[..., Any] = loading(
+                default_app_ref="", app_path=app, multi_app=True
+            )
         return load
 
     module.install_from_fab = install_checked
     module.get_load_client_app_fn = load_checked
+
+
+@contextlib.contextmanager
+def _without_details(folder: Path) -> Iterator[None]:
+    """Let the server read codes only; texts, which may name files, stay here.
+
+    Raises:
+        RefusedError: anything was raised.
+    """
+    try:
+        yield
+    except Exception as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        name = ""
+        with contextlib.suppress(ConfigError):
+            name = read_policy(folder).name
+        raise public_error(name, error) from None
 
 
 def remove_unpacked(state: Path) -> None:

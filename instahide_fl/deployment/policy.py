@@ -6,45 +6,24 @@ come from the server; those that would weaken the client's policy are refused.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from instahide_fl.config import Config
-from instahide_fl.config.base import Count, CountOrZero, Table
+from instahide_fl.config.base import CountOrZero, Table
+from instahide_fl.deployment.limits import Limits
+from instahide_fl.deployment.settings_checks import check_limits
 from instahide_fl.errors import ConfigError, PolicyError
+from instahide_fl.wire.refusals import refused
 
 CLIENT_FILE = "client.toml"
-
-
-class Limits(Table):
-    """The limits to what a run may ask of this client."""
-
-    section: ClassVar[str] = "limits"
-
-    max_exposures: CountOrZero = 0
-    """The distinct encodings that one image may take part in, over all rounds of all
-    runs. A run has to keep to it itself (`instahide.max-exposures`, with
-    exposure-action "stop"). 0 sets no limit."""
-    methods: Annotated[
-        list[Literal["none", "mixup", "instahide"]], Field(min_length=1)
-    ] = Field(default=["instahide"])
-    """The values of `instahide.method` that are allowed."""
-    min_num_mixed: Count = 4
-    """The smallest `instahide.num-mixed` (k) that is allowed."""
-    max_coefficient: Annotated[float, Field(gt=0, le=1)] = 0.65
-    """The largest `instahide.max-coefficient` (c1) that is allowed."""
-    max_private_weight: Annotated[float, Field(ge=0, lt=1)] = 0.3
-    """The largest `instahide.min-private-weight` (c2) that is allowed."""
-    allow_truth: bool = False
-    """Whether a run may write originals, encodings and keys (`record.truth`), into this
-    client's folder. For rehearsals with public images."""
-    allow_seeded_keys: bool = False
-    """Whether `seeded-client` may be set. For rehearsals with public images."""
 
 
 class ClientPolicy(Table):
@@ -84,6 +63,13 @@ class ClientPolicy(Table):
     """Take keys and batches from the run's seed, as client N of a simulation: the
     encodings then hide nothing."""
     limits: Limits = Limits()
+
+    @property
+    def data_key(self) -> str:
+        """A digest of what names the data set; no run's settings are part of it."""
+        names = [self.data, self.config, self.train_part, self.train_rows]
+        names += [self.image_column, self.label_column]
+        return hashlib.sha256(json.dumps(names).encode()).hexdigest()
 
     @field_validator("name", mode="after")
     @classmethod
@@ -158,15 +144,9 @@ def check_settings(policy: ClientPolicy, config: Config) -> None:
         config: The run's settings, as the server sent them.
 
     Raises:
-        PolicyError: The client refuses; the text names the client, each such setting
-            with its value, and what is allowed.
+        PolicyError: The client refuses (`settings_checks.check_limits`).
     """
-    refused = [*_weak_encodings(policy.limits, config), *_exposed(policy, config)]
-    if refused:
-        raise PolicyError(
-            f"client {policy.name} refuses this run: {'; '.join(refused)} "
-            f"({CLIENT_FILE}, [limits])"
-        )
+    check_limits(policy.name, policy.limits, config, CLIENT_FILE)
 
 
 def check_code(policy: ClientPolicy, app_hash: str) -> None:
@@ -180,53 +160,13 @@ def check_code(policy: ClientPolicy, app_hash: str) -> None:
         PolicyError: The app is another one.
     """
     if policy.code_hash and policy.code_hash != app_hash:
-        raise PolicyError(
+        error = PolicyError(
             f"client {policy.name} refuses this run: the server sent the code "
             f"{app_hash[:12]}, it allows {policy.code_hash[:12]} only ({CLIENT_FILE}, "
             f"code-hash): install the version that the server runs, compare "
             f"instahide-fl deploy code-hash on both sides, and pin it anew"
         )
-
-
-def _weak_encodings(limits: Limits, config: Config) -> Iterator[str]:
-    encoding = config.instahide
-    if encoding.method not in limits.methods:
-        allowed = " or ".join(f'"{method}"' for method in limits.methods)
-        yield f'instahide.method = "{encoding.method}", it allows {allowed}'
-    if encoding.method != "none":
-        if encoding.num_mixed < limits.min_num_mixed:
-            yield (
-                f"instahide.num-mixed = {encoding.num_mixed}, it allows "
-                f"{limits.min_num_mixed} or more"
-            )
-        if encoding.max_coefficient > limits.max_coefficient:
-            yield (
-                f"instahide.max-coefficient = {encoding.max_coefficient}, it allows "
-                f"at most {limits.max_coefficient}"
-            )
-        weight = encoding.min_private_weight
-        if encoding.public_count and weight > limits.max_private_weight:
-            yield (
-                f"instahide.min-private-weight = {weight}, it allows at most "
-                f"{limits.max_private_weight}"
-            )
-    yield from _exposures_beyond(limits.max_exposures, config)
-
-
-def _exposures_beyond(limit: int, config: Config) -> Iterator[str]:
-    asked, action = config.instahide.max_exposures, config.instahide.exposure_action
-    if limit and not 0 < asked <= limit:
-        meaning = " (no limit)" if asked == 0 else ""
-        yield f"instahide.max-exposures = {asked}{meaning}, it allows 1 to {limit}"
-    if limit and action != "stop":
-        yield f'instahide.exposure-action = "{action}", it allows "stop"'
-
-
-def _exposed(policy: ClientPolicy, config: Config) -> Iterator[str]:
-    if config.record.truth and not policy.limits.allow_truth:
-        yield "record.truth = true, it allows false: its images are real"
-    if config.record.crafted != "none":
-        yield f'record.crafted = "{config.record.crafted}", it allows "none"'
+        raise refused(error, "other-code")
 
 
 def _check_present(values: Mapping[str, Any]) -> None:

@@ -14,8 +14,9 @@ from typing import Any, Self, TypeAlias
 
 from instahide_fl.errors import ProtocolError
 from instahide_fl.types import ChannelStatistics
+from instahide_fl.wire.refusals import refused
 
-SCHEMA = 4
+SCHEMA = 5
 ARRAYS = "arrays"  # name of the record with global parameters, or with an update
 ABOUT = "about"  # name of the record with one of the classes below
 METRICS = "metrics"  # name of the record with a client's numbers
@@ -76,11 +77,12 @@ class DescriptionQuery:
             remedy = f"data.channels = {channels}"
         else:
             remedy = f"data.image-size = {min(height, width)}"
-        raise ProtocolError(
+        error = ProtocolError(
             f"client {client} holds images of {'x'.join(map(str, image_shape))} "
             f"(channels x height x width), the run's are of "
             f"{channels}x{height}x{width}: set {remedy} in the run's settings"
         )
+        raise refused(error, "image-shape", [remedy.partition(" ")[0]])
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,8 @@ from flwr.supernode.runtime import run_clientapp
 
 from instahide_fl.deployment.app_hash import app_hash_of_archive
 from instahide_fl.deployment.launcher import REPLACED, guard
-from instahide_fl.errors import EngineError, PolicyError
+from instahide_fl.errors import EngineError
+from instahide_fl.wire.refusals import RefusedError
 
 APP = """
 from pathlib import Path
@@ -98,10 +99,21 @@ def test_another_app_is_not_even_unpacked(tmp_path, flower):
     marker = tmp_path / "ran"
     other = flower_app(tmp_path / "other", "2.0.0", marker)
     guard(flower, client(tmp_path, "0" * 64))
-    with pytest.raises(PolicyError, match="client north refuses this run: the server"):
+    with pytest.raises(RefusedError, match="client north refuses, code other-code"):
         flower.install_from_fab(other, skip_prompt=True)
     assert not marker.exists()
     assert not list((tmp_path / "home").rglob("app.py"))
+
+
+def test_a_launcher_that_fails_tells_the_server_no_path(tmp_path, flower, capsys):
+    folder = client(tmp_path, "")
+    guard(flower, folder)
+    (folder / "client.toml").unlink()
+    with pytest.raises(RefusedError) as failed:
+        flower.install_from_fab(b"", skip_prompt=True)
+    assert "code settings" in str(failed.value)
+    assert str(tmp_path) not in str(failed.value)
+    assert str(folder) in capsys.readouterr().err
 
 
 def test_a_flower_without_these_functions_is_refused(tmp_path):

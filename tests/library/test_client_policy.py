@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+import re
+from pathlib import Path
+
 import pytest
 
 from instahide_fl.config import Config
+from instahide_fl.deployment.folder_texts import client_settings
+from instahide_fl.deployment.limits import Limits
 from instahide_fl.deployment.policy import (
     ClientPolicy,
     check_settings,
@@ -55,6 +61,59 @@ def policy(**changes):
             {"instahide.max-exposures": 50},
             'exposure-action = "warn", it allows "stop"',
         ),
+        ({}, {"instahide.num-mixed": 33}, "num-mixed = 33, it allows at most 32"),
+        ({}, {"instahide.num-private": 1}, "num-private = 1, it allows 2 or more"),
+        ({}, {"instahide.max-coefficient": 0.26}, "it allows 0.3 or more"),
+        ({}, {"instahide.coefficient-law": "dirichlet"}, 'allows "abs-normal"'),
+        ({}, {"instahide.refresh": 10**9}, "refresh = 1000000000"),
+        ({}, {"train.batch-size": 7}, "batch-size = 7, it allows 8 or more"),
+        ({"modes": ["update"]}, {}, 'train.mode = "gradient", it allows "update"'),
+        ({}, {"data.image-size": 512}, "image-size = 512, it allows at most 256"),
+        ({}, {"train.mode": "update", "train.local-epochs": 21}, "it allows 1 to 20"),
+        ({}, {"train.mode": "update", "train.local-epochs": 0}, "it allows 1 to 20"),
+        ({}, {"train.mode": "update", "train.learning-rate": 1e-9}, "1e-05 to 1"),
+        (
+            {},
+            # Each step forgets the one before: the update is the last batch's.
+            {"train.mode": "update", "train.weight-decay": 20.0},
+            "weight-decay = 20, it allows 2 at this learning rate",
+        ),
+        (
+            {},
+            {"train.mode": "update", "train.proximal-mu": 20.0},
+            "proximal-mu = 20, it allows 2 at this learning rate",
+        ),
+        ({"models": ["resnet-9"]}, {}, 'name = "small-cnn", it allows "resnet-9"'),
+        ({}, {"model.width": 4096}, "width = 4096, it allows at most 128"),
+        ({}, {"model.normalization": "batch"}, 'normalization = "batch"'),
+        (
+            {"require_secure_aggregation": True},
+            {},
+            "secure-aggregation.enabled = false, it allows true",
+        ),
+        (
+            {},
+            {
+                "secure-aggregation.enabled": True,
+                "secure-aggregation.largest-value": 1e12,
+            },
+            "largest-value = 1e.12, it allows at most 1024",
+        ),
+        ({"max_epsilon": 8.0}, {}, 'allows "dp-sgd" or "local"'),
+        (
+            {"max_epsilon": 8.0},
+            # The server's noise protects from others, not from the server.
+            {
+                "defense.differential-privacy": "central",
+                "server.aggregation": "mean",
+            },
+            'differential-privacy = "central"',
+        ),
+        (
+            {"max_epsilon": 8.0},
+            {"defense.differential-privacy": "dp-sgd"},
+            "num-private = 2, dp-sgd protects a private image where it is 1",
+        ),
     ],
 )
 def test_a_client_refuses_what_weakens_its_policy(limits, settings, message):
@@ -94,6 +153,11 @@ def test_all_that_is_refused_is_named_at_once():
         ({"code_hash": "abc"}, "64 hexadecimal digits"),
         ({"limits": {"methods": []}}, "limits.methods must be"),
         ({"limits": {"min_k": 4}}, "unknown setting limits.min-k"),
+        ({"limits": {"max-epsilom": 4}}, r"did you mean limits\.max-epsilon"),
+        ({"limits": {"std_range": [0.0, 1.0]}}, r"\[LOW, HIGH\] with 0 < LOW"),
+        ({"limits": {"mean_range": [1.0]}}, r"\[LOW, HIGH\] with LOW < HIGH"),
+        ({"limits": {"models": ["resnet-9", "vgg"]}}, "not 'vgg'"),
+        ({"limits": {"min_cohort": 2}}, "min-cohort must be greater than or equal"),
         ({"seeded_client": 0}, "lets the server compute this client's keys"),
         ({"name": "3"}, "not a number alone"),
     ],
@@ -109,3 +173,36 @@ def test_a_client_without_a_policy_takes_no_part(tmp_path):
     (tmp_path / "client.toml").write_text('name = "north"\nserver = "a:1"\n')
     with pytest.raises(ConfigError, match=r"client\.toml: data is missing"):
         read_policy(tmp_path)
+
+
+def generated(tmp_path):
+    text = client_settings("north", "localhost:9443", "")
+    (tmp_path / "client.toml").write_text(text)
+    return text, read_policy(tmp_path)
+
+
+def test_the_file_that_is_made_names_and_explains_every_limit(tmp_path):
+    text, made = generated(tmp_path)
+    lines = text.split("[limits]")[1].splitlines()
+    keys = [line.split(" = ")[0] for line in lines if " = " in line and line[0] != "#"]
+    fields = [name.replace("_", "-") for name in Limits.model_fields]
+    assert sorted(keys) == sorted(fields)
+    for before, line in itertools.pairwise(lines):
+        # A comment, or the line of a setting that the same comment explains.
+        assert before or not line, line
+    # A file of an earlier version, without these lines, has the same limits.
+    assert made.limits == Limits(pinned_peers=True)
+
+
+def test_the_file_that_is_made_allows_ordinary_runs(tmp_path):
+    _, made = generated(tmp_path)
+    page = Path(__file__).parents[2] / "docs" / "deploy-operator.md"
+    sample = re.search(r"```toml\n(.*?)```", page.read_text(), re.DOTALL)
+    (tmp_path / "config.toml").write_text(sample[1])
+    for config in (
+        Config(),
+        Config.from_toml(tmp_path / "config.toml"),
+        Config().with_values({"train.mode": "update", "model.name": "resnet-18"}),
+        Config().with_values({"secure-aggregation.enabled": True}),
+    ):
+        check_settings(made, config)

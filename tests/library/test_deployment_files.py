@@ -132,12 +132,18 @@ def test_node_keys_are_what_flower_and_ssh_read(made):
 def test_a_client_gets_what_it_needs_and_nothing_else(made):
     own = made.client("north")
     assert {path.name for path in own.iterdir()} == {
-        *("client.toml", "ca.crt", "node.key", "README.md")
+        *("client.toml", "ca.crt", "node.key", "README.md", "peers")
     }
+    # Of the others, the public keys that the server knows.
+    pinned = own / "peers" / "south.pub"
+    assert list((own / "peers").iterdir()) == [pinned]
+    assert pinned.read_bytes() == made.registered_key("south").read_bytes()
     keys = {(made.client(name) / "node.key").read_bytes() for name in ("north",)}
     keys |= {(made.client("south") / "node.key").read_bytes()}
     assert len(keys) == 2
-    assert b"south" not in b"".join(path.read_bytes() for path in own.iterdir())
+    assert b"south" not in b"".join(
+        path.read_bytes() for path in own.iterdir() if path.is_file()
+    )
 
 
 def test_nobody_else_can_read_any_of_it(made):
