@@ -34,6 +34,7 @@ from instahide_fl.deployment.installation import (
     check_disk,
     check_versions,
 )
+from instahide_fl.deployment.peers import PEERS_FOLDER, read_peers
 from instahide_fl.deployment.policy import (
     CLIENT_FILE,
     ClientPolicy,
@@ -96,6 +97,7 @@ def examine_client(
     yield from run_check("CA certificate", ca)
     yield from run_check("server", partial(_check_server, policy, authority))
     yield from run_check("code", partial(_check_code, policy))
+    yield from run_check("peers", partial(_check_peers, folder, policy))
     yield from run_check("data", partial(_check_data, folder, policy, run_config))
 
 
@@ -172,6 +174,21 @@ def _check_code(policy: ClientPolicy) -> Iterator[CheckResult]:
         yield passed("code", f"{installed[:12]} is pinned and installed")
 
 
+def _check_peers(folder: Path, policy: ClientPolicy) -> Iterator[CheckResult]:
+    """Look for the public keys with which secure aggregation knows the others."""
+    if not policy.limits.pinned_peers:
+        return
+    names = ", ".join(read_peers(folder))
+    if names:
+        yield passed("peers", f"the keys of {names} are pinned")
+    else:
+        yield failed(
+            "peers",
+            f"no key is pinned: runs with secure aggregation will be refused; put the "
+            f"other clients' public keys into {folder / PEERS_FOLDER}/NAME.pub",
+        )
+
+
 def _check_data(
     folder: Path, policy: ClientPolicy, run_config: Config
 ) -> Iterator[CheckResult]:
@@ -190,6 +207,17 @@ def _check_data(
         f"{len(split)} images of {channels}x{height}x{width}, {split.num_classes} "
         f"classes",
     )
+    statistics = split.statistics
+    numbers = zip(statistics.mean, statistics.std, strict=True)
+    shown = "; ".join(f"mean {mean:.3f}, std {std:.3f}" for mean, std in numbers)
+    yield passed("statistics", f"{shown} (what runs normalise with must be near it)")
+    least = policy.limits.min_batch_size
+    if len(split) < least:
+        yield failed(
+            "limits",
+            f"{len(split)} images are fewer than limits.min-batch-size = {least} in "
+            f"{CLIENT_FILE}: this client would refuse every round",
+        )
     # A client's own screen alone: the report names files and counts images.
     for line in [*data_summary(images.report), *warning_lines(images.report)]:
         yield passed("data report", line.strip())

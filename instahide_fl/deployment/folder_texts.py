@@ -132,8 +132,8 @@ made. Compare them with the others, not with the operator (`ssh-keygen -lf FILE`
 a fingerprint; for your own, `ssh-keygen -lf node.key`): then the server cannot put
 invented clients beside you in secure aggregation.
 
-What it keeps (counters of exposures, of updates and of privacy) is in `state/`: keep it,
-or the counting begins anew.
+What it keeps (counters of exposures, updates and privacy) is in `state/`: keep it, or
+the counting begins anew.
 
 InstaHide does not protect your images from the server: encodings and gradients have
 been inverted. Take part only with images that you may show to the operator.

@@ -246,7 +246,7 @@ def test_a_folder_that_is_none_says_what_to_do(tmp_path):
 def test_a_new_client_allows_the_defaults_and_pins_the_code(made):
     found = read_policy(made.client("north"))
     assert (found.name, found.code_hash) == ("north", HASH)
-    assert found.limits == policy().limits
+    assert found.limits == policy(limits={"pinned_peers": True}).limits
     check_settings(found, Config())
 
 
