@@ -198,10 +198,8 @@ def open_masking(
             f"client {node.client} sends masked updates only "
             f"(secure-aggregation.enabled), and the server asked for a plain one"
         )
-    fields = required_values(
-        message.content[MASKS],
-        *(ROUND, CLIENTS, CIPHERTEXTS, SIGNATURES, LARGEST_WEIGHT),
-    )
+    names = (ROUND, CLIENTS, CIPHERTEXTS, SIGNATURES, LARGEST_WEIGHT)
+    fields = required_values(message.content[MASKS], *names)
     state = _read_state(context, int(fields[ROUND]))
     if instruction.round != fields[ROUND] or CLIENTS not in state:
         raise broken("the masks of a round are asked for without its shares")
