@@ -31,7 +31,7 @@ def progress_table(
     for heading in ("method", "seed", "training", "accuracy", "audits"):
         table.add_column(heading)
     for run in runs:
-        varied = "".join(f", {name} = {value}" for name, value in run.axes.items())
+        varied = f", {values_in_words(run.axes)}" if run.axes else ""
         trial = f", trial {run.trial}: {values_in_words(run.tuned)}"
         training, accuracy = _training(folder.run(run), run, running)
         table.add_row(
@@ -54,7 +54,8 @@ def _training(
     tested = [row[figure] for row in rows if row.get(figure) is not None]
     accuracy = f"{tested[-1]:.1%}" if tested else ""
     if folder.finished:
-        trained = folder.summary().get("trained", True)
+        # Whether a network is trained is told by test images, too.
+        trained = bool(run.trial) or folder.summary().get("trained", True)
         return "done", accuracy if trained else f"{accuracy} (chance)"
     if run.name not in running:
         return "diverged" if run.trial and divergence(folder) else "waiting", accuracy

@@ -15,6 +15,7 @@ from instahide_fl.study.settings import (
     StudyConfig,
     fit_for_folder,
 )
+from instahide_fl.study.tuning import values_in_words
 
 RUNS = "runs"
 TUNING = "tuning"
@@ -223,7 +224,7 @@ def _changed(
             folder
         )
     except ConfigError as error:
-        varied = "".join(f", {name} = {value}" for name, value in values.items())
+        varied = f", {values_in_words(values)}" if values else ""
         raise ConfigError(f"method {method.name!r}{varied}: {error}") from None
 
 

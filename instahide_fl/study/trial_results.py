@@ -79,13 +79,16 @@ class TunedVariant:
 
     @property
     def on_edge(self) -> dict[str, str]:
-        """The chosen values that are the largest or smallest tried, by setting."""
+        """The chosen values that are the largest or smallest tried, by setting.
+
+        Only numbers count: true is not larger than false.
+        """
         if self.chosen is None:
             return {}
         edges: dict[str, str] = {}
         for name, value in self.chosen.tuned.items():
             tried = [result.trial.tuned[name] for result in self.results]
-            numbers = [v for v in tried if isinstance(v, int | float)]
+            numbers = [v for v in tried if not isinstance(v, bool | str)]
             if len(numbers) < len(tried) or len(set(numbers)) < 2:
                 continue
             for edge, limit in (("largest", max(numbers)), ("smallest", min(numbers))):

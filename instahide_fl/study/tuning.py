@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
@@ -21,8 +22,12 @@ def _hyphenated_names(values: object) -> object:
     """Return settings by dotted name, however the tables are written."""
     if not isinstance(values, Mapping):
         return values
-    flat = flatten_tables(values)
-    return {name.replace("_", "-"): column for name, column in flat.items()}
+    hyphenated: dict[str, object] = {}
+    for name, column in flatten_tables(values).items():
+        if (written := name.replace("_", "-")) in hyphenated:
+            raise ValueError(f"settings that are written once each, {written} is twice")
+        hyphenated[written] = column
+    return hyphenated
 
 
 def _one_value_a_trial(trials: dict[str, list[Scalar]]) -> dict[str, list[Scalar]]:
@@ -117,5 +122,18 @@ def trial_values(trials: Mapping[str, Sequence[Scalar]]) -> list[dict[str, Scala
 
 
 def values_in_words(values: Mapping[str, Any]) -> str:
-    """Write settings as `train.batch-size = 16, server.learning-rate = 0.1`."""
-    return ", ".join(f"{name} = {value}" for name, value in values.items())
+    """Write settings as a settings file does.
+
+    Args:
+        values: The values by dotted name.
+
+    Example:
+        >>> values_in_words({"train.batch-size": 16, "model.sign-invariant": True})
+        'train.batch-size = 16, model.sign-invariant = true'
+    """
+    return ", ".join(f"{name} = {_as_toml(v)}" for name, v in values.items())
+
+
+def _as_toml(value: object) -> str:
+    is_word = isinstance(value, bool | str)
+    return json.dumps(value, ensure_ascii=False) if is_word else str(value)

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from instahide_fl import load_study
+from instahide_fl.compare.progress_table import progress_table
 from instahide_fl.compare.run_job import perform
 from instahide_fl.errors import ConfigError, DivergenceError
 from instahide_fl.report.reference import find_reference
@@ -20,6 +21,8 @@ from instahide_fl.study.folder import StudyFolder
 from instahide_fl.study.plan import plan_runs
 from instahide_fl.study.plan_trials import plan_trials
 from instahide_fl.study.settings import StudyConfig
+from instahide_fl.study.trial_results import TrialResult, TunedVariant
+from instahide_fl.study.tuning import values_in_words
 
 PLAIN = {"name": "plain", "settings": {"instahide": {"method": "none"}}}
 CROSS = {"name": "InstaHide", "settings": {"instahide": {"scope": "cross"}}}
@@ -87,7 +90,7 @@ def test_every_value_of_an_axis_is_tuned_by_itself():
         (
             {"trials": {"server.learning-rate": ["x", "y"]}},
             {},
-            "method 'plain', server.learning-rate = x",
+            "method 'plain', server.learning-rate = \"x",
         ),
         (
             {"trials": {"server.learning-rate": [0.1, -1.0]}},
@@ -103,6 +106,11 @@ def test_every_value_of_an_axis_is_tuned_by_itself():
             {"trials": {**RATES, "train.batch-size": [8]}},
             {},
             "server.learning-rate has 3, train.batch-size has 1",
+        ),
+        (
+            {"trials": {"server.learning-rate": [1], "server.learning_rate": [2]}},
+            {},
+            "server.learning-rate is twice",
         ),
         ({"trials": {"train.learning-rate": [1, 2]}}, {}, "tune server.learning-rate"),
         ({"validation-share": 0.0, "trials": RATES}, {}, "tuning.validation-share"),
@@ -206,6 +214,17 @@ def test_test_images_have_no_part_in_the_choice(tuned, tmp_path):
     assert "test" not in json.dumps(before)
 
 
+def test_the_table_of_trials_says_nothing_of_test_images(tuned, tmp_path):
+    _, trials, made = tuned
+    folder = StudyFolder(shutil.copytree(made, tmp_path / "study"))
+    shown = []
+    for trained in (True, False):
+        change_summaries(folder.path, "trained", (trained, trained))
+        table = progress_table(folder, trials, (), {})
+        shown.append([list(column.cells) for column in table.columns])
+    assert shown[0] == shown[1]
+
+
 def test_a_report_can_be_of_the_round_that_was_best_on_validation_images(tuned):
     _, _, made = tuned
     study = study_of({"trials": RATES, "report": "best-validation"})
@@ -247,6 +266,18 @@ def test_a_choice_at_the_edge_of_what_was_tried_is_told(tuned, tmp_path):
     text = write_report([path], None).read_text()
     assert "plain: server.learning-rate = 0.05 is the smallest value tried" in text
     assert "chosen, at the edge" in text
+
+
+def test_true_and_false_have_no_edge_and_are_written_as_in_settings_files():
+    study = study_of({"trials": {"train.control-variates": [True, False]}}, [PLAIN])
+    base = {"train": {"mode": "update", "momentum": 0.0}}
+    trials = plan_trials(study.model_copy(update={"base": base}), Path("/"))
+    results = [
+        TrialResult(trial, "finished", accuracy, "")
+        for trial, accuracy in zip(trials, (0.9, 0.5), strict=True)
+    ]
+    assert TunedVariant(results).on_edge == {}
+    assert values_in_words(trials[0].tuned) == "train.control-variates = true"
 
 
 def test_accuracy_is_compared_with_the_method_that_changes_nothing(tuned):
