@@ -24,6 +24,7 @@ from instahide_fl.run_folder import CONFIG, RunFolder
 from instahide_fl.study.plan import PlannedRun
 from instahide_fl.study.settings import AuditConfig, StudyConfig
 from instahide_fl.study.trial_results import TunedVariant, divergence, tuned_variants
+from instahide_fl.study.tuning import values_in_words
 
 STUDY = "study.toml"
 STATE = "study.json"
@@ -230,9 +231,10 @@ class StudyFolder:
         if changed:
             name = changed[0]
             raise OutputError(
-                f"{folder.path} was made with {name} = {stored.get(name)!r}, the study "
-                f"says {planned[name]!r} now: choose another --out, or remove that "
-                f"folder to make the run anew"
+                f"{folder.path} was made with {values_in_words({name: stored[name]})}, "
+                f"the study says {values_in_words({name: planned[name]})} now: put it "
+                f"back, choose another --out, or remove that folder to make the run "
+                f"anew"
             )
 
 

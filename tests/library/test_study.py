@@ -138,7 +138,10 @@ def test_runs_made_with_other_settings_are_not_taken_for_this_study(tmp_path):
     )
     folder.open_for(source, [run])
     [changed] = planned(methods=[CROSS], base={"train": {"rounds": 9}})
-    with pytest.raises(OutputError, match=r"made with train.rounds = 300, .* says 9"):
+    with pytest.raises(
+        OutputError,
+        match=r"made with train.rounds = 300, .* says train.rounds = 9 now: put it",
+    ):
         folder.open_for(source, [changed])
     other = tmp_path / "other"
     RunFolder.create(other, Config())
