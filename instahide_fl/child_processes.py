@@ -22,9 +22,10 @@ MARK = "INSTAHIDE_FL_LAUNCH"
 
 
 class OrphanWatch:
-    """A process that outlives this one if it is killed, and ends its children then.
+    """A process that ends the children of this one if it does not do so itself.
 
-    Children are found by a random mark in their environment, or by their session.
+    It outlives a process that is killed. Children are found by a random mark in their
+    environment, or by their session.
 
     Attributes:
         mark: The value of the environment variable `MARK` of processes to end.
@@ -52,9 +53,12 @@ class OrphanWatch:
         """Let a folder be removed."""
         self._tell(f"folder {folder}")
 
-    def close(self) -> None:
-        """End the watch: all children have ended."""
+    def dismiss(self) -> None:
+        """Let nothing end or be removed: all children have ended."""
         self._tell("done")
+
+    def close(self) -> None:
+        """End the watch, and what is left of the children unless it was dismissed."""
         assert self._process.stdin is not None
         with contextlib.suppress(OSError):
             self._process.stdin.close()
@@ -70,7 +74,11 @@ class OrphanWatch:
 
 @contextlib.contextmanager
 def orphan_watch() -> Iterator[OrphanWatch]:
-    """Yield a watch over the children that the block starts and ends."""
+    """Yield a watch over the children that the block starts.
+
+    The block dismisses it once all have ended. It cannot where a second Ctrl-C ends its
+    clean-up: then the watch ends them.
+    """
     watch = OrphanWatch()
     try:
         yield watch
@@ -99,9 +107,10 @@ def marked_environment(*folders: Path) -> Iterator[dict[str, str]]:
             exceptions = proxy_exceptions(os.environ)
             yield {**os.environ, **exceptions, **SAFE_IMPORTS, MARK: watch.mark}
         finally:
-            # A second Ctrl-C must not stop the clean-up half way.
-            with signals_handled(signal.SIG_IGN, signal.SIGINT):
+            # A second Ctrl-C or SIGTERM must not stop the clean-up half way.
+            with signals_handled(signal.SIG_IGN, signal.SIGINT, signal.SIGTERM):
                 end_marked(watch.mark)
+            watch.dismiss()
 
 
 def end_marked(mark: str, patience: float = 10.0) -> None:

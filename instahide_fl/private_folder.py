@@ -84,8 +84,11 @@ def _usual_temporary_folder() -> list[Path]:
 
 def _is_safe(folder: Path) -> bool:
     """Tell whether others are kept from renaming what this user makes in a folder."""
-    mode = folder.stat().st_mode
-    return bool(mode & stat.S_ISVTX) or not mode & stat.S_IWOTH
+    status = folder.stat()
+    is_shared = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    is_sticky = status.st_mode & stat.S_ISVTX
+    # The owner of a sticky folder may rename all that lies in it.
+    return status.st_uid in (0, os.getuid()) and bool(is_sticky or not is_shared)
 
 
 def _make_locked_folder(parent: Path) -> tuple[Path, int]:

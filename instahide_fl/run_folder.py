@@ -315,12 +315,7 @@ class RunFolder:
         for path in paths:
             try:
                 last_round, tensors = _read_checkpoint(path)
-            except (
-                OSError,
-                safetensors.SafetensorError,
-                KeyError,
-                ValueError,
-            ) as error:
+            except DAMAGE as error:
                 failures.append(f"cannot read the checkpoint {path}: {error}")
                 continue
             if path != current:

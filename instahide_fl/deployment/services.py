@@ -281,6 +281,7 @@ def _services() -> Iterator[Services]:
                 yield services
         finally:
             services.end()
+            watch.dismiss()
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

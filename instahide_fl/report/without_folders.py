@@ -10,14 +10,17 @@ import re
 from pathlib import PurePosixPath
 
 _PART = r"[^\s/'\"`,;:|<>()\[\]{}]+"
+# Two slashes behind a colon begin the address of a server.
+_START = r"(?:~\w*)?(?:(?<!:)/+|/(?!/))"
 # In quotes a path may have spaces. A slash behind a letter, a digit or another slash
 # begins none: and/or, 1/2, http://host.
 _PATH = re.compile(
     rf"(?P<quote>['\"`])(?P<before>(?:[^\s/'\"`]*[=:])?)"
-    rf"(?P<quoted>~?/(?!/)[^'\"`]+)(?P=quote)"
-    rf"|(?<![\w/.~)\]}}-])(?:file://)?~?/(?:{_PART}/)*{_PART}/?"
+    rf"(?P<quoted>{_START}[^'\"`]+)(?P=quote)"
+    rf"|(?<![\w/.~)\]}}-])(?:file://)?{_START}(?:{_PART}/+)*{_PART}/*"
 )
-_ONE_PATH = re.compile(r"(?P<kind>\w+:)?(?P<path>~?/.*)", re.DOTALL)
+# The address of a server is none.
+_ONE_PATH = re.compile(r"(?P<kind>(?!https?:)\w+:)?(?P<path>(?:~\w*)?/.*)", re.DOTALL)
 
 
 def without_folders(text: str) -> str:

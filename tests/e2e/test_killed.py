@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from instahide_fl.child_processes import MARK, OrphanWatch
+from instahide_fl.child_processes import MARK, OrphanWatch, orphan_watch
 from instahide_fl.engine.private_ray import LOOPBACK_ADDRESSES, TOKEN
 from instahide_fl.private_folder import LOCK, private_folder
 from instahide_fl.run_folder import RunFolder
@@ -83,15 +83,26 @@ def test_daemons_and_folders_of_a_killed_process_go(tmp_path):
     await_that(lambda: not folder.exists(), GONE_SECONDS)
 
 
-def test_a_watch_that_is_closed_ends_nothing(tmp_path):
+def test_a_watch_that_is_dismissed_ends_nothing(tmp_path):
     watch = OrphanWatch()
     watch.add_folder(tmp_path)
     environment = {**os.environ, MARK: watch.mark}
     with subprocess.Popen(["sleep", "97"], env=environment) as process:
+        watch.dismiss()
         watch.close()
         assert process.poll() is None
         process.kill()
     assert tmp_path.exists()
+
+
+def test_a_clean_up_that_is_interrupted_is_finished_by_the_watch(tmp_path):
+    with contextlib.suppress(KeyboardInterrupt), orphan_watch() as watch:
+        watch.add_folder(tmp_path)
+        environment = {**os.environ, MARK: watch.mark}
+        process = subprocess.Popen(["sleep", "96"], env=environment)
+        raise KeyboardInterrupt
+    assert process.wait(5) == -signal.SIGKILL
+    assert not tmp_path.exists()
 
 
 def test_the_next_start_removes_what_a_killed_one_left(monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import ray
 from instahide_fl.config import ResourcesConfig
 from instahide_fl.engine.private_ray import LOOPBACK_ADDRESSES, TOKEN
 from instahide_fl.engine.ray.cluster import ray_cluster
+from instahide_fl.interrupts import Terminated, interrupt, signals_handled
 from tests.e2e.support import (
     listening,
     marked_processes,
@@ -47,7 +49,8 @@ for port in sys.argv[2:]:
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
     logs = tmp_path_factory.mktemp("logs")
-    with ray_cluster(ResourcesConfig(workers=1), logs):
+    handled = signals_handled(interrupt, signal.SIGTERM)
+    with handled, ray_cluster(ResourcesConfig(workers=1), logs):
 
         @ray.remote
         def complain():
@@ -91,6 +94,12 @@ def test_nobody_gets_in_without_the_token_which_is_written_nowhere(address):
         if path.is_file():
             assert token.encode() not in path.read_bytes()
     assert not [p for p in processes() if token in " ".join(p.cmdline())]
+
+
+def test_a_command_answers_sigterm_itself_while_ray_is_on(address):
+    assert signal.getsignal(signal.SIGTERM) is interrupt
+    with pytest.raises(Terminated):
+        signal.raise_signal(signal.SIGTERM)
 
 
 @pytest.mark.skipif(not IS_ROOT, reason="becoming another account needs root")

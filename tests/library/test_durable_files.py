@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import stat
 
@@ -136,6 +138,23 @@ def test_content_is_on_the_disk_before_a_file_or_a_folder_has_its_name(
     inside = [temporary, temporary / "below" / "file", temporary / "below"]
     assert sorted(synced) == sorted(map(str, [*inside, tmp_path]))
     assert synced[-1] == str(tmp_path)
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.EIO])
+def test_a_file_system_that_cannot_sync_folders_is_written_to(
+    tmp_path, monkeypatch, code
+):
+    def refuse_folders(handle):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", refuse_folders)
+    is_broken = code == errno.EIO
+    expected = pytest.raises(OutputError) if is_broken else contextlib.nullcontext()
+    with expected, atomic_file(tmp_path / "file") as temporary:
+        temporary.write_text("x")
+    with expected, atomic_folder(tmp_path / "folder"):
+        pass
 
 
 def test_what_is_private_is_for_its_owner_alone(tmp_path):

@@ -50,6 +50,32 @@ def test_where_there_is_no_short_folder_the_error_names_tmpdir(
         folder_for_sockets()
 
 
+@pytest.mark.parametrize(
+    ("mode", "owner", "is_taken"),
+    [
+        (0o755, 0, True),
+        (0o1777, 0, True),
+        (0o777, 0, False),
+        (0o775, 0, False),
+        (0o1777, 65534, False),
+    ],
+)
+def test_a_folder_in_which_others_can_rename_is_passed_over(
+    temporary, mode, owner, is_taken
+):
+    if owner and os.geteuid():
+        pytest.skip("giving a folder to another user needs root")
+    place = Path(tempfile.mkdtemp(dir="/tmp"))
+    try:
+        place.chmod(mode)
+        if owner:
+            os.chown(place, owner, owner)
+        temporary(place)
+        assert (folder_for_sockets() == place) is is_taken
+    finally:
+        place.rmdir()
+
+
 LOOPBACK = "127.0.0.1,localhost,::1"
 
 

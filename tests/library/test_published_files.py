@@ -92,6 +92,8 @@ def test_reports_tables_and_transcripts_name_no_user_and_no_folder(run, command)
         ("cannot read '/home/Jane Doe/p': no", "cannot read 'p': no"),
         ("~/data/x; ~/y/", "x; y"),
         ("file:///home/jane/runs", "runs"),
+        ("no data at //home//jane/x or ~jane/pool", "no data at x or pool"),
+        ("--set 'track.uri=http://host/x'", "--set 'track.uri=http://host/x'"),
         ("http://host:80/path 1/2 and/or km/h", "http://host:80/path 1/2 and/or km/h"),
         ("a / b, 5 %", "a / b, 5 %"),
     ],
@@ -103,4 +105,5 @@ def test_paths_are_shortened_and_nothing_else(text, expected):
 def test_the_value_of_a_setting_may_have_spaces():
     assert setting_without_folders("hf:/home/Jane Doe/x y") == "hf:x y"
     assert setting_without_folders("mnist-5k") == "mnist-5k"
+    assert setting_without_folders("http://host:5000") == "http://host:5000"
     assert setting_without_folders("0:100") == "0:100"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -26,6 +27,7 @@ from instahide_fl.engine.private_ray import (
     reread_authentication,
 )
 from instahide_fl.errors import EngineError
+from instahide_fl.interrupts import signals_handled
 from instahide_fl.private_folder import private_folder
 
 RETAINED_BYTES = 2**30  # of freed memory, which a worker does not give back
@@ -78,7 +80,9 @@ def ray_cluster(resources: ResourcesConfig, logs: Path) -> Iterator[None]:
 def _connect(resources: ResourcesConfig, home: Path) -> None:
     # Ray puts the working folder first on the workers' import path, before Python's own
     # modules and this package: it gets an empty one.
-    with contextlib.chdir(home):
+    # And it answers SIGTERM in its own way: this command's handler comes back.
+    handler = signal.getsignal(signal.SIGTERM)
+    with contextlib.chdir(home), signals_handled(handler, signal.SIGTERM):
         _init(resources, home)
 
 
