@@ -55,7 +55,8 @@ def save_attack_pictures(result: AttackResult, folder: Path) -> None:
 
 def _save_pixels(path: Path, result: AttackResult) -> None:
     shown = ShownImages.concatenate(ALL_CLIENTS, result.scores.shown, MAX_SAVED)
-    with atomic_file(path) as temporary, temporary.open("wb") as file:
+    opened = atomic_file(path, private=True)
+    with opened as temporary, temporary.open("wb") as file:
         np.savez_compressed(
             file,
             sources=_bytes(shown.sources).numpy(),
@@ -73,7 +74,7 @@ def _save_grid(path: Path, result: AttackResult) -> None:
         rows.append(("its encoding", _bytes(shown.encodings)))
     label = "decoded image" if result.scores.target == "private" else "recovered"
     rows.append((label, _bytes(shown.reconstructions)))
-    save_contact_sheet(path, rows, result.title)
+    save_contact_sheet(path, rows, result.title, private=True)
 
 
 def _save_recovered(path: Path, result: AttackResult) -> None:
@@ -91,7 +92,7 @@ def _save_recovered(path: Path, result: AttackResult) -> None:
         ("recovered", _bytes(first)),
         ("its negative", _bytes(negative(first, statistics))),
     ]
-    save_contact_sheet(path, rows, result.title)
+    save_contact_sheet(path, rows, result.title, private=True)
 
 
 def _save_rounds(path: Path, result: AttackResult) -> None:

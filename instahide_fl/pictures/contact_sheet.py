@@ -20,13 +20,16 @@ TITLE = 0.4  # height of the title, in inches
 LABEL_CHARACTERS = 22  # in a line of a label
 
 
-def save_contact_sheet(path: Path, rows: list[tuple[str, Tensor]], title: str) -> None:
+def save_contact_sheet(
+    path: Path, rows: list[tuple[str, Tensor]], title: str, *, private: bool = False
+) -> None:
     """Draw rows of images, each with a label to its left.
 
     Args:
         path: The PNG file.
         rows: The label and the images u8[n,C,H,W] (C 1 or 3) of each row; n may differ.
         title: The title above all rows.
+        private: Whether only its owner may read it.
 
     Raises:
         OutputError: the file cannot be written.
@@ -70,7 +73,7 @@ def save_contact_sheet(path: Path, rows: list[tuple[str, Tensor]], title: str) -
         fontsize=10,
         parse_math=False,
     )
-    with atomic_file(path) as temporary:
+    with atomic_file(path, private=private) as temporary:
         figure.savefig(temporary, format="png")
 
 

@@ -79,6 +79,10 @@ def test_reports_tables_and_transcripts_name_no_user_and_no_folder(run, command)
     assert len(published) == 3
     for path in published:
         assert USER.encode() not in path.read_bytes(), path
+    pictures = [*run.path.glob("attacks/*.png"), *run.path.glob("attacks/*.npz")]
+    assert pictures
+    for path in pictures:
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
     page = (run.path / "report.html").read_text()
     assert "imagefolder:x-rays" in page
 
