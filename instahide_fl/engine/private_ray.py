@@ -15,6 +15,8 @@ import os
 import secrets
 import shutil
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,12 @@ LOOPBACK_ADDRESSES = ("127.0.0.1", "::1")
 CLUSTERS_SUPPORTED = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 AUTHENTICATION = "RAY_AUTH_MODE"
 TOKEN = "RAY_AUTH_TOKEN"
+PROBE = """
+import sys
+from ray._raylet import GcsClient
+GcsClient(address=sys.argv[1]).internal_kv_exists(b"probe", None, timeout=10)
+"""
+PROBE_SECONDS = 30.0
 UNSAFE = (
     "this version of Ray cannot be kept to this run ({}): whoever reaches its ports "
     "could run programs as you. Install the version that Flower asks for (pip install "
@@ -109,6 +117,26 @@ def keep_ray_errors(home: Path, logs: Path) -> None:
                 shutil.copy(path, logs)
 
 
-def is_cluster_open() -> bool:
-    """Tell whether the environment has no token for the user's own Ray cluster."""
-    return os.environ.get(AUTHENTICATION) != "token"
+def is_cluster_open(address: str) -> bool:
+    """Tell whether a Ray cluster obeys whoever has no token.
+
+    A token in the environment says nothing: a cluster without tokens ignores it.
+
+    Args:
+        address: The cluster's HOST:PORT, which this process has joined.
+    """
+    if os.environ.get(AUTHENTICATION) != "token":
+        return True
+    # In a process of its own: Ray remembers the token of this one.
+    probe = [sys.executable, "-c", PROBE, address]
+    environment = {**os.environ, AUTHENTICATION: "disabled"}
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        ended = subprocess.run(
+            probe,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=PROBE_SECONDS,
+        )
+        return ended.returncode == 0
+    return False

@@ -14,7 +14,7 @@ import pytest
 import ray
 
 from instahide_fl.config import ResourcesConfig
-from instahide_fl.engine.private_ray import LOOPBACK_ADDRESSES, TOKEN
+from instahide_fl.engine.private_ray import LOOPBACK_ADDRESSES, TOKEN, is_cluster_open
 from instahide_fl.engine.ray.cluster import ray_cluster
 from instahide_fl.interrupts import Terminated, interrupt, signals_handled
 from tests.e2e.support import (
@@ -88,6 +88,7 @@ def test_nobody_gets_in_without_the_token_which_is_written_nowhere(address):
     refused = attack(address, token[::-1])
     assert refused.returncode != 0
     assert "nauthenticated" in refused.stderr
+    assert not is_cluster_open(address)
     (home,) = private_homes()
     assert home.stat().st_mode & 0o777 == 0o700
     for path in home.rglob("*"):

@@ -109,12 +109,6 @@ def _init(resources: ResourcesConfig, home: Path) -> None:
 def _join(address: str) -> None:
     """Connect to the user's own cluster."""
     _check_answers(address)
-    if is_cluster_open():
-        log.warning(
-            "the Ray cluster at %s asks for no token: whoever reaches its ports can "
-            "run programs as its user (docs/engines.md)",
-            address,
-        )
     try:
         ray.init(
             address=address,
@@ -127,6 +121,12 @@ def _join(address: str) -> None:
         raise EngineError(
             f"resources.ray-address: cannot join the Ray cluster at {address} ({first})"
         ) from None
+    if is_cluster_open(ray.get_runtime_context().gcs_address):
+        log.warning(
+            "the Ray cluster at %s asks for no token: whoever reaches its ports can "
+            "run programs as its user (docs/engines.md)",
+            address,
+        )
 
 
 def _check_answers(address: str) -> None:
