@@ -29,10 +29,19 @@ def cache_folder(*parts: str) -> Path:
 
     Args:
         parts: The names of the folder and of those that it lies in, outermost first.
+
+    Raises:
+        OutputError: The user has no home folder, and the environment names no other.
     """
-    root = os.environ.get(CACHE_VARIABLE)
-    base = Path(root) if root else Path(platformdirs.user_cache_dir("instahide-fl"))
-    return base.joinpath(*parts)
+    try:
+        base = os.environ.get(CACHE_VARIABLE) or platformdirs.user_cache_dir(
+            "instahide-fl"
+        )
+    except RuntimeError as error:
+        raise OutputError(
+            f"no folder for prepared data: {error}, or set {CACHE_VARIABLE}"
+        ) from None
+    return Path(base, *parts)
 
 
 @contextlib.contextmanager

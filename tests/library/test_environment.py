@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import tempfile
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from instahide_fl import private_folder as folders
 from instahide_fl.environment import proxy_exceptions, safe_imports
 from instahide_fl.errors import OutputError
+from instahide_fl.files import CACHE_VARIABLE, cache_folder
 from instahide_fl.private_folder import folder_for_sockets, private_folder
 
 SOCKET = "ray/session_2030-12-31_23-59-59_999999_4194304/sockets/plasma_store.1"
@@ -74,6 +76,17 @@ def test_a_folder_in_which_others_can_rename_is_passed_over(
         assert (folder_for_sockets() == place) is is_taken
     finally:
         place.rmdir()
+
+
+def test_a_user_without_a_home_is_told_to_name_a_cache(monkeypatch):
+    def find_nobody(number):
+        raise KeyError(number)
+
+    monkeypatch.setattr(pwd, "getpwuid", find_nobody)
+    for name in ("HOME", "XDG_CACHE_HOME", CACHE_VARIABLE):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(OutputError, match=f"HOME.*set {CACHE_VARIABLE}"):
+        cache_folder()
 
 
 LOOPBACK = "127.0.0.1,localhost,::1"
