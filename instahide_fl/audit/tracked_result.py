@@ -24,6 +24,9 @@ def track_result(result: AttackResult, folder: RunFolder) -> None:
         ssim = similarity.attack.ssim
         figures[f"{truth}_ssim_mean"] = ssim.mean
         figures[f"{truth}_ssim_best"] = ssim.best
+        if similarity.folded is not None:
+            folded = similarity.folded.attack.ssim
+            figures[f"{truth}_folded_ssim_mean"] = folded.mean
     pictures = [results / f"{name}.png", results / f"{name}-rounds.png"]
     files = [*pictures, results / f"{name}.json"]
     log_results(folder, f"{ATTACK_RESULTS}/{name}", figures, files)

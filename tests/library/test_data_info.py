@@ -214,11 +214,12 @@ def test_a_study_prints_each_data_set_once(command, pictures, monkeypatch):
     )
     started = []
 
-    def start_nothing(folder, study, runs, missing, count):
-        started.extend(missing)
-        raise StudyError("no run is started in this test")
+    def start_nothing(work, runs, jobs):
+        started.extend(runs)
+        if started:
+            raise StudyError("no run is started in this test")
 
-    # The package's attribute of this name is the command.
+    # The package's attribute of this name is the command. There are no trials.
     module = sys.modules["instahide_fl.cli.compare"]
     monkeypatch.setattr(module, "_carry_out", start_nothing)
     code, out, err = command("compare", "study.toml")

@@ -35,7 +35,7 @@ def run(tmp_path_factory):
         "partition.num-clients": 2,
         "partition.min-size": 1,
         "train.rounds": 1,
-        "train.batch-size": 2,
+        "train.batch-size": 1,
         "model.name": "mlp",
         "record.rounds": "all",
         "record.truth": True,

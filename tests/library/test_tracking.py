@@ -73,7 +73,9 @@ def test_tensorboard_shows_rounds_and_attacks(tracked):
     scalars, images = curves(folder)
     logged = {row["round"]: row["test_accuracy"] for row in RunFolder(folder).metrics()}
     assert scalars["test_accuracy"] == pytest.approx(logged, abs=1e-6)
-    assert scalars["attacks/first_layer/encoding_ssim_mean"][2] > 0.9
+    # The network sees absolute values, so an encoding is recovered up to its signs.
+    assert scalars["attacks/first_layer/encoding_ssim_mean"][2] < 0.5
+    assert scalars["attacks/first_layer/encoding_folded_ssim_mean"][2] > 0.9
     assert {"partition", "attacks/first_layer"} <= images
 
 
