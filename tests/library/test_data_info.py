@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -220,7 +220,7 @@ def test_a_study_prints_each_data_set_once(command, pictures, monkeypatch):
             raise StudyError("no run is started in this test")
 
     # The package's attribute of this name is the command. There are no trials.
-    module = sys.modules["instahide_fl.cli.compare"]
+    module = importlib.import_module("instahide_fl.cli.compare")
     monkeypatch.setattr(module, "_carry_out", start_nothing)
     code, out, err = command("compare", "study.toml")
     assert code == 1
