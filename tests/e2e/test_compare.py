@@ -141,6 +141,7 @@ validation-share = 0.2
 """
 
 
+@pytest.mark.long
 def test_a_study_interrupted_in_its_trials_repeats_none_of_them(tmp_path):
     path, out = study_file(tmp_path), tmp_path / "out"
     path.write_text(path.read_text().replace("[[methods]]", f"{TUNED}[[methods]]", 1))
