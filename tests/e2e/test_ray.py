@@ -317,6 +317,7 @@ def test_a_cluster_of_two_nodes_is_joined_by_its_token_and_left_alone(
         *("--node-ip-address=127.0.0.1", f"--temp-dir={home}"),
     )
     _await_port(port)
+    _await_nodes(port, 1)  # the port answers before the head takes other nodes in
     second = _start_node(f"--address=127.0.0.1:{port}")
     try:
         # Each node has one CPU: two workers fit only if both nodes have one.
@@ -331,7 +332,7 @@ def test_a_cluster_of_two_nodes_is_joined_by_its_token_and_left_alone(
         with monkeypatch.context() as other:
             other.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
             done, _ = command_line(tmp_path / "other", "ray", **changes)
-        assert done.returncode == 2, done.stderr
+        assert done.returncode == 1, done.stderr
         assert "cannot join the Ray cluster" in " ".join(done.stderr.split())
         assert head.poll() is None
         assert second.poll() is None
