@@ -101,7 +101,7 @@ def test_a_clean_up_that_is_interrupted_is_finished_by_the_watch(tmp_path):
         environment = {**os.environ, MARK: watch.mark}
         process = subprocess.Popen(["sleep", "96"], env=environment)
         raise KeyboardInterrupt
-    assert process.wait(5) == -signal.SIGKILL
+    assert process.wait(30) == -signal.SIGKILL
     assert not tmp_path.exists()
 
 
