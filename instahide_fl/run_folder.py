@@ -22,7 +22,6 @@ logs/               logs of Flower, Ray and the apps
 from __future__ import annotations
 
 import json
-import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,16 +30,12 @@ from typing import TYPE_CHECKING, Any
 
 import safetensors
 
+from instahide_fl.checkpoints import ROUND, newest_checkpoint
 from instahide_fl.config import Config, Scalar
 from instahide_fl.errors import ConfigError, InstaHideError, OutputError, error_named
 from instahide_fl.files import explained, remove_leftovers, write_text
 from instahide_fl.run_summary import check_summary
-from instahide_fl.tensor_files import (
-    CHECKSUM,
-    load_tensors,
-    save_checked_tensors,
-    save_tensors,
-)
+from instahide_fl.tensor_files import load_tensors, save_checked_tensors, save_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,13 +55,7 @@ EVALUATION_PICTURE = "evaluation.png"
 FAILURE = "failure.json"
 ATTACK_RESULTS = "attacks"
 LOGS = "logs"
-ROUND = "round"  # the last completed one, in a checkpoint
 LAST_SETTING = "resources.ray-address"  # ends every config.toml
-
-# How a damaged checkpoint shows.
-DAMAGE = (OSError, safetensors.SafetensorError, KeyError, ValueError)
-
-log = logging.getLogger("instahide_fl.run")
 
 SETTINGS_OF_EARLIER_VERSIONS: dict[str, Scalar] = {"model.sign-invariant": False}
 """What runs did of which the settings file of an earlier version does not speak."""
@@ -297,7 +286,9 @@ class RunFolder:
             OutputError: no checkpoint can be read, or it does not go with the rest.
         """
         remove_leftovers(self.path)
-        last_round, tensors = self._newest_checkpoint()
+        last_round, tensors = newest_checkpoint(
+            self.path / CHECKPOINT, self.path / PREVIOUS_CHECKPOINT
+        )
         rows = [row for row in self.metrics() if row["round"] <= last_round]
         if [row["round"] for row in rows] != list(range(1, last_round + 1)):
             raise OutputError(
@@ -306,28 +297,6 @@ class RunFolder:
             )
         write_text(self.path / METRICS, "".join(json.dumps(row) + "\n" for row in rows))
         return last_round, tensors
-
-    def _newest_checkpoint(self) -> tuple[int, dict[str, Tensor]]:
-        """Return the round and the tensors of the newest checkpoint that is whole."""
-        current, previous = self.path / CHECKPOINT, self.path / PREVIOUS_CHECKPOINT
-        paths = [path for path in (current, previous) if path.is_file()]
-        failures: list[str] = []
-        for path in paths:
-            try:
-                last_round, tensors = _read_checkpoint(path)
-            except DAMAGE as error:
-                failures.append(f"cannot read the checkpoint {path}: {error}")
-                continue
-            if path != current:
-                # Else the next checkpoint would be kept beside the damaged one.
-                with explained(current):
-                    path.replace(current)
-            for failure in failures:
-                log.warning("%s: continued from that of round %d", failure, last_round)
-            return last_round, tensors
-        if failures:
-            raise OutputError("; ".join(failures))
-        return 0, {}
 
     def save_model(self, parameters: Mapping[str, Tensor]) -> None:
         """Write the final global parameters.
@@ -383,19 +352,6 @@ class RunFolder:
             return error_named(str(row["error"]), str(row["message"]))
         except (KeyError, TypeError):
             return error_named("EngineError", "the run failed")
-
-
-def _read_checkpoint(path: Path) -> tuple[int, dict[str, Tensor]]:
-    """Return a checkpoint's round and tensors.
-
-    Raises:
-        OSError, SafetensorError, KeyError, ValueError: it is damaged.
-    """
-    tensors, metadata = load_tensors(path)
-    # Those of earlier versions have no checksum, and nothing but the round.
-    if CHECKSUM not in metadata and metadata.keys() != {ROUND}:
-        raise ValueError("it has no checksum")
-    return int(metadata[ROUND]), tensors
 
 
 def free_run_folder(parent: Path, config: Config) -> Path:

@@ -13,6 +13,7 @@ LAYERS = [
     {"errors", "interrupts", "terminal"},
     {"types", "config", "rng"},
     {"environment", "files", "tensor_files", "wire", "provenance", "run_summary"},
+    {"checkpoints"},
     {"private_folder", "end_orphans", "child_processes"},
     {"data", "models", "run_folder"},
     {"study", "tracking"},
