@@ -14,7 +14,6 @@ from instahide_fl.audit.scoring.ground_truth import GroundTruth
 from instahide_fl.audit.scoring.originals import Originals
 from instahide_fl.audit.scoring.score_reconstruction import score_reconstruction
 from instahide_fl.audit.scoring.verdict import (
-    FROM_WORST,
     LEAKS,
     LEAKS_TO_ADVERSARY,
     NO_LEAK,
@@ -23,13 +22,12 @@ from instahide_fl.audit.scoring.verdict import (
     folded_beats,
     similarity_beats,
     verdict,
-    worst,
 )
 from instahide_fl.config import Config, EncoderConfig
 from instahide_fl.data.augment import Augmentation
 from instahide_fl.data.datasets import load_dataset
 from instahide_fl.encoding.encoder import build_encoder
-from instahide_fl.errors import AttackError, ShapeError, TranscriptError
+from instahide_fl.errors import ShapeError, TranscriptError
 from instahide_fl.metrics.scores import Summary
 from instahide_fl.transcript.threat_model import threat_model
 from instahide_fl.transcript.truth import RecordingEncoder
@@ -371,13 +369,6 @@ def test_an_attack_that_fails_where_nothing_is_hidden_has_no_verdict(rng):
     nothing = scored(truths, statistics, "private", rng)
     assert nothing.private is None
     assert verdict(SERVER, nothing) == NO_LEAK
-
-
-def test_a_method_is_judged_by_its_worst_row():
-    assert worst(reversed(FROM_WORST)) == LEAKS
-    assert worst([NO_LEAK, NO_VERDICT, NO_LEAK]) == NO_VERDICT
-    with pytest.raises(AttackError, match="run one"):
-        worst([])
 
 
 def test_reconstructions_that_do_not_fit_the_truth_are_refused(rng):
