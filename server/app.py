@@ -88,7 +88,7 @@ class _Run:
 
 def _train(grid: Grid, config: Config, folder: RunFolder) -> None:
     """Train from the first round, or from a checkpoint, to the finished run folder."""
-    dataset = load_dataset(config.data, config.seed)
+    dataset = load_dataset(config.data, config.seed, config.record.holdout_share)
     clients = find_clients(
         grid,
         config.partition.num_clients,
@@ -189,10 +189,14 @@ def _subject(digest: str, config: Config) -> str:
 def _data_subject(config: Config) -> str:
     """Return what the digest of the data is of."""
     pictures = f"the pictures of data.dataset = {config.data.dataset!r}"
-    share = config.data.validation_share
-    if not share:
+    shares = {
+        "record.holdout-share": config.record.holdout_share,
+        "data.validation-share": config.data.validation_share,
+    }
+    held_out = [f"{name} = {share:g}" for name, share in shares.items() if share]
+    if not held_out:
         return pictures
-    return f"{pictures}, or those held out (data.validation-share = {share:g}),"
+    return f"{pictures}, or those held out ({', '.join(held_out)}),"
 
 
 def _open_folder(config: Config) -> RunFolder:

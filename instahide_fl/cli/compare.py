@@ -194,13 +194,14 @@ def _print_data_sets(runs: Sequence[PlannedRun], must_load: bool) -> None:
     configs = [run.config for run in runs]
     if must_load:
         configs += [config for run in runs for _, config in run.audits]
-    data_sets: dict[str, tuple[DataConfig, int]] = {}
+    data_sets: dict[str, tuple[DataConfig, int, float]] = {}
     for config in configs:
         data = config.data.model_copy(update={"augment": "auto"})
-        data_sets.setdefault(repr(data), (data, config.seed))
-    for data, seed in data_sets.values():
+        share = config.record.holdout_share
+        data_sets.setdefault(f"{data!r} {share}", (data, config.seed, share))
+    for data, seed, share in data_sets.values():
         try:
-            dataset = load_dataset(data, seed)
+            dataset = load_dataset(data, seed, share)
         except DataError:
             if must_load:
                 raise

@@ -50,7 +50,7 @@ def data_info(
     refuse_existing(picture)
     settings = read_settings(None, assignments, None)
     settings = settings.with_values({"data.dataset": dataset})
-    loaded = load_dataset(settings.data, settings.seed)
+    loaded = load_dataset(settings.data, settings.seed, settings.record.holdout_share)
     if as_json:
         print(json.dumps(_as_json(loaded), indent=2))
     else:
@@ -83,7 +83,7 @@ def data_partition(
     refuse_existing(picture)
     settings = read_settings(config, assignments, seed)
     settings = settings.with_values({"data.dataset": dataset})
-    loaded = load_dataset(settings.data, settings.seed)
+    loaded = load_dataset(settings.data, settings.seed, settings.record.holdout_share)
     print_data_summary(loaded)
     parts = cached_partition(loaded, settings.partition, settings.seed)
     targets, names = loaded.train.targets, loaded.class_names

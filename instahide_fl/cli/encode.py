@@ -50,7 +50,7 @@ def encode(
     refuse_existing(out, key, picture)
     settings = read_settings(config, assignments, seed)
     settings = settings.with_values({"data.dataset": dataset})
-    loaded = load_dataset(settings.data, settings.seed)
+    loaded = load_dataset(settings.data, settings.seed, settings.record.holdout_share)
     print_data_summary(loaded)
     encoded = encode_dataset(
         settings, limit=images, seeded=seed is not None, dataset=loaded

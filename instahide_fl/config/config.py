@@ -88,6 +88,16 @@ class Config(Table):
             )
 
     @model_validator(mode="after")
+    def _check_shares(self) -> Self:
+        holdout, validation = self.record.holdout_share, self.data.validation_share
+        if holdout + validation >= 1:
+            raise ValueError(
+                f"record.holdout-share = {holdout:g} and data.validation-share = "
+                f"{validation:g} leave the clients no images: their sum must be below 1"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_defense(self) -> Self:
         check_defense(self.defense, self.model, self.train, self.server)
         return self

@@ -24,6 +24,10 @@ class RecordConfig(Table):
     """Whether clients write the images, encodings and keys of the recorded rounds into
     the run's folder `truth/`, so that attacks can be scored. In a simulation only: real
     clients refuse."""
+    holdout_share: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.0
+    """Share of the training images that no client receives, drawn from every class, so
+    that attacks which ask who was trained on have images to tell members from. Needs
+    `truth`, for the scorer alone knows which they are. 0 holds out none."""
     crafted: Literal["none", "imprint"] = "none"
     """Crafted parameters that the server sends in the recorded rounds instead of the
     global ones; it drops the updates that come back. `imprint` (Fowl et al., ICLR
@@ -45,6 +49,11 @@ class RecordConfig(Table):
         if not self.rounds.strip() and (self.truth or self.crafted != "none"):
             name = "truth" if self.truth else "crafted"
             raise ValueError(f'{name} needs rounds to record: set rounds = "1"')
+        if self.holdout_share and not self.truth:
+            raise ValueError(
+                f"holdout-share holds images out for a scorer who knows the truth: set "
+                f"truth = true, or holdout-share = 0, got {self.holdout_share:g}"
+            )
         return self
 
     def includes_round(self, round_number: int) -> bool:

@@ -78,13 +78,16 @@ class ImageDataset:
         return channels, height, width
 
 
-def load_dataset(config: DataConfig, seed: int = 0) -> ImageDataset:
+def load_dataset(
+    config: DataConfig, seed: int = 0, holdout_share: float = 0.0
+) -> ImageDataset:
     """Load a data set, decoding it into the cache on first use.
 
     Args:
         config: The table `[data]`, of which `augment` is not used.
         seed: Seed that divides training from test images where the source does not, and
             that draws what is held out.
+        holdout_share: The setting `record.holdout-share`, of simulations.
 
     Raises:
         DataError: no such data set, or it cannot be read or does not fit the settings.
@@ -97,7 +100,9 @@ def load_dataset(config: DataConfig, seed: int = 0) -> ImageDataset:
     if rows is not None:
         identity = f"{digest} rows {rows.start}:{rows.stop}"
         digest = hashlib.sha256(identity.encode()).hexdigest()
-    held_out = draw_held_out(train.targets, config, seed, cached.class_names)
+    held_out = draw_held_out(
+        train.targets, config, seed, cached.class_names, holdout_share
+    )
     channels, height, width = train.images.shape[1:]
     report = build_report(
         dataset=config.dataset,

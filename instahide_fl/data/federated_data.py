@@ -85,7 +85,7 @@ def load_federated_data(config: Config) -> FederatedData:
         PoolError: the pool is missing, damaged, or does not fit.
         OutputError: the cache folder cannot be written.
     """
-    dataset = load_dataset(config.data, config.seed)
+    dataset = load_dataset(config.data, config.seed, config.record.holdout_share)
     partition = cached_partition(dataset, config.partition, config.seed)
     if config.instahide.method != "none":
         check_split_size(min(map(len, partition)), config.instahide.private_count)

@@ -22,6 +22,7 @@ from instahide_fl.config import DataConfig
 from instahide_fl.errors import DataError
 from instahide_fl.rng import stream
 
+MEMBERSHIP = "membership"
 VALIDATION = "validation"
 _DIGITS = 10_000  # to which an error's suggested shares are rounded
 
@@ -95,7 +96,11 @@ class HeldOut:
 
 
 def draw_held_out(
-    targets: Tensor, config: DataConfig, seed: int, class_names: Sequence[str]
+    targets: Tensor,
+    config: DataConfig,
+    seed: int,
+    class_names: Sequence[str],
+    holdout_share: float = 0.0,
 ) -> HeldOut:
     """Draw the shares of the training set that the settings ask for.
 
@@ -106,11 +111,15 @@ def draw_held_out(
         config: The table `[data]`.
         seed: Seed of the draw.
         class_names: Names of the K classes, for errors.
+        holdout_share: The setting `record.holdout-share`.
 
     Raises:
         DataError: A share has no image of some class, or takes all of them.
     """
-    shares = (Share(VALIDATION, "data.validation-share", config.validation_share),)
+    shares = (
+        Share(MEMBERSHIP, "record.holdout-share", holdout_share),
+        Share(VALIDATION, "data.validation-share", config.validation_share),
+    )
     labels = targets.numpy()
     num_images = np.bincount(labels, minlength=len(class_names))
     remaining = np.arange(len(labels))

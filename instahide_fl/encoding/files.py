@@ -67,7 +67,9 @@ def encode_dataset(
             f"instahide.refresh must be 'epoch' here, got {config.instahide.refresh}: "
             f"each image is encoded once"
         )
-    dataset = dataset or load_dataset(config.data, config.seed)
+    dataset = dataset or load_dataset(
+        config.data, config.seed, config.record.holdout_share
+    )
     images = dataset.client_images
     check_split_size(len(images), config.instahide.private_count)
     pool = load_pool(config, dataset.image_shape)

@@ -73,7 +73,7 @@ def open_finished_run(path: Path) -> FinishedRun:
     """
     folder = RunFolder.open_finished(path)
     config = folder.config()
-    dataset = load_dataset(config.data, config.seed)
+    dataset = load_dataset(config.data, config.seed, config.record.holdout_share)
     recorded = folder.read_json(PROVENANCE).get("dataset_digest")
     if dataset.digest != recorded:
         subject = f"{path}: the pictures of data.dataset = {config.data.dataset!r} have"

@@ -54,6 +54,8 @@ def test_automatic_values_follow_the_mode():
         ("train.rounds=true", "valid integer, got True"),
         ("train.clients-per-round=11", r"at most 10 \(partition.num-clients\), got 11"),
         ("train.min-updates=11", "at most 10"),
+        ("record.holdout-share=0.1", r"record.holdout-share .* set truth = true"),
+        ("record.holdout-share=1.0", "holdout-share must be less than 1, got 1.0"),
         ("server.learning-rate=-1", "greater than 0 or 'auto', got -1"),
         ("seed.x=1", "seed is set twice|seed.x is set twice"),
         ("train=1", "train must be a table, got 1"),
@@ -120,6 +122,13 @@ def test_schedules_fall_and_rise_as_they_say():
     assert cosine[5] == 0.5
     assert 0 < cosine[-1] < 0.05
     assert factors(warmup_rounds=3)[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
+
+
+def test_shares_that_leave_the_clients_nothing_are_refused():
+    recorded = {"record.rounds": "1", "record.truth": True}
+    shares = {"record.holdout-share": 0.4, "data.validation-share": 0.6}
+    with pytest.raises(ConfigError, match=r"0\.4 and data.validation-share = 0\.6"):
+        Config().with_values({**recorded, **shares})
 
 
 def test_rules_that_need_more_clients_say_how_many():

@@ -118,6 +118,35 @@ def test_a_share_changes_the_digest_and_neither_statistics_nor_row_numbers():
     assert len(loaded.client_images) + len(loaded.validation) == len(whole.train)
 
 
+def test_shares_are_disjoint_and_a_later_one_leaves_an_earlier_one_alone():
+    targets = some_targets(40, 10, 25)
+    validation = DataConfig(validation_share=0.3)
+    both = draw_held_out(targets, validation, 0, NAMES, holdout_share=0.2)
+    alone = draw_held_out(targets, DataConfig(), 0, NAMES, holdout_share=0.2)
+    assert list(both.rows) == ["membership", "validation"]
+    assert torch.equal(both.rows["membership"], alone.rows["membership"])
+    assert targets[both.rows["membership"]].bincount().tolist() == [8, 2, 5]
+    assert targets[both.rows["validation"]].bincount().tolist() == [12, 3, 8]
+    rows = torch.cat([*both.rows.values(), both.remaining(75)])
+    assert sorted(rows.tolist()) == list(range(75))
+    with pytest.raises(DataError, match=r"validation-share = 0.3 leaves none of the 2"):
+        draw_held_out(some_targets(40, 2, 30), validation, 0, NAMES, holdout_share=0.6)
+
+
+def test_the_held_out_are_the_same_for_all_methods_of_a_seed():
+    held_out = {"record.rounds": "1", "record.truth": True, "record.holdout-share": 0.1}
+    plain = Config().with_values({**held_out, "instahide.method": "none"})
+    instahide = Config().with_values({**held_out, "data.validation-share": 0.2})
+    rows = [
+        load_federated_data(config).dataset.held_out.rows["membership"]
+        for config in (plain, instahide, plain.with_values({"seed": 1}))
+    ]
+    assert torch.equal(rows[0], rows[1])
+    assert not torch.equal(rows[0], rows[2])
+    parts = load_federated_data(plain).partition
+    assert not set(torch.cat(parts).tolist()) & set(rows[0].tolist())
+
+
 def test_only_what_clients_may_hold_is_encoded():
     config = Config().with_values(
         {"data.train-rows": "0:200", "data.validation-share": 0.25}
