@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from instahide_fl.attacks.layers.linear_layers import build_network
+from instahide_fl.audit.candidates import load_candidates
 from instahide_fl.audit.scoring.ground_truth import GroundTruth
 from instahide_fl.audit.undefended import (
     undefended_config,
@@ -18,6 +19,7 @@ from instahide_fl.audit.undefended import (
 from instahide_fl.config import Config, parse_rounds
 from instahide_fl.data.datasets import augmentation_for
 from instahide_fl.errors import AttackError, OutputError, TranscriptError
+from instahide_fl.metrics.candidates import Candidates
 from instahide_fl.models.arrays import shared_buffers
 from instahide_fl.run_folder import CONFIG, RunFolder
 from instahide_fl.transcript.build_view import build_view, read_truths
@@ -42,12 +44,15 @@ class RecordedRun:
         config: The run's settings.
         transcripts: The rounds to attack, at least one.
         truths: The truth of every client in these rounds.
+        candidates: Images that no client trained on; None without the truth, or if
+            the data set is no longer there.
     """
 
     folder: RunFolder
     config: Config
     transcripts: Sequence[RoundTranscript]
     truths: Truths
+    candidates: Candidates | None = None
 
     @property
     def statistics(self) -> ChannelStatistics:
@@ -67,6 +72,7 @@ class RecordedRun:
             num_classes=first.num_classes,
             augmentation=augmentation,
             sign_invariant=self.config.sign_invariant,
+            candidates=self.candidates,
         )
 
     def view(self, adversary: ThreatModel) -> AdversaryView:
@@ -87,7 +93,7 @@ class RecordedRun:
             self.config, self.transcripts, self.truths
         )
         config = undefended_config(self.config)
-        return RecordedRun(self.folder, config, transcripts, truths)
+        return RecordedRun(self.folder, config, transcripts, truths, self.candidates)
 
     def about(self) -> dict[str, Any]:
         """Return which rounds were recorded, and the largest batch in them."""
@@ -137,7 +143,10 @@ def open_recorded_run(path: Path, rounds: str = "") -> RecordedRun:
             f"no client of {path} trained on any image in the recorded rounds: record "
             f"more of them"
         )
-    return RecordedRun(folder, folder.config(), transcripts, truths)
+    config, first, candidates = folder.config(), transcripts[0], None
+    if truths:
+        candidates = load_candidates(config, first.statistics, first.image_shape)
+    return RecordedRun(folder, config, transcripts, truths, candidates)
 
 
 def _chosen_rounds(path: Path, rounds: str) -> list[int]:

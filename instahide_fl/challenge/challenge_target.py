@@ -15,6 +15,7 @@ from instahide_fl.audit.scoring.ground_truth import GroundTruth
 from instahide_fl.audit.undefended import undefended_config, undefended_truth
 from instahide_fl.challenge.files import SETTINGS, PublishedChallenge, read_published
 from instahide_fl.challenge.make import CLIENT, ROUND
+from instahide_fl.challenge.other_images import other_images
 from instahide_fl.challenge.settings import ChallengeSettings, PublishedPool
 from instahide_fl.config import Config
 from instahide_fl.data.datasets import augmentation_for
@@ -26,6 +27,7 @@ from instahide_fl.errors import (
     ThreatModelError,
     TranscriptError,
 )
+from instahide_fl.metrics.candidates import Candidates
 from instahide_fl.transcript.recorded import RoundTranscript
 from instahide_fl.transcript.threat_model import Knowledge, ThreatModel, threat_model
 from instahide_fl.transcript.truth import ClientTruth, read_truth, truth_path
@@ -50,6 +52,8 @@ class ChallengeTarget:
         pool: The public images; None if they are not at hand, or none were mixed in.
         truth: Originals and keys; None where nobody knows them.
         notes: Sentences that say what had to be assumed, or is not at hand.
+        candidates: Images that no encoding mixes; None without the truth or the data
+            set.
     """
 
     config: Config
@@ -59,6 +63,7 @@ class ChallengeTarget:
     pool: MixingPool | None
     truth: ClientTruth | None
     notes: tuple[str, ...] = ()
+    candidates: Candidates | None = None
 
     @property
     def transcripts(self) -> Sequence[RoundTranscript]:
@@ -75,6 +80,7 @@ class ChallengeTarget:
             self.statistics,
             self.num_classes,
             augmentation_for(self.config.data, self.image_shape),
+            candidates=self.candidates,
         )
 
     @property
@@ -149,6 +155,7 @@ class ChallengeTarget:
             soft_targets=plain.soft_targets,
             pool=None,
             truth=plain,
+            candidates=self.candidates,
         )
 
     def about(self) -> dict[str, Any]:
@@ -188,14 +195,19 @@ def open_challenge(
     config = _config(settings, dataset or settings.data.dataset)
     if opened is not None and opened.folder is not None:
         config = config.with_values({"pool.source": str(opened.folder)})
+    truth, statistics = _truth(folder, published), settings.statistics
+    candidates = None
+    if truth is not None:
+        candidates = other_images(folder, config, statistics, truth)
     return ChallengeTarget(
         config=config,
-        statistics=settings.statistics,
+        statistics=statistics,
         encodings=published.encodings,
         soft_targets=published.soft_targets,
         pool=opened,
-        truth=_truth(folder, published),
+        truth=truth,
         notes=tuple(_notes(published, opened)),
+        candidates=candidates,
     )
 
 

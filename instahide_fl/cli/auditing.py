@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from instahide_fl.audit.attack_result import AttackResult
     from instahide_fl.audit.attack_target import AttackTarget
     from instahide_fl.audit.scoring.attack_scores import ImageSimilarity
+    from instahide_fl.audit.scoring.candidate_scores import CandidateScores
     from instahide_fl.transcript.threat_model import ThreatModel
 
 Names = Annotated[
@@ -169,7 +170,8 @@ def print_results(results: Sequence[AttackResult]) -> None:
     console.print(table)
     console.print(
         "SSIM, mean (best), in the better sign; |x|: of absolute values of normalised "
-        "pixels",
+        "pixels; top-1 of N: how often the true image is the most similar of N, with "
+        "a 95% interval",
         markup=False,
     )
     config = results[0].attack_target.config.instahide
@@ -190,14 +192,25 @@ def _cells(result: AttackResult) -> list[str]:
             baselines = private.folded.baselines.values()
             folded = max(scores.ssim.mean for scores in baselines)
             chance += f"\n|x| {folded:.2f}"
+    if (candidates := result.scores.candidates) is not None:
+        chance += f"\ntop-1 {candidates.decisive.class_chance:.2%}"
     return [
         result.attack.name,
         result.threat_model.name,
         _ssim(result.scores.encoding),
-        _ssim(private),
+        _ssim(private) + _identified(result.scores.candidates),
         chance,
         result.verdict,
     ]
+
+
+def _identified(candidates: CandidateScores | None) -> str:
+    """Say how often the true image comes first among candidates."""
+    if candidates is None:
+        return ""
+    ranked = candidates.decisive
+    low, high = ranked.interval(1)
+    return f"\ntop-1 of {ranked.size:,}: {ranked.top(1):.1%} [{low:.1%}, {high:.1%}]"
 
 
 def _key_parts(result: AttackResult) -> Iterator[str]:

@@ -172,6 +172,7 @@ def _image_scores(metrics: Mapping[str, Any], kind: str) -> dict[str, float]:
     scores = metrics[kind]["sign_best"]
     return {
         **_folded_scores(metrics[kind], kind),
+        **_identification(metrics[kind]),
         f"{kind}_ssim_mean": scores["ssim"]["mean"],
         f"{kind}_ssim_best": scores["ssim"]["best"],
         f"{kind}_ssim_spread": scores["ssim"]["spread"],
@@ -191,6 +192,21 @@ def _folded_scores(metrics: Mapping[str, Any], kind: str) -> dict[str, float]:
         f"{kind}_folded_baseline_ssim": max(
             scores["ssim"]["mean"] for scores in baselines.values()
         ),
+    }
+
+
+def _identification(scores: Mapping[str, Any]) -> dict[str, float]:
+    """Return how often the true image comes first among the most candidates."""
+    identification = scores.get("identification", {})
+    sizes = [int(size) for size in identification if size.isdigit()]
+    if not sizes:  # files of earlier versions have none
+        return {}
+    ranked = identification[str(max(sizes))]
+    return {
+        "identified": ranked["top1"],
+        "identified_of": max(sizes),
+        "identified_images": ranked["images"],
+        "identified_chance": ranked["class_chance"],
     }
 
 

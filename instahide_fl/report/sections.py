@@ -175,9 +175,25 @@ def stages(study: Study, variants: Sequence[Variant]) -> Section:
     return Section(
         "stages",
         "How the attacks went",
-        list(caveats),
+        [*caveats, *_few_candidates(study)],
         [diagnostics] if diagnostics else [],
     )
+
+
+def _few_candidates(study: Study) -> list[str]:
+    """Say among how many candidates images could not be identified."""
+    scores = [
+        file.data["metrics"].get("private", {}).get("identification", {})
+        for file in _attack_files(study)
+    ]
+    lines = [
+        f"Identification among {', '.join(f'{n:,}' for n in score['left_out'])} "
+        f"candidates is left out: the data set has {score['candidates']:,} images that "
+        f"nobody trained on."
+        for score in scores
+        if score.get("left_out")
+    ]
+    return list(dict.fromkeys(lines))
 
 
 def shortfalls(study: Study, variants: Sequence[Variant]) -> Section:

@@ -24,6 +24,11 @@ NO_GUARANTEE = "no formal guarantee"
 _TEXT_COLUMNS = frozenset(
     {"method", "audit", "attack", "adversary", "control", "verdict"}
 )
+_IDENTIFIED_FORMATS = {
+    "identified": percent,
+    "identified by chance": lambda share: f"{share:.2%}",
+    "of N": lambda size: f"{size:,.0f}",
+}
 RELATIVE = "relative accuracy"
 _OPTIONAL_COLUMNS = frozenset({RELATIVE, "validation accuracy", "training"})
 FAILED_REFERENCE = "attack failed on the undefended reference: says nothing"
@@ -167,12 +172,14 @@ def by_attack(variants: Sequence[Variant]) -> DataTable | None:
         title="Attacks, one by one",
         caption="SSIM in the better sign, mean over images and seeds. A guess: the "
         "mean of other images. |x|: SSIM of absolute values of normalised pixels, for "
-        "attacks that cannot tell signs; beside it the best baseline. Labels: share of "
+        "attacks that cannot tell signs; beside it the best baseline. Identified: "
+        "share of true images that are the most similar of N, of which nobody trained "
+        "on the others; beside it what knowing the class reaches. Labels: share of "
         "classes named, beside what chance names. Control: the undefended reference, "
         "the same attack on the same clients where nothing is hidden; one that fails "
         "there says nothing about a defence.",
         frame=pd.DataFrame(rows, columns=columns),
-        formats=dict.fromkeys(with_decimals, two_decimals),
+        formats={**dict.fromkeys(with_decimals, two_decimals), **_IDENTIFIED_FORMATS},
         numeric=frozenset(columns) - _TEXT_COLUMNS,
     )
 
@@ -199,6 +206,9 @@ def _attack_row(
         "a guess": mean("baseline_ssim"),
         "private |x|": mean("private_folded_ssim_mean"),
         "|x| by chance": mean("private_folded_baseline_ssim"),
+        "identified": mean("identified"),
+        "identified by chance": mean("identified_chance"),
+        "of N": mean("identified_of"),
         "encoding": mean("encoding_ssim_mean"),
         "encoding |x|": mean("encoding_folded_ssim_mean"),
         "labels": mean("labels_overlap"),

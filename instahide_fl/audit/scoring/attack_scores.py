@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from instahide_fl.attacks.base import Reconstruction, Target
+from instahide_fl.audit.scoring.candidate_scores import CandidateScores
 from instahide_fl.audit.scoring.folded_scores import FoldedSimilarity
 from instahide_fl.audit.scoring.key_scores import KeyCounts
 from instahide_fl.audit.scoring.public_image_scores import (
@@ -125,6 +126,8 @@ class AttackScores:
         components: How well public images were ranked, by the name of the ranking;
             empty if none were sought.
         shown_components: Rankings to draw; None if no public images were sought.
+        candidates: How often images identify the true one among many that nobody
+            trained on; None without images or candidates.
     """
 
     target: Target
@@ -142,6 +145,7 @@ class AttackScores:
     statistics: StatisticsErrors | str | None = None
     components: Mapping[str, ComponentScores] = field(default_factory=dict)
     shown_components: ShownComponents | None = None
+    candidates: CandidateScores | None = None
 
     @classmethod
     def without_truth(cls, reconstruction: Reconstruction) -> AttackScores:
@@ -205,9 +209,11 @@ class AttackScores:
         return metrics
 
     def _identification(self) -> dict[str, Any]:
+        among = {} if self.candidates is None else self.candidates.to_json()
         if self.identified is None:
-            return {"absent": "images were matched by similarity, which decides it"}
-        return self.identified.to_json()
+            reason = "images were matched by similarity, which decides it"
+            return {"absent": reason, **among}
+        return {**self.identified.to_json(), **among}
 
     def _labels(self) -> dict[str, Any]:
         labels: dict[str, Any] = {}

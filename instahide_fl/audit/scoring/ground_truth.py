@@ -15,6 +15,7 @@ from instahide_fl.attacks.base import Reconstruction, Recovered
 from instahide_fl.audit.scoring.originals import Originals
 from instahide_fl.data.augment import Augmentation
 from instahide_fl.errors import TranscriptError
+from instahide_fl.metrics.candidates import Candidates
 from instahide_fl.transcript.aggregate import ALL_CLIENTS, truths_together
 from instahide_fl.transcript.truth import ClientTruth, Truths
 from instahide_fl.types import ChannelStatistics
@@ -46,6 +47,8 @@ class GroundTruth:
             with the originals.
         sign_invariant: Whether the network sees absolute values only. Encodings are
             then matched by absolute values: updates say nothing of their signs.
+        candidates: Images that no client trained on, among which the true image of a
+            reconstruction is ranked; None if there are none.
     """
 
     truths: Truths
@@ -53,6 +56,7 @@ class GroundTruth:
     num_classes: int
     augmentation: Augmentation | None = None
     sign_invariant: bool = False
+    candidates: Candidates | None = None
 
     @cached_property
     def originals(self) -> Originals:

@@ -6,7 +6,7 @@ the reconstructions, images of others, and a guess from what such images look li
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,13 +14,20 @@ import torch
 from torch import Tensor
 
 from instahide_fl.attacks.base import Recovered, Target
+from instahide_fl.audit.scoring.candidate_scores import PairedImages
 from instahide_fl.audit.scoring.folded_scores import FoldedImages, score_folded
 from instahide_fl.audit.scoring.ground_truth import GroundTruth, RecoveredClient
 from instahide_fl.audit.scoring.originals import ClientImages, uninformed_guess
-from instahide_fl.audit.scoring.pairing import EncodingTruth, Pairing, PrivateTruth
+from instahide_fl.audit.scoring.pairing import (
+    EncodingTruth,
+    FoldedPairing,
+    Pairing,
+    PrivateTruth,
+)
 from instahide_fl.audit.scoring.shown_images import ShownImages, align_shown
 from instahide_fl.errors import ShapeError
 from instahide_fl.metrics.baselines import matched_noise
+from instahide_fl.metrics.candidates import Distance
 from instahide_fl.metrics.comparison import Comparer, Comparison
 from instahide_fl.types import ChannelStatistics
 
@@ -45,6 +52,7 @@ class ScoredImages:
         guess: f32[R,C,H,W] in [0, 1], what is guessed without any attack.
         shown: The images to draw.
         folded: The same without signs of pixels.
+        paired: The reconstructions as they are paired for each distance, to be ranked.
     """
 
     count: int
@@ -57,6 +65,7 @@ class ScoredImages:
     guess: Tensor
     shown: ShownImages
     folded: FoldedImages
+    paired: Mapping[Distance, PairedImages]
 
 
 @dataclass(frozen=True)
@@ -81,7 +90,8 @@ class ImageScorer:
         """
         recovered, statistics = client.recovered, self.ground_truth.statistics
         truth = self._truth(client)
-        images = statistics.restore(_checked(recovered, truth.client_images.images))
+        normalised = _checked(recovered, truth.client_images.images)
+        images = statistics.restore(normalised)
         pairing = truth.pair(images)
         max_draws = max(1, MAX_PAIRS // (len(images) * len(truth)))
         noise = [
@@ -93,6 +103,14 @@ class ImageScorer:
         originals = self.ground_truth.originals
         guess = originals.mean_of_others(recovered.client, pairing.components)
         clipped = Comparer(statistics, clip=True)
+        folded = score_folded(
+            truth=truth,
+            images=images,
+            noise=noise,
+            others=others,
+            client=recovered.client,
+            originals=originals,
+        )
         return ScoredImages(
             count=len(images),
             pairing=pairing,
@@ -103,14 +121,11 @@ class ImageScorer:
             in_better_sign=_in_better_sign(images, pairing, clipped),
             guess=clipped.to_display_units(guess),
             shown=align_shown(recovered.client, images, pairing, statistics),
-            folded=score_folded(
-                truth=truth,
-                images=images,
-                noise=noise,
-                others=others,
-                client=recovered.client,
-                originals=originals,
-            ),
+            folded=folded,
+            paired={
+                "raw": _paired(recovered.client, truth, normalised, pairing),
+                "folded": _paired(recovered.client, truth, normalised, folded.pairing),
+            },
         )
 
     def _drawn_others(self, client: str, count: int, draws: int) -> Iterator[Tensor]:
@@ -137,6 +152,21 @@ class ImageScorer:
         # An image may come back from any round that mixed it.
         every_round = ground_truth.of_client(recovered.client)
         return PrivateTruth.of(every_round, client_images, statistics, recovered.rows)
+
+
+def _paired(
+    client: str,
+    truth: EncodingTruth | PrivateTruth,
+    images: Tensor,
+    pairing: Pairing | FoldedPairing,
+) -> PairedImages:
+    return PairedImages(
+        client=client,
+        images=images[pairing.index],
+        client_images=truth.client_images,
+        components=pairing.components,
+        choices=truth.num_choices,
+    )
 
 
 def _in_better_sign(images: Tensor, pairing: Pairing, clipped: Comparer) -> Tensor:

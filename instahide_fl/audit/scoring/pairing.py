@@ -62,6 +62,7 @@ class FoldedPairing:
     """Reconstructions, each with the truth that its absolute values resemble most.
 
     Attributes:
+        index: i64[R], the rows of the reconstructions that were paired.
         candidates: f32[R,p,C,H,W] in [0, 1], the private images behind each.
         components: i64[R,p], which of the client's images the candidates are.
         encodings: f32[R,C,H,W], in units of [0, 1], not clipped; None if private images
@@ -72,6 +73,7 @@ class FoldedPairing:
             were recovered.
     """
 
+    index: Tensor
     candidates: Tensor
     components: Tensor
     encodings: Tensor | None
@@ -125,6 +127,11 @@ class EncodingTruth:
     def __len__(self) -> int:
         return len(self.encodings)
 
+    @property
+    def num_choices(self) -> int:
+        """The number of private images that a matching may choose from."""
+        return len(self.client_images.images)
+
     def pair(self, images: Tensor) -> Pairing:
         """Match f32[M,C,H,W], in units of [0, 1], to the encodings."""
         unclipped = Comparer(self.statistics, clip=False)
@@ -155,6 +162,7 @@ class EncodingTruth:
         paired, encodings = images[index], self.encodings[order]
         candidates = self.sources[order]
         return FoldedPairing(
+            index=index,
             candidates=candidates,
             components=self.components[order],
             encodings=encodings,
@@ -219,6 +227,11 @@ class PrivateTruth:
     def __len__(self) -> int:
         return len(self.client_images.images)
 
+    @property
+    def num_choices(self) -> int:
+        """The number of private images that a matching may choose from."""
+        return len(self) if self.rows is None else 1
+
     def pair(self, images: Tensor) -> Pairing:
         """Match f32[M,C,H,W], in units of [0, 1], to the private images."""
         clipped = Comparer(self.statistics, clip=True)
@@ -254,6 +267,7 @@ class PrivateTruth:
             index, order = torch.arange(len(images)), self.rows
         candidates = originals[order][:, None]  # [R,C,H,W] -> [R,1,C,H,W]
         return FoldedPairing(
+            index=index,
             candidates=candidates,
             components=order[:, None],
             encodings=None,

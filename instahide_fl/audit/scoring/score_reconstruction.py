@@ -15,6 +15,7 @@ from instahide_fl.audit.scoring.attack_scores import (
     IdentificationScores,
     ImageSimilarity,
 )
+from instahide_fl.audit.scoring.candidate_scores import score_candidates
 from instahide_fl.audit.scoring.folded_scores import encoding_folded, private_folded
 from instahide_fl.audit.scoring.ground_truth import GroundTruth
 from instahide_fl.audit.scoring.image_scorer import ImageScorer, ScoredImages
@@ -73,6 +74,9 @@ def score_reconstruction(
         caveats=tuple(_caveats(reconstruction, truth)),
         keys=score_keys(reconstruction, truth.truths),
         components=score_components(clients),
+        candidates=score_candidates(
+            [images.paired for images in scored], truth.candidates
+        ),
         shown_components=shown_components(clients),
     )
 

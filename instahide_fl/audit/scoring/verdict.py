@@ -59,7 +59,9 @@ def beats_baseline(scores: AttackScores, labels: bool = True) -> bool:
     images = scores.private is not None and (
         similarity_beats(scores.private) or folded_beats(scores.private)
     )
-    identified = scores.identified is not None and _identifies(scores.identified)
+    identified = (scores.identified is not None and _identifies(scores.identified)) or (
+        scores.candidates is not None and scores.candidates.decisive.beats_chance
+    )
     keys = scores.keys is not None and scores.keys.correct > 0
     public = any(ranking.beats_chance for ranking in scores.components.values())
     statistics = _statistics_beat(scores.statistics)
