@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from instahide_fl.audit.attack_target import AttackTarget
     from instahide_fl.audit.scoring.attack_scores import ImageSimilarity
     from instahide_fl.audit.scoring.candidate_scores import CandidateScores
+    from instahide_fl.metrics.scores import SsimScores, Summary
     from instahide_fl.transcript.threat_model import ThreatModel
 
 Names = Annotated[
@@ -169,9 +170,9 @@ def print_results(results: Sequence[AttackResult]) -> None:
         table.add_row(*_cells(result))
     console.print(table)
     console.print(
-        "SSIM, mean (best), in the better sign; |x|: of absolute values of normalised "
-        "pixels; top-1 of N: how often the true image is the most similar of N, with "
-        "a 95% interval",
+        "SSIM, mean [95% interval] (best) of n images, in the better sign; |x|: of "
+        "absolute values of normalised pixels; chance: the best baseline; top-1 of N: "
+        "how often the true image is the most similar of N [95% interval]",
         markup=False,
     )
     config = results[0].attack_target.config.instahide
@@ -187,11 +188,12 @@ def print_results(results: Sequence[AttackResult]) -> None:
 def _cells(result: AttackResult) -> list[str]:
     private, chance = result.scores.private, ""
     if private is not None:
-        chance = f"{private.no_information.sign_ssim.mean:.2f}"
+        plain = {
+            name: scores.in_better_sign for name, scores in private.baselines.items()
+        }
+        chance = _baselines(plain)
         if private.folded is not None:
-            baselines = private.folded.baselines.values()
-            folded = max(scores.ssim.mean for scores in baselines)
-            chance += f"\n|x| {folded:.2f}"
+            chance += f"\n|x| {_baselines(private.folded.baselines)}"
     if (candidates := result.scores.candidates) is not None:
         chance += f"\ntop-1 {candidates.decisive.class_chance:.2%}"
     return [
@@ -202,6 +204,14 @@ def _cells(result: AttackResult) -> list[str]:
         chance,
         result.verdict,
     ]
+
+
+def _baselines(baselines: Mapping[str, SsimScores]) -> str:
+    """Return the mean of the best baseline, and its name."""
+    best = max(baselines, key=lambda name: baselines[name].ssim.mean)
+    words = {"no_information": "a guess", "matched_noise": "noise"}
+    name = words.get(best, best.replace("_", " "))
+    return f"{baselines[best].ssim.mean:.2f} {name}"
 
 
 def _identified(candidates: CandidateScores | None) -> str:
@@ -230,9 +240,13 @@ def _key_parts(result: AttackResult) -> Iterator[str]:
 def _ssim(similarity: ImageSimilarity | None) -> str:
     if similarity is None:
         return ""
-    ssim = similarity.attack.sign_ssim
-    text = f"{ssim.mean:.2f} ({ssim.best:.2f})"
+    text = _mean(similarity.attack.sign_ssim)
     if similarity.folded is not None:
-        folded = similarity.folded.attack.ssim
-        text += f"\n|x| {folded.mean:.2f} ({folded.best:.2f})"
+        text += f"\n|x| {_mean(similarity.folded.attack.ssim)}"
     return text
+
+
+def _mean(ssim: Summary) -> str:
+    low, high = ssim.interval or (ssim.mean, ssim.mean)
+    interval = f"[{low:.2f}, {high:.2f}]"
+    return f"{ssim.mean:.2f} {interval} ({ssim.best:.2f}) n={ssim.count:,}"

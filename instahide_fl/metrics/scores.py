@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from instahide_fl.metrics.comparison import Comparison
+from instahide_fl.metrics.intervals import Interval, bootstrap_interval
 
 RECOGNISABLE = 0.5
 """SSIM above which images are counted: a convention, no threshold of perception."""
@@ -22,12 +23,17 @@ class Summary:
         best: The best value for the attacker, so the worst case for the victims.
         spread: The standard deviation between pairs.
         share_above_half: The share of pairs above 0.5, for SSIM only.
+        count: The number of pairs.
+        interval: The 95% interval of the mean, by a bootstrap over pairs; None where it
+            was not computed.
     """
 
     mean: float
     best: float
     spread: float
     share_above_half: float | None = None
+    count: int = 0
+    interval: Interval | None = None
 
     @classmethod
     def of_ssim(cls, values: Tensor) -> Summary:
@@ -54,13 +60,23 @@ class Summary:
             best=best,
             spread=float(values.std(correction=0)),
             share_above_half=share_above_half,
+            count=len(values),
+            interval=bootstrap_interval(values),
         )
 
-    def to_json(self) -> dict[str, float]:
+    def to_json(self) -> dict[str, Any]:
         """Return the scores as JSON values, as in attacks/NAME.json."""
         share = self.share_above_half
         above = {} if share is None else {"share_above_0.5": share}
-        return {"mean": self.mean, "best": self.best, **above, "spread": self.spread}
+        interval = {"interval": list(self.interval)} if self.interval else {}
+        return {
+            "mean": self.mean,
+            **interval,
+            "n": self.count,
+            "best": self.best,
+            **above,
+            "spread": self.spread,
+        }
 
 
 @dataclass(frozen=True)
@@ -148,5 +164,5 @@ class ImageScores:
         }
 
 
-def _both(ssim: Summary, psnr: Summary) -> dict[str, dict[str, float]]:
+def _both(ssim: Summary, psnr: Summary) -> dict[str, dict[str, Any]]:
     return {"ssim": ssim.to_json(), "psnr": psnr.to_json()}

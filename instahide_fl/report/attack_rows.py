@@ -173,9 +173,9 @@ def _image_scores(metrics: Mapping[str, Any], kind: str) -> dict[str, float]:
     return {
         **_folded_scores(metrics[kind], kind),
         **_identification(metrics[kind]),
-        f"{kind}_ssim_mean": scores["ssim"]["mean"],
+        f"{kind}_images": metrics[kind]["count"],
+        **_with_interval(scores["ssim"], f"{kind}_ssim"),
         f"{kind}_ssim_best": scores["ssim"]["best"],
-        f"{kind}_ssim_spread": scores["ssim"]["spread"],
         f"{kind}_share_above_0.5": scores["ssim"]["share_above_0.5"],
         f"{kind}_psnr_mean": scores["psnr"]["mean"],
     }
@@ -187,12 +187,20 @@ def _folded_scores(metrics: Mapping[str, Any], kind: str) -> dict[str, float]:
         return {}
     ssim, baselines = metrics["folded"]["ssim"], metrics["folded"]["baseline"]
     return {
-        f"{kind}_folded_ssim_mean": ssim["mean"],
+        **_with_interval(ssim, f"{kind}_folded_ssim"),
         f"{kind}_folded_ssim_best": ssim["best"],
         f"{kind}_folded_baseline_ssim": max(
             scores["ssim"]["mean"] for scores in baselines.values()
         ),
     }
+
+
+def _with_interval(summary: Mapping[str, Any], name: str) -> dict[str, float]:
+    """Return a mean, its spread and its interval, which earlier versions lack."""
+    figures = {f"{name}_mean": summary["mean"], f"{name}_spread": summary["spread"]}
+    if "interval" in summary:
+        figures[f"{name}_low"], figures[f"{name}_high"] = summary["interval"]
+    return figures
 
 
 def _identification(scores: Mapping[str, Any]) -> dict[str, float]:
@@ -223,9 +231,14 @@ def _label_scores(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _baseline_scores(baselines: Mapping[str, Any]) -> dict[str, float]:
-    columns = {"no_information": "baseline_ssim", "matched_noise": "noise_ssim"}
-    return {
+    columns = {
+        "no_information": "baseline_ssim",
+        "matched_noise": "noise_ssim",
+        "other_images": "other_images_ssim",
+    }
+    means = {
         column: private["sign_best"]["ssim"]["mean"]
         for name, column in columns.items()
         if (private := baselines.get(name, {}).get("private"))
     }
+    return {**means, "best_baseline_ssim": max(means.values())} if means else {}

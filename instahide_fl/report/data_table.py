@@ -29,6 +29,8 @@ class DataTable:
         numeric: The columns that are aligned to the right.
         deviations: The columns that people read behind another one, as "12.3 ± 0.4", by
             the column that they follow.
+        intervals: The columns of lower and upper ends that people read behind another
+            one, as "0.12 [0.10, 0.14]", by the column that they follow.
         folded: Whether a page shows it only when asked to, because it is long.
     """
 
@@ -39,12 +41,14 @@ class DataTable:
     formats: Mapping[str, Format] = field(default_factory=dict)
     numeric: frozenset[str] = frozenset()
     deviations: Mapping[str, str] = field(default_factory=dict)
+    intervals: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     folded: bool = False
 
     @property
     def columns(self) -> list[str]:
         """The headings, in the order of the columns."""
-        hidden = self.deviations.values()
+        ends = [name for pair in self.intervals.values() for name in pair]
+        hidden = {*self.deviations.values(), *ends}
         return [name for name in self.frame.columns if name not in hidden]
 
     @property
@@ -57,10 +61,17 @@ class DataTable:
 
     def _cell(self, column: str, row: Mapping[str, Any]) -> str:
         value = self._format(column, row[column])
+        if ends := self._ends(column, row):
+            value += f" [{ends[0]}, {ends[1]}]"
         spread = self.deviations.get(column)
         if spread is None or pd.isna(row[spread]):
             return value
         return f"{value} \u00b1 {self._format(column, row[spread])}"
+
+    def _ends(self, column: str, row: Mapping[str, Any]) -> list[str]:
+        """Return the ends of an interval; nothing where there is none."""
+        ends = [row[name] for name in self.intervals.get(column, ())]
+        return [] if any(pd.isna(ends)) else [self._format(column, end) for end in ends]
 
     def _format(self, column: str, value: Any) -> str:
         if value is None or (not isinstance(value, str) and pd.isna(value)):
@@ -102,6 +113,11 @@ class DataTable:
 def percent(value: float) -> str:
     """Write a share as 12.3%."""
     return f"{value:.1%}"
+
+
+def count(value: float) -> str:
+    """Write a number as 1,234."""
+    return f"{value:,.0f}"
 
 
 def two_decimals(value: float) -> str:

@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
 from instahide_fl.audit.scoring.verdict import NO_VERDICT
+from instahide_fl.metrics.intervals import CONFIDENCE, RESAMPLES, Interval
 from instahide_fl.report.attack_rows import attack_title
 from instahide_fl.transcript.threat_model import THREAT_MODELS
 
@@ -58,6 +60,10 @@ class Leakage:
         best: The SSIM of the best-recovered image of all seeds.
         share: The share of images above SSIM 0.5, of each seed.
         baseline: The SSIM of a guess without information, of each seed.
+        best_baseline: The SSIM of the best of all baselines, of each seed: the attack
+            has to exceed it.
+        interval: The 95% interval of the mean similarity.
+        images: The number of images of all seeds.
     """
 
     audit: str
@@ -67,6 +73,9 @@ class Leakage:
     best: float
     share: Spread
     baseline: Spread
+    best_baseline: Spread
+    interval: Interval | None
+    images: int
 
     @property
     def source(self) -> str:
@@ -92,12 +101,48 @@ def leakages(attacks: pd.DataFrame) -> list[Leakage]:
             best=float(rows["private_ssim_best"].max()),
             share=Spread.of(list(rows["private_share_above_0.5"])),
             baseline=Spread.of(list(rows["baseline_ssim"])),
+            best_baseline=Spread.of(list(rows["best_baseline_ssim"])),
+            interval=mean_interval(rows, "private_ssim", "private_images"),
+            images=int(rows["private_images"].sum()),
         )
         for (audit, attack, threat_model), rows in usable.groupby(
             ATTACK_KEYS, sort=False
         )
     ]
     return sorted(by_attack, key=lambda leakage: -leakage.similarity.mean)
+
+
+def mean_interval(attacks: pd.DataFrame, figure: str, images: str) -> Interval | None:
+    """Return the 95% interval of a mean over images and seeds.
+
+    Of one seed it is the attack's own. Of several it is a bootstrap over seeds, in each
+    of which the mean over images is drawn anew with its standard error.
+
+    Args:
+        attacks: The rows of one attack, one a seed.
+        figure: The columns' name without "_mean" and so on.
+        images: The column with the number of images.
+
+    Returns:
+        The ends; None where no row has the figure.
+    """
+    if f"{figure}_mean" not in attacks:
+        return None
+    rows = attacks[attacks[f"{figure}_mean"].notna()]
+    if rows.empty:
+        return None
+    if len(rows) == 1 and pd.notna(low := rows.iloc[0].get(f"{figure}_low")):
+        return float(low), float(rows.iloc[0][f"{figure}_high"])
+    means = rows[f"{figure}_mean"].to_numpy(float)
+    errors = rows[f"{figure}_spread"].to_numpy(float) / np.sqrt(
+        rows[images].to_numpy(float)
+    )
+    rng = np.random.default_rng(0)  # the same interval each time
+    seeds = rng.integers(len(rows), size=(RESAMPLES, len(rows)))
+    drawn = means[seeds] + errors[seeds] * rng.standard_normal(seeds.shape)
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(drawn.mean(axis=1), (tail, 1 - tail))
+    return float(low), float(high)
 
 
 def images_recovered(attacks: pd.DataFrame) -> pd.DataFrame:

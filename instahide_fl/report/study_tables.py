@@ -8,14 +8,16 @@ from typing import Any
 import pandas as pd
 
 from instahide_fl.audit.scoring.verdict import NO_VERDICT, worst
+from instahide_fl.metrics.intervals import CONFIDENCE, Interval, clopper_pearson
 from instahide_fl.report.data_table import (
     DataTable,
+    count,
     mebibytes,
     percent,
     seconds,
     two_decimals,
 )
-from instahide_fl.report.leakage import ATTACK_KEYS, Spread
+from instahide_fl.report.leakage import ATTACK_KEYS, Spread, mean_interval
 from instahide_fl.report.reference import Reference
 from instahide_fl.report.results import Member
 from instahide_fl.report.variants import NOT_TRAINED, Variant
@@ -24,10 +26,11 @@ NO_GUARANTEE = "no formal guarantee"
 _TEXT_COLUMNS = frozenset(
     {"method", "audit", "attack", "adversary", "control", "verdict"}
 )
-_IDENTIFIED_FORMATS = {
+_FORMATS_OF_ATTACKS = {
+    "images": count,
     "identified": percent,
     "identified by chance": lambda share: f"{share:.2%}",
-    "of N": lambda size: f"{size:,.0f}",
+    "of N": count,
 }
 RELATIVE = "relative accuracy"
 _OPTIONAL_COLUMNS = frozenset({RELATIVE, "validation accuracy", "training"})
@@ -56,8 +59,10 @@ def by_method(
         title="Accuracy, leakage, guarantee and cost",
         caption="Means over seeds, with standard deviations between seeds where there "
         "are several. Leakage is SSIM with private images of the attack that got most, "
-        "of all adversaries; an attack that fails on the undefended reference does not "
-        "count. Worst case: the best-recovered image of all seeds. Recognisable: share "
+        "of all adversaries, with its 95% interval over images and seeds; an attack "
+        "that fails on the undefended reference does not count. Best baseline: the "
+        "most similar of a guess, noise and images of others. Worst case: the "
+        "best-recovered image of all seeds. Recognisable: share "
         f"of images with SSIM above 0.5 (a convention).{_relative_note(reference)}"
         f"{f' {note}' if note else ''}",
         frame=pd.DataFrame(rows, columns=columns),
@@ -68,7 +73,9 @@ def by_method(
             "recognisable": percent,
             "leakage": two_decimals,
             "worst case": two_decimals,
+            "images": count,
             "a guess": two_decimals,
+            "best baseline": two_decimals,
             "a round takes": seconds,
             "sent up a round": mebibytes,
         },
@@ -79,6 +86,7 @@ def by_method(
             for name in ("accuracy", RELATIVE, "leakage")
             if name in columns
         },
+        intervals={"leakage": ("leakage, low", "leakage, high")},
     )
 
 
@@ -101,7 +109,10 @@ def _method_row(variant: Variant, reference: Reference | None) -> dict[str, Any]
         **_with_deviation(RELATIVE, relative),
         **_training(variant),
         **_with_deviation("leakage", leakage.similarity if leakage else None),
+        **_ends("leakage", leakage.interval if leakage else None),
+        "images": leakage.images if leakage else None,
         "a guess": leakage.baseline.mean if leakage else None,
+        "best baseline": leakage.best_baseline.mean if leakage else None,
         "worst case": leakage.best if leakage else None,
         "recognisable": leakage.share.mean if leakage else None,
         "worst attack": leakage.source if leakage else None,
@@ -139,6 +150,11 @@ def _with_deviation(name: str, spread: Spread | None) -> dict[str, float | None]
     }
 
 
+def _ends(name: str, interval: Interval | None) -> dict[str, float | None]:
+    low, high = interval or (None, None)
+    return {f"{name}, low": low, f"{name}, high": high}
+
+
 def guarantee(runs: pd.DataFrame) -> str:
     """Return epsilon, delta and unit of the weakest run, or that there is none.
 
@@ -166,12 +182,19 @@ def by_attack(variants: Sequence[Variant]) -> DataTable | None:
     if not rows:
         return None
     columns = [name for name in rows[0] if any(row[name] is not None for row in rows)]
+    intervals = {
+        name.removesuffix(", low"): (name, name.replace(", low", ", high"))
+        for name in columns
+        if name.endswith(", low")
+    }
     with_decimals = [name for name in columns if name not in {*_TEXT_COLUMNS, "seeds"}]
     return DataTable(
         name="attacks",
         title="Attacks, one by one",
-        caption="SSIM in the better sign, mean over images and seeds. A guess: the "
-        "mean of other images. |x|: SSIM of absolute values of normalised pixels, for "
+        caption="SSIM in the better sign, mean over images and seeds with 95% "
+        "intervals. Baselines: a guess (the mean of other images), noise of the same "
+        "statistics, and images of others, matched in the same way. |x|: SSIM of "
+        "absolute values of normalised pixels, for "
         "attacks that cannot tell signs; beside it the best baseline. Identified: "
         "share of true images that are the most similar of N, of which nobody trained "
         "on the others; beside it what knowing the class reaches. Labels: share of "
@@ -179,8 +202,9 @@ def by_attack(variants: Sequence[Variant]) -> DataTable | None:
         "the same attack on the same clients where nothing is hidden; one that fails "
         "there says nothing about a defence.",
         frame=pd.DataFrame(rows, columns=columns),
-        formats={**dict.fromkeys(with_decimals, two_decimals), **_IDENTIFIED_FORMATS},
+        formats={**dict.fromkeys(with_decimals, two_decimals), **_FORMATS_OF_ATTACKS},
         numeric=frozenset(columns) - _TEXT_COLUMNS,
+        intervals=intervals,
     )
 
 
@@ -193,6 +217,11 @@ def _attack_row(
         )
         return Spread.of(values).mean if values else None
 
+    def with_interval(name: str, kind: str, figure: str) -> dict[str, float | None]:
+        interval = mean_interval(attacks, figure, f"{kind}_images")
+        return {name: mean(f"{figure}_mean"), **_ends(name, interval)}
+
+    images = attacks.get("private_images", attacks["images"]).dropna()
     best = attacks.get("private_ssim_best", pd.Series(dtype=float)).dropna()
     return {
         "method": variant.label,
@@ -200,23 +229,40 @@ def _attack_row(
         "attack": keys["attack"],
         "adversary": keys["threat_model"],
         "seeds": len(attacks),
-        "private": mean("private_ssim_mean"),
+        "images": int(images.sum()),
+        **with_interval("private", "private", "private_ssim"),
         "private, best": float(best.max()) if len(best) else None,
         "above 0.5": mean("private_share_above_0.5"),
         "a guess": mean("baseline_ssim"),
-        "private |x|": mean("private_folded_ssim_mean"),
+        "noise": mean("noise_ssim"),
+        "other images": mean("other_images_ssim"),
+        **with_interval("private |x|", "private", "private_folded_ssim"),
         "|x| by chance": mean("private_folded_baseline_ssim"),
         "identified": mean("identified"),
+        **_ends("identified", _identified_interval(attacks)),
         "identified by chance": mean("identified_chance"),
         "of N": mean("identified_of"),
-        "encoding": mean("encoding_ssim_mean"),
-        "encoding |x|": mean("encoding_folded_ssim_mean"),
+        **with_interval("encoding", "encoding", "encoding_ssim"),
+        **with_interval("encoding |x|", "encoding", "encoding_folded_ssim"),
         "labels": mean("labels_overlap"),
         "labels by chance": mean("labels_chance"),
         "soft-label error": mean("soft_labels_error"),
         "control": _control(attacks),
         "verdict": _verdict(attacks),
     }
+
+
+def _identified_interval(attacks: pd.DataFrame) -> Interval | None:
+    """Return the exact interval of the share of identified images, of all seeds."""
+    if "identified" not in attacks or attacks["identified"].isna().all():
+        return None
+    rows = attacks[attacks["identified"].notna()]
+    hits = (rows["identified"] * rows["identified_images"] + 1e-9).astype(int)
+    # The better of two distances was taken.
+    confidence = 1 - (1 - CONFIDENCE) / 2
+    return clopper_pearson(
+        int(hits.sum()), int(rows["identified_images"].sum()), confidence
+    )
 
 
 def _control(attacks: pd.DataFrame) -> str:

@@ -118,10 +118,15 @@ def _not_trained(variant: Variant) -> str:
 
 def _reached(leakage: Leakage) -> str:
     source = ", ".join(filter(None, [leakage.audit, leakage.threat_model]))
+    interval = ""
+    if leakage.interval is not None:
+        low, high = leakage.interval
+        interval = f" [{low:.2f}, {high:.2f}]"
     return (
-        f"{leakage.attack} ({source}) reached SSIM {leakage.similarity.mean:.2f} on "
-        f"average, {leakage.best:.2f} at best; a guess reaches "
-        f"{leakage.baseline.mean:.2f}"
+        f"{leakage.attack} ({source}) reached SSIM {leakage.similarity.mean:.2f}"
+        f"{interval} on average of {leakage.images:,} images, {leakage.best:.2f} at "
+        f"best; a guess reaches {leakage.baseline.mean:.2f}, the best baseline "
+        f"{leakage.best_baseline.mean:.2f}"
     )
 
 
