@@ -312,18 +312,16 @@ def test_a_cluster_of_two_nodes_is_joined_by_its_token_and_left_alone(
         port = probe.getsockname()[1]
     home = tempfile.mkdtemp(prefix="ray-")
     before = {process.pid for process in processes()}
-    head = _start_node(
-        *("--head", f"--port={port}", "--include-dashboard=false"),
-        *("--node-ip-address=127.0.0.1", f"--temp-dir={home}"),
-    )
-    _await_port(port)
-    _await_nodes(port, 1)  # the port answers before the head takes other nodes in
-    second = _start_node(f"--address=127.0.0.1:{port}")
+    address = f"127.0.0.1:{port}"
+    nodes = []
     try:
+        head = ("--head", f"--port={port}", "--include-dashboard=false")
+        at_home = ("--node-ip-address=127.0.0.1", f"--temp-dir={home}")
+        nodes.append(_join(address, 1, tmp_path, (*head, *at_home)))
+        nodes.append(_join(address, 2, tmp_path, (f"--address={address}",)))
         # Each node has one CPU: two workers fit only if both nodes have one.
-        changes = {"resources.ray-address": f"127.0.0.1:{port}", "resources.workers": 2}
+        changes = {"resources.ray-address": address, "resources.workers": 2}
         expected = start(run_inline, tmp_path / "inline")
-        _await_nodes(port, 2)
         done, folder = command_line(tmp_path / "run", "ray", **changes)
         assert done.returncode == 0, done.stderr
         assert model_bytes(folder) == model_bytes(expected)
@@ -334,11 +332,10 @@ def test_a_cluster_of_two_nodes_is_joined_by_its_token_and_left_alone(
             done, _ = command_line(tmp_path / "other", "ray", **changes)
         assert done.returncode == 1, done.stderr
         assert "cannot join the Ray cluster" in " ".join(done.stderr.split())
-        assert head.poll() is None
-        assert second.poll() is None
+        assert [node.poll() for node in nodes] == [None, None]
     finally:
         left = [p for p in processes() if p.pid not in before]
-        for node in (second, head):
+        for node in reversed(nodes):
             os.killpg(node.pid, signal.SIGTERM)
             node.wait(30)
         psutil.wait_procs(left, timeout=10)
@@ -347,17 +344,48 @@ def test_a_cluster_of_two_nodes_is_joined_by_its_token_and_left_alone(
     assert "no Ray cluster at 127.0.0.1" in " ".join(done.stderr.split())
 
 
-def _start_node(*arguments):
-    return subprocess.Popen(
-        [
-            *(Path(sys.executable).parent / "ray", "start", "--block", "--num-cpus=1"),
-            *arguments,
-        ],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-        env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0"},
-    )
+def _join(address, count, folder, arguments):
+    """Start a node until the cluster has `count` nodes.
+
+    Ray gives a starting node 30 seconds, too few on a machine that tests keep busy: it
+    then ends, and is started again.
+    """
+    for attempt in range(5):
+        log = folder / f"node-{count}-{attempt}.log"
+        node = _start_node(log, arguments)
+        deadline = time.monotonic() + 120
+        while node.poll() is None and time.monotonic() < deadline:
+            if _has_nodes(address, count):
+                return node
+            time.sleep(0.5)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(node.pid, signal.SIGTERM)
+        node.wait(30)
+    raise AssertionError(f"node {count} did not join: {log.read_text()}")
+
+
+def _start_node(log, arguments):
+    with log.open("w") as output:
+        return subprocess.Popen(
+            [
+                *(Path(sys.executable).parent / "ray", "start", "--block"),
+                *("--num-cpus=1", *arguments),
+            ],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0"},
+        )
+
+
+def _has_nodes(address, count):
+    status = subprocess.run(
+        [Path(sys.executable).parent / "ray", "status", f"--address={address}"],
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout
+    return f"/{count}.0 CPU" in status
 
 
 def _await_worker():
@@ -370,30 +398,3 @@ def _await_worker():
                     return process
         time.sleep(0.05)
     raise AssertionError([process.name() for process in processes()])
-
-
-def _await_nodes(port, count):
-    command = Path(sys.executable).parent / "ray"
-    deadline = time.monotonic() + 180
-    found = ""
-    while time.monotonic() < deadline:
-        found = subprocess.run(
-            [command, "status", f"--address=127.0.0.1:{port}"],
-            capture_output=True,
-            text=True,
-            check=False,
-        ).stdout
-        if f"/{count}.0 CPU" in found:
-            return
-        time.sleep(0.5)
-    raise AssertionError(f"the nodes did not join: {found}")
-
-
-def _await_port(port):
-    deadline = time.monotonic() + 180
-    while time.monotonic() < deadline:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.2)
-    raise AssertionError("the cluster did not start")
