@@ -247,7 +247,7 @@ def _spend(node: ClientNode, ledger: ClientLedger, rounds: int, count: int) -> N
 def _release(config: Config, count: int) -> tuple[float, float, int]:
     """Return noise multiplier, sampling rate and number of releases of a round.
 
-    They are those of `defenses.accounting.example_loss` and `local_loss`.
+    They are those of `defenses.accounting.released`.
     """
     defense, train = config.defense, config.train
     if defense.differential_privacy == "local":

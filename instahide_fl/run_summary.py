@@ -31,6 +31,7 @@ class RunSummary(BaseModel):
         bytes_down: The bytes that the server sent.
         failures: The number of replies that failed.
         epsilon: The epsilon of differential privacy.
+        epsilon_rdp: The same by the Renyi accountant alone.
         delta: The delta of differential privacy.
         privacy_unit: The unit that differential privacy protects.
     """
@@ -53,6 +54,7 @@ class RunSummary(BaseModel):
     bytes_down: float | None = None
     failures: int | None = None
     epsilon: float | None = None
+    epsilon_rdp: float | None = None
     delta: float | None = None
     privacy_unit: str | None = None
 

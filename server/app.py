@@ -129,6 +129,7 @@ def _train(grid: Grid, config: Config, folder: RunFolder) -> None:
         Recorder.of(folder.path, config, dataset),
     )
     ledger = PrivacyLedger(config, clients)
+    ledger.check_target()
     with tracked_training(folder, config, completed) as trackers:
         if completed == 0:
             trackers.log_results("partition", {}, [folder.path / PARTITION_PICTURE], 0)
@@ -140,7 +141,7 @@ def _train(grid: Grid, config: Config, folder: RunFolder) -> None:
         except DivergenceError as error:
             # Said here, where the message is recorded for whoever resumes the run.
             raise DivergenceError(f"{error}; {evaluation.keep_model(folder)}") from None
-        _finish_run(run, ledger.loss_after(config.train.rounds))
+        _finish_run(run, ledger.loss_after(config.train.rounds, tight=True))
 
 
 def _resume(run: _Run, provenance: Mapping[str, str]) -> int:

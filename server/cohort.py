@@ -12,6 +12,7 @@ from instahide_fl.config import Config
 from instahide_fl.errors import ProtocolError, RoundError
 from instahide_fl.provenance import imported_code_hash
 from instahide_fl.rng import operating_system_stream, stream
+from instahide_fl.training.cohort_sampling import sample_cohort
 from instahide_fl.types import client_sort_key
 from instahide_fl.wire.messages import ClientDescription, DescriptionQuery
 from server.collection import collect
@@ -72,12 +73,7 @@ class Clients:
         Returns:
             Client keys in order.
         """
-        keys = list(self.nodes)
-        if not 0 < size < len(keys):
-            return keys
-        rng = stream(seed, "cohort", round_number)
-        chosen = rng.choice(len(keys), size=size, replace=False)
-        return [keys[i] for i in sorted(chosen)]
+        return sample_cohort(list(self.nodes), seed, round_number, size)
 
     def poisson_sample(self, seed: int, round_number: int, size: int) -> list[str]:
         """Choose each client independently, with the same probability.

@@ -6,6 +6,7 @@ part follows from the cohorts, which the seed repeats: a resumed run counts them
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,13 +14,18 @@ from typing import Any
 from instahide_fl.config import Config
 from instahide_fl.defenses.accounting import (
     PrivacyLoss,
-    central_loss,
-    example_loss,
-    local_loss,
     no_loss,
+    privacy_loss,
+    released,
 )
-from instahide_fl.training.local import local_steps
+from instahide_fl.defenses.planned_privacy import (
+    check_target_epsilon,
+    epsilon_by_client,
+    exposed_clients,
+)
 from server.cohort import Clients
+
+log = logging.getLogger("instahide_fl.server")
 
 
 @dataclass
@@ -38,47 +44,51 @@ class PrivacyLedger:
     _rounds: int = 0
     _took_part: Counter[str] = field(default_factory=Counter)
 
-    def loss_after(self, round_number: int) -> PrivacyLoss:
+    def check_target(self) -> None:
+        """Check that the noise keeps the target, and name exposed clients.
+
+        Who starts a simulation computes the noise. Here it may be another: clients of a
+        deployment tell their numbers of images only now.
+
+        Raises:
+            ConfigError: it does not.
+        """
+        sizes, defense = self.clients.num_examples, self.config.defense
+        if defense.target_epsilon:
+            check_target_epsilon(self.config, sizes)
+        for client, epsilon in exposed_clients(
+            epsilon_by_client(self.config, sizes)
+        ).items():
+            log.warning(
+                "client %s with %d images will spend an epsilon of %.3g, more than "
+                "twice the median of all clients",
+                client,
+                sizes[client],
+                epsilon,
+            )
+
+    def loss_after(self, round_number: int, *, tight: bool = False) -> PrivacyLoss:
         """Return the privacy loss of the image or client that lost most.
 
         Args:
             round_number: The last completed round; 1, 2, ...
+            tight: Whether to ask the slow accountant too.
         """
-        kind = self.config.defense.differential_privacy
-        if kind == "none":
+        if not self.config.defense.is_private:
             return no_loss()
-        if kind == "central":
-            rate = self.clients.expected_cohort(self.config) / len(self.clients.nodes)
-            return central_loss(self.config, rate, round_number)
         for number in range(self._rounds + 1, round_number + 1):
             self._took_part.update(self.clients.cohort(self.config, number))
         self._rounds = max(self._rounds, round_number)
-        if kind == "local":
-            return local_loss(self.config, max(self._took_part.values()))
-        rounds_by_size, steps_by_size = self._by_size()
-        return example_loss(self.config, rounds_by_size, steps_by_size)
-
-    def _by_size(self) -> tuple[dict[int, int], dict[int, int]]:
-        """Return rounds and steps a round of a client, by its number of images.
-
-        The most rounds: the loss is that of the image that lost most.
-        """
-        rounds: dict[int, int] = {}
-        for client, count in self._took_part.items():
-            size = self.clients.num_examples[client]
-            rounds[size] = max(rounds.get(size, 0), count)
-        train = self.config.train
-        steps = {
-            size: 1 if train.mode == "gradient" else local_steps(size, train)
-            for size in rounds
-        }
-        return rounds, steps
+        sizes = self.clients.num_examples
+        spent = released(self.config, sizes, self._took_part, round_number)
+        return privacy_loss(self.config, spent.values(), tight=tight)
 
 
 def privacy_summary(loss: PrivacyLoss) -> dict[str, Any]:
     """Return the figures for summary.json; missing ones are left out."""
     figures = {
         "epsilon": loss.epsilon,
+        "epsilon_rdp": loss.epsilon_rdp,
         "epsilon_per_release": loss.per_release,
         "delta": loss.delta,
         "privacy_unit": loss.unit,

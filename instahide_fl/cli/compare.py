@@ -13,6 +13,7 @@ from rich.live import Live
 
 from instahide_fl.cli.common import console, errors
 from instahide_fl.cli.data_summary import print_data_summary
+from instahide_fl.cli.privacy_plan import print_study_epsilons
 from instahide_fl.compare.progress_table import progress_table
 from instahide_fl.config import DataConfig
 from instahide_fl.errors import ConfigError, DataError, OutputError, StudyError
@@ -137,6 +138,7 @@ def _print_plan(planned: Sequence[PlannedRun]) -> None:
     for run in planned:
         values = f" {values_in_words(run.tuned)}" if run.trial else ""
         console.print(f"{run.name}{values}", markup=False, highlight=False)
+    print_study_epsilons(planned)
     audits = sum(len(run.audits) for run in planned)
     console.print(f"{_counted_runs(planned)}, {audits} audits", highlight=False)
 

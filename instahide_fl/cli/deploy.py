@@ -22,6 +22,7 @@ from instahide_fl.errors import ConfigError
 from instahide_fl.interrupts import Terminated
 
 if TYPE_CHECKING:
+    from instahide_fl.config import Config
     from instahide_fl.deployment.federation import FederationFolder
 
 INSECURE = "no encryption, and whoever reaches the server may join or start runs"
@@ -234,6 +235,7 @@ def deploy_run(
         )
     superlink.check_is_up()
     if resume is None:
+        settings = _with_client_noise(settings, superlink.folder)
         path = out or free_run_folder(Path("runs"), settings)
         folder = RunFolder.create(path, settings)
     train(
@@ -244,6 +246,21 @@ def deploy_run(
         resumed=resume is not None,
         command="instahide-fl deploy run",
     )
+
+
+def _with_client_noise(settings: Config, federation: FederationFolder) -> Config:
+    """Return the settings with the noise for an epsilon of each client, if asked for.
+
+    For an epsilon of each image (dp-sgd) clients' numbers of images would be needed:
+    the server, which is told them, refuses noise that is too small.
+    """
+    from instahide_fl.defenses.planned_privacy import with_target_epsilon
+
+    if settings.defense.differential_privacy == "dp-sgd":
+        return settings
+    count = settings.partition.num_clients
+    names = federation.config.clients[: count or None]
+    return with_target_epsilon(settings, dict.fromkeys(names, 1))
 
 
 @deploy_app.command("status")

@@ -21,6 +21,11 @@ from instahide_fl.cli.common import (
     read_settings,
 )
 from instahide_fl.cli.data_summary import print_data_summary
+from instahide_fl.cli.privacy_plan import (
+    print_plan,
+    warn_of_exposed_clients,
+    with_planned_noise,
+)
 from instahide_fl.config import Config, Scalar
 from instahide_fl.errors import ConfigError, DivergenceError
 from instahide_fl.interrupts import interrupt
@@ -49,6 +54,10 @@ def run(
     resume: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Continue the run in DIR.")
     ] = None,
+    plan: Annotated[
+        bool,
+        typer.Option("--plan", help="Say what would be run and what it would spend."),
+    ] = False,
     tensorboard: Annotated[
         bool,
         typer.Option("--tensorboard", help="Log to TensorBoard (--logdir runs)."),
@@ -84,6 +93,12 @@ def run(
     with console.status("preparing data and pool"):
         data = check_run(settings)
     print_data_summary(data.dataset)
+    if resume is None:
+        settings = with_planned_noise(settings, data)
+    warn_of_exposed_clients(settings, data)
+    if plan:
+        print_plan(settings, data)
+        return
     if resume is None:
         path = out or free_run_folder(Path("runs"), settings)
         folder = RunFolder.create(path, settings.resolved())

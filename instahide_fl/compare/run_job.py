@@ -16,6 +16,7 @@ from instahide_fl.audit.recorded_run import open_recorded_run
 from instahide_fl.audit.run_attacks import SkippedAttack, build_attacks, run_attacks
 from instahide_fl.audit.tracked_result import track_result
 from instahide_fl.config import Config, Scalar
+from instahide_fl.defenses.planned_privacy import with_target_epsilon
 from instahide_fl.engine.inline import run_inline
 from instahide_fl.engine.run import check_run
 from instahide_fl.errors import AttackError
@@ -51,7 +52,7 @@ def perform(study: Path, run: PlannedRun) -> float:
 
 def _train(folder: RunFolder, config: Config) -> None:
     """Train, from the newest checkpoint if there is one."""
-    check_run(config)
+    config = with_target_epsilon(config, check_run(config).sizes)
     resumed = folder.resumable
     if resumed:
         folder.clear_failure()
@@ -72,6 +73,12 @@ def _audit(
 ) -> None:
     """Make the audit's short run and attack it."""
     start = time.perf_counter()
+    if config.defense.target_epsilon:
+        # The noise is that of the whole run, not one for a run as short as this.
+        noise = trained.config().defense.noise_multiplier
+        config = config.with_values(
+            {"defense.target-epsilon": 0.0, "defense.noise-multiplier": noise}
+        )
     if not folder.finished:
         if audit.start == "trained":
             weights = str((trained.path / MODEL).absolute())

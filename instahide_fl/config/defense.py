@@ -31,6 +31,10 @@ class DefenseConfig(Table):
     noise_multiplier: Annotated[float, Field(ge=0)] = 1.0
     """Standard deviation of the Gaussian noise, as a multiple of the norm that is
     clipped to: clip-norm, or max-gradient-norm in dp-sgd."""
+    target_epsilon: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Largest epsilon that a run may have spent at its end (at `delta`); 0 sets none.
+    noise-multiplier is then computed before the run starts, and what is set for it does
+    not count. The server refuses to train where the noise is too small for it."""
     differential_privacy: Literal["none", "dp-sgd", "central", "local"] = "none"
     """The kind of differential privacy. `dp-sgd` protects one training image: clients
     clip each image's gradient and add noise to their sum (Abadi et al., CCS 2016).
@@ -112,6 +116,12 @@ def check_defense(
             "them: set train.control-variates = false, or leave [defense] out"
         )
     if kind == "none":
+        if defense.target_epsilon:
+            raise ValueError(
+                f"defense.target-epsilon = {defense.target_epsilon:g} needs "
+                f'defense.differential-privacy = "dp-sgd", "central" or "local", got '
+                f'"none"'
+            )
         return
     if model.normalization == "batch":
         raise ValueError(

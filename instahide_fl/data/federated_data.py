@@ -32,6 +32,11 @@ class FederatedData:
     pool: MixingPool | None
     augmentation: Augmentation | None
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Number of images by client key ("0", "1", ...)."""
+        return {str(client): len(rows) for client, rows in enumerate(self.partition)}
+
     def split(self, client: int) -> PrivateSplit:
         """Return the images of a client, 0..num_clients-1."""
         return self.dataset.train.subset(self.partition[client])

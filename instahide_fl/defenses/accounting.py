@@ -1,29 +1,34 @@
-"""How much differential privacy a run has spent, by Opacus' accountant.
+"""How much differential privacy a run has spent, by Opacus' accountants.
 
 Renyi differential privacy of the sampled Gaussian mechanism: Mironov, Talwar, Zhang,
-arXiv:1908.10530. An epsilon is given only where it holds for private images or for
-clients; elsewhere a text says why there is none.
+arXiv:1908.10530. What a whole run has spent is also bounded by the distribution of the
+privacy loss (Gopi, Lee, Wutschitz, NeurIPS 2021), which is tighter and takes longer. An
+epsilon is given only where it holds for private images or for clients; elsewhere a text
+says why there is none.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Literal
+from operator import itemgetter
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from instahide_fl.config import Config
+from instahide_fl.config import Config, TrainConfig
 from instahide_fl.config.defense import depends_on_one_image
+from instahide_fl.training.local import local_steps
 
 # Noise multipliers: below the least, one release costs an epsilon of thousands and the
 # accountant overflows; above the largest, the bound only gets better, and slow to find.
 MIN_NOISE = 0.01
 MAX_NOISE = 100.0
+MAX_DISTRIBUTION_EPSILON = 100.0
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,7 @@ class PrivacyLoss:
         delta: The delta of (epsilon, delta); None if nothing is protected.
         epsilon: The epsilon of the image or client that spent most; None if there is
             no such figure.
+        epsilon_rdp: The same by the Renyi accountant alone, where `epsilon` is by both.
         per_release: The epsilon of a client's single update (local); None elsewhere.
         absent: The reason why there is no epsilon; empty if there is one.
     """
@@ -44,6 +50,7 @@ class PrivacyLoss:
     epsilon: float | None = None
     per_release: float | None = None
     absent: str = ""
+    epsilon_rdp: float | None = None
 
 
 def gaussian_epsilon(
@@ -100,6 +107,44 @@ def composed_epsilon(
     return max(0.0, float(epsilon)) if math.isfinite(epsilon) else math.inf
 
 
+def tight_epsilon(
+    noise_multiplier: float, rate: float, steps: int, delta: float
+) -> float:
+    """Return the smaller of the bounds of both accountants.
+
+    The distribution of the privacy loss is computed numerically, to within a hundredth
+    of the epsilon; the error is part of what is returned, so that the bound holds.
+
+    Args:
+        noise_multiplier: As in `gaussian_epsilon`.
+        rate: As there.
+        steps: As there.
+        delta: As there.
+
+    Returns:
+        A number of at least 0; infinite where neither accountant finds a bound.
+    """
+    renyi = gaussian_epsilon(noise_multiplier, rate, steps, delta)
+    # Beyond, the grid of the distribution takes minutes, for a bound of no use.
+    if not 0 < renyi <= MAX_DISTRIBUTION_EPSILON:
+        return renyi
+    mechanism = Mechanism(noise_multiplier, rate, steps)
+    return min(renyi, _distribution_epsilon(mechanism, delta, 0.01 * renyi))
+
+
+def _distribution_epsilon(mechanism: Mechanism, delta: float, error: float) -> float:
+    from opacus.accountants import PRVAccountant
+
+    accountant = PRVAccountant()
+    noise = min(mechanism.noise, MAX_NOISE)
+    accountant.history = [(noise, mechanism.rate, mechanism.steps)]
+    with warnings.catch_warnings():
+        # Where its numbers overflow it returns infinity, and the other bound counts.
+        warnings.simplefilter("ignore")
+        epsilon = accountant.get_epsilon(delta, eps_error=max(0.01, error))
+    return float(epsilon) if math.isfinite(epsilon) and epsilon >= 0 else math.inf
+
+
 @lru_cache(maxsize=10_000)
 def _renyi_divergence(noise_multiplier: float, rate: float) -> NDArray[np.float64]:
     """Return the divergence of one step at all orders; the costly part, so cached."""
@@ -116,20 +161,76 @@ def _renyi_divergence(noise_multiplier: float, rate: float) -> NDArray[np.float6
     return divergence
 
 
-def example_loss(
-    config: Config, rounds_by_size: dict[int, int], steps_by_size: dict[int, int]
-) -> PrivacyLoss:
-    """Return the loss of the image that lost most (dp-sgd).
+class Mechanism(NamedTuple):
+    """Gaussian noise on Poisson samples, once or several times.
+
+    Attributes:
+        noise: Standard deviation of the noise over the norm of one part.
+        rate: Probability that a part is in a sample, in (0, 1].
+        steps: Number of times that noise was added.
+    """
+
+    noise: float
+    rate: float
+    steps: int
+
+
+def released(
+    config: Config, sizes: Mapping[str, int], took_part: Mapping[str, int], rounds: int
+) -> dict[str, Mechanism]:
+    """Return what each client has released.
+
+    - dp-sgd: noisy sums over Poisson samples of its images.
+    - central: the noisy models, of which each is made from a Poisson sample of clients;
+      the same for all.
+    - local: its updates. The server sees who takes part, so neighbours are two updates
+      of one client, which may be twice the norm apart: the noise counts half.
 
     Args:
         config: The run's settings.
-        rounds_by_size: The most rounds that one client took part in, by the number of
-            images that it holds.
-        steps_by_size: Number of noisy gradients that such a client computes in a round,
-            by the same number.
+        sizes: Number of images by client.
+        took_part: Number of rounds by client that it was asked in.
+        rounds: Number of completed rounds.
     """
     defense, train = config.defense, config.train
-    if not depends_on_one_image(config.instahide):
+    noise = defense.noise_multiplier
+    if defense.differential_privacy == "central":
+        cohort = train.clients_per_round
+        rate = cohort / len(sizes) if 0 < cohort < len(sizes) else 1.0
+        return dict.fromkeys(sizes, Mechanism(noise, rate, rounds))
+    if defense.differential_privacy == "local":
+        return {
+            client: Mechanism(noise / 2, 1.0, took_part[client]) for client in sizes
+        }
+    batches = train.local_batches if train.mode == "gradient" else 1
+    return {
+        client: Mechanism(
+            noise,
+            min(size, train.batch_size * batches) / size,
+            took_part[client] * _noisy_steps(size, train),
+        )
+        for client, size in sizes.items()
+    }
+
+
+def _noisy_steps(size: int, train: TrainConfig) -> int:
+    return 1 if train.mode == "gradient" else local_steps(size, train)
+
+
+def privacy_loss(
+    config: Config, mechanisms: Collection[Mechanism], *, tight: bool = False
+) -> PrivacyLoss:
+    """Return the loss of the image or client that lost most.
+
+    Args:
+        config: The run's settings, with differential privacy.
+        mechanisms: What clients have released, as `released` says.
+        tight: Whether both accountants are asked, which takes about a second.
+    """
+    defense = config.defense
+    if defense.differential_privacy == "dp-sgd" and not depends_on_one_image(
+        config.instahide
+    ):
         return _without_epsilon(
             config,
             f"no formal guarantee for private images: instahide.method = "
@@ -137,56 +238,34 @@ def example_loss(
             f"bounds what shows of one encoding",
         )
     if defense.noise_multiplier == 0:
-        return _without_noise(config)
-    batches = train.local_batches if train.mode == "gradient" else 1
-    losses = [
-        gaussian_epsilon(
-            defense.noise_multiplier,
-            min(size, train.batch_size * batches) / size,
-            rounds * steps_by_size[size],
-            defense.delta,
+        reason = "no formal guarantee: defense.noise-multiplier is 0"
+        return _without_epsilon(config, reason)
+    renyi = {each: gaussian_epsilon(*each, defense.delta) for each in set(mechanisms)}
+    largest = max(renyi.values())
+    if not math.isfinite(largest):
+        return _without_epsilon(
+            config,
+            f"no formal guarantee: the accountant finds no finite epsilon for "
+            f"defense.noise-multiplier = {defense.noise_multiplier}",
         )
-        for size, rounds in rounds_by_size.items()
-    ]
-    return _with_epsilon(config, max(losses))
+    loss = PrivacyLoss(_unit(config), defense.delta, largest)
+    if defense.differential_privacy == "local":
+        once = next(iter(renyi))._replace(steps=1)
+        loss = replace(loss, per_release=gaussian_epsilon(*once, defense.delta))
+    if tight:
+        epsilon = _largest_tight_epsilon(renyi, defense.delta)
+        loss = replace(loss, epsilon=epsilon, epsilon_rdp=largest)
+    return loss
 
 
-def central_loss(config: Config, rate: float, rounds: int) -> PrivacyLoss:
-    """Return the loss of a client against whoever sees the models (central).
-
-    Args:
-        config: The run's settings.
-        rate: Probability that a client is in a cohort.
-        rounds: Number of completed rounds.
-    """
-    defense = config.defense
-    if defense.noise_multiplier == 0:
-        return _without_noise(config)
-    multiplier = defense.noise_multiplier
-    return _with_epsilon(
-        config, gaussian_epsilon(multiplier, rate, rounds, defense.delta)
-    )
-
-
-def local_loss(config: Config, releases: int) -> PrivacyLoss:
-    """Return the loss of a client against the server (local).
-
-    The server sees who takes part, so neighbours are two updates of one client, which
-    may be twice the norm apart: the noise counts half.
-
-    Args:
-        config: The run's settings.
-        releases: Number of updates of the client that sent most.
-    """
-    defense = config.defense
-    if defense.noise_multiplier == 0:
-        return _without_noise(config)
-    half = defense.noise_multiplier / 2
-    return _with_epsilon(
-        config,
-        gaussian_epsilon(half, 1.0, releases, defense.delta),
-        gaussian_epsilon(half, 1.0, 1, defense.delta),
-    )
+def _largest_tight_epsilon(renyi: Mapping[Mechanism, float], delta: float) -> float:
+    """Return the largest tight epsilon, with few calls of the slow accountant."""
+    largest = 0.0
+    for mechanism, bound in sorted(renyi.items(), key=itemgetter(1), reverse=True):
+        if bound <= largest:
+            break
+        largest = max(largest, tight_epsilon(*mechanism, delta))
+    return largest
 
 
 def no_loss() -> PrivacyLoss:
@@ -200,23 +279,6 @@ def no_loss() -> PrivacyLoss:
 
 def _unit(config: Config) -> Literal["example", "client"]:
     return "example" if config.defense.differential_privacy == "dp-sgd" else "client"
-
-
-def _with_epsilon(
-    config: Config, epsilon: float, per_release: float | None = None
-) -> PrivacyLoss:
-    if not math.isfinite(epsilon):
-        return _without_epsilon(
-            config,
-            f"no formal guarantee: the accountant finds no finite epsilon for "
-            f"defense.noise-multiplier = {config.defense.noise_multiplier}",
-        )
-    return PrivacyLoss(_unit(config), config.defense.delta, epsilon, per_release)
-
-
-def _without_noise(config: Config) -> PrivacyLoss:
-    reason = "no formal guarantee: defense.noise-multiplier is 0"
-    return _without_epsilon(config, reason)
 
 
 def _without_epsilon(config: Config, reason: str) -> PrivacyLoss:

@@ -256,11 +256,17 @@ def _seconds(state: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _settings_of_result(config: Config) -> dict[str, object]:
-    """Return the settings that a result depends on, without resources and output."""
+    """Return the settings that a result depends on, without resources and output.
+
+    With `defense.target-epsilon` the noise follows from the others.
+    """
+    left_out = ["output.", "resources."]
+    if config.defense.target_epsilon:
+        left_out.append("defense.noise-multiplier")
     return {
         name: value
         for name, value in config.to_run_config().items()
-        if not name.startswith(("output.", "resources."))
+        if not name.startswith(tuple(left_out))
     }
 
 

@@ -9,6 +9,7 @@ import torch
 from instahide_fl.config import Config
 from instahide_fl.defenses.accounting import gaussian_epsilon
 from instahide_fl.defenses.transforms import l2_norm
+from instahide_fl.errors import ConfigError
 from instahide_fl.models.arrays import get_arrays, load_arrays
 from instahide_fl.models.registry import build_model
 from instahide_fl.training.losses import soft_cross_entropy
@@ -118,9 +119,27 @@ def test_epsilon_is_in_every_row_and_in_the_summary(tmp_path):
     folder = start(tmp_path / "run", config)
     rows, summary = folder.metrics(), folder.read_json("summary.json")
     assert rows[0]["epsilon"] == gaussian_epsilon(1.0, 8 / 1000, 1, 1e-5)
-    assert rows[-1]["epsilon"] == summary["epsilon"] >= rows[0]["epsilon"]
+    assert rows[-1]["epsilon"] == summary["epsilon_rdp"] >= rows[0]["epsilon"]
+    assert 0 < summary["epsilon"] < summary["epsilon_rdp"]
     assert (summary["delta"], summary["privacy_unit"]) == (1e-5, "example")
     assert "epsilon_absent" not in summary
+
+
+def test_a_server_refuses_noise_that_is_too_small_for_the_epsilon(tmp_path):
+    """Engines that are started with other noise than computed, and deployments."""
+    config = settings(
+        instahide__method="none",
+        train__mode="gradient",
+        defense__differential_privacy="dp-sgd",
+        defense__target_epsilon=2.0,
+        defense__noise_multiplier=0.1,
+    )
+    with pytest.raises(ConfigError, match=r"set defense.noise-multiplier = ") as error:
+        start(tmp_path / "run", config)
+    enough = float(str(error.value).rsplit("= ", 1)[1])
+    kept = config.with_values({"defense.noise-multiplier": enough})
+    summary = start(tmp_path / "kept", kept).read_json("summary.json")
+    assert 1.9 < summary["epsilon"] <= 2.0
 
 
 def test_no_epsilon_is_claimed_for_private_images_behind_encodings(tmp_path):
@@ -156,7 +175,7 @@ def test_central_noise_is_on_the_mean_over_the_expected_cohort(tmp_path):
         deviation = float(torch.cat([one.flatten() for one in noise]).std())
         assert deviation == pytest.approx(3.0 * 0.01 / 2, rel=0.05)
     assert len(set(cohorts)) > 1  # Poisson
-    epsilon = folder.read_json("summary.json")["epsilon"]
+    epsilon = folder.read_json("summary.json")["epsilon_rdp"]
     assert epsilon == gaussian_epsilon(3.0, 0.5, 6, 1e-5)
 
 
@@ -175,7 +194,7 @@ def test_local_noise_is_on_every_update_and_the_clients_differ(tmp_path):
     assert [float(one.std()) for one in flat] == pytest.approx([0.03] * 4, rel=0.05)
     assert np.abs(np.corrcoef(flat) - np.eye(4)).max() < 0.1
     summary = folder.read_json("summary.json")
-    assert summary["epsilon"] == gaussian_epsilon(1.5, 1.0, 2, 1e-5)
+    assert summary["epsilon_rdp"] == gaussian_epsilon(1.5, 1.0, 2, 1e-5)
     assert summary["epsilon_per_release"] == gaussian_epsilon(1.5, 1.0, 1, 1e-5)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 from scipy.optimize import brentq
@@ -10,11 +11,19 @@ from scipy.stats import norm
 
 from instahide_fl.config import Config
 from instahide_fl.defenses.accounting import (
-    central_loss,
-    example_loss,
     gaussian_epsilon,
-    local_loss,
+    privacy_loss,
+    released,
+    tight_epsilon,
 )
+from instahide_fl.defenses.planned_privacy import (
+    check_target_epsilon,
+    epsilon_by_client,
+    exposed_clients,
+    planned_loss,
+    with_target_epsilon,
+)
+from instahide_fl.errors import ConfigError
 
 
 def config_of(kind, **changes):
@@ -49,15 +58,19 @@ def test_a_known_setting():
     assert 0.9 < epsilon < 1.26
 
 
-@pytest.mark.parametrize("noise", [0.7, 1.0, 4.0])
-def test_one_release_is_bounded_by_its_exact_figure_from_below(noise):
+def exact_epsilon(noise):
     """Balle and Wang 2018, theorem 8: the exact delta of the Gaussian mechanism."""
 
     def delta(epsilon):
         a, b = 1 / (2 * noise), epsilon * noise
         return norm.cdf(a - b) - math.exp(epsilon) * norm.cdf(-a - b) - 1e-5
 
-    exact = brentq(delta, 0, 50)
+    return brentq(delta, 0, 50)
+
+
+@pytest.mark.parametrize("noise", [0.7, 1.0, 4.0])
+def test_one_release_is_bounded_by_its_exact_figure_from_below(noise):
+    exact = exact_epsilon(noise)
     assert exact <= gaussian_epsilon(noise, 1.0, 1, 1e-5) < 1.25 * exact
 
 
@@ -69,36 +82,114 @@ def test_the_bound_grows_with_steps_and_rate_and_falls_with_noise():
     assert gaussian_epsilon(1.0, 0.1, 0, 1e-5) == 0
 
 
+def loss_of(config, sizes, took_part, rounds=50):
+    spent = released(config, sizes, took_part, rounds)
+    return privacy_loss(config, spent.values())
+
+
 def test_the_client_that_lost_most_counts():
     config = config_of("dp-sgd", train__batch_size=10)
-    loss = example_loss(config, {100: 50, 400: 60}, {100: 1, 400: 1})
+    loss = loss_of(config, {"a": 100, "b": 400}, {"a": 50, "b": 60})
     assert loss.epsilon == gaussian_epsilon(1.0, 0.1, 50, 1e-5)
     assert (loss.unit, loss.delta, loss.absent) == ("example", 1e-5, "")
-    tiny = example_loss(config, {4: 3}, {4: 1})
+    tiny = loss_of(config, {"a": 4}, {"a": 3})
     assert tiny.epsilon == gaussian_epsilon(1.0, 1.0, 3, 1e-5)
+    local_steps = config_of("dp-sgd", train__batch_size=10, train__mode="update")
+    update = loss_of(local_steps, {"a": 100}, {"a": 3})
+    assert update.epsilon == gaussian_epsilon(1.0, 0.1, 30, 1e-5)
 
 
 def test_no_figure_where_it_would_not_be_about_private_images():
-    sizes = ({100: 50}, {100: 1})
+    clients = ({"a": 100}, {"a": 50})
     for method in ("mixup", "instahide"):
-        loss = example_loss(config_of("dp-sgd", instahide__method=method), *sizes)
+        loss = loss_of(config_of("dp-sgd", instahide__method=method), *clients)
         assert loss.epsilon is None
         assert "no formal guarantee for private images" in loss.absent
     alone = config_of("dp-sgd", instahide__method="mixup", instahide__num_private=1)
-    assert example_loss(alone, *sizes).epsilon is not None
+    assert loss_of(alone, *clients).epsilon is not None
     silent = config_of("dp-sgd", defense__noise_multiplier=0.0)
-    assert "noise-multiplier is 0" in example_loss(silent, *sizes).absent
+    assert "noise-multiplier is 0" in loss_of(silent, *clients).absent
     weak = config_of("dp-sgd", defense__noise_multiplier=1e-200)
-    assert "no finite epsilon" in example_loss(weak, *sizes).absent
+    assert "no finite epsilon" in loss_of(weak, *clients).absent
 
 
 def test_client_level_losses():
-    central = config_of("central", instahide__method="instahide")
-    assert central_loss(central, 0.2, 30).epsilon == gaussian_epsilon(
-        1.0, 0.2, 30, 1e-5
+    central = config_of(
+        "central", instahide__method="instahide", train__clients_per_round=2
     )
-    local = local_loss(config_of("local", defense__noise_multiplier=4.0), 5)
+    ten = dict.fromkeys(map(str, range(10)), 100)
+    assert loss_of(central, ten, {}, 30).epsilon == gaussian_epsilon(1.0, 0.2, 30, 1e-5)
+    noisy = config_of("local", defense__noise_multiplier=4.0)
+    local = loss_of(noisy, {"a": 10, "b": 9}, {"a": 5, "b": 4})
     # Two updates of one client may be twice the norm apart.
     assert local.epsilon == gaussian_epsilon(2.0, 1.0, 5, 1e-5)
     assert local.per_release == gaussian_epsilon(2.0, 1.0, 1, 1e-5)
     assert local.unit == "client"
+
+
+@pytest.mark.parametrize(
+    ("noise", "rate", "steps"), [(1.0, 0.05, 100), (4.0, 0.01, 10_000), (2.0, 1.0, 5)]
+)
+def test_the_tight_epsilon_lies_between_what_is_exact_and_what_renyi_says(
+    noise, rate, steps
+):
+    """Exact: one Gaussian of this many steps, where every part is in every sample."""
+    tight = tight_epsilon(noise, rate, steps, 1e-5)
+    renyi = gaussian_epsilon(noise, rate, steps, 1e-5)
+    assert tight < renyi
+    if rate == 1:
+        exact = exact_epsilon(noise / math.sqrt(steps))
+        assert exact <= tight < 1.02 * exact + 0.01
+
+
+def test_where_only_one_accountant_has_a_bound_it_counts():
+    assert tight_epsilon(0.1, 1.0, 1000, 1e-5) == gaussian_epsilon(0.1, 1.0, 1000, 1e-5)
+    assert tight_epsilon(1.0, 0.1, 0, 1e-5) == 0
+    assert tight_epsilon(1e-3, 0.1, 1, 1e-5) == math.inf
+
+
+@pytest.mark.parametrize("kind", ["central", "local"])
+def test_the_noise_for_an_epsilon_is_the_least_that_keeps_it(kind):
+    sizes = dict.fromkeys("012", 120)  # one mechanism: the accountant is slow
+    config = config_of(
+        kind,
+        defense__target_epsilon=3.0,
+        train__batch_size=10,
+        train__rounds=40,
+        train__clients_per_round=2 if kind == "central" else 0,
+        partition__num_clients=3,
+    )
+    chosen = with_target_epsilon(config, sizes)
+    noise = chosen.defense.noise_multiplier
+    assert 2.8 < planned_loss(chosen, sizes).epsilon <= 3.0
+    check_target_epsilon(chosen, sizes)
+    less = chosen.with_values({"defense.noise-multiplier": 0.98 * noise})
+    assert planned_loss(less, sizes).epsilon > 3.0
+    with pytest.raises(ConfigError, match=rf"set defense.noise-multiplier = {noise:g}"):
+        check_target_epsilon(less, sizes)
+
+
+def test_an_epsilon_out_of_reach_names_the_nearest():
+    sizes = {"0": 10}
+    config = config_of("dp-sgd", defense__target_epsilon=1e-3, train__batch_size=10)
+    with pytest.raises(ConfigError, match=r"nearest is ([0-9.]+)") as refused:
+        with_target_epsilon(config, sizes)
+    nearest = float(re.search(r"nearest is ([0-9.]+),", str(refused.value))[1])
+    reached = config.with_values({"defense.target-epsilon": nearest})
+    assert planned_loss(with_target_epsilon(reached, sizes), sizes).epsilon <= nearest
+    hidden = config_of(
+        "dp-sgd", defense__target_epsilon=3.0, instahide__method="instahide"
+    )
+    with pytest.raises(ConfigError, match="no formal guarantee for private images"):
+        with_target_epsilon(hidden, sizes)
+    with pytest.raises(ConfigError, match=r"needs defense\.differential-privacy"):
+        config_of("none", defense__target_epsilon=3.0)
+
+
+def test_a_client_of_few_images_stands_out():
+    sizes = {"0": 10, "1": 400, "2": 500, "3": 450}
+    config = config_of("dp-sgd", train__batch_size=16, train__rounds=30)
+    epsilons = epsilon_by_client(config, sizes)
+    assert exposed_clients(epsilons) == {"0": epsilons["0"]}
+    assert epsilons["0"] == gaussian_epsilon(1.0, 1.0, 30, 1e-5)
+    assert epsilon_by_client(config_of("none"), sizes) == {}
