@@ -268,6 +268,14 @@ def _finish_round(
     evaluation_seconds = time.perf_counter() - start
     for client, reason in outcome.failures.items():
         log.warning("round %d: client %s failed: %s", number, client, reason)
+    for client, multiple in outcome.large_updates.items():
+        log.warning(
+            "round %d: the update of client %s has %.3g times the median norm of the "
+            "cohort (server.max-update-norm bounds it)",
+            number,
+            client,
+            multiple,
+        )
     row: dict[str, Any] = {
         "round": number,
         "test_accuracy": None,

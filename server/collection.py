@@ -18,6 +18,7 @@ from instahide_fl.aggregation.reduction import (
     UpdateSum,
 )
 from instahide_fl.aggregation.robust import RobustRule
+from instahide_fl.defenses.transforms import l2_norm
 from instahide_fl.errors import InstaHideError, ProtocolError
 from instahide_fl.types import ClientUpdate
 from server.records import UpdateReader, round_message
@@ -153,7 +154,8 @@ class _RoundReplies:
             if self._rule is None:
                 leaf = UpdateSum.of(update, self._reader.weight(update))
                 self._tree.put(TreeNode(0, self._position[node]), leaf)
-            self._contributions[node] = Contribution.of(update)
+            norm = l2_norm(update.arrays) if self._reader.measures_norms else None
+            self._contributions[node] = Contribution.of(update, norm)
             del self._failures[node]
         except InstaHideError as error:
             self._failures[node] = str(error)

@@ -19,8 +19,10 @@ from torch import Tensor
 
 from instahide_fl.aggregation.reduction import MAX_UPDATE_VALUE, is_bounded
 from instahide_fl.aggregation.weights import WEIGHTS
+from instahide_fl.defenses.transforms import l2_norm
 from instahide_fl.errors import ProtocolError, RoundError
 from instahide_fl.flower.arrays import ArrayForm, checked_tensors, to_record
+from instahide_fl.terminal import printable
 from instahide_fl.types import ClientUpdate, UpdateKind
 from instahide_fl.wire.messages import (
     ABOUT,
@@ -105,6 +107,8 @@ class UpdateReader:
         round: The round whose updates are read.
         senders: The clients of the round's cohort, by node id.
         tells_loss: Whether clients must send their training loss.
+        max_norm: Largest L2 norm of an update; 0 sets none.
+        measures_norms: Whether whoever collects the updates compares their norms.
     """
 
     forms: Mapping[str, ArrayForm]
@@ -113,6 +117,8 @@ class UpdateReader:
     round: int
     senders: Mapping[int, Sender]
     tells_loss: bool = True
+    max_norm: float = 0.0
+    measures_norms: bool = False
 
     def read(self, reply: Message, check_finite: bool = True) -> ClientUpdate:
         """Return the update in a reply.
@@ -149,6 +155,8 @@ class UpdateReader:
         if check_finite:
             for name, array in tensors.items():
                 _check_values(name, array)
+        if self.max_norm:
+            _check_norm(tensors, self.max_norm)
         examples = metrics.get(NUM_EXAMPLES)
         if type(examples) is not int or not 1 <= examples <= sender.images:
             raise ProtocolError(
@@ -233,6 +241,14 @@ def _check_values(name: str, array: Tensor) -> None:
     )
 
 
+def _check_norm(tensors: Mapping[str, Tensor], largest: float) -> None:
+    norm = l2_norm(tensors)
+    if not norm <= largest:  # nor if it is not a number
+        raise ProtocolError(
+            f"it has a norm of {norm:.3g}, beyond server.max-update-norm = {largest:g}"
+        )
+
+
 MAX_REASON_LENGTH = 1000  # characters of what a client says about its failure
 
 
@@ -246,4 +262,5 @@ def failure_reason(message: Message) -> str:
     )
     # A deployed client's reason begins with the error's class.
     line = re.sub(r"^<class '[\w.]+'>:<['\"]", "", str(line))
-    return line.removesuffix("'>").strip()[:MAX_REASON_LENGTH]
+    # A client chooses these characters, and an operator's terminal would obey some.
+    return printable(line.removesuffix("'>").strip()[:MAX_REASON_LENGTH])

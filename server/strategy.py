@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import TypeVar
 
 import torch
@@ -29,6 +31,8 @@ from server.records import Sender, UpdateReader, round_content
 from server.secure_aggregation import SecureRound
 
 Value = TypeVar("Value")
+
+MIN_MULTIPLE_OF_MEDIAN = 10.0  # of the norm of an update that is warned of
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,13 @@ class RoundOutcome:
     def seconds(self) -> float:
         """Time from sending the parameters to the end of the optimizer's step."""
         return self.compute_seconds + self.transfer_seconds + self.aggregation_seconds
+
+    @property
+    def large_updates(self) -> dict[str, float]:
+        """How many times the median norm the updates have that stand out, by client."""
+        return stand_out(
+            {client: each.norm for client, each in self.contributions.items()}
+        )
 
     @property
     def bytes_up(self) -> int:
@@ -252,6 +263,10 @@ class Strategy:
                 round=instruction.round,
                 senders=senders,
                 tells_loss=not self.config.defense.is_private,
+                max_norm=self.config.server.max_update_norm,
+                # It takes a tenth of a small network's round, and simulated clients
+                # are as honest as whoever started them.
+                measures_norms=not self.clients.simulated,
             ),
             sizes=list(sizes.values()),
             timeout=self.config.train.timeout,
@@ -275,6 +290,28 @@ class Strategy:
         if not self.clients.simulated:
             return cohort
         return min(cohort, self.config.resources.local_workers)
+
+
+def stand_out(norms: Mapping[str, float | None]) -> dict[str, float]:
+    """Return the norms far beyond the others', as multiples of the median.
+
+    Args:
+        norms: Norms by client key; None where none was measured.
+
+    Returns:
+        The norm over the median norm, by client key, where it is at least
+        `MIN_MULTIPLE_OF_MEDIAN`; infinite if the median is 0. Nothing for fewer than
+        three clients, of whom it cannot be said who stands out.
+    """
+    measured = {client: norm for client, norm in norms.items() if norm is not None}
+    if len(measured) < 3:
+        return {}
+    middle = median(measured.values())
+    multiples = {
+        client: norm / middle if middle else math.inf if norm else 0.0
+        for client, norm in measured.items()
+    }
+    return {c: m for c, m in multiples.items() if m >= MIN_MULTIPLE_OF_MEDIAN}
 
 
 def combine_exposures(

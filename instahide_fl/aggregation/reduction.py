@@ -178,17 +178,19 @@ class Contribution:
         num_examples: Number of images it was computed on.
         nbytes: Size of its arrays in bytes.
         metrics: Numbers for the log: "train_loss", "seconds".
+        norm: The L2 norm of its arrays together; None if it was not measured.
     """
 
     num_examples: int
     nbytes: int
     metrics: Mapping[str, float]
+    norm: float | None = None
 
     @classmethod
-    def of(cls, update: ClientUpdate) -> Contribution:
+    def of(cls, update: ClientUpdate, norm: float | None = None) -> Contribution:
         """Return the figures of an update."""
         nbytes = sum(array.nbytes for array in update.arrays.values())
-        return cls(update.num_examples, nbytes, update.metrics)
+        return cls(update.num_examples, nbytes, update.metrics, norm)
 
 
 @dataclass

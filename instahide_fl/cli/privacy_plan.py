@@ -50,7 +50,7 @@ def warn_of_exposed_clients(settings: Config, data: FederatedData) -> None:
         epsilon_by_client(settings, data.sizes)
     ).items():
         errors.print(
-            f"client {escape(client)} with {data.sizes[client]} images will spend an "
+            f"client {client} with {data.sizes[client]} images will spend an "
             f"epsilon of {epsilon:.3g}, more than twice the median of all clients",
             style="yellow",
         )

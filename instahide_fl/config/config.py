@@ -81,6 +81,12 @@ class Config(Table):
                 f'server.aggregation = "{rule}" compares: set it to "weighted-mean" or '
                 f'"mean"'
             )
+        if self.server.max_update_norm:
+            raise ValueError(
+                f"secure-aggregation.enabled hides single updates, whose norm "
+                f"server.max-update-norm = {self.server.max_update_norm:g} bounds: set "
+                f"it to 0; secure-aggregation.largest-value bounds each entry"
+            )
         if cohort < 3:
             raise ValueError(
                 f"secure-aggregation.enabled needs at least 3 clients in a round, got "

@@ -237,6 +237,9 @@ class ServerConfig(Table):
     malicious_clients: CountOrZero = 0
     """Number of bad updates in a round that krum must withstand; it needs a cohort of
     at least twice as many clients plus three."""
+    max_update_norm: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Largest L2 norm of an update, over all parameters; 0 sets none. A client whose
+    update is larger counts as failed in this round (`train.min-updates`)."""
     optimizer: Literal["sgd", "adam", "adamw", "yogi", "adagrad"] = "sgd"
     """Optimizer that applies the aggregate to the global parameters. In mode update,
     sgd with momentum is FedAvgM (Hsu et al. 2019), and adam, yogi and adagrad are

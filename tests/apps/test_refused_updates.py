@@ -20,6 +20,7 @@ from instahide_fl.config import Config
 from instahide_fl.errors import ProtocolError, RoundError
 from instahide_fl.flower.arrays import to_record
 from instahide_fl.tensor_files import load_tensors
+from tests.apps.inline_runs import start
 from tests.apps.test_rounds import model_bytes, run_tampered, settings
 
 BAD = 1  # the client
@@ -194,6 +195,55 @@ def test_a_bad_update_is_refused_counted_and_without_effect(tmp_path):
     assert model_bytes(hostile) == model_bytes(quiet)
     log = (tmp_path / "a" / "log").read_text()
     assert log.count("client 1 failed: its update is refused") == len(FAULTS)
+
+
+def scaled_by(factor):
+    def tamper(node, reply, message):
+        if node == BAD and message.metadata.message_type == "train":
+            rewritten(lambda array: array * np.float32(factor))(reply.content)
+        return reply
+
+    return tamper
+
+
+def test_a_large_update_of_a_real_client_is_warned_of_and_refused_beyond_a_bound(
+    tmp_path,
+):
+    nodes = [{"client-name": f"hospital-{i}"} for i in range(4)]
+    config = settings(train__rounds=1, train__min_updates=3)
+    (tmp_path / "a").mkdir()
+    run_tampered(tmp_path / "a", config, scaled_by(1e6), nodes)
+    log = (tmp_path / "a" / "log").read_text()
+    warned = re.search(r"the update of client (\S+) has (\S+) times the median", log)
+    assert warned[1] == f"hospital-{BAD}"
+    assert 1e5 < float(warned[2]) < 1e7
+    bounded = config.with_values({"server.max-update-norm": 100.0})
+    (tmp_path / "b").mkdir()
+    folder = run_tampered(tmp_path / "b", bounded, scaled_by(1e6), nodes)
+    reasons = folder.metrics()[0]["failure_reasons"]
+    assert set(reasons) == {f"hospital-{BAD}"}
+    assert re.search(r"beyond server\.max-update-norm = 100", *reasons.values())
+    assert "times the median" not in (tmp_path / "b" / "log").read_text()
+
+
+def test_a_bound_that_all_updates_keep_changes_no_bit(tmp_path):
+    free = start(tmp_path / "free", settings())
+    bounded = start(tmp_path / "bounded", settings(server__max_update_norm=1e6))
+    assert model_bytes(free) == model_bytes(bounded)
+
+
+def test_what_a_client_says_of_its_failure_moves_no_cursor(tmp_path):
+    def tamper(node, reply, message):
+        if node == BAD and message.metadata.message_type == "train":
+            reason = "\x1b[2J\x1b]0;gone\x07 all \u202ewell"
+            return Message(Error(2, reason), reply_to=message)
+        return reply
+
+    config = settings(train__rounds=1, train__min_updates=3)
+    folder = run_tampered(tmp_path, config, tamper)
+    reason = folder.metrics()[0]["failure_reasons"][str(BAD)]
+    assert reason == r"\x1b[2J\x1b]0;gone\x07 all \u202ewell"
+    assert "\x1b" not in (tmp_path / "log").read_text()
 
 
 def test_unknown_figures_of_a_client_are_not_kept(tmp_path):

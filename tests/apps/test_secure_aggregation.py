@@ -129,5 +129,7 @@ def test_a_server_that_asks_for_both_secrets_of_a_client_is_refused(tmp_path):
 def test_what_cannot_be_aggregated_securely_is_refused_at_once():
     with pytest.raises(ConfigError, match="hides single updates, which server"):
         settings(**SECURE, server__aggregation="krum", partition__num_clients=6)
+    with pytest.raises(ConfigError, match=r"max-update-norm = 3 bounds"):
+        settings(server__max_update_norm=3.0, **SECURE)
     with pytest.raises(ConfigError, match="at least 3 clients in a round, got 2"):
         settings(**SECURE, partition__num_clients=2)
