@@ -111,6 +111,8 @@ class Reconstruction:
         aligned: Whether the attack looked for crops and mirroring, and undid them.
         keys: The keys of all encodings of a client in a round, by round and client,
             as far as they were found; None if the attack looks for none.
+        adaptation: What the attack made of the run's defence, as the entry "adaptive"
+            of its JSON; empty if it does not say.
     """
 
     target: Target
@@ -118,6 +120,7 @@ class Reconstruction:
     diagnostics: dict[str, float] = field(default_factory=dict)
     aligned: bool = False
     keys: Mapping[tuple[int, str], EncodingKey] | None = None
+    adaptation: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Attack(Table):

@@ -22,6 +22,7 @@ from instahide_fl.attacks.base import (
     Recovered,
 )
 from instahide_fl.attacks.layers.recovered_labels import with_recovered_labels
+from instahide_fl.attacks.matching.adaptation import Adaptation
 from instahide_fl.attacks.matching.gradient_matching import (
     simulated_updates,
     squared_distance,
@@ -31,6 +32,7 @@ from instahide_fl.attacks.matching.guess import (
     check_updates,
     starting_point,
 )
+from instahide_fl.attacks.matching.simulated_defense import SimulatedDefense
 from instahide_fl.attacks.matching.victims import (
     Victims,
     attack_device,
@@ -67,6 +69,9 @@ class DeepLeakage(Attack):
     length."""
     history: Count = 100
     """The number of steps that L-BFGS remembers."""
+    adaptive: bool = True
+    """Whether the attack makes use of the settings of the run's defence, which are
+    public; false attacks as if there were none."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """The device to compute on."""
 
@@ -78,21 +83,29 @@ class DeepLeakage(Attack):
         """Attack every observed update separately; see `Attack.reconstruct`."""
         check_updates(view, self.name)
         if self.labels_first:
-            view = with_recovered_labels(view)
+            view = with_recovered_labels(view, self.adaptive)
         device = attack_device(self.device)
         model = training_network(view.config, view.image_shape, view.num_classes)
         check_batches(model, view)
         # Second-order steps need more digits than single precision has.
         model = model.double()
         total = len(view.observations)
-        recovered = []
+        recovered: list[Recovered] = []
+        victims: list[Victims] = []
         for number, observation in enumerate(view.observations):
             victim = _double(
                 stack_victims(view, model, [observation], device, self.labels_first)
             )
+            if self.adaptive:
+                defense = SimulatedDefense.of(view.config.defense, observation.clients)
+                victim = victim.behind(defense)
             recovered.append(self._leak(victim, view, rng))
+            victims.append(victim)
             progress(number + 1, total)
-        return Reconstruction("encoding", tuple(recovered))
+        adaptation = Adaptation.of(self.adaptive, view.config.defense, victims)
+        return Reconstruction(
+            "encoding", tuple(recovered), adaptation=adaptation.to_json()
+        )
 
     def _leak(
         self, victim: Victims, view: AdversaryView, rng: np.random.Generator
@@ -151,7 +164,7 @@ class DeepLeakage(Attack):
 
         def closure() -> Tensor:
             optimizer.zero_grad()
-            updates = simulated_updates(victim, images, labels.values())
+            updates = _compared_updates(victim, images, labels.values())
             loss = squared_distance(updates, victim.updates).sum() / scale
             loss.backward()  # type: ignore[no-untyped-call]
             return loss
@@ -164,7 +177,7 @@ class DeepLeakage(Attack):
             if loss < self.matched / 100 or loss == before or not np.isfinite(loss):
                 break
         with torch.no_grad():
-            updates = simulated_updates(victim, images, labels.values())
+            updates = _compared_updates(victim, images, labels.values())
             last = squared_distance(updates, victim.updates).sum() / scale
         # A start that ended in NaN must not win against any match.
         distance = float(last) if bool(last.isfinite()) else float("inf")
@@ -180,6 +193,16 @@ class ImprovedDeepLeakage(DeepLeakage):
     )
     source: ClassVar[str] = "Zhao et al., 2020, arXiv:2001.02610"
     labels_first: ClassVar[bool] = True
+
+
+def _compared_updates(
+    victims: Victims, images: Tensor, soft_targets: Tensor
+) -> dict[str, Tensor]:
+    """Return what guesses would have sent; see `simulated_updates`."""
+    updates = simulated_updates(victims, images, soft_targets)
+    if victims.defense is None:
+        return updates
+    return victims.defense.apply(updates, victims.updates)
 
 
 def _double(victims: Victims) -> Victims:

@@ -6,7 +6,7 @@ learning?", NeurIPS 2020. All victims and restarts are attacked side by side.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, ClassVar, Literal
@@ -25,6 +25,7 @@ from instahide_fl.attacks.base import (
 )
 from instahide_fl.attacks.batch_statistics import BatchStatistics
 from instahide_fl.attacks.layers.recovered_labels import with_recovered_labels
+from instahide_fl.attacks.matching.adaptation import Adaptation
 from instahide_fl.attacks.matching.gradient_matching import (
     LayerStatistics,
     layer_statistics,
@@ -41,6 +42,12 @@ from instahide_fl.attacks.matching.guess import (
 )
 from instahide_fl.attacks.matching.memory import memory_of_one
 from instahide_fl.attacks.matching.side_by_side import update_distance
+from instahide_fl.attacks.matching.simulated_defense import SimulatedDefense
+from instahide_fl.attacks.matching.variation_weight import (
+    DEFAULT_WEIGHT,
+    VariationWeight,
+    choose_weight,
+)
 from instahide_fl.attacks.matching.victims import (
     Victims,
     alike,
@@ -77,9 +84,10 @@ class InvertingGradients(Attack):
     step_size: Annotated[float, Field(gt=0)] = 0.1
     """The step size of Adam, in normalised pixel values; it is divided by 10 after 3/8,
     5/8 and 7/8 of the iterations."""
-    total_variation: Annotated[float, Field(ge=0)] = 0.01
+    total_variation: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
     """The weight of the total variation of x, or of |x| where signs are flipped; it
-    shrinks with the step size."""
+    shrinks with the step size. `auto`: 0.01, or where a defence changes updates, the
+    weight that serves best on public images behind the same defence."""
     batch_statistics: Annotated[float, Field(ge=0)] = 0.0
     """The weight of the BatchNorm prior ("See through Gradients", Yin et al., CVPR
     2021): the distance of the guess's statistics from those that running statistics
@@ -95,6 +103,9 @@ class InvertingGradients(Attack):
     patience: CountOrZero = 0
     """The number of iterations without a better match after which all stop; 0 never
     stops early."""
+    adaptive: bool = True
+    """Whether the attack makes use of the settings of the run's defence, which are
+    public; false attacks as if there were none."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """The device to compute on."""
 
@@ -105,8 +116,44 @@ class InvertingGradients(Attack):
         check_updates(view, self.name)
         if self.batch_statistics:
             view.require(self.name, {Knowledge.BUFFERS})
+        # The trials draw from a stream of their own: a stated weight has none.
+        weight = self._choose_weight(view, rng.spawn(1)[0])
+        attack = self.model_copy(update={"total_variation": weight.value})
+        recovered, victims = attack._match(view, rng, progress)
+        adaptation = Adaptation.of(
+            self.adaptive, view.config.defense, victims, weight
+        ).to_json()
+        return Reconstruction("encoding", tuple(recovered), adaptation=adaptation)
+
+    def _choose_weight(
+        self, view: AdversaryView, rng: np.random.Generator
+    ) -> VariationWeight:
+        """Return the weight of the total variation."""
+        if self.total_variation != "auto":
+            return VariationWeight(self.total_variation, "setting")
+        if not self.adaptive:
+            return VariationWeight(DEFAULT_WEIGHT, "default")
+
+        def attack(
+            public: AdversaryView, weight: float, iterations: int
+        ) -> Sequence[Recovered]:
+            changes = {
+                "total_variation": weight,
+                "iterations": iterations,
+                "restarts": 1,
+                "batch_statistics": 0.0,
+            }
+            trial = self.model_copy(update=changes)
+            return trial._match(public, rng, ignore_progress)[0]
+
+        return choose_weight(attack, view, self.iterations, rng)
+
+    def _match(
+        self, view: AdversaryView, rng: np.random.Generator, progress: ProgressCallback
+    ) -> tuple[list[Recovered], list[Victims]]:
+        """Return the best match of each observed update, and the stacks of victims."""
         if self.labels == "auto":
-            view = with_recovered_labels(view)
+            view = with_recovered_labels(view, self.adaptive)
         device = attack_device(self.device)
         model = training_network(view.config, view.image_shape, view.num_classes)
         check_batches(model, view)
@@ -119,11 +166,16 @@ class InvertingGradients(Attack):
         ]
         total = self.iterations * len(chunks)
         recovered: list[Recovered] = []
+        stacks: list[Victims] = []
         for number, chunk in enumerate(chunks):
             victims = stack_victims(view, model, chunk, device, self.labels == "auto")
+            if self.adaptive:
+                defense = SimulatedDefense.of(view.config.defense, chunk[0].clients)
+                victims = victims.behind(defense)
             step_done = partial(_report_step, progress, number * self.iterations, total)
             recovered += self._invert(victims, view, rng, step_done)
-        return Reconstruction("encoding", tuple(recovered))
+            stacks.append(victims)
+        return recovered, stacks
 
     def _invert(
         self,
@@ -216,7 +268,9 @@ class _Prior:
     def __call__(self, images: Tensor) -> Tensor:
         """Return how unlikely the guesses f32[V,M,C,H,W] are, f32[V]."""
         variation = total_variation(images, self.hidden_signs)
-        unlikely = self.settings.total_variation * variation
+        weight = self.settings.total_variation
+        assert weight != "auto", "the weight was chosen before"
+        unlikely = weight * variation
         if self.statistics is None:
             return unlikely
         guessed = layer_statistics(self.victims, images)

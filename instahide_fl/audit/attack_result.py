@@ -83,12 +83,18 @@ class AttackResult:
             "seed": self.seed,
             "seconds": round(self.seconds, 3),
             "settings": self.attack.model_dump(mode="json", by_alias=True),
+            **self._adaptive_json(),
             **self.scores.to_json(),
             "control": self._undefended_json(),
             "by_round": self._rounds_json(),
             "diagnostics": self._diagnostics(),
             "verdict": self.verdict,
         }
+
+    def _adaptive_json(self) -> dict[str, Any]:
+        """Return what the attack made of the defence, if it says so."""
+        adaptation = self.reconstruction.adaptation
+        return {"adaptive": dict(adaptation)} if adaptation else {}
 
     def _undefended_json(self) -> dict[str, Any]:
         if self.undefended_scores is None:

@@ -72,6 +72,7 @@ class AttackFile:
             "attack": data["attack"],
             "threat_model": data["threat_model"],
             "target": data.get("target") or _target_of(metrics),
+            "form": _form(data.get("adaptive", {})),
             "verdict": data["verdict"],
             **_image_scores(metrics, "private"),
             **_image_scores(metrics, "encoding"),
@@ -228,6 +229,11 @@ def _label_scores(metrics: Mapping[str, Any]) -> dict[str, float]:
         "soft_labels_uninformed_error": soft.get("uninformed_error"),
     }
     return {name: value for name, value in scores.items() if value is not None}
+
+
+def _form(adaptive: Mapping[str, Any]) -> str:
+    """Return how an attack met a defence; empty if there was none."""
+    return adaptive["form"] if adaptive.get("defense", "none") != "none" else ""
 
 
 def _baseline_scores(baselines: Mapping[str, Any]) -> dict[str, float]:

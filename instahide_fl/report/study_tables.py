@@ -24,7 +24,7 @@ from instahide_fl.report.variants import NOT_TRAINED, Variant
 
 NO_GUARANTEE = "no formal guarantee"
 _TEXT_COLUMNS = frozenset(
-    {"method", "audit", "attack", "adversary", "control", "verdict"}
+    {"method", "audit", "attack", "adversary", "form", "control", "verdict"}
 )
 _FORMATS_OF_ATTACKS = {
     "images": count,
@@ -200,7 +200,8 @@ def by_attack(variants: Sequence[Variant]) -> DataTable | None:
         "on the others; beside it what knowing the class reaches. Labels: share of "
         "classes named, beside what chance names. Control: the undefended reference, "
         "the same attack on the same clients where nothing is hidden; one that fails "
-        "there says nothing about a defence.",
+        "there says nothing about a defence. Form: what the attack made of the "
+        "defence's settings.",
         frame=pd.DataFrame(rows, columns=columns),
         formats={**dict.fromkeys(with_decimals, two_decimals), **_FORMATS_OF_ATTACKS},
         numeric=frozenset(columns) - _TEXT_COLUMNS,
@@ -228,6 +229,7 @@ def _attack_row(
         "audit": keys["audit"] or None,
         "attack": keys["attack"],
         "adversary": keys["threat_model"],
+        "form": _form(attacks),
         "seeds": len(attacks),
         "images": int(images.sum()),
         **with_interval("private", "private", "private_ssim"),
@@ -263,6 +265,12 @@ def _identified_interval(attacks: pd.DataFrame) -> Interval | None:
     return clopper_pearson(
         int(hits.sum()), int(rows["identified_images"].sum()), confidence
     )
+
+
+def _form(attacks: pd.DataFrame) -> str | None:
+    """Return how an attack met a defence; None if there was none, or it did not say."""
+    forms = attacks["form"].unique() if "form" in attacks else []
+    return "; ".join(form for form in forms if form) or None
 
 
 def _control(attacks: pd.DataFrame) -> str:

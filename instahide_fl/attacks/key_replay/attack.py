@@ -151,7 +151,7 @@ class _Evidence:
         _check_keys(view)
         observations = [o for o in view.observations if _has_evidence(o)]
         if not observations:
-            with_labels = with_recovered_labels(view)
+            with_labels = with_recovered_labels(view, adaptive=False)
             observations = [o for o in with_labels.observations if _has_evidence(o)]
         if not observations:
             raise AttackError(

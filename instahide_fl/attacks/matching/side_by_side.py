@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from copy import deepcopy
+from functools import partial
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -47,18 +48,25 @@ def update_distance(
         A function of images f32[V,M,C,H,W] and soft targets f32[V,M,K], which returns
         the distances to the observed updates, f32[V].
     """
-    if not fits_one_pass(victims):
-        measure = cosine_distance if kind == "cosine" else squared_distance
-        return lambda images, soft_targets: measure(
-            simulated_updates(victims, images, soft_targets), victims.updates
-        )
-    together = SideBySide(victims)
-    if kind == "cosine":
-        return together.cosine_distance
-    # Computed by products, it would be a small difference of large numbers.
-    return lambda images, soft_targets: squared_distance(
-        together.updates(images, soft_targets), victims.updates
-    )
+    defense = victims.defense
+    if fits_one_pass(victims):
+        together = SideBySide(victims)
+        if kind == "cosine" and not (defense and defense.takes_signs):
+            return together.cosine_distance
+        # Computed by products, the squared distance would be a small difference of
+        # large numbers.
+        computed = together.updates
+    else:
+        computed = partial(simulated_updates, victims)
+    measure = cosine_distance if kind == "cosine" else squared_distance
+
+    def distance(images: Tensor, soft_targets: Tensor) -> Tensor:
+        updates = computed(images, soft_targets)
+        if defense is not None:
+            updates = defense.apply(updates, victims.updates)
+        return measure(updates, victims.updates)
+
+    return distance
 
 
 def fits_one_pass(victims: Victims) -> bool:
@@ -92,6 +100,13 @@ class SideBySide:
             if isinstance(layer, FixedMatrix)
         }
         self._updates = updates
+        prunes = victims.defense is not None and victims.defense.prunes
+        self._sent = (
+            {name: matrix != 0 for name, matrix in self._matrices.items()}
+            if prunes
+            else {}
+        )
+        self._prunes = prunes
         squares = [array.flatten(1).square().sum(1) for array in updates.values()]
         self._norm = torch.stack(squares).sum(0).sqrt()
 
@@ -108,8 +123,9 @@ class SideBySide:
     def cosine_distance(self, images: Tensor, soft_targets: Tensor) -> Tensor:
         """Compute the distance of updates; see `cosine_distance`.
 
-        The gradients of weights are not formed where that is less work. The result can
-        be differentiated once.
+        Of pruned updates only the entries that were sent are compared. The gradients of
+        weights are not formed where that is less work. The result can be differentiated
+        once.
 
         Args:
             images: The guessed images, normalised, f32[V,M,C,H,W].
@@ -124,12 +140,15 @@ class SideBySide:
             vectors |= layer.vector_gradients(output_gradients, inputs)
             if isinstance(layer, FixedMatrix):
                 observed = self._matrices[layer.name]
-                product, square = _products(output_gradients, inputs, observed)
+                sent = self._sent.get(layer.name)
+                product, square = _products(output_gradients, inputs, observed, sent)
                 inner.append(product)
                 squares.append(square)
         if vectors:
             guessed = torch.cat(list(vectors.values()), 1)
             observed = torch.cat([self._updates[name] for name in vectors], 1)
+            if self._prunes:
+                guessed = guessed * (observed != 0)
             inner.append(_dot(guessed, observed))
             squares.append(_dot(guessed, guessed))
         norms = torch.stack(squares).sum(0).sqrt() * self._norm
@@ -163,7 +182,7 @@ class SideBySide:
 
 
 def _products(
-    output_gradients: Tensor, inputs: Tensor, observed: Tensor
+    output_gradients: Tensor, inputs: Tensor, observed: Tensor, sent: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Return <G, observed> and <G, G> of the weight gradients G, f32[V] each.
 
@@ -171,14 +190,19 @@ def _products(
         output_gradients: The gradients at the layer's outputs, f32[V,P,O].
         inputs: The layer's inputs, f32[V,P,I]; G is output_gradients^T inputs.
         observed: The observed gradients of the weight, f32[V,O,I].
+        sent: The entries of G to take, bool[V,O,I]; None takes all.
     """
+    products: tuple[Tensor, Tensor]
+    if sent is not None:  # only G itself has entries that can be left out
+        products = _Direct.apply(output_gradients, inputs, observed, sent)
+        return products
     (positions, num_inputs), num_outputs = inputs.shape[1:], output_gradients.shape[2]
     # The numbers of multiplications, forward and backward; both ways also multiply with
     # `observed` once.
     by_positions = positions * positions * (num_inputs + num_outputs)
     direct = positions * num_inputs * num_outputs // 2
     function = _ByPositions if by_positions < direct else _Direct
-    products: tuple[Tensor, Tensor] = function.apply(output_gradients, inputs, observed)
+    products = function.apply(output_gradients, inputs, observed)
     return products
 
 
@@ -187,9 +211,15 @@ class _Direct(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, output_gradients: Tensor, inputs: Tensor, observed: Tensor
+        ctx: Any,
+        output_gradients: Tensor,
+        inputs: Tensor,
+        observed: Tensor,
+        sent: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         gradient = output_gradients.mT @ inputs  # [V,O,I]
+        if sent is not None:  # `observed` is 0 where nothing was sent
+            gradient *= sent
         ctx.save_for_backward(output_gradients, inputs, observed, gradient)
         return _dot(gradient, observed), _dot(gradient, gradient)
 
@@ -197,11 +227,11 @@ class _Direct(torch.autograd.Function):
     @once_differentiable
     def backward(
         ctx: Any, by_inner: Tensor, by_square: Tensor
-    ) -> tuple[Tensor, Tensor, None]:
+    ) -> tuple[Tensor, Tensor, None, None]:
         output_gradients, inputs, observed, gradient = ctx.saved_tensors
         factor, twice = by_inner.view(-1, 1, 1), 2 * by_square.view(-1, 1, 1)
         by_gradient = (observed * factor).addcmul_(gradient, twice)
-        return inputs @ by_gradient.mT, output_gradients @ by_gradient, None
+        return inputs @ by_gradient.mT, output_gradients @ by_gradient, None, None
 
 
 class _ByPositions(torch.autograd.Function):

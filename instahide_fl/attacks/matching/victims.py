@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from instahide_fl.attacks.layers.linear_layers import build_network, require_sgd
+from instahide_fl.attacks.matching.simulated_defense import SimulatedDefense
 from instahide_fl.config import Config
 from instahide_fl.errors import AttackError
 from instahide_fl.models.layout import accept_any_layout
@@ -54,6 +55,8 @@ class Victims:
         updates: The updates that clients sent, by name, f32[V,...].
         steps: The steps from the parameters to the updates.
         soft_targets: The labels, f32[V,M,K]; None if the adversary does not know them.
+        defense: The transforms that the update of a guess passes before it is compared;
+            None to compare it as it is.
     """
 
     observations: tuple[Observation, ...]
@@ -63,9 +66,15 @@ class Victims:
     updates: dict[str, Tensor]
     steps: Steps
     soft_targets: Tensor | None
+    defense: SimulatedDefense | None = None
 
     def __len__(self) -> int:
         return len(self.observations)
+
+    def behind(self, defense: SimulatedDefense) -> Victims:
+        """Return the victims with a defence that is repeated on guesses."""
+        updates = defense.sent_alone(self.updates)
+        return replace(self, defense=defense, updates=updates)
 
     @property
     def device(self) -> torch.device:
@@ -130,6 +139,7 @@ def alike(observations: Iterable[Observation]) -> Iterator[tuple[Observation, ..
             observation.kind,
             observation.batch_sizes,
             observation.learning_rate_factor,
+            observation.clients,
         )
         groups.setdefault(key, []).append(observation)
     for group in groups.values():

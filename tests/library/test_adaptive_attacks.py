@@ -1,0 +1,194 @@
+"""Attacks by gradient matching that know the defence."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from instahide_fl.attacks.base import ignore_progress
+from instahide_fl.attacks.deep_leakage import ImprovedDeepLeakage
+from instahide_fl.attacks.inverting_gradients import InvertingGradients
+from instahide_fl.attacks.matching.gradient_matching import (
+    cosine_distance,
+    simulated_updates,
+    squared_distance,
+)
+from instahide_fl.attacks.matching.side_by_side import fits_one_pass, update_distance
+from instahide_fl.attacks.matching.simulated_defense import SimulatedDefense
+from instahide_fl.attacks.matching.variation_weight import climb
+from instahide_fl.attacks.matching.victims import stack_victims, training_network
+from instahide_fl.config import DefenseConfig
+from instahide_fl.data.pool import MixingPool
+from instahide_fl.defenses.transforms import apply_transforms
+from instahide_fl.types import PrivateSplit
+from tests.library.attack_views import observed_client, settings
+
+CPU = torch.device("cpu")
+CNN = {"model__name": "strided-cnn", "model__width": 32}
+
+
+def photos(start, stop):
+    """Return smooth private images: patches of photographs, cut small."""
+    images = MixingPool.photos(8, 3).images[start:stop]
+    return PrivateSplit(images.clone(), torch.arange(start, stop) % 10, 10)
+
+
+def defended(view, **defense):
+    """Return the view of a run with these settings of the defence."""
+    config = DefenseConfig(**defense)
+    changes = {f"defense.{k.replace('_', '-')}": v for k, v in defense.items()}
+    (observation,) = view.observations
+    update = apply_transforms(observation.update, (), config, np.random.default_rng(0))
+    return replace(
+        view,
+        config=view.config.with_values(changes),
+        observations=(replace(observation, update=update),),
+    )
+
+
+def stacked(view):
+    """Return a view's victims, with its defence repeated on guesses."""
+    model = training_network(view.config, view.image_shape, view.num_classes)
+    victims = stack_victims(view, model, view.observations, CPU)
+    return victims.behind(SimulatedDefense.of(view.config.defense, 1))
+
+
+DEFENSES = {
+    "pruned": {"transforms": "prune", "prune_share": 0.9},
+    "pruned and clipped": {"transforms": "prune, clip", "clip_norm": 0.01},
+    "pruned behind small noise": {
+        "transforms": "prune, clip, noise",
+        "clip_norm": 0.01,
+        "noise_multiplier": 1e-6,
+    },
+}
+
+
+@pytest.mark.parametrize("mode", ["gradient", "update"])
+@pytest.mark.parametrize("name", DEFENSES)
+def test_the_true_encodings_give_what_was_sent_behind_a_defence(name, mode):
+    config = settings("none", 2, **CNN, train__mode=mode)
+    view, truth = observed_client(config, photos(0, 2), None)
+    victims = stacked(defended(view, **DEFENSES[name]))
+    unaware = replace(victims, defense=None)
+    truths = truth.encodings[None].requires_grad_(), truth.soft_targets[None]
+    for kind in ("cosine", "squared"):
+        aware = update_distance(victims, kind)(*truths).item()
+        assert aware < 1e-3 * update_distance(unaware, kind)(*truths).item()
+
+
+def test_signs_are_compared_with_signs():
+    view, truth = observed_client(settings("none", 2, **CNN), photos(0, 2), None)
+    victims = stacked(defended(view, transforms="sign"))
+    unaware = replace(victims, defense=None)
+    truths = truth.encodings[None].requires_grad_(), truth.soft_targets[None]
+    aware = update_distance(victims, "cosine")(*truths).item()
+    assert aware < 0.3 * update_distance(unaware, "cosine")(*truths).item()
+
+
+@pytest.mark.parametrize("network", ["mlp", "strided-cnn"])
+@pytest.mark.parametrize("images", [1, 3])
+def test_one_pass_compares_the_entries_that_were_sent(network, images):
+    config = settings("none", images, model__name=network, model__width=8)
+    view, _ = observed_client(config, photos(0, images), None)
+    victims = stacked(defended(view, transforms="prune"))
+    assert fits_one_pass(victims)
+    torch.manual_seed(0)
+    guess = torch.randn(1, images, 3, 8, 8, requires_grad=True)
+    labels = torch.rand(1, images, 10, requires_grad=True)
+    updates = simulated_updates(victims, guess, labels)
+    sent = {n: a * (victims.updates[n] != 0) for n, a in updates.items()}
+    for kind, measure in (("cosine", cosine_distance), ("squared", squared_distance)):
+        found = update_distance(victims, kind)(guess, labels)
+        right = measure(sent, victims.updates)
+        torch.testing.assert_close(found, right)
+        for derivative, right_derivative in zip(
+            torch.autograd.grad(found.sum(), (guess, labels), retain_graph=True),
+            torch.autograd.grad(right.sum(), (guess, labels), retain_graph=True),
+            strict=True,
+        ):
+            torch.testing.assert_close(
+                derivative, right_derivative, rtol=1e-3, atol=1e-6
+            )
+
+
+def test_of_a_sum_the_entries_that_any_client_sent_are_compared():
+    defense = DefenseConfig(transforms="prune, sign, clip")
+    first, second = torch.tensor([[2.0, 0.0, 0.0]]), torch.tensor([[0.0, 1.0, 0.0]])
+    simulated = SimulatedDefense.of(defense, clients=2)
+    guess = torch.tensor([[5.0, 6.0, 7.0]])
+    compared = simulated.apply({"w": guess}, {"w": (first + second) / 2})
+    assert compared["w"].tolist() == [[5, 6, 0]]
+
+
+def error(found, truth):
+    """Return the mean error of a reconstruction, relative to the truth's size."""
+    (recovered,) = found.recovered
+    off = (recovered.images - truth.encodings).abs().mean()
+    return float(off / truth.encodings.abs().mean())
+
+
+@pytest.mark.parametrize(
+    "defense",
+    [{"transforms": "prune", "prune_share": 0.99}, {"transforms": "sign"}],
+    ids=["pruned", "signs"],
+)
+def test_an_attack_that_knows_the_defence_recovers_more(defense):
+    view, truth = observed_client(settings("none", 1, **CNN), photos(0, 4), None)
+    view = defended(view, **defense)
+    errors = {}
+    for adaptive in (True, False):
+        attack = InvertingGradients(
+            iterations=150, total_variation=0.03, adaptive=adaptive
+        )
+        found = attack.reconstruct(view, np.random.default_rng(0), ignore_progress)
+        assert found.adaptation["used"] is adaptive
+        errors[adaptive] = error(found, truth)
+    assert errors[True] < 0.8 * errors[False]
+
+
+def test_deep_leakage_matches_the_entries_that_were_sent():
+    config = settings(
+        "none", 1, model__name="strided-lenet", model__activation="sigmoid"
+    )
+    view, truth = observed_client(config, photos(0, 1), None)
+    view = defended(view, transforms="prune, clip", prune_share=0.5, clip_norm=0.1)
+    found = ImprovedDeepLeakage(iterations=30, restarts=1).reconstruct(
+        view, np.random.default_rng(0), ignore_progress
+    )
+    assert found.recovered[0].diagnostics["distance"] < 1e-6
+    assert error(found, truth) < 0.05
+
+
+def test_the_weight_of_the_prior_is_tried_on_public_images_unless_it_is_stated():
+    plain, _ = observed_client(settings("none", 1, **CNN), photos(0, 1), None)
+    view = defended(plain, transforms="prune", prune_share=0.99)
+
+    def weight(view, **changes):
+        attack = InvertingGradients(iterations=20, **changes)
+        found = attack.reconstruct(view, np.random.default_rng(0), ignore_progress)
+        chosen = found.adaptation
+        return chosen["total_variation"], chosen["total_variation_from"], found
+
+    first, origin, found = weight(view)
+    assert origin == "public images"
+    assert first in map(float, found.adaptation["public_correlations"])
+    assert weight(view)[0] == first
+    assert weight(plain)[:2] == (0.01, "default")
+    assert weight(view, adaptive=False)[:2] == (0.01, "default")
+    stated, origin, again = weight(view, total_variation=first)
+    assert (stated, origin) == (first, "setting")
+    assert torch.equal(again.recovered[0].images, found.recovered[0].images)
+
+
+@given(st.integers(1, 7), st.data())
+def test_climbing_ends_at_the_maximum(count, data):
+    peak = data.draw(st.integers(0, count - 1))
+    scores = {float(i): -abs(i - peak) for i in range(count)}
+    tried = climb(scores.__getitem__, list(scores))
+    assert max(tried, key=tried.__getitem__) == peak
