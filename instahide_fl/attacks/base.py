@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from instahide_fl.attacks.encoding_links import LinkedEncodings
+from instahide_fl.config import Config
 from instahide_fl.config.base import Table
 from instahide_fl.transcript.threat_model import Knowledge
 from instahide_fl.transcript.view import AdversaryView
@@ -40,7 +41,9 @@ def scale_progress(
     return report
 
 
-Target: TypeAlias = Literal["encoding", "private", "labels", "statistics", "components"]
+Target: TypeAlias = Literal[
+    "encoding", "private", "labels", "statistics", "components", "membership"
+]
 
 
 @dataclass(frozen=True)
@@ -100,12 +103,43 @@ class Recovered:
 
 
 @dataclass(frozen=True)
+class ClientScores:
+    """How likely each candidate is to be an image of each client.
+
+    Attributes:
+        clients: The keys of C clients.
+        scores: f64[C,n], higher for likelier.
+    """
+
+    clients: tuple[str, ...]
+    scores: Tensor
+
+
+@dataclass(frozen=True)
+class MembershipGuess:
+    """How likely an attack takes the first n candidates to be members.
+
+    Attributes:
+        scores: f64[n] by the name of the score, higher for likelier members.
+        decided_by: The name of the score that is reported first.
+        by_round: f64[n], a score from a round alone, by its number; may be empty.
+        by_client: The scores of single clients, by the name of the score; may be empty.
+    """
+
+    scores: Mapping[str, Tensor]
+    decided_by: str
+    by_round: Mapping[int, Tensor] = field(default_factory=dict)
+    by_client: Mapping[str, ClientScores] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Reconstruction:
     """What an attack returns.
 
     Attributes:
         target: The kind of secret that was recovered: encodings, private images,
-            labels, statistics of batches, or the public images that encodings mix.
+            labels, statistics of batches, the public images that encodings mix, or
+            who was trained on.
         recovered: One entry for each client, or each client and round.
         diagnostics: Numbers about the attack as a whole.
         aligned: Whether the attack looked for crops and mirroring, and undid them.
@@ -113,6 +147,7 @@ class Reconstruction:
             as far as they were found; None if the attack looks for none.
         adaptation: What the attack made of the run's defence, as the entry "adaptive"
             of its JSON; empty if it does not say.
+        membership: Scores of the candidates; None if the attack asks another question.
     """
 
     target: Target
@@ -121,6 +156,7 @@ class Reconstruction:
     aligned: bool = False
     keys: Mapping[tuple[int, str], EncodingKey] | None = None
     adaptation: Mapping[str, Any] = field(default_factory=dict)
+    membership: MembershipGuess | None = None
 
 
 class Attack(Table):
@@ -162,6 +198,15 @@ class Attack(Table):
             ThreatModelError: The threat model withholds something.
         """
         view.require(self.name, self.needs, self.needs_on_aggregates())
+
+    @classmethod
+    def runs_by_default(cls, config: Config) -> bool:
+        """Tell whether the attack runs on a run where none is named.
+
+        Args:
+            config: The settings of what is attacked.
+        """
+        return cls.by_default
 
     @classmethod
     def needs_on_aggregates(cls) -> frozenset[Knowledge] | None:

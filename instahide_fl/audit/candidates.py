@@ -26,7 +26,7 @@ def load_candidates(
         The images; None if the data set is no longer there, or has changed its shape.
     """
     try:
-        dataset = load_dataset(config.data, config.seed)
+        dataset = load_dataset(config.data, config.seed, config.record.holdout_share)
     except (DataError, OutputError):
         return None
     if dataset.image_shape != image_shape:

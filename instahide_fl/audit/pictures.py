@@ -10,6 +10,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from instahide_fl.audit.membership_picture import save_membership_picture
 from instahide_fl.audit.pool_search_picture import save_component_picture
 from instahide_fl.audit.scoring.shown_images import ShownImages
 from instahide_fl.files import atomic_file
@@ -32,7 +33,8 @@ def save_attack_pictures(result: AttackResult, folder: Path) -> None:
     u8[n,C,H,W] of `sources`, `originals`, `encodings` and `reconstructions`, and f64[n]
     `ssim` with the original.
 
-    Nothing is drawn of an attack that recovers no images.
+    Of an attack on membership NAME.png holds the ROC curves. Nothing is drawn of other
+    attacks that recover no images.
 
     Args:
         result: The result of the attack.
@@ -42,7 +44,11 @@ def save_attack_pictures(result: AttackResult, folder: Path) -> None:
         OutputError: a file cannot be written.
     """
     name = result.file_stem
-    if result.scores.shown_components:
+    if result.scores.membership:
+        save_membership_picture(
+            folder / f"{name}.png", result.scores.membership, result.title
+        )
+    elif result.scores.shown_components:
         save_component_picture(folder / f"{name}.png", result)
     elif result.scores.shown:
         _save_grid(folder / f"{name}.png", result)

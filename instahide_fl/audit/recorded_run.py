@@ -10,6 +10,7 @@ from typing import Any
 
 from instahide_fl.attacks.layers.linear_layers import build_network
 from instahide_fl.audit.candidates import load_candidates
+from instahide_fl.audit.membership import Membership, read_membership
 from instahide_fl.audit.scoring.ground_truth import GroundTruth
 from instahide_fl.audit.undefended import (
     undefended_config,
@@ -73,12 +74,19 @@ class RecordedRun:
             augmentation=augmentation,
             sign_invariant=self.config.sign_invariant,
             candidates=self.candidates,
+            membership=self._membership,
         )
 
     def view(self, adversary: ThreatModel) -> AdversaryView:
         """Return what an adversary has of the run."""
+        membership = self._membership
         return build_view(
-            adversary, self.config, self.transcripts, self.truths, self._buffers
+            adversary=adversary,
+            config=self.config,
+            transcripts=self.transcripts,
+            truths=self.truths,
+            buffers=self._buffers,
+            candidates=membership.candidates if membership else None,
         )
 
     def undefended_reference(self) -> RecordedRun:
@@ -107,6 +115,11 @@ class RecordedRun:
     def accuracies(self) -> Mapping[int, float | None]:
         """Return the test accuracy after each round; None where it was not tested."""
         return {row["round"]: row["test_accuracy"] for row in self.folder.metrics()}
+
+    @cached_property
+    def _membership(self) -> Membership | None:
+        last_round = self.transcripts[-1].round
+        return read_membership(self.folder, self.config, last_round)
 
     @cached_property
     def _buffers(self) -> list[str]:

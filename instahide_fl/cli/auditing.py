@@ -103,7 +103,9 @@ def attacks_to_run(
     from instahide_fl.audit.run_attacks import build_attacks
 
     if usual is None:
-        usual = [name for name, attack in ATTACKS.items() if attack.by_default]
+        usual = [
+            name for name, attack in ATTACKS.items() if attack.runs_by_default(config)
+        ]
     chosen = list(dict.fromkeys(names or usual))
     for name in settings.keys() - set(chosen):
         raise ConfigError(f"--set {name}. ...: add --attack {name}, or leave it out")
@@ -224,11 +226,13 @@ def _identified(candidates: CandidateScores | None) -> str:
 
 
 def _key_parts(result: AttackResult) -> Iterator[str]:
-    """Say what an attack recovered of keys, which the table has no columns for."""
+    """Say what an attack found out that the table has no columns for."""
     from instahide_fl.audit.scoring.public_image_scores import FIRST
 
     if (keys := result.scores.keys) is not None:
         yield f": keys of {keys.correct:,} of {keys.count:,} encodings"
+    if (membership := result.scores.membership) is not None:
+        yield f": {membership.in_words()}"
     for ranking, scores in result.scores.components.items():
         yield (
             f", {ranking}: the largest public image of an encoding is among the "

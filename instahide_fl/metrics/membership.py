@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from instahide_fl.errors import ShapeError
+from instahide_fl.metrics.intervals import CONFIDENCE, clopper_pearson
 
 FALSE_POSITIVE_RATES = (0.001, 0.01)
-CONFIDENCE = 0.95
 MAX_CURVE_POINTS = 200
 
 Scores: TypeAlias = Tensor | NDArray[np.floating[Any]] | Sequence[float]
@@ -42,7 +42,8 @@ def membership_metrics(
         for members scoring higher; "tpr_at_fpr", the largest true positive rate in
         [0, 1] at which at most this share of the held-out images is taken for members,
         by that share ("0.001", "0.01"); "tpr_interval", 95% (Clopper-Pearson, at that
-        threshold); "members" M and "non_members" N; "roc", corners of the curve: lists
+        threshold), and "tpr_p_value", the probability that a random order names as many
+        members; "members" M and "non_members" N; "roc", corners of the curve: lists
         "fpr" and "tpr", ascending.
 
     Raises:
@@ -62,7 +63,12 @@ def membership_metrics(
         "p_value": _p_value(members, others),
         "tpr_at_fpr": {rate: count / len(members) for rate, count in hits.items()},
         "tpr_interval": {
-            rate: _clopper_pearson(count, len(members)) for rate, count in hits.items()
+            rate: list(clopper_pearson(count, len(members)))
+            for rate, count in hits.items()
+        },
+        "tpr_p_value": {
+            rate: _p_value_of_hits(count, float(rate), len(members), len(others))
+            for rate, count in hits.items()
         },
         "members": len(members),
         "non_members": len(others),
@@ -175,17 +181,26 @@ def _hits_at(
     others: int,
 ) -> int:
     """Return how many members are named at a false positive rate of at most `rate`."""
-    # Counts, not rates: 0.01 x 100 images is one image, whatever rounding says.
-    allowed = math.floor(rate * others + 1e-9)
+    allowed = _false_positives(rate, others)
     permitted = np.rint(false_rates * others) <= allowed
     return int(np.rint(true_rates[permitted].max() * members))
 
 
-def _clopper_pearson(hits: int, count: int) -> list[float]:
-    from scipy.stats import binomtest
+def _false_positives(rate: float, others: int) -> int:
+    # 0.01 x 100 images is one image, whatever rounding says.
+    return math.floor(rate * others + 1e-9)
 
-    interval = binomtest(hits, count).proportion_ci(CONFIDENCE, method="exact")
-    return [float(interval.low), float(interval.high)]
+
+def _p_value_of_hits(hits: int, rate: float, members: int, others: int) -> float:
+    """Return the probability that a random order ranks so many members that high.
+
+    They are above all held-out images but the few that the rate allows; so of the first
+    images of the order, as many as both together, no more are held-out ones.
+    """
+    from scipy.stats import hypergeom
+
+    allowed = _false_positives(rate, others)
+    return float(hypergeom.cdf(allowed, members + others, others, hits + allowed))
 
 
 def _thinned(

@@ -11,6 +11,7 @@ from instahide_fl.config import Config
 from instahide_fl.data.federated_data import load_pool
 from instahide_fl.errors import ThreatModelError
 from instahide_fl.transcript.aggregate import expected_cohort, why_not_as_one_client
+from instahide_fl.transcript.candidates import CandidateImages
 from instahide_fl.transcript.recorded import RoundTranscript
 from instahide_fl.transcript.threat_model import Knowledge, ThreatModel
 from instahide_fl.transcript.truth import (
@@ -35,6 +36,7 @@ def build_view(
     transcripts: Sequence[RoundTranscript],
     truths: Truths,
     buffers: Iterable[str],
+    candidates: CandidateImages | None = None,
 ) -> AdversaryView:
     """Return what a threat model permits of a run.
 
@@ -45,6 +47,8 @@ def build_view(
         truths: The truth of each client in each recorded round, read only for what no
             server sees. It may be empty if the threat model gives nothing of it.
         buffers: The names of the network's running statistics among its arrays.
+        candidates: The images that attacks on membership are asked about; None for
+            none.
 
     Raises:
         ThreatModelError: the threat model gives what `truths` lacks.
@@ -89,6 +93,7 @@ def build_view(
         observations=tuple(observations),
         rounds=tuple(rounds),
         pool=pool,
+        candidates=candidates,
     )
 
 

@@ -15,6 +15,7 @@ from instahide_fl.config import Config
 from instahide_fl.data.pool import MixingPool
 from instahide_fl.errors import AttackError, ThreatModelError
 from instahide_fl.transcript.aggregate import ALL_CLIENTS, why_not_as_one_client
+from instahide_fl.transcript.candidates import CandidateImages
 from instahide_fl.transcript.threat_model import THREAT_MODELS, Knowledge, ThreatModel
 from instahide_fl.types import ChannelStatistics, UpdateKind
 
@@ -145,6 +146,8 @@ class AdversaryView:
             had sent it; empty if they cannot be read so.
         rounds: The aggregates; empty if the adversary sees none.
         pool: The public images; None if unknown, or if encodings use none.
+        candidates: Images of which some were trained on and some were held out, which
+            attacks on membership are asked about; None if nothing was held out.
     """
 
     threat_model: ThreatModel
@@ -155,6 +158,7 @@ class AdversaryView:
     observations: tuple[Observation, ...]
     rounds: tuple[ObservedRound, ...]
     pool: MixingPool | None
+    candidates: CandidateImages | None = None
 
     def require(
         self,

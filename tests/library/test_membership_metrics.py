@@ -25,7 +25,7 @@ SCORES = st.lists(
 )
 
 
-@settings(deadline=None)  # the first example imports scipy
+@settings(deadline=None)
 @given(SCORES, SCORES)
 def test_figures_are_those_of_counting_pairs_and_thresholds(members, others):
     metrics = membership_metrics(members, others)
@@ -48,6 +48,7 @@ def test_figures_are_those_of_counting_pairs_and_thresholds(members, others):
     assert json.loads(json.dumps(metrics)) == metrics
 
 
+@settings(deadline=None)
 @given(SCORES, SCORES)
 def test_order_is_all_that_counts_and_sides_mirror_each_other(members, others):
     metrics = membership_metrics(members, others)
@@ -61,6 +62,7 @@ def test_order_is_all_that_counts_and_sides_mirror_each_other(members, others):
     assert mirrored["auc_interval"] == pytest.approx([1 - high, 1 - low], abs=1e-9)
 
 
+@settings(deadline=None)
 @given(SCORES, SCORES)
 def test_the_curve_rises_from_none_to_all_and_has_the_area(members, others):
     false_rates, true_rates = roc_curve(members, others)
@@ -70,6 +72,17 @@ def test_the_curve_rises_from_none_to_all_and_has_the_area(members, others):
         assert (np.diff(rates) >= 0).all()
     area = np.trapezoid(true_rates, false_rates)
     assert area == pytest.approx(membership_metrics(members, others)["auc"])
+
+
+def test_few_sure_members_are_evidence_and_lucky_ones_are_not(rng):
+    draws = [membership_metrics(*rng.normal(size=(2, 100))) for _ in range(300)]
+    lucky = [draw["tpr_p_value"]["0.01"] <= 0.05 for draw in draws]
+    assert np.mean(lucky) <= 0.08
+    members, others = rng.normal(size=(2, 400))
+    members[:20] += 10
+    metrics = membership_metrics(members, others)
+    assert metrics["auc"] < 0.6
+    assert metrics["tpr_p_value"]["0.01"] < 1e-4
 
 
 def test_a_long_curve_is_thinned_where_it_is_not_small(rng):

@@ -10,6 +10,7 @@ from instahide_fl.attacks.base import Reconstruction, Target
 from instahide_fl.audit.scoring.candidate_scores import CandidateScores
 from instahide_fl.audit.scoring.folded_scores import FoldedSimilarity
 from instahide_fl.audit.scoring.key_scores import KeyCounts
+from instahide_fl.audit.scoring.membership_scores import MembershipScores
 from instahide_fl.audit.scoring.public_image_scores import (
     ComponentScores,
     ShownComponents,
@@ -128,6 +129,8 @@ class AttackScores:
         shown_components: Rankings to draw; None if no public images were sought.
         candidates: How often images identify the true one among many that nobody
             trained on; None without images or candidates.
+        membership: How well members were told from held-out images; None if that was
+            not asked.
     """
 
     target: Target
@@ -146,6 +149,7 @@ class AttackScores:
     components: Mapping[str, ComponentScores] = field(default_factory=dict)
     shown_components: ShownComponents | None = None
     candidates: CandidateScores | None = None
+    membership: MembershipScores | None = None
 
     @classmethod
     def without_truth(cls, reconstruction: Reconstruction) -> AttackScores:
@@ -202,6 +206,8 @@ class AttackScores:
             metrics["keys"] = self.keys.to_json()
         if self.statistics is not None:
             metrics["statistics"] = _or_absent(self.statistics)
+        if self.membership:
+            metrics["membership"] = self.membership.to_json()
         if self.components:
             metrics["components"] = {
                 ranking: scores.to_json() for ranking, scores in self.components.items()

@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from instahide_fl.attacks.base import Reconstruction, Recovered
+from instahide_fl.audit.membership import Membership
 from instahide_fl.audit.scoring.originals import Originals
 from instahide_fl.data.augment import Augmentation
 from instahide_fl.errors import TranscriptError
@@ -49,6 +50,7 @@ class GroundTruth:
             then matched by absolute values: updates say nothing of their signs.
         candidates: Images that no client trained on, among which the true image of a
             reconstruction is ranked; None if there are none.
+        membership: Which candidates were trained on; None if nothing was held out.
     """
 
     truths: Truths
@@ -57,6 +59,7 @@ class GroundTruth:
     augmentation: Augmentation | None = None
     sign_invariant: bool = False
     candidates: Candidates | None = None
+    membership: Membership | None = None
 
     @cached_property
     def originals(self) -> Originals:

@@ -21,6 +21,7 @@ from instahide_fl.audit.scoring.ground_truth import GroundTruth
 from instahide_fl.audit.scoring.image_scorer import ImageScorer, ScoredImages
 from instahide_fl.audit.scoring.key_scores import score_keys
 from instahide_fl.audit.scoring.label_scores import score_hard_labels, score_soft_labels
+from instahide_fl.audit.scoring.membership_scores import score_membership
 from instahide_fl.audit.scoring.public_image_scores import (
     score_components,
     shown_components,
@@ -49,7 +50,7 @@ def score_reconstruction(
 
     Raises:
         TranscriptError: the truth of a client is missing.
-        ShapeError: images, rows or labels do not fit the truth.
+        ShapeError: images, rows, labels or scores do not fit the truth.
     """
     truth = ground_truth.for_reconstruction(reconstruction)
     clients = truth.recovered_clients(reconstruction)
@@ -60,6 +61,10 @@ def score_reconstruction(
         for client in clients
         if client.recovered.images is not None and len(client.recovered.images)
     ]
+    membership = score_membership(reconstruction.membership, truth.membership)
+    caveats = [*_caveats(reconstruction, truth)]
+    if membership is not None:
+        caveats += membership.caveats()
     return AttackScores(
         target=target,
         reconstructions=sum(images.count for images in scored),
@@ -71,13 +76,14 @@ def score_reconstruction(
         soft_labels=score_soft_labels(clients, truth.num_classes),
         best_position=_best_position(reconstruction, truth, scored),
         shown=first_of_each_client(images.shown for images in scored),
-        caveats=tuple(_caveats(reconstruction, truth)),
+        caveats=tuple(caveats),
         keys=score_keys(reconstruction, truth.truths),
         components=score_components(clients),
         candidates=score_candidates(
             [images.paired for images in scored], truth.candidates
         ),
         shown_components=shown_components(clients),
+        membership=membership,
     )
 
 

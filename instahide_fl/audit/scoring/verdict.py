@@ -50,7 +50,7 @@ def beats_baseline(scores: AttackScores, labels: bool = True) -> bool:
 
     An encoding recovered does not count by itself: only what it shows of the private
     images in it does. A key counts by itself, and so do the public images in it.
-    So do statistics of batches of private images.
+    So do statistics of batches of private images, and knowing who was trained on.
 
     Args:
         scores: The scores of the attack.
@@ -65,12 +65,14 @@ def beats_baseline(scores: AttackScores, labels: bool = True) -> bool:
     keys = scores.keys is not None and scores.keys.correct > 0
     public = any(ranking.beats_chance for ranking in scores.components.values())
     statistics = _statistics_beat(scores.statistics)
+    membership = scores.membership is not None and scores.membership.beats_chance
     return (
         images
         or identified
         or keys
         or public
         or statistics
+        or membership
         or (labels and _labels_beat(scores))
     )
 

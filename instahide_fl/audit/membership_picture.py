@@ -1,0 +1,79 @@
+"""The picture of a membership attack: ROC curves on logarithmic axes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from instahide_fl.audit.scoring.membership_scores import MembershipScores
+from instahide_fl.files import atomic_file
+
+MIN_RATE = 1e-3  # where axes begin, unless there are images for smaller rates
+
+
+def save_membership_picture(path: Path, scores: MembershipScores, title: str) -> None:
+    """Draw the ROC curve of each score.
+
+    Args:
+        path: The PNG file.
+        scores: The scores of a membership attack.
+        title: The title of the picture.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+    figure = Figure(figsize=(5.5, 5), dpi=120)
+    axes = figure.subplots()
+    for name, figures in scores.metrics.items():
+        decides = name == scores.decided_by
+        label = f"{name}{' (decides)' if decides else ''}, AUC {figures['auc']:.2f}"
+        draw_roc(axes, figures, label=label, linewidth=2.2 if decides else 1.2)
+    finish_roc_axes(axes, scores.decided)
+    accuracy = scores.test_accuracy
+    beside = "" if accuracy is None else f"\nmodel's test accuracy {accuracy:.1%}"
+    axes.set_title(f"{title}{beside}", fontsize=9)
+    axes.legend(loc="lower right", fontsize=8)
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, format="png", bbox_inches="tight")
+
+
+def draw_roc(axes: Axes, figures: Mapping[str, Any], **style: Any) -> None:
+    """Draw the curve in the figures of `membership_metrics` as steps.
+
+    Args:
+        axes: The axes to draw into.
+        figures: The figures of one score.
+        style: What Matplotlib is told of the line: its label, colour or width.
+    """
+    false_rates, true_rates = figures["roc"]["fpr"], figures["roc"]["tpr"]
+    # No false positive lies at minus infinity: the line begins at the left edge.
+    edge = _smallest_rate(figures)
+    shown = [max(rate, edge) for rate in false_rates]
+    axes.plot(shown, true_rates, drawstyle="steps-post", **style)
+
+
+def finish_roc_axes(axes: Axes, figures: Mapping[str, Any]) -> None:
+    """Make both axes logarithmic, and draw the line of chance.
+
+    Args:
+        axes: The axes with the curves.
+        figures: The figures of one score, for the number of images.
+    """
+    edge = _smallest_rate(figures)
+    axes.plot([edge, 1], [edge, 1], color="gray", linestyle=":", label="chance")
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlim=(edge, 1),
+        ylim=(edge, 1.05),
+        xlabel="false positive rate: held-out images taken for members",
+        ylabel="true positive rate: members found",
+    )
+
+
+def _smallest_rate(figures: Mapping[str, Any]) -> float:
+    return float(min(MIN_RATE, 1 / figures["non_members"]))
