@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from instahide_fl.audit.scoring.membership_scores import MembershipScores
 from instahide_fl.files import atomic_file
 
-MIN_RATE = 1e-3  # where axes begin, unless there are images for smaller rates
+MIN_RATE = 1e-3  # where both axes begin
 
 
 def save_membership_picture(path: Path, scores: MembershipScores, title: str) -> None:
@@ -32,7 +32,7 @@ def save_membership_picture(path: Path, scores: MembershipScores, title: str) ->
         decides = name == scores.decided_by
         label = f"{name}{' (decides)' if decides else ''}, AUC {figures['auc']:.2f}"
         draw_roc(axes, figures, label=label, linewidth=2.2 if decides else 1.2)
-    finish_roc_axes(axes, scores.decided)
+    finish_roc_axes(axes, "gray")
     accuracy = scores.test_accuracy
     beside = "" if accuracy is None else f"\nmodel's test accuracy {accuracy:.1%}"
     axes.set_title(f"{title}{beside}", fontsize=9)
@@ -51,29 +51,24 @@ def draw_roc(axes: Axes, figures: Mapping[str, Any], **style: Any) -> None:
     """
     false_rates, true_rates = figures["roc"]["fpr"], figures["roc"]["tpr"]
     # No false positive lies at minus infinity: the line begins at the left edge.
-    edge = _smallest_rate(figures)
-    shown = [max(rate, edge) for rate in false_rates]
+    shown = [max(rate, MIN_RATE) for rate in false_rates]
     axes.plot(shown, true_rates, drawstyle="steps-post", **style)
 
 
-def finish_roc_axes(axes: Axes, figures: Mapping[str, Any]) -> None:
+def finish_roc_axes(axes: Axes, colour: str) -> None:
     """Make both axes logarithmic, and draw the line of chance.
 
     Args:
         axes: The axes with the curves.
-        figures: The figures of one score, for the number of images.
+        colour: The colour of that line.
     """
-    edge = _smallest_rate(figures)
-    axes.plot([edge, 1], [edge, 1], color="gray", linestyle=":", label="chance")
+    chance = [MIN_RATE, 1.0]
+    axes.plot(chance, chance, color=colour, linestyle=":", linewidth=1, label="chance")
     axes.set(
         xscale="log",
         yscale="log",
-        xlim=(edge, 1),
-        ylim=(edge, 1.05),
+        xlim=(MIN_RATE, 1),
+        ylim=(MIN_RATE, 1.05),
         xlabel="false positive rate: held-out images taken for members",
         ylabel="true positive rate: members found",
     )
-
-
-def _smallest_rate(figures: Mapping[str, Any]) -> float:
-    return float(min(MIN_RATE, 1 / figures["non_members"]))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.live import Live
+from rich.markup import escape
 
 from instahide_fl.cli.common import console, errors
 from instahide_fl.cli.data_summary import print_data_summary
@@ -67,6 +68,9 @@ def compare(
     with sole_writer(folder.path):
         _finish(work, jobs)
         _write_report(folder)
+        if _asks_who_was_trained_on(work.study):
+            _print_membership(folder)
+        console.print(str(folder.report), markup=False, highlight=False)
     if work.failures:
         count = len(work.planned)
         failed = f"{len(work.failures)} of {_counted_runs(work.planned)}"
@@ -276,10 +280,31 @@ def _print_ended(work: _Work, ended: EndedRun, position: str) -> None:
 
 
 def _write_report(folder: StudyFolder) -> None:
-    """Write the report unless it is newer than the study; its path comes last."""
+    """Write the report unless it is newer than the study."""
     if not folder.report_is_current:
         from instahide_fl.report.reports import write_report
 
         with console.status("writing the report"):
             write_report([folder.path], None)
-    console.print(str(folder.report), markup=False, highlight=False)
+
+
+def _asks_who_was_trained_on(study: StudyConfig) -> bool:
+    attacks = (name for audit in study.audits for name in audit.attacks)
+    return any(name.startswith("membership_") for name in attacks)
+
+
+def _print_membership(folder: StudyFolder) -> None:
+    """Print the report's table of attacks on membership."""
+    from rich.table import Table
+
+    from instahide_fl.report.membership import membership_table
+    from instahide_fl.report.results import load_study
+    from instahide_fl.report.variants import study_variants
+
+    membership = membership_table(study_variants(load_study(folder.path)))
+    if membership is None:
+        return
+    table = Table(*membership.columns, title=membership.title)
+    for row in membership.rows:
+        table.add_row(*map(escape, row))
+    console.print(table)

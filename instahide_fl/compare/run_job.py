@@ -71,7 +71,7 @@ def _train(folder: RunFolder, config: Config) -> None:
 def _audit(
     folder: RunFolder, trained: RunFolder, audit: AuditConfig, config: Config
 ) -> None:
-    """Make the audit's short run and attack it."""
+    """Attack the audit's short run, which is made first, or the training itself."""
     start = time.perf_counter()
     if config.defense.target_epsilon:
         # The noise is that of the whole run, not one for a run as short as this.
@@ -79,14 +79,17 @@ def _audit(
         config = config.with_values(
             {"defense.target-epsilon": 0.0, "defense.noise-multiplier": noise}
         )
-    if not folder.finished:
+    attacked = folder
+    if audit.start == "training":
+        attacked = trained
+    elif not folder.finished:
         if audit.start == "trained":
             weights = str((trained.path / MODEL).absolute())
             config = config.with_values({"model.initial-weights": weights})
         with explained(folder.path):
             shutil.rmtree(folder.path, ignore_errors=True)
         _train(folder, config.resolved())
-    skipped = _attack(folder, audit, config)
+    skipped = _attack(attacked, folder, audit, config)
     folder.write_json(
         AUDIT_FILE,
         {
@@ -99,10 +102,16 @@ def _audit(
     )
 
 
-def _attack(folder: RunFolder, audit: AuditConfig, config: Config) -> dict[str, str]:
-    """Make an audit's attacks; return why some were skipped, by attack."""
+def _attack(
+    attacked: RunFolder, folder: RunFolder, audit: AuditConfig, config: Config
+) -> dict[str, str]:
+    """Make an audit's attacks, with results in its folder.
+
+    Returns:
+        Why some were skipped, by attack.
+    """
     try:
-        recorded = open_recorded_run(folder.path)
+        recorded = open_recorded_run(attacked.path)
     except AttackError as error:
         # Poisson samples may be empty, all of them.
         return dict.fromkeys(audit.attacks, str(error))

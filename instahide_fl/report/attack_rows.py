@@ -23,6 +23,7 @@ _TARGET_OF_METRIC = {
     "labels": "labels",
     "components": "components",
     "statistics": "statistics",
+    "membership": "membership",
 }
 
 
@@ -34,8 +35,9 @@ class AttackFile:
         path: The JSON file.
         audit: The name of the audit that it belongs to; empty where the run itself was
             attacked.
-        start: The parameters that the audit started from, "initial" or "trained"; empty
-            where the run itself was attacked.
+        start: The parameters that the audit started from, "initial" or "trained", or
+            "training" where it attacked the training; empty where the run itself was
+            attacked.
         data: The content of the file.
     """
 
@@ -77,6 +79,7 @@ class AttackFile:
             **_image_scores(metrics, "private"),
             **_image_scores(metrics, "encoding"),
             **_label_scores(metrics),
+            **_membership_scores(metrics),
             **_baseline_scores(data["baseline"]),
             "control_succeeds": control.get("succeeds"),
             "images": data["images"],
@@ -234,6 +237,23 @@ def _label_scores(metrics: Mapping[str, Any]) -> dict[str, float]:
 def _form(adaptive: Mapping[str, Any]) -> str:
     """Return how an attack met a defence; empty if there was none."""
     return adaptive["form"] if adaptive.get("defense", "none") != "none" else ""
+
+
+def _membership_scores(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    if "membership" not in metrics:
+        return {}
+    figures = metrics["membership"]
+    return {
+        "membership_auc": figures["auc"],
+        "membership_auc_low": figures["auc_interval"][0],
+        "membership_auc_high": figures["auc_interval"][1],
+        **{
+            f"membership_tpr_at_fpr_{rate}": share
+            for rate, share in figures["tpr_at_fpr"].items()
+        },
+        "membership_held_out": figures["non_members"],
+        "membership_test_accuracy": figures.get("test_accuracy"),
+    }
 
 
 def _baseline_scores(baselines: Mapping[str, Any]) -> dict[str, float]:

@@ -13,6 +13,7 @@ from instahide_fl.report import study_tables as tables
 from instahide_fl.report.attack_rows import AttackFile
 from instahide_fl.report.image_grid import reconstruction_grids
 from instahide_fl.report.leakage_figures import exposures, image_distributions
+from instahide_fl.report.membership import membership_table, roc_curves
 from instahide_fl.report.page import Card, Item, Picture, Section
 from instahide_fl.report.reference import find_reference
 from instahide_fl.report.results import Run, Study
@@ -106,6 +107,12 @@ def leakage(study: Study, variants: Sequence[Variant]) -> Section:
     ]
     shown = [item for item in items if item is not None]
     return Section("attacks", "Attacks", notes if shown else [], shown)
+
+
+def membership(variants: Sequence[Variant]) -> Section:
+    """Show how well members of the training set are told from held-out images."""
+    items = [membership_table(variants), roc_curves(variants)]
+    return _section("membership", "Membership", items)
 
 
 def reconstructions(variants: Sequence[Variant]) -> Section:

@@ -231,6 +231,14 @@ def _changed(
 def _audit_config(
     config: Config, audit: AuditConfig, method: str, folder: Path
 ) -> Config:
+    if audit.start == "training":
+        if not (config.record.rounds and config.record.truth):
+            raise ConfigError(
+                f"audit {audit.name!r} attacks the training of method {method!r}, "
+                f"which records nothing: set record.rounds and record.truth = true in "
+                f"base"
+            )
+        return config
     try:
         return config.with_values(audit.changes).with_absolute_paths(folder)
     except ConfigError as error:

@@ -42,7 +42,7 @@ class MethodConfig(Table):
 
 
 class AuditConfig(Table):
-    """A short recorded run after the training of each method, which is attacked.
+    """Attacks after the training of each method, most often on a short run of its own.
 
     Attacks on gradients are measured at batch sizes that nobody trains with, so they do
     not work on the training itself. Whatever defends the training defends this run.
@@ -54,9 +54,10 @@ class AuditConfig(Table):
     """The name in the report, for instance "gradients, batch 1"."""
     attacks: Annotated[list[str], Field(min_length=1)]
     """The attacks that are tried, by the names of `instahide-fl attack --list`."""
-    start: Literal["initial", "trained"] = "initial"
+    start: Literal["initial", "trained", "training"] = "initial"
     """The parameters that the short run starts from: those that the training started
-    from, or its result. Gradients of a fresh network leak most."""
+    from, or its result. Gradients of a fresh network leak most. `training`: there is no
+    short run; the recorded rounds of the training itself are attacked."""
     threat_model: str = ""
     """The adversary; empty takes each attack's own."""
     settings: dict[str, Any] = Field(default={})
@@ -68,6 +69,15 @@ class AuditConfig(Table):
     """The methods that are audited; without it, all."""
     seeds: CountOrZero = 0
     """The number of seeds that are audited, from the study's first; 0 takes all."""
+
+    @model_validator(mode="after")
+    def _check_start(self) -> Self:
+        if self.start == "training" and self.settings:
+            raise ValueError(
+                f"audits: {self.name!r} attacks the training itself (start = "
+                f'"training"), which has the settings of its method: leave out settings'
+            )
+        return self
 
     @property
     def changes(self) -> dict[str, Scalar]:

@@ -82,7 +82,7 @@ def test_few_sure_members_are_evidence_and_lucky_ones_are_not(rng):
     members[:20] += 10
     metrics = membership_metrics(members, others)
     assert metrics["auc"] < 0.6
-    assert metrics["tpr_p_value"]["0.01"] < 1e-4
+    assert metrics["tpr_p_value"]["0.01"] < 1e-3
 
 
 def test_a_long_curve_is_thinned_where_it_is_not_small(rng):

@@ -93,6 +93,23 @@ def test_an_audit_is_recorded_with_the_methods_own_defence():
             },
             "audit 'a' of method 'plain': unknown setting train.x",
         ),
+        (
+            {"audits": [{"name": "a", "attacks": ["dlg"], "start": "training"}]},
+            r"training of method 'plain'.* set record.rounds and record.truth = true",
+        ),
+        (
+            {
+                "audits": [
+                    {
+                        "name": "a",
+                        "attacks": ["dlg"],
+                        "start": "training",
+                        "settings": {"train": {"rounds": 1}},
+                    }
+                ]
+            },
+            "'a' attacks the training itself .* leave out settings",
+        ),
     ],
 )
 def test_a_mistake_is_named(given, message):
