@@ -15,6 +15,8 @@ from instahide_fl.rng import stream
 from instahide_fl.run_folder import PARTITION, PROVENANCE, RunFolder
 from instahide_fl.transcript.candidates import CandidateImages
 
+MAX_CANDIDATES = 10_000  # of large data sets, to bound memory
+
 
 @dataclass(frozen=True)
 class Membership:
@@ -85,7 +87,7 @@ def read_membership(
 def draw_candidates(
     dataset: ImageDataset, partition: list[Tensor], seed: int
 ) -> Membership:
-    """Draw members like the held-out images, and mix both.
+    """Draw members like the held-out images, and mix both; at most `MAX_CANDIDATES`.
 
     Args:
         dataset: The data set, of which images are held out.
@@ -107,7 +109,8 @@ def draw_candidates(
         ]
     )
     rows = torch.cat([members, held_out])
-    rows = rows[torch.from_numpy(rng.permutation(len(rows)))]
+    order = torch.from_numpy(rng.permutation(len(rows)))
+    rows = rows[order[:MAX_CANDIDATES]]
     split = dataset.train.subset(rows)
     located = dataset.train.image_rows(rows)
     return Membership(

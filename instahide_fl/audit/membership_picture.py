@@ -8,6 +8,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from instahide_fl.audit.scoring.membership_scores import MembershipScores
 from instahide_fl.files import atomic_file
@@ -72,3 +73,7 @@ def finish_roc_axes(axes: Axes, colour: str) -> None:
         xlabel="false positive rate: held-out images taken for members",
         ylabel="true positive rate: members found",
     )
+    for axis in (axes.xaxis, axes.yaxis):
+        # Powers of ten need Matplotlib's mathematical text, which reports switch off.
+        axis.set_major_formatter(lambda rate, _: f"{100 * rate:g}%")
+        axis.set_minor_formatter(NullFormatter())

@@ -27,6 +27,8 @@ def track_result(result: AttackResult, folder: RunFolder) -> None:
         if similarity.folded is not None:
             folded = similarity.folded.attack.ssim
             figures[f"{truth}_folded_ssim_mean"] = folded.mean
+    if (membership := result.scores.membership) is not None:
+        figures["membership_auc"] = membership.decided["auc"]
     pictures = [results / f"{name}.png", results / f"{name}-rounds.png"]
     files = [*pictures, results / f"{name}.json"]
     log_results(folder, f"{ATTACK_RESULTS}/{name}", figures, files)

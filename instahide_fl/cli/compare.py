@@ -297,14 +297,16 @@ def _print_membership(folder: StudyFolder) -> None:
     """Print the report's table of attacks on membership."""
     from rich.table import Table
 
-    from instahide_fl.report.membership import membership_table
+    from instahide_fl.report.membership import membership_table, terminal_columns
     from instahide_fl.report.results import load_study
     from instahide_fl.report.variants import study_variants
 
     membership = membership_table(study_variants(load_study(folder.path)))
     if membership is None:
         return
-    table = Table(*membership.columns, title=membership.title)
+    shown = terminal_columns(membership)
+    table = Table(*shown, title=membership.title)
     for row in membership.rows:
-        table.add_row(*map(escape, row))
+        cells = dict(zip(membership.columns, row, strict=True))
+        table.add_row(*(escape(cells[name]) for name in shown))
     console.print(table)

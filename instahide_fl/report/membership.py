@@ -69,6 +69,21 @@ def membership_table(variants: Sequence[Variant]) -> DataTable | None:
     )
 
 
+def terminal_columns(table: DataTable) -> list[str]:
+    """Return the columns that tell the rows of the table apart, or are figures."""
+    varied = {
+        name
+        for name in ("attack", "adversary", "seeds", "held-out images")
+        if table.frame[name].nunique() > 1
+    }
+    figures = ("method", "AUC", "AUC, 95% interval", "accuracy")
+    return [
+        name
+        for name in table.columns
+        if name in varied or name in figures or name.startswith("TPR")
+    ]
+
+
 def _row(
     variant: Variant, keys: Mapping[str, str], attacks: pd.DataFrame
 ) -> dict[str, Any]:

@@ -8,7 +8,11 @@ import pytest
 
 from instahide_fl import load_study
 from instahide_fl.compare.run_job import perform
-from instahide_fl.report.membership import membership_table, roc_curves
+from instahide_fl.report.membership import (
+    membership_table,
+    roc_curves,
+    terminal_columns,
+)
 from instahide_fl.report.reports import report_of_study
 from instahide_fl.report.variants import study_variants
 from instahide_fl.study.folder import StudyFolder
@@ -82,6 +86,9 @@ def test_the_training_itself_is_attacked_as_whoever_sees_what_it_shows(made):
     assert row["TPR at FPR 1%"] == figures["tpr_at_fpr"]["0.01"]
     assert row["held-out images"] == figures["non_members"]
     assert row["accuracy"] == plain.accuracy.mean
+    shown = terminal_columns(table)
+    assert "adversary" in shown
+    assert "seeds" not in shown
     low, high = map(float, row["AUC, 95% interval"].split("-"))
     assert low < row["AUC"] < high
 
