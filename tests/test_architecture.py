@@ -32,6 +32,7 @@ LAYERS = [
     {"engine"},
     {"compare"},
     {"cli"},
+    {"__main__"},
 ]
 
 

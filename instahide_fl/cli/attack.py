@@ -16,9 +16,11 @@ from instahide_fl.cli.auditing import (
     attack_and_print,
     attacks_to_run,
     print_results,
+    results_as_json,
     settings_by_attack,
 )
 from instahide_fl.cli.common import console
+from instahide_fl.cli.output_options import give_result
 from instahide_fl.errors import AttackError, ConfigError
 
 
@@ -72,6 +74,7 @@ def attack(
             track_result(result, RunFolder(run_folder))
     print_results(results)
     console.print(f"written to {folder}", markup=False)
+    give_result({"folder": folder, "attacks": results_as_json(results, folder)})
 
 
 def _print_list() -> None:
@@ -94,3 +97,23 @@ def _print_list() -> None:
         )
         knows = ", ".join(sorted(adversary.knows))
         console.print(f"    knows {knows}", highlight=False, markup=False)
+    give_result(
+        {
+            "attacks": {
+                attack.name: {
+                    "summary": attack.summary,
+                    "needs": attack.needs_in_words(),
+                    "adversary": attack.threat_model,
+                    "source": attack.source,
+                }
+                for attack in ATTACKS.values()
+            },
+            "adversaries": {
+                adversary.name: {
+                    "who": adversary.who,
+                    "knows": sorted(adversary.knows),
+                }
+                for adversary in THREAT_MODELS.values()
+            },
+        }
+    )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -185,6 +186,21 @@ def print_results(results: Sequence[AttackResult]) -> None:
             console.print(f"{result.attack.name}{line}", markup=False)
         for caveat in result.scores.caveats:
             errors.print(f"{result.attack.name}: {caveat}")
+
+
+def results_as_json(
+    results: Sequence[AttackResult], folder: Path
+) -> dict[str, dict[str, Any]]:
+    """Return the results by file stem, as in attacks/NAME.json.
+
+    Args:
+        results: The results of attacks.
+        folder: The folder that they were written to.
+    """
+    return {
+        result.file_stem: json.loads((folder / f"{result.file_stem}.json").read_text())
+        for result in results
+    }
 
 
 def _cells(result: AttackResult) -> list[str]:

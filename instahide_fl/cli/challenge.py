@@ -19,6 +19,7 @@ from instahide_fl.cli.auditing import (
     attack_and_print,
     attacks_to_run,
     print_results,
+    results_as_json,
     settings_by_attack,
 )
 from instahide_fl.cli.common import (
@@ -31,6 +32,7 @@ from instahide_fl.cli.common import (
     refuse_existing,
 )
 from instahide_fl.cli.data_summary import print_data_summary
+from instahide_fl.cli.output_options import ResultCommand, give_result
 from instahide_fl.errors import AttackError
 
 # PyTorch is imported where it is used, so that --help is quick.
@@ -47,7 +49,7 @@ challenge_app = typer.Typer(
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a challenge.")]
 
 
-@challenge_app.command("make")
+@challenge_app.command("make", cls=ResultCommand)
 def challenge_make(
     out: Annotated[Path, typer.Option(metavar="DIR", help="New folder.")],
     dataset: Annotated[str, typer.Option(help=DATASET_HELP)] = "mnist-5k",
@@ -99,11 +101,12 @@ def challenge_make(
         ("keys", settings.keys),
         ("keep to yourself", out / "truth"),
     )
+    give_result({"folder": out, "encodings": images * encodings, "keys": settings.keys})
     if method == "instahide":
         console.print(f"{BROKEN}: publish only what you would show.", style="yellow")
 
 
-@challenge_app.command("attack")
+@challenge_app.command("attack", cls=ResultCommand)
 def challenge_attack(
     folder: Folder,
     names: Names = None,
@@ -145,11 +148,13 @@ def challenge_attack(
     if not results:
         raise AttackError(f"no attack applies to the challenge in {folder}")
     print_results(results)
-    console.print(f"written to {folder / ATTACK_RESULTS}", markup=False)
+    written = folder / ATTACK_RESULTS
+    console.print(f"written to {written}", markup=False)
     _decrypt(challenge, results, folder)
+    give_result({"folder": written, "attacks": results_as_json(results, written)})
 
 
-@challenge_app.command("score")
+@challenge_app.command("score", cls=ResultCommand)
 def challenge_score(
     folder: Folder,
     decryption: Annotated[
@@ -184,6 +189,7 @@ def challenge_score(
     save_score_picture(picture, images, truth, statistics, title)
     _print_score(score, maker)
     console.print(f"written to {folder / SCORE} and {picture}", markup=False)
+    give_result(json.loads((folder / SCORE).read_text()))
 
 
 def _challenge_config(

@@ -6,7 +6,7 @@ import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.live import Live
@@ -14,6 +14,7 @@ from rich.markup import escape
 
 from instahide_fl.cli.common import console, errors
 from instahide_fl.cli.data_summary import print_data_summary
+from instahide_fl.cli.output_options import give_result
 from instahide_fl.cli.privacy_plan import print_study_epsilons
 from instahide_fl.compare.progress_table import progress_table
 from instahide_fl.config import DataConfig
@@ -54,7 +55,8 @@ def compare(
     study = StudyConfig.from_toml(study_file)
     trials = plan_trials(study, Path.cwd())
     if plan:
-        _print_plan([*trials, *plan_runs(study, Path.cwd())])
+        planned = [*trials, *plan_runs(study, Path.cwd())]
+        give_result({"runs": [run.name for run in planned], **_print_plan(planned)})
         return
     folder = StudyFolder(out or Path("studies") / fit_for_folder(study_file.stem))
     work = _Work(folder, study, trials)
@@ -71,6 +73,7 @@ def compare(
         if _asks_who_was_trained_on(work.study):
             _print_membership(folder)
         console.print(str(folder.report), markup=False, highlight=False)
+    give_result({"folder": folder.path, "report": folder.report, **folder.state()})
     if work.failures:
         count = len(work.planned)
         failed = f"{len(work.failures)} of {_counted_runs(work.planned)}"
@@ -138,13 +141,15 @@ class _Work:
         )
 
 
-def _print_plan(planned: Sequence[PlannedRun]) -> None:
+def _print_plan(planned: Sequence[PlannedRun]) -> dict[str, Any]:
+    """Print the runs of a study; return for JSON what they will spend."""
     for run in planned:
         values = f" {values_in_words(run.tuned)}" if run.trial else ""
         console.print(f"{run.name}{values}", markup=False, highlight=False)
-    print_study_epsilons(planned)
+    spent = print_study_epsilons(planned)
     audits = sum(len(run.audits) for run in planned)
     console.print(f"{_counted_runs(planned)}, {audits} audits", highlight=False)
+    return {"differential_privacy": spent}
 
 
 def _counted_runs(planned: Sequence[PlannedRun]) -> str:

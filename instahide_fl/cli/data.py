@@ -21,6 +21,11 @@ from instahide_fl.cli.common import (
     refuse_existing,
 )
 from instahide_fl.cli.data_summary import print_data_summary
+from instahide_fl.cli.output_options import (
+    QuietCommand,
+    ResultCommand,
+    give_result,
+)
 from instahide_fl.terminal import printable
 
 if TYPE_CHECKING:
@@ -32,7 +37,7 @@ data_app = typer.Typer(help="Data sets and their partitions.", no_args_is_help=T
 MAX_LISTED_CLASSES = 20  # more are summed up
 
 
-@data_app.command("info")
+@data_app.command("info", cls=QuietCommand)
 def data_info(
     dataset: Annotated[str, typer.Argument(help=DATASET_HELP)] = "mnist-5k",
     picture: Annotated[
@@ -63,7 +68,7 @@ def data_info(
         notes.print(f"picture: {picture}", markup=False)
 
 
-@data_app.command("partition")
+@data_app.command("partition", cls=ResultCommand)
 def data_partition(
     dataset: Annotated[
         str, typer.Argument(help="As data.dataset, for instance mnist-5k.")
@@ -100,6 +105,14 @@ def data_partition(
 
         save_partition_picture(picture, parts, targets, names)
         console.print(f"picture in {picture}")
+    give_result(
+        {
+            "dataset": loaded.name,
+            "scheme": settings.partition.scheme,
+            "classes": list(names),
+            "clients": {str(client): row for client, row in enumerate(counts.tolist())},
+        }
+    )
 
 
 def _as_json(loaded: ImageDataset) -> dict[str, Any]:

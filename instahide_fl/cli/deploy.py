@@ -18,6 +18,11 @@ from instahide_fl.cli.common import (
     print_rows,
     read_settings,
 )
+from instahide_fl.cli.output_options import (
+    QuietCommand,
+    ResultCommand,
+    give_result,
+)
 from instahide_fl.errors import ConfigError
 from instahide_fl.interrupts import Terminated
 
@@ -46,7 +51,7 @@ Days = Annotated[
 ]
 
 
-@deploy_app.command("init")
+@deploy_app.command("init", cls=QuietCommand)
 def deploy_init(
     folder: FederationDir,
     clients: Annotated[
@@ -102,7 +107,7 @@ def deploy_init(
     console.print(f"next: {federation.path / 'README.md'}", markup=False)
 
 
-@deploy_app.command("add")
+@deploy_app.command("add", cls=QuietCommand)
 def deploy_add(
     folder: FederationDir,
     client: Annotated[str, typer.Argument(metavar="NAME", help="The client.")],
@@ -115,7 +120,7 @@ def deploy_add(
     _reconcile(federation)
 
 
-@deploy_app.command("remove")
+@deploy_app.command("remove", cls=QuietCommand)
 def deploy_remove(
     folder: FederationDir,
     client: Annotated[str, typer.Argument(metavar="NAME", help="The client.")],
@@ -126,7 +131,7 @@ def deploy_remove(
     _reconcile(remove_client(folder, client))
 
 
-@deploy_app.command("renew")
+@deploy_app.command("renew", cls=QuietCommand)
 def deploy_renew(folder: FederationDir, days: Days = 730) -> None:
     """Make a new certificate for the server, signed by the same authority."""
     from instahide_fl.deployment.federation_files import renew_certificate
@@ -136,13 +141,15 @@ def deploy_renew(folder: FederationDir, days: Days = 730) -> None:
     console.print("restart instahide-fl deploy server; clients need nothing new")
 
 
-@deploy_app.command("code-hash")
+@deploy_app.command("code-hash", cls=ResultCommand)
 def deploy_code_hash() -> None:
     """Print the hash of the installed app, which clients pin."""
-    console.print(_installed_code())
+    code_hash = _installed_code()
+    console.print(code_hash)
+    give_result({"code_hash": code_hash})
 
 
-@deploy_app.command("pin")
+@deploy_app.command("pin", cls=QuietCommand)
 def deploy_pin(
     folder: ClientDir,
     code_hash: Annotated[
@@ -198,7 +205,7 @@ def deploy_client(folder: ClientDir, insecure: Insecure = False) -> None:
         take_part(folder, policy, insecure, _show)
 
 
-@deploy_app.command("run")
+@deploy_app.command("run", cls=ResultCommand)
 def deploy_run(
     config: Settings = None,
     federation: Annotated[
@@ -263,7 +270,7 @@ def _with_client_noise(settings: Config, federation: FederationFolder) -> Config
     return with_target_epsilon(settings, dict.fromkeys(names, 1))
 
 
-@deploy_app.command("status")
+@deploy_app.command("status", cls=ResultCommand)
 def deploy_status(folder: FederationDir, insecure: Insecure = False) -> None:
     """Show clients and runs; the exit code is 1 if a client is not online."""
     from instahide_fl.deployment.federation import open_federation
@@ -274,6 +281,12 @@ def deploy_status(folder: FederationDir, insecure: Insecure = False) -> None:
     clients, runs = superlink.clients(), superlink.flwr().runs()
     print_rows(*((f"client {client.name}", client.status) for client in clients))
     print_rows(*((f"run {run.identifier}", run.status) for run in runs[:MAX_RUNS]))
+    give_result(
+        {
+            "clients": {client.name: client.status for client in clients},
+            "runs": {run.identifier: run.status for run in runs},
+        }
+    )
     if insecure:
         return
     online = {client.name for client in clients if client.status == "online"}
@@ -282,7 +295,7 @@ def deploy_status(folder: FederationDir, insecure: Insecure = False) -> None:
         raise typer.Exit(1)
 
 
-@deploy_app.command("stop")
+@deploy_app.command("stop", cls=QuietCommand)
 def deploy_stop(folder: FederationDir, insecure: Insecure = False) -> None:
     """Stop the current runs; the server and its clients keep running."""
     from instahide_fl.deployment.federation import open_federation

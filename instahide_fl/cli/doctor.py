@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,7 @@ import typer
 from rich.markup import escape
 
 from instahide_fl.cli.common import console
+from instahide_fl.cli.output_options import give_result
 from instahide_fl.config import Config, parse_assignment
 from instahide_fl.terminal import printable
 
@@ -41,13 +43,15 @@ def doctor(
     faults = 0
     config = Config().with_values({"data.image-size": image_size})
     config = config.with_values(dict(map(parse_assignment, assignments or [])))
-    results = examine_folder(folder, config) if folder else examine_installation()
-    for result in results:
+    checks = []
+    for result in examine_folder(folder, config) if folder else examine_installation():
+        checks.append(asdict(result))
         mark = "[green]ok[/]" if result.ok else "[red]--[/]"
         console.print(
             f"{mark}  {escape(printable(f'{result.subject:<20} {result.text}'))}"
         )
         faults += not result.ok
+    give_result({"ready": not faults, "checks": checks})
     if faults:
         console.print(f"{faults} to mend")
         sys.exit(1)

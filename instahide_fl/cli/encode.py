@@ -17,6 +17,7 @@ from instahide_fl.cli.common import (
     refuse_existing,
 )
 from instahide_fl.cli.data_summary import print_data_summary
+from instahide_fl.cli.output_options import give_result
 
 
 def encode(
@@ -62,5 +63,8 @@ def encode(
         save_encoding_picture(picture, encoded.encoder, first_ten, encoded.split)
     save_encodings(out, encoded.batch)
     console.print(f"{len(encoded.batch):,} encodings in {out}", markup=False)
+    files = {"encodings": out, "key": key, "picture": picture}
+    given = {name: path for name, path in files.items() if path is not None}
+    give_result({"count": len(encoded.batch), **given})
     if settings.instahide.method == "instahide":
         console.print(f"{BROKEN}: treat the file as the images.", style="yellow")

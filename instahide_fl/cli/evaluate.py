@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +11,7 @@ import typer
 from rich.table import Table
 
 from instahide_fl.cli.common import console, errors
+from instahide_fl.cli.output_options import give_result
 from instahide_fl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -46,6 +48,7 @@ def evaluate(
         encoder_for_run,
         evaluate_clean,
     )
+    from instahide_fl.run_folder import EVALUATION
 
     about_encodings = (
         own_coefficient is not None or average != "softmax" or seed is not None
@@ -63,10 +66,13 @@ def evaluate(
     console.print(f"accuracy {clean.accuracy:.1%}, loss {clean.loss:.4f}: clean images")
     _compare_with_summary(run.summary, clean.accuracy)
     _warn_of_chance(run, clean.accuracy)
+    result: dict[str, Any] = {"clean": asdict(clean)}
     if encodings is not None and encoder is not None:
         key_seed = run.config.seed if seed is None else seed
         settings = EncodedSettings(encodings, average, key_seed)
         _evaluate_encodings(run_folder, run, clean, encoder, settings)
+        result = run.folder.read_json(EVALUATION)
+    give_result(result)
 
 
 def _evaluate_encodings(

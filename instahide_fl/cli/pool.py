@@ -14,6 +14,7 @@ from instahide_fl.cli.common import (
     print_rows,
     refuse_existing,
 )
+from instahide_fl.cli.output_options import ResultCommand, give_result
 from instahide_fl.interrupts import interrupt
 
 # PyTorch is imported where it is used: pools are built without it.
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 pool_app = typer.Typer(help="Pools of public images.", no_args_is_help=True)
 
 
-@pool_app.command("build")
+@pool_app.command("build", cls=ResultCommand)
 def pool_build(
     source: Annotated[
         Path,
@@ -78,9 +79,11 @@ def pool_build(
         advice = "interrupted: the same command continues"
         raise type(interruption)(advice) from None
     print_rows(*built.facts(), ("pool", built.folder), ("sha256", built.sha256))
+    facts = dict(built.facts())
+    give_result({"pool": built.folder, "sha256": built.sha256, "facts": facts})
 
 
-@pool_app.command("info")
+@pool_app.command("info", cls=ResultCommand)
 def pool_info(
     pool: Annotated[Path, typer.Argument(help="Folder of a pool, or photos.")],
     image_size: Annotated[int, typer.Option(help="For photos: side in pixels.")] = 32,
@@ -105,6 +108,15 @@ def pool_info(
         ("sha256", mixing_pool.sha256),
     ]
     print_rows(*rows)
+    give_result(
+        {
+            "pool": folder or "photos",
+            "images": len(mixing_pool),
+            "image_shape": list(shape),
+            "sha256": mixing_pool.sha256,
+            "facts": dict(build_facts(read_manifest(folder))) if folder else {},
+        }
+    )
     if picture is not None:
         import torch
 
@@ -114,7 +126,7 @@ def pool_info(
         save_contact_sheet(picture, pictures, f"{len(mixing_pool):,} images: a sample")
 
 
-@pool_app.command("verify")
+@pool_app.command("verify", cls=ResultCommand)
 def pool_verify(
     pool: Annotated[Path, typer.Argument(help="Folder of a pool, or photos.")],
     image_size: Annotated[int, typer.Option(help="For photos: side in pixels.")] = 32,
@@ -125,6 +137,7 @@ def pool_verify(
     with console.status("reading"):
         mixing_pool.verify()
     console.print(f"{len(mixing_pool):,} images match sha256 {mixing_pool.sha256}")
+    give_result({"images": len(mixing_pool), "sha256": mixing_pool.sha256})
 
 
 def _open_pool(pool: Path, image_size: int, channels: int) -> MixingPool:

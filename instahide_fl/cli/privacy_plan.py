@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 from rich.table import Table
@@ -56,12 +56,15 @@ def warn_of_exposed_clients(settings: Config, data: FederatedData) -> None:
         )
 
 
-def print_plan(settings: Config, data: FederatedData) -> None:
+def print_plan(settings: Config, data: FederatedData) -> dict[str, Any]:
     """Print what a run will do, and what it will spend of each client's privacy.
 
     Args:
         settings: The run's settings, with the noise that it will train with.
         data: The run's data.
+
+    Returns:
+        The same for JSON.
     """
     from instahide_fl.defenses.planned_privacy import epsilon_by_client, planned_loss
 
@@ -72,33 +75,48 @@ def print_plan(settings: Config, data: FederatedData) -> None:
         f"{settings.instahide.method}",
         highlight=False,
     )
-    if not settings.defense.is_private:
-        return
+    plan: dict[str, Any] = {"rounds": train.rounds, "images": sizes}
     loss = planned_loss(settings, sizes)
     if loss.epsilon is None:
-        console.print(f"epsilon: {loss.absent}", highlight=False)
-        return
+        if settings.defense.is_private:
+            console.print(f"epsilon: {loss.absent}", highlight=False)
+        return {**plan, "epsilon_absent": loss.absent}
     console.print(
         f"differential privacy of one {loss.unit}: epsilon {loss.epsilon:.3g} at delta "
         f"{loss.delta:g} (by the Renyi accountant {loss.epsilon_rdp:.3g})",
         highlight=False,
     )
-    _print_clients(epsilon_by_client(settings, sizes), sizes)
+    by_client = epsilon_by_client(settings, sizes)
+    _print_clients(by_client, sizes)
+    return {
+        **plan,
+        "noise_multiplier": settings.defense.noise_multiplier,
+        "epsilon": loss.epsilon,
+        "epsilon_rdp": loss.epsilon_rdp,
+        "delta": loss.delta,
+        "privacy_unit": loss.unit,
+        "epsilon_rdp_by_client": by_client,
+    }
 
 
-def print_study_epsilons(planned: Sequence[PlannedRun]) -> None:
+def print_study_epsilons(planned: Sequence[PlannedRun]) -> dict[str, str]:
     """Print what the runs of a study will have spent, a line for each method.
 
     Args:
         planned: The runs of the study; trials are left out.
+
+    Returns:
+        The same, by method.
     """
     by_variant = {
         run.variant: run.config
         for run in reversed(planned)
         if run.config.defense.is_private and not run.trial
     }
-    for variant, config in reversed(by_variant.items()):
-        console.print(f"{variant}: {_spent(config)}", markup=False, highlight=False)
+    spent = {v: _spent(config) for v, config in reversed(by_variant.items())}
+    for variant, text in spent.items():
+        console.print(f"{variant}: {text}", markup=False, highlight=False)
+    return spent
 
 
 def _spent(config: Config) -> str:

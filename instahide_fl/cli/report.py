@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from instahide_fl.cli.common import console
+from instahide_fl.cli.output_options import give_result
 
 
 def report(
@@ -32,3 +33,4 @@ def report(
     with console.status("writing the report"):
         page = write_report(folders, out)
     console.print(str(page), markup=False, highlight=False)
+    give_result({"report": page})

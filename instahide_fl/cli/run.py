@@ -21,6 +21,7 @@ from instahide_fl.cli.common import (
     read_settings,
 )
 from instahide_fl.cli.data_summary import print_data_summary
+from instahide_fl.cli.output_options import give_result
 from instahide_fl.cli.privacy_plan import (
     print_plan,
     warn_of_exposed_clients,
@@ -31,6 +32,7 @@ from instahide_fl.errors import ConfigError, DivergenceError
 from instahide_fl.interrupts import interrupt
 from instahide_fl.terminal import counted
 
+ENGINE_NAMES = ("ray", "flower", "inline")
 DEPLOYMENT = "deployment"  # stands in provenance.json where others have an engine
 
 # PyTorch is imported where it is used: pools are built without it.
@@ -44,7 +46,9 @@ def run(
     engine: Annotated[
         str | None,
         typer.Option(
-            help="ray, flower or inline. Default: ray; with --resume, the run's own."
+            metavar="|".join(ENGINE_NAMES),
+            autocompletion=lambda: ENGINE_NAMES,
+            help="Default: ray; with --resume, the run's own.",
         ),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the simulation.")] = None,
@@ -74,9 +78,9 @@ def run(
     from instahide_fl.run_folder import RunFolder, free_run_folder
     from instahide_fl.tracking.tracked import tracking_settings
 
-    if engine is not None and engine not in ENGINES:
+    if engine is not None and engine not in ENGINE_NAMES:
         raise ConfigError(
-            f"--engine must be one of {', '.join(ENGINES)}, got {engine!r}"
+            f"--engine must be one of {', '.join(ENGINE_NAMES)}, got {engine!r}"
         )
     if resume is not None:
         if config or assignments or seed is not None or out:
@@ -97,7 +101,7 @@ def run(
         settings = with_planned_noise(settings, data)
     warn_of_exposed_clients(settings, data)
     if plan:
-        print_plan(settings, data)
+        give_result(print_plan(settings, data))
         return
     if resume is None:
         path = out or free_run_folder(Path("runs"), settings)
@@ -200,6 +204,7 @@ def train(
         raise type(interruption)(advice) from None
     _print_outcome(folder.summary(), settings)
     console.print(f"run folder: {folder.path}")
+    give_result({"folder": folder.path.absolute(), **folder.summary()})
 
 
 def _print_outcome(summary: Mapping[str, Any], settings: Config) -> None:

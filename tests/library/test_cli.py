@@ -15,8 +15,11 @@ import pytest
 import torch
 from PIL import Image
 
+from instahide_fl import __version__
+from instahide_fl.cli.run import ENGINE_NAMES
 from instahide_fl.config import Config
 from instahide_fl.data.pool import MixingPool
+from instahide_fl.engine.run import ENGINES
 from instahide_fl.files import sole_writer
 from instahide_fl.run_folder import PROVENANCE, RunFolder
 
@@ -38,6 +41,33 @@ def test_run_then_the_folder_cannot_be_overwritten(command):
     assert "first exists already" in err
     code, _, err = command("run", "--resume", "first")
     assert (code, "is finished" in err) == (2, True)
+
+
+def test_programs_read_json_and_the_quiet_read_nothing(command):
+    code, out, _ = command("run", *QUICK, "--out", "first", "--json")
+    result = json.loads(out)
+    assert (code, result["rounds"]) == (0, 2)
+    assert Path(result["folder"]) == Path("first").absolute()
+    code, out, _ = command("evaluate", "first", "--json")
+    assert json.loads(out)["clean"]["accuracy"] == result["final_accuracy"]
+    assert command("evaluate", "first", "--quiet")[:2] == (0, "")
+    # What was asked of one command does not hold for the next.
+    assert "clean images" in command("evaluate", "first")[1]
+    code, out, _ = command("data", "partition", "--json")
+    clients = json.loads(out)["clients"]
+    assert sum(sum(counts) for counts in clients.values()) == 4000
+    code, out, err = command("evaluate", "nowhere", "--json")
+    assert (code, out) == (2, "")
+    assert "nowhere" in err
+
+
+def test_it_says_its_version_and_which_engines_there_are(command):
+    assert command("--version")[:2] == (0, f"instahide-fl {__version__}\n")
+    assert "Usage" in command("run", "-h")[1]
+    assert tuple(sorted(ENGINES, key=ENGINE_NAMES.index)) == ENGINE_NAMES
+    module = [sys.executable, "-m", "instahide_fl", "--version"]
+    shown = subprocess.run(module, capture_output=True, text=True, check=True).stdout
+    assert shown == f"instahide-fl {__version__}\n"
 
 
 def test_one_process_at_a_time_writes_in_a_folder(command, tmp_path):
@@ -94,7 +124,7 @@ def test_default_folders_are_numbered_and_a_settings_file_works(command):
         (["--set", "data.dataset=hf:/nowhere/at-all"], "no such folder or file"),
         (["--set", "data.image-size=2"], "at least 4x4"),
         (["--set", "resources.gpus-per-client=1.0"], "no usable GPU"),
-        (["--engine", "warp"], "must be one of inline, ray, flower"),
+        (["--engine", "warp"], "must be one of ray, flower, inline"),
         (["missing.toml"], "cannot read the settings file"),
         (["--resume", "nothing"], "not a run folder"),
         (["--out", "file/below"], "cannot write file/below"),
