@@ -27,8 +27,10 @@ from instahide_fl.attacks.registry import build_attack
 from instahide_fl.audit.attack_result import AttackResult, save_result
 from instahide_fl.audit.pictures import save_attack_pictures
 from instahide_fl.audit.run_attacks import run_attack
+from instahide_fl.audit.scoring.verdict import NO_LEAK
 from instahide_fl.config import Scalar
 from instahide_fl.files import write_text
+from instahide_fl.metrics.scores import RECOGNISABLE
 from instahide_fl.progress import steps_bar
 from instahide_fl.transcript.threat_model import THREAT_MODELS
 
@@ -260,8 +262,13 @@ def _text(cell: Mapping[str, object]) -> str:
     for name in ("encoding", "private"):
         if isinstance(ssim := cell.get(name), dict):
             parts.append(f"{name} {ssim['mean']:.2f}")
-    verdict = str(cell["verdict"]).replace(" by this attack", "")
-    return f"{', '.join(parts)}; {verdict}"
+    verdict = str(cell["verdict"])
+    encoding = cell.get("encoding")
+    recovered = isinstance(encoding, dict) and encoding["mean"] > RECOGNISABLE
+    if recovered and verdict == NO_LEAK:
+        # An encoding is no end: other attacks go on from there.
+        verdict = "the encoding leaks, the images by the next step"
+    return f"{', '.join(parts)}; {verdict.replace(' by this attack', '')}"
 
 
 if __name__ == "__main__":

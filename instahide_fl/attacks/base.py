@@ -68,6 +68,22 @@ class RankedComponents:
 
 
 @dataclass(frozen=True)
+class MixtureGuess:
+    """How likely each of M candidates is to be in the encodings of a client.
+
+    Attributes:
+        encodings: i64[E], which encodings of the client were looked at, in the order of
+            rounds.
+        scores: f32[E,M], the score in each of them, higher for likelier.
+        together: f32[M], the score in all of them together.
+    """
+
+    encodings: Tensor
+    scores: Tensor
+    together: Tensor
+
+
+@dataclass(frozen=True)
 class Recovered:
     """What an attack recovered of one client.
 
@@ -87,6 +103,7 @@ class Recovered:
         diagnostics: Numbers about how the attack went.
         links: Which image the attack assigned to each class of each encoding; None
             if the mapping was given to it, or it did not look for one.
+        mixture: Which candidates the encodings mix; None if the attack does not ask.
     """
 
     client: str
@@ -100,6 +117,7 @@ class Recovered:
     components: dict[str, RankedComponents] = field(default_factory=dict)
     diagnostics: dict[str, float] = field(default_factory=dict)
     links: LinkedEncodings | None = None
+    mixture: MixtureGuess | None = None
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Decode encodings into private images, given mapping and coefficients.
 
-This is what an auditor does. It bounds from above what an adversary reaches who first
-has to find out which encodings share an image.
+This is what an auditor does. It is no bound on what others reach: an adversary without
+any key who searches the pool recovers more (see `carlini`).
 """
 
 from __future__ import annotations

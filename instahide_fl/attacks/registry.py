@@ -14,6 +14,7 @@ from instahide_fl.attacks.hard_labels import HardLabels
 from instahide_fl.attacks.imprint import Imprint
 from instahide_fl.attacks.inverting_gradients import InvertingGradients
 from instahide_fl.attacks.key_replay.attack import KeyReplay
+from instahide_fl.attacks.membership_encodings import MembershipEncodings
 from instahide_fl.attacks.membership_updates.attack import MembershipUpdates
 from instahide_fl.attacks.mixup_recovery.attack import MixupRecovery
 from instahide_fl.attacks.pool_search.attack import PoolSearch
@@ -41,6 +42,7 @@ ATTACKS: Mapping[str, type[Attack]] = {
         PoolSearch,
         Carlini,
         MembershipUpdates,
+        MembershipEncodings,
     )
 }
 

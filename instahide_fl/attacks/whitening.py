@@ -63,6 +63,17 @@ class Whitening:
         return cls._of(blocks, ignore_signs, POOL_SHRINKAGE)
 
     @classmethod
+    def of_images(cls, blocks: Iterable[Tensor], ignore_signs: bool) -> Whitening:
+        """Measure mean and covariance on images like those that are compared.
+
+        Args:
+            blocks: Images, f32[n,C,H,W] each, normalised.
+            ignore_signs: Whether to compare squares of pixels.
+        """
+        features = (features_of(block, ignore_signs) for block in blocks)
+        return cls._of(features, ignore_signs, POOL_SHRINKAGE)
+
+    @classmethod
     def of_encodings(cls, encodings: Tensor, ignore_signs: bool) -> Whitening:
         """Measure mean and covariance on encodings, where there are no public images.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from instahide_fl.attacks.layers.linear_layers import build_network
 from instahide_fl.audit.candidates import load_candidates
 from instahide_fl.audit.membership import Membership, read_membership
-from instahide_fl.audit.scoring.ground_truth import GroundTruth
+from instahide_fl.audit.scoring.ground_truth import GroundTruth, asked_about
 from instahide_fl.audit.undefended import (
     undefended_config,
     undefended_transcripts,
@@ -80,7 +80,7 @@ class RecordedRun:
     def view(self, adversary: ThreatModel) -> AdversaryView:
         """Return what an adversary has of the run."""
         membership = self._membership
-        return build_view(
+        view = build_view(
             adversary=adversary,
             config=self.config,
             transcripts=self.transcripts,
@@ -88,6 +88,8 @@ class RecordedRun:
             buffers=self._buffers,
             candidates=membership.candidates if membership else None,
         )
+        mixed = asked_about(adversary, self.ground_truth)
+        return replace(view, mixed_candidates=mixed)
 
     def undefended_reference(self) -> RecordedRun:
         """Return the same clients in the same rounds with nothing hidden.

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from instahide_fl.attacks.registry import ATTACKS
-from instahide_fl.audit.scoring.ground_truth import GroundTruth
+from instahide_fl.audit.scoring.ground_truth import GroundTruth, asked_about
 from instahide_fl.audit.undefended import undefended_config, undefended_truth
 from instahide_fl.challenge.files import SETTINGS, PublishedChallenge, read_published
 from instahide_fl.challenge.make import CLIENT, ROUND
@@ -135,6 +135,7 @@ class ChallengeTarget:
             observations=(observation,),
             rounds=(),
             pool=self.pool if Knowledge.POOL in knows else None,
+            mixed_candidates=asked_about(adversary, self.ground_truth),
         )
 
     def undefended_reference(self) -> ChallengeTarget:

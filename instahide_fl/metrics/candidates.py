@@ -85,6 +85,10 @@ class Candidates:
 
     def normalised(self, start: int, stop: int) -> Tensor:
         """Return the images start..stop-1 in their order, f32[n,C,H,W], normalised."""
+        return self.statistics.normalise(self.pixels(start, stop))
+
+    def pixels(self, start: int, stop: int) -> Tensor:
+        """Return the images start..stop-1 in their order, u8[n,C,H,W]."""
         rows, offset = self.order[start:stop], 0
         shape = self.splits[0].images.shape[1:]
         pixels = torch.empty(len(rows), *shape, dtype=torch.uint8)
@@ -92,7 +96,7 @@ class Candidates:
             inside = (rows >= offset) & (rows < offset + len(split))
             pixels[inside] = split.images[split.image_rows(rows[inside] - offset)]
             offset += len(split)
-        return self.statistics.normalise(pixels)
+        return pixels
 
     def chunks(self, values: int) -> Iterator[tuple[int, int]]:
         """Yield ranges of candidates that none of `sizes` lies inside of.

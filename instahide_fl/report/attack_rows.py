@@ -83,6 +83,7 @@ class AttackFile:
             **_baseline_scores(data["baseline"]),
             "control_succeeds": control.get("succeeds"),
             "images": data["images"],
+            **_identification(metrics.get("membership", {})),
             "batch_size": data["batch_size"],
             "attacked_rounds": len(rounds) if isinstance(rounds, list) else 1,
             "seconds": data["seconds"],

@@ -103,7 +103,7 @@ THREAT_MODELS: dict[str, ThreatModel] = {
         ThreatModel(
             "auditor",
             "Sees what the server sees and is given mapping, coefficients and labels: "
-            "an upper bound, not a likely adversary.",
+            "a measure of what they are worth, not a likely adversary.",
             _SEEN_BY_SERVER | {Knowledge.LABELS, Knowledge.MAPPING},
             ordinary=False,
         ),

@@ -148,6 +148,9 @@ class AdversaryView:
         pool: The public images; None if unknown, or if encodings use none.
         candidates: Images of which some were trained on and some were held out, which
             attacks on membership are asked about; None if nothing was held out.
+        mixed_candidates: Images of which some are in the encodings and no client
+            trained on the others, which attacks on encodings are asked about; None
+            without encodings, or without other images.
     """
 
     threat_model: ThreatModel
@@ -159,6 +162,7 @@ class AdversaryView:
     rounds: tuple[ObservedRound, ...]
     pool: MixingPool | None
     candidates: CandidateImages | None = None
+    mixed_candidates: CandidateImages | None = None
 
     def require(
         self,

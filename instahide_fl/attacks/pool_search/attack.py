@@ -17,6 +17,7 @@ from instahide_fl.attacks.base import (
     Recovered,
     scale_progress,
 )
+from instahide_fl.attacks.magnitudes import shifted_to_zero
 from instahide_fl.attacks.pool_search.network_training import Training
 from instahide_fl.attacks.pool_search.pool_ranking import (
     Comparison,
@@ -67,6 +68,9 @@ class PoolSearch(Attack):
     """Batches that the networks are trained on."""
     batch_size: Annotated[int, Field(ge=2)] = 64
     """Mixtures in a batch."""
+    absolute_values: bool = False
+    """Whether absolute values of encodings are searched, up to scale and offset, as an
+    update of a sign-invariant network gives them away."""
 
     def reconstruct(
         self, view: AdversaryView, rng: np.random.Generator, progress: ProgressCallback
@@ -93,6 +97,8 @@ class PoolSearch(Attack):
                 if observation.encodings is not None
             ]
         )
+        if self.absolute_values:
+            encodings = shifted_to_zero(encodings)
         correlation = correlation_embedding(view.config.instahide.method == "instahide")
         comparisons = {"correlation": Comparison(correlation(encodings), correlation)}
         parts = 1

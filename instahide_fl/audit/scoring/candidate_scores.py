@@ -90,19 +90,19 @@ class RankScores:
     """
 
     size: int
-    ranks: Mapping[Distance, Tensor]
-    in_class: Mapping[Distance, Tensor]
+    ranks: Mapping[str, Tensor]
+    in_class: Mapping[str, Tensor]
     choices: Tensor
     num_images: int
 
     @property
-    def distance(self) -> Distance:
+    def distance(self) -> str:
         """The distance by which most images are identified."""
         return max(
             self.ranks, key=lambda name: (self.top(1, name), self.top(TOP, name))
         )
 
-    def top(self, first: int, distance: Distance | None = None) -> float:
+    def top(self, first: int, distance: str | None = None) -> float:
         """Return the share of true images among the first; by the best distance."""
         ranks = self.ranks[distance or self.distance]
         return float((ranks < first).double().mean())

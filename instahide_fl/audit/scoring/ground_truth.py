@@ -13,11 +13,14 @@ from typing import NamedTuple
 
 from instahide_fl.attacks.base import Reconstruction, Recovered
 from instahide_fl.audit.membership import Membership
+from instahide_fl.audit.mixed_candidates import MixedCandidates, mix_candidates
 from instahide_fl.audit.scoring.originals import Originals
 from instahide_fl.data.augment import Augmentation
 from instahide_fl.errors import TranscriptError
 from instahide_fl.metrics.candidates import Candidates
 from instahide_fl.transcript.aggregate import ALL_CLIENTS, truths_together
+from instahide_fl.transcript.candidates import CandidateImages
+from instahide_fl.transcript.threat_model import Knowledge, ThreatModel
 from instahide_fl.transcript.truth import ClientTruth, Truths
 from instahide_fl.types import ChannelStatistics
 
@@ -65,6 +68,13 @@ class GroundTruth:
     def originals(self) -> Originals:
         """The private images of all clients, each once."""
         return Originals.of(self.truths, self.statistics)
+
+    @cached_property
+    def mixed_candidates(self) -> MixedCandidates | None:
+        """Private images among those that no client trained on; None without such."""
+        if self.candidates is None or not len(self.candidates):
+            return None
+        return mix_candidates(self.originals, self.candidates)
 
     @property
     def augmented(self) -> bool:
@@ -120,3 +130,18 @@ class GroundTruth:
     @cached_property
     def _of_all_clients_as_one(self) -> GroundTruth:
         return replace(self, truths=truths_together(self.truths))
+
+
+def asked_about(
+    adversary: ThreatModel, ground_truth: GroundTruth | None
+) -> CandidateImages | None:
+    """Return the images that an adversary who has encodings asks about, if any.
+
+    Args:
+        adversary: The adversary.
+        ground_truth: What the clients hid; None if nobody knows it.
+    """
+    if ground_truth is None or Knowledge.ENCODINGS not in adversary.knows:
+        return None
+    mixed = ground_truth.mixed_candidates
+    return None if mixed is None else mixed.candidates

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from instahide_fl.attacks.base import ClientScores, MembershipGuess
 from instahide_fl.audit.membership import Membership
+from instahide_fl.audit.scoring.candidate_scores import CandidateScores
 from instahide_fl.metrics.membership import FALSE_POSITIVE_RATES, membership_metrics
 
 AUC_MARGIN = 0.05
@@ -35,6 +36,8 @@ class MembershipScores:
         chance_bound: The accuracy that a network without knowledge may reach; None if
             it is not known.
         is_at_chance: Whether the attacked model has learned nothing.
+        identification: How often the image that weighs most in a single encoding comes
+            first among candidates; None if the attack was not on encodings.
     """
 
     decided_by: str
@@ -44,6 +47,7 @@ class MembershipScores:
     test_accuracy: float | None
     chance_bound: float | None
     is_at_chance: bool
+    identification: CandidateScores | None = None
 
     @property
     def decided(self) -> Mapping[str, Any]:
@@ -79,6 +83,11 @@ class MembershipScores:
             "by_client": dict(self.by_client),
             "test_accuracy": self.test_accuracy,
             "chance_bound": self.chance_bound,
+            **(
+                {"identification": self.identification.to_json()}
+                if self.identification
+                else {}
+            ),
         }
 
     def in_words(self) -> str:
@@ -94,6 +103,17 @@ class MembershipScores:
         return (
             f"members told from held-out images with AUC {figures['auc']:.3f} "
             f"({low:.3f}-{high:.3f}), {rates} (score {self.decided_by}){beside}"
+            f"{self._identified_in_words()}"
+        )
+
+    def _identified_in_words(self) -> str:
+        if self.identification is None:
+            return ""
+        ranked = self.identification.decisive
+        low, high = ranked.interval(1)
+        return (
+            f"; a single encoding puts the image that weighs most first of "
+            f"{ranked.size:,} for {ranked.top(1):.1%} ({low:.1%}-{high:.1%})"
         )
 
     def caveats(self) -> Iterator[str]:

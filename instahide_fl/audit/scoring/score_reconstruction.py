@@ -22,6 +22,7 @@ from instahide_fl.audit.scoring.image_scorer import ImageScorer, ScoredImages
 from instahide_fl.audit.scoring.key_scores import score_keys
 from instahide_fl.audit.scoring.label_scores import score_hard_labels, score_soft_labels
 from instahide_fl.audit.scoring.membership_scores import score_membership
+from instahide_fl.audit.scoring.mixture_scores import score_mixtures
 from instahide_fl.audit.scoring.public_image_scores import (
     score_components,
     shown_components,
@@ -61,7 +62,9 @@ def score_reconstruction(
         for client in clients
         if client.recovered.images is not None and len(client.recovered.images)
     ]
-    membership = score_membership(reconstruction.membership, truth.membership)
+    membership = score_membership(
+        reconstruction.membership, truth.membership
+    ) or score_mixtures(clients, ground_truth)
     caveats = [*_caveats(reconstruction, truth)]
     if membership is not None:
         caveats += membership.caveats()
