@@ -5,6 +5,8 @@ It follows from the gradient of the last layer.
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -17,6 +19,11 @@ from instahide_fl.attacks.base import (
     Reconstruction,
     Recovered,
 )
+from instahide_fl.attacks.layers.last_layer import (
+    GradientErrors,
+    LogitGradient,
+    fit_logit_gradient,
+)
 from instahide_fl.attacks.layers.linear_layers import (
     LayerTensors,
     LinearLayer,
@@ -25,6 +32,7 @@ from instahide_fl.attacks.layers.linear_layers import (
     require_head,
     require_one_step,
 )
+from instahide_fl.config import Config
 from instahide_fl.errors import AttackError
 from instahide_fl.transcript.view import AdversaryView, Observation
 
@@ -34,8 +42,8 @@ class SoftLabels(Attack):
 
     name: ClassVar[str] = "soft_labels"
     summary: ClassVar[str] = (
-        "soft label and private coefficients of a batch of one, exactly, from the last "
-        "layer"
+        "soft label and private coefficients of a batch of one, from the last layer: "
+        "exactly, or behind a defence with an error that it states"
     )
     on_aggregates: ClassVar[bool] = True
     cost: ClassVar[str] = "milliseconds a client"
@@ -47,11 +55,11 @@ class SoftLabels(Attack):
     def reconstruct(
         self, view: AdversaryView, rng: np.random.Generator, progress: ProgressCallback
     ) -> Reconstruction:
-        """Solve the gradient of the last bias for labels; see `Attack.reconstruct`.
+        """Fit the gradient of the last layer for labels; see `Attack.reconstruct`.
 
         Raises:
-            AttackError: the last layer is not linear with a bias, or an update is of
-                several images or steps.
+            AttackError: the last layer is not linear with a bias, an update is of
+                several images or steps, or clients sent signs only.
         """
         head = require_head(self.name, view)
         recovered = []
@@ -64,7 +72,7 @@ class SoftLabels(Attack):
 def soft_label(
     gradient: LayerTensors, parameters: LayerTensors, weight: float | None
 ) -> Tensor:
-    """Return the soft label of one image.
+    """Return the soft label of one image whose gradient nothing has changed.
 
     The gradient of the last bias is S p - y, with p the prediction and S the sum of the
     label y. That of the weight is its outer product with the layer's input h, so h is
@@ -89,6 +97,80 @@ def soft_label(
     return (weight * prediction - gradient.bias).clamp_min(0)
 
 
+@dataclass(frozen=True)
+class LabelEstimate:
+    """A soft label, with standard errors.
+
+    Attributes:
+        label: The label y, f64[K].
+        errors: The standard error of each entry, f64[K].
+        weight_error: The standard error of the label's sum.
+    """
+
+    label: Tensor
+    errors: Tensor
+    weight_error: float
+
+
+def estimate_label(
+    fit: LogitGradient,
+    scaled: bool,
+    weight_range: tuple[float, float],
+    num_private: int,
+) -> LabelEstimate:
+    """Return the soft label of one image by least squares.
+
+    The gradient of the logits is c (S p - y), with p the prediction, S the sum of the
+    label y, and c <= 1 the factor of clipping. Classes that the image lacks have y = 0,
+    and there gradient and prediction have the ratio c S. Of an unknown S behind an
+    unknown c only the middle of the range can be said.
+
+    Args:
+        fit: The gradient of the logits.
+        scaled: Whether c is unknown; it is 1 otherwise.
+        weight_range: The smallest and the largest possible S; equal if S is known.
+        num_private: The largest number of classes with y > 0.
+    """
+    lowest, highest = weight_range
+    middle, spread = (lowest + highest) / 2, (highest - lowest) / math.sqrt(12)
+    known = fit.errors.isfinite()
+    present = _likeliest_classes(fit, num_private)
+    ratio, ratio_error = middle, spread
+    if (spread or scaled) and bool((known & ~present).any()):
+        ratio, ratio_error = _fit_ratio(fit, known & ~present)
+    scale = ratio / middle if scaled else 1.0
+    errors = fit.errors.square().where(known, (ratio * fit.prediction).square())
+    errors = errors + (ratio * fit.prediction_errors).square()
+    errors = (errors + (ratio_error * fit.prediction).square()).sqrt() / abs(scale)
+    label = (ratio * fit.prediction - fit.values) / scale
+    label = label.clamp_min(0) * (present & known)
+    if scaled:
+        errors = errors + label * math.hypot(ratio_error / ratio, spread / middle)
+    return LabelEstimate(label, errors, spread if scaled else ratio_error)
+
+
+def _likeliest_classes(fit: LogitGradient, count: int) -> Tensor:
+    """Return the classes whose gradient is furthest below the prediction, bool[K]."""
+    ratio = (fit.values / fit.prediction).where(fit.errors.isfinite(), torch.inf)
+    present = torch.zeros(len(ratio), dtype=torch.bool)
+    present[ratio.argsort()[: min(count, len(ratio) - 1)]] = True
+    return present
+
+
+def _fit_ratio(fit: LogitGradient, absent: Tensor) -> tuple[float, float]:
+    """Return the ratio of gradient and prediction in classes, and its standard error.
+
+    Args:
+        fit: The gradient of the logits.
+        absent: The classes that the image lacks, bool[K].
+    """
+    variances = fit.errors.square() + fit.prediction_errors.square()
+    trust, prediction = 1 / variances[absent], fit.prediction[absent]
+    squares = float(trust @ prediction.square())
+    ratio = float(trust @ (fit.values[absent] * prediction)) / squares
+    return ratio, squares**-0.5
+
+
 def recover_label(
     view: AdversaryView, observation: Observation, head: LinearLayer
 ) -> Recovered:
@@ -100,9 +182,16 @@ def recover_label(
         head: The network's last layer.
 
     Raises:
-        AttackError: the update is of several images or steps, or its gradient is 0.
+        AttackError: the update is of several images or steps, its gradient is 0, or
+            only its signs were sent.
     """
     require_one_step(SoftLabels.name, observation)
+    if "sign" in view.config.defense.transform_names:
+        raise AttackError(
+            "attack soft_labels reads sizes of gradients, of which "
+            f"defense.transforms = {view.config.defense.transforms!r} leaves only "
+            "signs: use hard_labels"
+        )
     if observation.num_examples != 1:
         of_one_client = ""
         if observation.clients > 1:
@@ -119,20 +208,49 @@ def recover_label(
             f"{observation.who} sent no gradient of {head.bias} in round "
             f"{observation.round}: attack an earlier round"
         )
-    # Private coefficients sum to 1 unless public images take a part.
-    weight = None if view.config.instahide.uses_pool else 1.0
-    label = soft_label(gradient, layer_parameters(observation, head), weight)
-    entries = label.sort(descending=True).values
-    private = 1
-    if view.config.instahide.method != "none":
-        private = min(view.config.instahide.private_count, len(entries))
-    diagnostics = {"weight": float(label.sum())} | {
-        f"lambda_{number}": float(entries[number - 1])
-        for number in range(1, private + 1)
-    }
+    estimate = _estimate(view.config, observation, gradient, head)
+    entries = estimate.label.sort(descending=True).values
+    private = min(_num_private(view.config), len(entries))
+    diagnostics = {
+        "weight": float(estimate.label.sum()),
+        "weight_error": estimate.weight_error,
+        "label_error": float(estimate.errors.max()),
+    } | {f"lambda_{i}": float(entries[i - 1]) for i in range(1, private + 1)}
     return Recovered(
         observation.client,
         observation.round,
-        soft_targets=label[None].float(),
+        soft_targets=estimate.label[None].float(),  # [K] -> [1,K]
         diagnostics=diagnostics,
     )
+
+
+def _estimate(
+    config: Config, observation: Observation, gradient: LayerTensors, head: LinearLayer
+) -> LabelEstimate:
+    """Return the label that the gradient of the last layer implies."""
+    parameters = layer_parameters(observation, head)
+    scale = 1.0
+    if observation.kind == "delta":
+        scale = 1 / (config.train.learning_rate * observation.learning_rate_factor)
+    errors = GradientErrors.of(config.defense, gradient, scale)
+    fit = fit_logit_gradient(gradient, parameters, errors)
+    weight = known_weight(config)
+    estimate = estimate_label(
+        fit=fit,
+        scaled=errors.scaled,
+        weight_range=(weight or config.instahide.min_private_weight, 1.0),
+        num_private=_num_private(config),
+    )
+    if config.defense.description == "none":
+        return replace(estimate, label=soft_label(gradient, parameters, weight))
+    return estimate
+
+
+def known_weight(config: Config) -> float | None:
+    """Return the sum of soft labels, which is 1 unless public images take a part."""
+    return None if config.instahide.uses_pool else 1.0
+
+
+def _num_private(config: Config) -> int:
+    """Return the number of private images in an encoding."""
+    return 1 if config.instahide.method == "none" else config.instahide.private_count

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from instahide_fl.attacks.base import ignore_progress
 from instahide_fl.attacks.deep_leakage import ImprovedDeepLeakage
 from instahide_fl.attacks.inverting_gradients import InvertingGradients
+from instahide_fl.attacks.layers.last_layer import LogitGradient
 from instahide_fl.attacks.matching.gradient_matching import (
     cosine_distance,
     simulated_updates,
@@ -22,9 +23,11 @@ from instahide_fl.attacks.matching.side_by_side import fits_one_pass, update_dis
 from instahide_fl.attacks.matching.simulated_defense import SimulatedDefense
 from instahide_fl.attacks.matching.variation_weight import climb
 from instahide_fl.attacks.matching.victims import stack_victims, training_network
+from instahide_fl.attacks.soft_labels import SoftLabels, estimate_label
 from instahide_fl.config import DefenseConfig
 from instahide_fl.data.pool import MixingPool
 from instahide_fl.defenses.transforms import apply_transforms
+from instahide_fl.errors import AttackError
 from instahide_fl.types import PrivateSplit
 from tests.library.attack_views import observed_client, settings
 
@@ -192,3 +195,57 @@ def test_climbing_ends_at_the_maximum(count, data):
     scores = {float(i): -abs(i - peak) for i in range(count)}
     tried = climb(scores.__getitem__, list(scores))
     assert max(tried, key=tried.__getitem__) == peak
+
+
+def labelled(method, start, **defense):
+    """Return the largest error of a recovered soft label, and the error it states."""
+    few, pool = photos(start, start + 8), MixingPool.photos(8, 3)
+    view, truth = observed_client(settings(method, 1, **CNN), few, pool)
+    view = defended(view, **defense)
+    (found,) = (
+        SoftLabels()
+        .reconstruct(view, np.random.default_rng(0), ignore_progress)
+        .recovered
+    )
+    off = (found.soft_targets - truth.soft_targets).abs().max()
+    return float(off), found.diagnostics["label_error"]
+
+
+@pytest.mark.parametrize(
+    ("method", "defense", "stated"),
+    [
+        ("inside", {"transforms": "clip, noise", "noise_multiplier": 1e-3}, 0.01),
+        ("inside", {"transforms": "clip, noise", "noise_multiplier": 1e-2}, 0.1),
+        ("inside", {"transforms": "clip", "clip_norm": 0.1}, 1e-4),
+        ("none", {"transforms": "prune", "prune_share": 0.9}, 1e-3),
+        ("inside", {"transforms": "prune", "prune_share": 0.99}, 0.15),
+        ("cross", {"transforms": "prune", "prune_share": 0.5}, 1e-3),
+        # Neither the factor of clipping nor the label's sum is known.
+        ("cross", {"transforms": "clip, noise", "noise_multiplier": 1e-3}, 0.3),
+    ],
+)
+def test_a_soft_label_is_estimated_behind_a_defence_with_its_error(
+    method, defense, stated
+):
+    for start in (0, 8, 16):
+        off, label_error = labelled(method, start, **defense)
+        assert off <= 3 * label_error + 1e-6
+        assert label_error < stated
+
+
+def test_a_soft_label_cannot_be_read_off_signs():
+    with pytest.raises(AttackError, match="use hard_labels"):
+        labelled("inside", 0, transforms="sign")
+
+
+@given(st.integers(0, 99), st.floats(0.05, 1))
+def test_the_ratio_of_absent_classes_gives_scale_and_label(seed, scale):
+    rng = np.random.default_rng(seed)
+    prediction = torch.from_numpy(rng.dirichlet(np.ones(10)))
+    label = torch.zeros(10, dtype=torch.float64)
+    label[torch.from_numpy(rng.choice(10, 2, replace=False))] = 0.5
+    exact = torch.full((10,), 1e-9, dtype=torch.float64)
+    gradient = scale * (prediction - label)
+    fit = LogitGradient(gradient, exact, prediction, exact)
+    estimate = estimate_label(fit, scaled=True, weight_range=(1, 1), num_private=4)
+    torch.testing.assert_close(estimate.label, label, rtol=0, atol=1e-6)

@@ -11,10 +11,17 @@ from instahide_fl.attacks.layers.linear_layers import (
     LinearLayer,
     last_linear_layer,
     layer_gradient,
+    layer_parameters,
 )
-from instahide_fl.attacks.soft_labels import recover_label
+from instahide_fl.attacks.soft_labels import (
+    known_weight,
+    recover_label,
+    soft_label,
+)
 from instahide_fl.errors import AttackError
 from instahide_fl.transcript.view import AdversaryView, Observation
+
+MAX_LABEL_ERROR = 0.05  # standard error of an entry, beyond which labels are optimised
 
 
 def with_recovered_labels(view: AdversaryView, adaptive: bool) -> AdversaryView:
@@ -42,27 +49,41 @@ def _with_label(
 ) -> Observation:
     if observation.soft_targets is not None or observation.batch_sizes != (1,):
         return observation
-    defense = view.config.defense
+    behind_defense = adaptive and view.config.defense.description != "none"
+    recover = _label_behind if behind_defense else _label_of_unchanged
     try:
-        if adaptive and (defense.transform_names or defense.is_private):
-            label = _label_behind(view, observation, head)
-        else:
-            label = recover_label(view, observation, head).soft_targets
+        label = recover(view, observation, head)
     except AttackError:
         return observation
-    return replace(observation, soft_targets=label)
+    if label is None:
+        return observation
+    return replace(observation, soft_targets=label[None].float())  # [K] -> [1,K]
+
+
+def _label_of_unchanged(
+    view: AdversaryView, observation: Observation, head: LinearLayer
+) -> Tensor | None:
+    """Return the label of an update that no defence has changed, f64[K]."""
+    gradient = layer_gradient(view.config, observation, head)
+    if not gradient.bias.any():
+        return None
+    parameters = layer_parameters(observation, head)
+    return soft_label(gradient, parameters, known_weight(view.config))
 
 
 def _label_behind(
     view: AdversaryView, observation: Observation, head: LinearLayer
 ) -> Tensor | None:
-    """Return the label of a plain image behind a defence, f32[1,K].
+    """Return the label behind a defence, [K]; None if it is too uncertain.
 
-    The gradient of the last bias is the prediction minus the label, so its one negative
-    entry is the largest of all: no transform loses it. Soft labels stay unknown.
+    For a plain image the gradient of the last bias is the prediction minus the label,
+    so its one negative entry is the largest of all: no transform loses it.
     """
-    if view.config.instahide.method != "none":
+    if view.config.instahide.method == "none":
+        gradient = layer_gradient(view.config, observation, head).bias
+        return F.one_hot(gradient.argmin(), len(gradient))
+    recovered = recover_label(view, observation, head)
+    if recovered.diagnostics["label_error"] > MAX_LABEL_ERROR:
         return None
-    gradient = layer_gradient(view.config, observation, head).bias
-    label = F.one_hot(gradient.argmin(), len(gradient)).float()
-    return label[None]  # [K] -> [1,K]
+    assert recovered.soft_targets is not None
+    return recovered.soft_targets[0]
