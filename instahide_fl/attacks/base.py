@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 from torch import Tensor
 
 from instahide_fl.attacks.encoding_links import LinkedEncodings
-from instahide_fl.config import Config
+from instahide_fl.config import Config, Scalar
 from instahide_fl.config.base import Table
 from instahide_fl.transcript.threat_model import Knowledge
 from instahide_fl.transcript.view import AdversaryView
@@ -201,6 +202,9 @@ class Attack(Table):
     """Whether the attack runs where none is named; false if it takes minutes."""
     threat_model: ClassVar[str] = "honest-server"
     """The threat model it runs under unless another is asked for."""
+    quick: ClassVar[Mapping[str, Scalar]] = MappingProxyType({})
+    """The settings of a study whose attacks are to be quick, where they are not the
+    defaults."""
     no_reference: ClassVar[str] = ""
     """Why it has no undefended reference, a run that hides nothing; empty if it has."""
 

@@ -6,7 +6,7 @@ learning?", NeurIPS 2020. All victims and restarts are attacked side by side.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, ClassVar, Literal
@@ -56,6 +56,7 @@ from instahide_fl.attacks.matching.victims import (
     stack_victims,
     training_network,
 )
+from instahide_fl.config import Scalar
 from instahide_fl.config.base import Count, CountOrZero
 from instahide_fl.errors import AttackError
 from instahide_fl.transcript.threat_model import Knowledge
@@ -76,6 +77,7 @@ class InvertingGradients(Attack):
     on_aggregates: ClassVar[bool] = True
     cost: ClassVar[str] = "seconds to minutes a victim; a GPU helps large networks"
     source: ClassVar[str] = "Geiping et al., NeurIPS 2020, arXiv:2003.14053"
+    quick: ClassVar[Mapping[str, Scalar]] = {"iterations": 300}
 
     iterations: Count = 1000
     """The number of steps of the optimizer; the paper takes 4,800 to 24,000."""

@@ -6,7 +6,7 @@ Learning", NeurIPS 2021, section 5, attack InstaHide in this way.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, ClassVar, Literal
 
@@ -26,6 +26,7 @@ from instahide_fl.attacks.decoding.mixtures import EXACT
 from instahide_fl.attacks.first_layer import FirstLayer
 from instahide_fl.attacks.inverting_gradients import InvertingGradients
 from instahide_fl.attacks.layers.absolute_values import images_from_inputs
+from instahide_fl.config import Scalar
 from instahide_fl.config.base import Count
 from instahide_fl.errors import AttackError
 from instahide_fl.models.sign_invariance import standardised_absolute
@@ -47,6 +48,7 @@ class TwoStep(Attack):
     cost: ClassVar[str] = "that of the first step for each round and client"
     source: ClassVar[str] = "Huang et al., NeurIPS 2021, arXiv:2112.00059"
     threat_model: ClassVar[str] = "auditor"
+    quick: ClassVar[Mapping[str, Scalar]] = {"iterations": 300}
 
     first_step: Literal["auto", "first_layer", "inverting_gradients"] = "auto"
     """`auto`: first_layer where the network begins with a linear layer."""

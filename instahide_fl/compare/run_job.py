@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from instahide_fl.attacks.registry import ATTACKS
 from instahide_fl.audit.recorded_run import open_recorded_run
 from instahide_fl.audit.run_attacks import SkippedAttack, build_attacks, run_attacks
 from instahide_fl.audit.tracked_result import track_result
@@ -96,10 +97,25 @@ def _audit(
             "name": audit.name,
             "start": audit.start,
             "attacks": audit.attacks,
+            "effort": audit.effort,
             "left_out": skipped,
             "seconds": time.perf_counter() - start,
         },
     )
+
+
+def attack_settings(audit: AuditConfig) -> dict[str, dict[str, Scalar]]:
+    """Return the settings of attacks: the audit's own, then those of its effort.
+
+    Args:
+        audit: An audit of a planned run.
+    """
+    own = audit.attack_settings
+    if audit.effort != "quick":
+        return own
+    return {
+        name: {**ATTACKS[name].quick, **own.get(name, {})} for name in audit.attacks
+    }
 
 
 def _attack(
@@ -116,7 +132,10 @@ def _attack(
         # Poisson samples may be empty, all of them.
         return dict.fromkeys(audit.attacks, str(error))
     attacks = build_attacks(
-        audit.attacks, audit.attack_settings, config, audit.threat_model
+        audit.attacks,
+        attack_settings(audit),
+        config,
+        audit.threat_model,
     )
     results = folder.path / ATTACK_RESULTS
     skipped: dict[str, str] = {}

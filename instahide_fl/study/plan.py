@@ -162,7 +162,10 @@ def _with_seeds(
     for position, seed in enumerate(study.seeds):
         config = variant.config(base, {**tuned, "seed": seed}, folder)
         audits = tuple(
-            (audit, _audit_config(config, audit, method.name, folder))
+            (
+                audit.with_effort(study.audit.effort),
+                _audit_config(config, audit, method.name, folder),
+            )
             for audit in study.audits
             if (audit.methods is None or method.name in audit.methods)
             and (audit.seeds == 0 or position < audit.seeds)

@@ -6,7 +6,7 @@ import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
 from pydantic import Field, field_validator, model_validator
 
@@ -19,6 +19,8 @@ from instahide_fl.study.tuning import (
     TuningConfig,
     trial_values,
 )
+
+Effort: TypeAlias = Literal["quick", "full"]
 
 
 class MethodConfig(Table):
@@ -39,6 +41,16 @@ class MethodConfig(Table):
     def changes(self) -> dict[str, Scalar]:
         """The method's settings by dotted name."""
         return flatten_tables(self.settings)
+
+
+class EffortConfig(Table):
+    """How much the attacks of a study may cost."""
+
+    section: ClassVar[str] = "audit"
+
+    effort: Effort = "full"
+    """`full`: attacks with their default settings. `quick`: fewer iterations, for a
+    first answer; an attack that finds nothing then says less."""
 
 
 class AuditConfig(Table):
@@ -64,7 +76,9 @@ class AuditConfig(Table):
     """The settings that differ from the method's, as TOML tables. Without
     `record.rounds`, all its rounds are recorded."""
     attack_settings: dict[str, dict[str, Scalar]] = Field(default={})
-    """The settings of attacks, by attack."""
+    """The settings of attacks, by attack; they go before those of the effort."""
+    effort: Effort | None = None
+    """As `audit.effort` of the study, for this audit alone."""
     methods: list[str] | None = None
     """The methods that are audited; without it, all."""
     seeds: CountOrZero = 0
@@ -78,6 +92,12 @@ class AuditConfig(Table):
                 f'"training"), which has the settings of its method: leave out settings'
             )
         return self
+
+    def with_effort(self, effort: Effort) -> AuditConfig:
+        """Return the audit with the study's effort, unless it has its own."""
+        if self.effort is not None:
+            return self
+        return self.model_copy(update={"effort": effort})
 
     @property
     def changes(self) -> dict[str, Scalar]:
@@ -108,6 +128,8 @@ class StudyConfig(Table):
     """The settings that are varied, by dotted name, with their values."""
     audits: list[AuditConfig] = Field(default=[])
     """The audits of each method."""
+    audit: EffortConfig = EffortConfig()
+    """What holds for all audits."""
     tuning: TuningConfig | None = None
     """How the settings of each method are chosen; without it, they are as written."""
     reference: str = ""

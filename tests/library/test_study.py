@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from instahide_fl.attacks.inverting_gradients import InvertingGradients
+from instahide_fl.attacks.registry import ATTACKS
+from instahide_fl.compare.run_job import attack_settings
 from instahide_fl.config import Config
 from instahide_fl.errors import ConfigError, OutputError
 from instahide_fl.run_folder import SUMMARY, RunFolder
@@ -127,6 +130,32 @@ def test_a_file_that_is_no_study_says_what_is_wrong(tmp_path):
         StudyConfig.from_toml(path)
     with pytest.raises(ConfigError, match="cannot read the study file"):
         StudyConfig.from_toml(tmp_path / "absent.toml")
+
+
+def test_a_quick_study_takes_quick_settings_where_an_audit_states_none():
+    audits = [
+        {"name": "a", "attacks": ["inverting_gradients", "soft_labels"]},
+        {
+            "name": "b",
+            "attacks": ["inverting_gradients"],
+            "attack_settings": {"inverting_gradients": {"iterations": 7}},
+        },
+        {"name": "c", "attacks": ["inverting_gradients"], "effort": "full"},
+    ]
+    quick = InvertingGradients.quick
+    expected = {
+        "quick": [
+            {"inverting_gradients": quick, "soft_labels": {}},
+            {"inverting_gradients": {**quick, "iterations": 7}},
+            {},
+        ],
+        "full": [{}, {"inverting_gradients": {"iterations": 7}}, {}],
+    }
+    for effort, settings in expected.items():
+        run = planned(audits=audits, audit={"effort": effort})[0]
+        assert [attack_settings(audit) for audit, _ in run.audits] == settings
+    for attack in ATTACKS.values():
+        attack(**attack.quick)  # which the attack has
 
 
 def test_a_run_is_finished_with_its_last_audit(tmp_path):
