@@ -74,7 +74,6 @@ CELLS = [
     Cell("mixup", "inside", 4),
     Cell("instahide", "cross", 6, rounds=5),
     Cell("instahide", "cross", 6, augment="crop-flip", images=50),
-    Cell("instahide", "inside", 4, augment="crop-flip", images=50),
 ]
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from instahide_fl.attacks.base import (
@@ -19,7 +20,6 @@ from instahide_fl.attacks.base import (
 )
 from instahide_fl.attacks.magnitudes import shifted_to_zero
 from instahide_fl.attacks.whitening import Whitening, features_of
-from instahide_fl.config.base import Count
 from instahide_fl.data.augment import Augmentation
 from instahide_fl.data.datasets import augmentation_for
 from instahide_fl.errors import AttackError
@@ -30,6 +30,8 @@ from instahide_fl.types import AppliedAugmentation
 
 BLOCK = 512  # candidates that are transformed and compared at a time
 MAX_SHIFTS = 9  # positions along an axis; larger images are shifted in larger steps
+MAX_ENCODINGS = 5000  # of all clients together, unless a setting says more
+MAX_CROPPED = 100  # where each is compared with many versions of each candidate
 SHARPNESS = 3.0
 """Deviations that an image in an encoding stands out by, about: how much the best of
 several encodings counts more than their mean."""
@@ -55,6 +57,12 @@ class _Filter:
         whitened = whitening.whitened(features)
         return cls(whitening, whitening.whitened(whitened, again=True))
 
+    def length(self, images: Tensor) -> Tensor:
+        """Return f32[n], the whitened lengths of images f32[n,C,H,W], normalised."""
+        features = features_of(images, self.whitening.ignore_signs)
+        whitened = self.whitening.whitened(features - self.whitening.mean)
+        return whitened.square().sum(dim=1).sqrt()
+
     def scores(self, images: Tensor, length: Tensor) -> Tensor:
         """Return f32[E,n] for images f32[n,C,H,W] of whitened length f32[n]."""
         features = features_of(images, self.whitening.ignore_signs)
@@ -78,8 +86,9 @@ class MembershipEncodings(Attack):
     )
     threat_model: ClassVar[str] = "encodings-holder"
 
-    max_encodings: Count = 1000
-    """Encodings of a client that are looked at, the first ones."""
+    max_encodings: Annotated[int, Field(ge=0)] = 0
+    """Encodings of a client that are looked at, the first ones; 0 for 5,000 of all
+    clients together, or 100 where crops are searched for."""
     absolute_values: bool = False
     """Whether absolute values of encodings are attacked, up to scale and offset, as an
     update of a sign-invariant network gives them away."""
@@ -92,57 +101,63 @@ class MembershipEncodings(Attack):
         Args:
             view: The adversary's view, with encodings and candidates.
             rng: The generator of the crops that the covariance is measured on.
-            progress: The callback for progress, in clients.
+            progress: The callback for progress, in versions of the candidates.
 
         Raises:
             AttackError: there are no encodings, or no candidates to ask about.
         """
-        candidates = view.mixed_candidates
-        if candidates is None:
-            raise AttackError(
-                "attack membership_encodings asks which candidates are in encodings, "
-                "and the data set that the candidates come from is not there: keep it "
-                "where data.dataset says"
-            )
-        by_client = _encodings_by_client(view)
+        candidates, by_client = _candidates(view), _encodings_by_client(view)
+        versions = _versions(view)
+        limit = self._limit(len(by_client), bool(versions))
+        # Where several rounds repeat an encoding, it is evidence once.
+        rows = {name: _distinct(part)[:limit] for name, part in by_client.items()}
+        chosen = torch.cat([by_client[name][index] for name, index in rows.items()])
+        if self.absolute_values:
+            chosen = shifted_to_zero(chosen)
         masked = view.config.instahide.method == "instahide"
         whitening = Whitening.of_images(_as_mixed(view, candidates, rng), masked)
-        lengths = torch.cat(
-            [
-                whitening.whitened(features_of(images, masked) - whitening.mean).norm(
-                    dim=1
-                )
-                for images in _blocks(view, candidates, [])
-            ]
+        scores = _scores(
+            _Filter.of(chosen, whitening), view, candidates, versions, progress
         )
-        versions = _versions(view)
-        recovered = []
-        for number, (client, encodings) in enumerate(by_client.items(), start=1):
-            # Where several rounds repeat an encoding, it is evidence once.
-            rows = _distinct(encodings)[: self.max_encodings]
-            chosen = encodings[rows]
-            if self.absolute_values:
-                chosen = shifted_to_zero(chosen)
-            scores = _scores(
-                _Filter.of(chosen, whitening), view, candidates, lengths, versions
+        by_rows = torch.split(scores, [len(index) for index in rows.values()])
+        recovered = [
+            Recovered(
+                client,
+                round=0,
+                mixture=MixtureGuess(
+                    encodings=index,
+                    scores=part,
+                    together=torch.logsumexp(SHARPNESS * part, dim=0),
+                ),
+                diagnostics={
+                    "encodings": float(len(index)),
+                    "versions_of_a_candidate": float(max(1, len(versions))),
+                },
             )
-            recovered.append(
-                Recovered(
-                    client,
-                    round=0,
-                    mixture=MixtureGuess(
-                        encodings=rows,
-                        scores=scores,
-                        together=torch.logsumexp(SHARPNESS * scores, dim=0),
-                    ),
-                    diagnostics={
-                        "encodings": float(len(rows)),
-                        "versions_of_a_candidate": float(max(1, len(versions))),
-                    },
-                )
-            )
-            progress(number, len(by_client))
+            for (client, index), part in zip(rows.items(), by_rows, strict=True)
+        ]
         return Reconstruction("membership", tuple(recovered), aligned=bool(versions))
+
+    def _limit(self, num_clients: int, cropped: bool) -> int:
+        """Return the number of encodings of a client to look at, at least one."""
+        if self.max_encodings:
+            return self.max_encodings
+        return max(1, (MAX_CROPPED if cropped else MAX_ENCODINGS) // num_clients)
+
+
+def _candidates(view: AdversaryView) -> CandidateImages:
+    """Return the images that are asked about.
+
+    Raises:
+        AttackError: there are none.
+    """
+    if view.mixed_candidates is None:
+        raise AttackError(
+            "attack membership_encodings asks which candidates are in encodings, and "
+            "the data set that the candidates come from is not there: keep it where "
+            "data.dataset says"
+        )
+    return view.mixed_candidates
 
 
 def _encodings_by_client(view: AdversaryView) -> dict[str, Tensor]:
@@ -232,23 +247,27 @@ def _scores(
     matched: _Filter,
     view: AdversaryView,
     candidates: CandidateImages,
-    lengths: Tensor,
     versions: Sequence[tuple[Augmentation, AppliedAugmentation]],
+    progress: ProgressCallback,
 ) -> Tensor:
     """Return f32[E,M], in deviations among the candidates of each encoding.
 
     The best version of a candidate counts. Deviations are taken within a version: black
     margins of a crop are the same in all candidates, and no sign of any of them.
     """
+    lengths = [matched.length(images) for images in _blocks(view, candidates, [])]
     best: Tensor | None = None
-    for chosen in [[version] for version in versions] or [[]]:
-        parts, start = [], 0
-        for images in _blocks(view, candidates, chosen):
-            length = lengths[start : start + len(images)]
-            parts.append(matched.scores(images, length))
-            start += len(images)
+    each: list[list[tuple[Augmentation, AppliedAugmentation]]]
+    each = [[version] for version in versions] or [[]]
+    for number, version in enumerate(each, start=1):
+        blocks = _blocks(view, candidates, version)
+        parts = [
+            matched.scores(images, length)
+            for images, length in zip(blocks, lengths, strict=True)
+        ]
         scores = _in_deviations(torch.cat(parts, dim=1))
         best = scores if best is None else torch.maximum(best, scores)
+        progress(number, len(each))
     assert best is not None
     return best
 
