@@ -53,6 +53,7 @@ from instahide_fl.attacks.matching.victims import (
     alike,
     attack_device,
     check_batches,
+    repeats_images,
     stack_victims,
     training_network,
 )
@@ -108,6 +109,10 @@ class InvertingGradients(Attack):
     adaptive: bool = True
     """Whether the attack makes use of the settings of the run's defence, which are
     public; false attacks as if there were none."""
+    local_steps: Literal["unrolled", "one-step"] = "unrolled"
+    """How updates of several local steps are matched (mode update): `unrolled` repeats
+    the steps, `one-step` takes the update for a gradient of all images, which is
+    faster."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """The device to compute on."""
 
@@ -171,6 +176,7 @@ class InvertingGradients(Attack):
         stacks: list[Victims] = []
         for number, chunk in enumerate(chunks):
             victims = stack_victims(view, model, chunk, device, self.labels == "auto")
+            victims = self._with_local_steps(victims, view)
             if self.adaptive:
                 defense = SimulatedDefense.of(view.config.defense, chunk[0].clients)
                 victims = victims.behind(defense)
@@ -178,6 +184,14 @@ class InvertingGradients(Attack):
             recovered += self._invert(victims, view, rng, step_done)
             stacks.append(victims)
         return recovered, stacks
+
+    def _with_local_steps(self, victims: Victims, view: AdversaryView) -> Victims:
+        """Return victims whose local steps are repeated as the settings say."""
+        if victims.steps.kind == "gradient":
+            return victims
+        if repeats_images(view):
+            victims = victims.with_shared_images(view.config.train.local_epochs)
+        return victims.as_one_step() if self.local_steps == "one-step" else victims
 
     def _invert(
         self,
@@ -189,7 +203,7 @@ class InvertingGradients(Attack):
         """Return the best match of each victim over all restarts."""
         repeated = repeat_victims(victims, self.restarts)
         images, labels = _start(repeated, view, rng)
-        best = self._descend(repeated, view, images, labels, step_done)
+        best = self._descend(repeated, view, images, labels, step_done, rng)
         pixels = best_of_restarts(best.images, best.losses, self.restarts).cpu()
         losses = best_of_restarts(best.losses, best.losses, self.restarts).cpu()
         return [
@@ -209,8 +223,13 @@ class InvertingGradients(Attack):
         images: Tensor,
         labels: GuessedLabels,
         step_done: Callable[[int], None],
+        rng: np.random.Generator,
     ) -> _Best:
-        """Move all guesses, and return the best match of each."""
+        """Move all guesses, and return the best match of each.
+
+        The orders of images in local epochs are drawn anew in each iteration, so that
+        the distance is minimised on average over orders.
+        """
         box = Box.of(view, victims.device)
         prior = _Prior.of(self, victims, view)
         distance_of = update_distance(victims, self.distance)
@@ -219,6 +238,9 @@ class InvertingGradients(Attack):
         milestones = {int(share * self.iterations) for share in MILESTONES}
         best = _Best.before_any(images)
         for step in range(self.iterations):
+            if victims.steps.has_orders:
+                ordered = replace(victims, steps=victims.steps.reordered(rng))
+                distance_of = update_distance(ordered, self.distance)
             distance = distance_of(images, labels.values())
             # The prior guides the search. At its full weight it would prevent an exact
             # match at the end, so it shrinks with the step size.

@@ -249,3 +249,63 @@ def test_the_ratio_of_absent_classes_gives_scale_and_label(seed, scale):
     fit = LogitGradient(gradient, exact, prediction, exact)
     estimate = estimate_label(fit, scaled=True, weight_range=(1, 1), num_private=4)
     torch.testing.assert_close(estimate.label, label, rtol=0, atol=1e-6)
+
+
+def local_training(images, batch_size, epochs, labels_known, learning_rate=0.1):
+    """Return the view and the truth of a client that trained for some epochs."""
+    changes = {"train__mode": "update", "train__local_epochs": epochs}
+    config = settings(
+        "none",
+        batch_size,
+        model__name="mlp",
+        model__width=8,
+        train__learning_rate=learning_rate,
+        data__augment="none",
+        **changes,
+    )
+    view, truth = observed_client(config, photos(0, images), None)
+    if labels_known:
+        (observation,) = view.observations
+        known = replace(observation, soft_targets=truth.soft_targets)
+        view = replace(view, observations=(known,))
+    return view, truth
+
+
+def test_epochs_that_share_images_give_the_same_update_as_their_places():
+    view, truth = local_training(images=4, batch_size=2, epochs=3, labels_known=False)
+    model = training_network(view.config, view.image_shape, view.num_classes)
+    places = stack_victims(view, model, view.observations, CPU)
+    shared = places.with_shared_images(3)
+    assert shared.steps.images == 4
+    assert shared.steps.has_orders
+    steps = shared.steps.reordered(np.random.default_rng(0))
+    assert steps.rows[:4] == (0, 1, 2, 3)
+    assert [sorted(steps.rows[a : a + 4]) for a in (4, 8)] == [[0, 1, 2, 3]] * 2
+    images, labels = truth.encodings[:4][None], truth.soft_targets[:4][None]
+    rows = list(steps.rows)
+    found = simulated_updates(replace(shared, steps=steps), images, labels)
+    right = simulated_updates(places, images[:, rows], labels[:, rows])
+    for name, array in right.items():
+        torch.testing.assert_close(found[name], array)
+
+
+@pytest.mark.parametrize(
+    ("images", "batch_size", "labels_known", "learning_rate"),
+    [(2, 8, True, 0.3), (4, 2, False, 0.1)],
+)
+def test_local_steps_that_are_repeated_give_more_than_one_step_in_their_place(
+    images, batch_size, labels_known, learning_rate
+):
+    view, truth = local_training(images, batch_size, 4, labels_known, learning_rate)
+    errors = {}
+    for local_steps in ("unrolled", "one-step"):
+        attack = InvertingGradients(iterations=150, local_steps=local_steps)
+        found = attack.reconstruct(view, np.random.default_rng(0), ignore_progress)
+        (recovered,) = found.recovered
+        assert len(recovered.images) == images
+        off = torch.cdist(
+            recovered.images.flatten(1), truth.encodings[:images].flatten(1), p=1
+        )
+        errors[local_steps] = off.amin(0).mean()
+    assert "local_steps" in found.adaptation
+    assert errors["unrolled"] < 0.8 * errors["one-step"]

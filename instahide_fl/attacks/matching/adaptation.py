@@ -22,6 +22,7 @@ class Adaptation:
         repeated: The transforms that the updates of guesses passed.
         compared_share: The share of the entries that was compared.
         variation: The weight of the total variation; None if the attack has none.
+        local_steps: How several local steps were matched; empty if there was one.
     """
 
     adaptive: bool
@@ -29,6 +30,7 @@ class Adaptation:
     repeated: tuple[str, ...]
     compared_share: float
     variation: VariationWeight | None = None
+    local_steps: str = ""
 
     @classmethod
     def of(
@@ -39,12 +41,12 @@ class Adaptation:
         variation: VariationWeight | None = None,
     ) -> Adaptation:
         """Return how stacks of victims were attacked."""
-        simulated = victims[0].defense
+        simulated, steps = victims[0].defense, _steps_in_words(victims[0])
         if not adaptive or simulated is None:
-            return cls(adaptive, defense, (), 1.0, variation)
+            return cls(adaptive, defense, (), 1.0, variation, steps)
         shares = [_compared_share(stack, simulated) for stack in victims]
         share = sum(shares) / len(shares)
-        return cls(adaptive, defense, simulated.transforms, share, variation)
+        return cls(adaptive, defense, simulated.transforms, share, variation, steps)
 
     @property
     def form(self) -> str:
@@ -81,7 +83,21 @@ class Adaptation:
                     f"{weight:g}": value for weight, value in tried
                 },
             }
+        if self.local_steps:
+            entries["local_steps"] = self.local_steps
         return entries
+
+
+def _steps_in_words(victims: Victims) -> str:
+    """Return how the local steps of victims are repeated; empty if there is one."""
+    steps, updates = victims.steps, victims.observations[0].batch_sizes
+    if len(updates) < 2:
+        return ""
+    if steps.kind == "gradient":
+        return f"{len(updates)} steps taken for one"
+    images = "images shared by epochs" if steps.rows else "an image for each place"
+    orders = ", average over orders" if steps.has_orders else ""
+    return f"{len(updates)} steps unrolled, {images}{orders}"
 
 
 def _compared_share(victims: Victims, simulated: SimulatedDefense) -> float:

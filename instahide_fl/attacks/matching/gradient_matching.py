@@ -68,6 +68,9 @@ def _update(
     if steps.kind == "gradient":
         gradient: Arrays = grad(loss)(parameters, images, labels)
         return gradient
+    if steps.rows:
+        rows = torch.tensor(steps.rows, device=images.device)
+        images, labels = images[rows], labels[rows]
     moving, velocity = dict(parameters), dict.fromkeys(parameters, torch.zeros(()))
     start = 0
     for size in steps.batch_sizes:

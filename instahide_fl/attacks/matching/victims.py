@@ -6,12 +6,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from instahide_fl.attacks.layers.linear_layers import build_network, require_sgd
 from instahide_fl.attacks.matching.simulated_defense import SimulatedDefense
 from instahide_fl.config import Config
+from instahide_fl.data.datasets import augmentation_for
 from instahide_fl.errors import AttackError
 from instahide_fl.models.layout import accept_any_layout
 from instahide_fl.transcript.view import AdversaryView, Observation
@@ -28,6 +30,8 @@ class Steps:
         learning_rate: The learning rate of the local steps.
         momentum: The momentum of the local steps.
         weight_decay: The weight decay of the local steps.
+        rows: The image in each place of the steps, where epochs share their images;
+            empty where each place has an image of its own.
     """
 
     kind: UpdateKind
@@ -35,11 +39,32 @@ class Steps:
     learning_rate: float = 0.0
     momentum: float = 0.0
     weight_decay: float = 0.0
+    rows: tuple[int, ...] = ()
 
     @property
     def images(self) -> int:
-        """The number of images that the client trained on, summed over steps."""
-        return sum(self.batch_sizes)
+        """The number of different images that the client trained on."""
+        return max(self.rows) + 1 if self.rows else sum(self.batch_sizes)
+
+    @property
+    def has_orders(self) -> bool:
+        """Whether epochs share images whose order in the steps matters."""
+        return bool(self.rows) and self.batch_sizes[0] < self.images
+
+    def one_epoch(self) -> Steps:
+        """Return the steps as one gradient of all images."""
+        return Steps("gradient", (self.images,))
+
+    def reordered(self, rng: np.random.Generator) -> Steps:
+        """Return the steps with orders of their own for all epochs but the first.
+
+        Args:
+            rng: The generator of the orders.
+        """
+        first = self.rows[: self.images]
+        later = range(len(self.rows) // self.images - 1)
+        orders = [rng.permutation(self.images).tolist() for _ in later]
+        return replace(self, rows=(*first, *(row for order in orders for row in order)))
 
 
 @dataclass(frozen=True)
@@ -70,6 +95,36 @@ class Victims:
 
     def __len__(self) -> int:
         return len(self.observations)
+
+    def with_shared_images(self, epochs: int) -> Victims:
+        """Return the victims with the same images in each of their local epochs.
+
+        Known labels of small batches say which image is in which step, so these keep
+        an image for each place.
+
+        Args:
+            epochs: The number of local epochs.
+        """
+        if epochs == 1:
+            return self
+        steps, labels = self.steps, self.soft_targets
+        count = steps.images // epochs
+        shared = replace(steps, rows=tuple(range(count)) * epochs)
+        if labels is not None and shared.has_orders:
+            return self
+        first = None if labels is None else labels[:, :count]
+        return replace(self, steps=shared, soft_targets=first)
+
+    def as_one_step(self) -> Victims:
+        """Return the victims as if their updates were a gradient of all images."""
+        steps = self.steps.one_epoch()
+        labels = self.soft_targets
+        return replace(
+            self,
+            updates={name: -array for name, array in self.updates.items()},
+            steps=steps,
+            soft_targets=None if labels is None else labels[:, : steps.images],
+        )
 
     def behind(self, defense: SimulatedDefense) -> Victims:
         """Return the victims with a defence that is repeated on guesses."""
@@ -211,6 +266,16 @@ def _steps(view: AdversaryView, observation: Observation) -> Steps:
         learning_rate=train.learning_rate * observation.learning_rate_factor,
         momentum=train.momentum,
         weight_decay=train.weight_decay,
+    )
+
+
+def repeats_images(view: AdversaryView) -> bool:
+    """Tell whether a client trains on the very same images in each local epoch."""
+    config = view.config
+    return (
+        config.instahide.method == "none"
+        and config.defense.differential_privacy != "dp-sgd"
+        and augmentation_for(config.data, view.image_shape) is None
     )
 
 
