@@ -6,7 +6,7 @@ Learning", NeurIPS 2021, section 5, attack InstaHide in this way.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, ClassVar, Literal
 
@@ -65,20 +65,25 @@ class TwoStep(Attack):
         self, view: AdversaryView, rng: np.random.Generator, progress: ProgressCallback
     ) -> Reconstruction:
         """Attack every update, then every client; see `Attack.reconstruct`."""
-        encodings, variance = self._encodings(view, rng, progress)
+        first, variance = self._encodings(view, rng, progress)
         decoded = decode_recovered(
-            recovered=encodings,
+            recovered=first.recovered,
             view=view,
             settings=DecodeEncodings(decoder=self.decoder),
             rng=rng,
             progress=ignore_progress,
             error_variance=variance,
         )
-        return Reconstruction("private", decoded.recovered, decoded.diagnostics)
+        return Reconstruction(
+            "private",
+            decoded.recovered,
+            decoded.diagnostics,
+            adaptation=first.adaptation,
+        )
 
     def _encodings(
         self, view: AdversaryView, rng: np.random.Generator, progress: ProgressCallback
-    ) -> tuple[Sequence[Recovered], float]:
+    ) -> tuple[Reconstruction, float]:
         """Return the recovered encodings, and the variance of a pixel's error."""
         batches = [update for update in view.observations if update.num_examples != 1]
         if batches:
@@ -102,16 +107,16 @@ class TwoStep(Attack):
         variance = self.error_variance if sign_invariant else EXACT
         if self.first_step != "inverting_gradients":
             try:
-                first = FirstLayer().reconstruct(view, rng, progress)
-                return first.recovered, variance
+                return FirstLayer().reconstruct(view, rng, progress), variance
             except AttackError:
                 if self.first_step == "first_layer":
                     raise
         inverting = InvertingGradients(iterations=self.iterations)
-        recovered = inverting.reconstruct(view, rng, progress).recovered
+        inverted = inverting.reconstruct(view, rng, progress)
         if sign_invariant:
-            recovered = tuple(_absolute_values(view, update) for update in recovered)
-        return recovered, self.error_variance
+            folded = tuple(_absolute_values(view, part) for part in inverted.recovered)
+            inverted = replace(inverted, recovered=folded)
+        return inverted, self.error_variance
 
 
 def _absolute_values(view: AdversaryView, recovered: Recovered) -> Recovered:

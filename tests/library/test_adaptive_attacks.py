@@ -189,6 +189,15 @@ def test_the_weight_of_the_prior_is_tried_on_public_images_unless_it_is_stated()
     assert torch.equal(again.recovered[0].images, found.recovered[0].images)
 
 
+def test_without_public_images_of_the_shape_the_weight_is_the_default():
+    narrow = PrivateSplit(photos(0, 1).images[..., :6], torch.zeros(1).long(), 10)
+    view, _ = observed_client(settings("none", 1, model__name="mlp"), narrow, None)
+    found = InvertingGradients(iterations=2).reconstruct(
+        defended(view, transforms="prune"), np.random.default_rng(0), ignore_progress
+    )
+    assert found.adaptation["total_variation_from"] == "default"
+
+
 @given(st.integers(1, 7), st.data())
 def test_climbing_ends_at_the_maximum(count, data):
     peak = data.draw(st.integers(0, count - 1))

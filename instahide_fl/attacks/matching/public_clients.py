@@ -71,6 +71,7 @@ def simulate_clients(
     config = view.config
     channels, height, _ = view.image_shape
     public = view.pool or MixingPool.photos(height, channels)
+    public.check_fits(view.image_shape, observed.num_examples)
     network = build_network(config, view.image_shape, view.num_classes)
     encoder = _Remembering(build_encoder(config.instahide, view.pool))
     observations, encodings = [], []
