@@ -20,8 +20,7 @@ from instahide_fl.defenses.accounting import (
 )
 from instahide_fl.defenses.planned_privacy import (
     check_target_epsilon,
-    epsilon_by_client,
-    exposed_clients,
+    exposed_clients_in_words,
 )
 from server.cohort import Clients
 
@@ -56,16 +55,8 @@ class PrivacyLedger:
         sizes, defense = self.clients.num_examples, self.config.defense
         if defense.target_epsilon:
             check_target_epsilon(self.config, sizes)
-        for client, epsilon in exposed_clients(
-            epsilon_by_client(self.config, sizes)
-        ).items():
-            log.warning(
-                "client %s with %d images will spend an epsilon of %.3g, more than "
-                "twice the median of all clients",
-                client,
-                sizes[client],
-                epsilon,
-            )
+        for line in exposed_clients_in_words(self.config, sizes):
+            log.warning("%s", line)
 
     def loss_after(self, round_number: int, *, tight: bool = False) -> PrivacyLoss:
         """Return the privacy loss of the image or client that lost most.

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from instahide_fl.cli.common import console, errors
 from instahide_fl.errors import DataError
+from instahide_fl.terminal import printable
 
 if TYPE_CHECKING:
     from instahide_fl.config import Config
@@ -44,16 +45,10 @@ def with_planned_noise(settings: Config, data: FederatedData) -> Config:
 
 def warn_of_exposed_clients(settings: Config, data: FederatedData) -> None:
     """Name the clients that spend more than twice the median of all."""
-    from instahide_fl.defenses.planned_privacy import epsilon_by_client, exposed_clients
+    from instahide_fl.defenses.planned_privacy import exposed_clients_in_words
 
-    for client, epsilon in exposed_clients(
-        epsilon_by_client(settings, data.sizes)
-    ).items():
-        errors.print(
-            f"client {client} with {data.sizes[client]} images will spend an "
-            f"epsilon of {epsilon:.3g}, more than twice the median of all clients",
-            style="yellow",
-        )
+    for line in exposed_clients_in_words(settings, data.sizes):
+        errors.print(printable(line), style="yellow")
 
 
 def print_plan(settings: Config, data: FederatedData) -> dict[str, Any]:

@@ -17,12 +17,14 @@ from instahide_fl.defenses.accounting import (
     released,
 )
 from instahide_fl.errors import ConfigError
+from instahide_fl.terminal import counted
 from instahide_fl.training.cohort_sampling import count_rounds
 from instahide_fl.types import client_sort_key
 
 NOISE_DIGITS = 3  # noise is rounded up, which is the same on all machines
 MAX_EXCESS = 1.005  # of noise over the least that keeps an epsilon
 MAX_MULTIPLE_OF_MEDIAN = 2.0
+MAX_EXPOSED_LINES = 20
 
 
 def planned_loss(config: Config, sizes: Mapping[str, int]) -> PrivacyLoss:
@@ -48,9 +50,12 @@ def epsilon_by_client(config: Config, sizes: Mapping[str, int]) -> dict[str, flo
     Returns:
         Epsilons by client; nothing where there is no epsilon.
     """
-    if not config.defense.is_private or planned_loss(config, sizes).epsilon is None:
+    if not config.defense.is_private:
         return {}
     spent = released(config, sizes, _rounds(config, sizes), config.train.rounds)
+    # The slow accountant has a bound wherever this one has.
+    if privacy_loss(config, spent.values()).epsilon is None:
+        return {}
     delta = config.defense.delta
     by_mechanism = {
         each: gaussian_epsilon(*each, delta) for each in set(spent.values())
@@ -61,15 +66,43 @@ def epsilon_by_client(config: Config, sizes: Mapping[str, int]) -> dict[str, flo
 def exposed_clients(epsilons: Mapping[str, float]) -> dict[str, float]:
     """Return the clients whose epsilon is more than twice the median, and theirs.
 
-    A client with few images is sampled more often, image by image, than others.
+    A client with few images is sampled more often, image by image, than others. Clients
+    that never take part spend nothing and are left out of the median.
 
     Args:
         epsilons: Epsilons by client.
     """
-    if not epsilons:
+    spent = [epsilon for epsilon in epsilons.values() if epsilon > 0]
+    if not spent:
         return {}
-    bound = MAX_MULTIPLE_OF_MEDIAN * median(epsilons.values())
+    bound = MAX_MULTIPLE_OF_MEDIAN * median(spent)
     return {client: value for client, value in epsilons.items() if value > bound}
+
+
+def exposed_clients_in_words(config: Config, sizes: Mapping[str, int]) -> list[str]:
+    """Return a line for each client that spends more than twice the median.
+
+    Args:
+        config: The run's settings.
+        sizes: Number of images by client.
+
+    Returns:
+        The lines, those that spend most first; of more than `MAX_EXPOSED_LINES` the
+        last line says how many are left out.
+    """
+    exposed = exposed_clients(epsilon_by_client(config, sizes))
+    rounds = _rounds(config, sizes) if exposed else {}
+    lines = [
+        f"client {client} ({counted(sizes[client], 'image')}, asked in "
+        f"{rounds[client]} of {counted(config.train.rounds, 'round')}) will spend an "
+        f"epsilon of {epsilon:.3g}, more than twice the median of the clients that "
+        f"take part"
+        for client, epsilon in sorted(exposed.items(), key=lambda item: -item[1])
+    ]
+    if len(lines) <= MAX_EXPOSED_LINES:
+        return lines
+    more = counted(len(lines) - MAX_EXPOSED_LINES, "more client")
+    return [*lines[:MAX_EXPOSED_LINES], f"and {more} of more than twice the median"]
 
 
 def with_target_epsilon(config: Config, sizes: Mapping[str, int]) -> Config:
@@ -101,9 +134,7 @@ def with_target_epsilon(config: Config, sizes: Mapping[str, int]) -> Config:
         raise ConfigError(
             f"defense.target-epsilon = {target:g} cannot be reached with these clients "
             f"and rounds: the nearest is {math.ceil(least * 1000) / 1000:g}, with "
-            f"defense.noise-multiplier = {MAX_NOISE:g}. Fewer rounds (train.rounds = "
-            f"{config.train.rounds}) or a smaller share of the images in a batch "
-            f"(train.batch-size = {config.train.batch_size}) spend less"
+            f"defense.noise-multiplier = {MAX_NOISE:g}. {_what_spends_less(config)}"
         )
     # The Renyi accountant is fast, and asks for no less noise than both together.
     enough = _smallest(
@@ -158,6 +189,23 @@ def check_target_epsilon(config: Config, sizes: Mapping[str, int]) -> None:
         f"defense.noise-multiplier = {defense.noise_multiplier:g}: the run would spend "
         f"{loss.epsilon:.3g}. With these clients, set defense.noise-multiplier = "
         f"{enough:g}"
+    )
+
+
+def _what_spends_less(config: Config) -> str:
+    """Name the settings that a smaller epsilon can be had with."""
+    train, kind = config.train, config.defense.differential_privacy
+    fewer_rounds = f"Fewer rounds (train.rounds = {train.rounds})"
+    if kind == "local":  # neither images nor other clients have a part in it
+        return f"{fewer_rounds} spend less"
+    if kind == "central":
+        return (
+            f"{fewer_rounds} or a smaller share of the clients in a round "
+            f"(train.clients-per-round = {train.clients_per_round}) spend less"
+        )
+    return (
+        f"{fewer_rounds} or a smaller share of the images in a batch "
+        f"(train.batch-size = {train.batch_size}) spend less"
     )
 
 

@@ -20,6 +20,7 @@ from instahide_fl.defenses.planned_privacy import (
     check_target_epsilon,
     epsilon_by_client,
     exposed_clients,
+    exposed_clients_in_words,
     planned_loss,
     with_target_epsilon,
 )
@@ -193,3 +194,36 @@ def test_a_client_of_few_images_stands_out():
     assert exposed_clients(epsilons) == {"0": epsilons["0"]}
     assert epsilons["0"] == gaussian_epsilon(1.0, 1.0, 30, 1e-5)
     assert epsilon_by_client(config_of("none"), sizes) == {}
+    (line,) = exposed_clients_in_words(config, sizes)
+    assert line.startswith("client 0 (10 images, asked in 30 of 30 rounds) will spend")
+
+
+def test_clients_stand_out_among_those_that_take_part():
+    # Of ten clients, most never take part in two rounds of two.
+    sizes = {str(client): 400 for client in range(10)}
+    config = config_of("dp-sgd", train__rounds=2, train__clients_per_round=2)
+    epsilons = epsilon_by_client(config, sizes)
+    assert sorted(epsilons.values())[5] == 0 < max(epsilons.values())
+    assert exposed_clients(epsilons) == {}
+
+
+def test_few_of_many_exposed_clients_are_named():
+    sizes = {str(client): 10 if client < 30 else 400 for client in range(80)}
+    config = config_of("dp-sgd", train__batch_size=16, train__rounds=30)
+    lines = exposed_clients_in_words(config, sizes)
+    assert len(lines) == 21
+    assert lines[-1] == "and 10 more clients of more than twice the median"
+
+
+@pytest.mark.parametrize(
+    ("kind", "advice"),
+    [
+        ("dp-sgd", "train.batch-size"),
+        ("central", "train.clients-per-round"),
+        ("local", r"\(train.rounds = 300\) spend less"),
+    ],
+)
+def test_advice_for_a_smaller_epsilon_fits_the_mechanism(kind, advice):
+    config = config_of(kind, defense__target_epsilon=1e-4)
+    with pytest.raises(ConfigError, match=advice):
+        with_target_epsilon(config, {"0": 10, "1": 10})
