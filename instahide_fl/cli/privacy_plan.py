@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from instahide_fl.cli.common import console, errors
-from instahide_fl.errors import DataError
+from instahide_fl.errors import ConfigError, DataError
 from instahide_fl.terminal import printable
 
 if TYPE_CHECKING:
@@ -102,13 +102,21 @@ def print_study_epsilons(planned: Sequence[PlannedRun]) -> dict[str, str]:
 
     Returns:
         The same, by method.
+
+    Raises:
+        ConfigError: No noise reaches the target of a method.
     """
     by_variant = {
         run.variant: run.config
         for run in reversed(planned)
         if run.config.defense.is_private and not run.trial
     }
-    spent = {v: _spent(config) for v, config in reversed(by_variant.items())}
+    spent: dict[str, str] = {}
+    for variant, config in reversed(by_variant.items()):
+        try:
+            spent[variant] = _spent(config)
+        except ConfigError as error:
+            raise ConfigError(f"{variant}: {error}") from None
     for variant, text in spent.items():
         console.print(f"{variant}: {text}", markup=False, highlight=False)
     return spent

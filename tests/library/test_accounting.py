@@ -11,6 +11,8 @@ from scipy.stats import norm
 
 from instahide_fl.config import Config
 from instahide_fl.defenses.accounting import (
+    Mechanism,
+    _renyi_divergence,
     gaussian_epsilon,
     privacy_loss,
     released,
@@ -196,6 +198,19 @@ def test_a_client_of_few_images_stands_out():
     assert epsilon_by_client(config_of("none"), sizes) == {}
     (line,) = exposed_clients_in_words(config, sizes)
     assert line.startswith("client 0 (10 images, asked in 30 of 30 rounds) will spend")
+
+
+def test_the_accountant_is_asked_of_the_clients_that_may_lose_most():
+    # A mechanism takes it a tenth of a second, for each noise that is tried.
+    sizes = {str(client): 20 + client for client in range(200)}
+    config = config_of("dp-sgd", train__batch_size=10, defense__target_epsilon=2.9)
+    before = _renyi_divergence.cache_info().misses
+    chosen = with_target_epsilon(config.with_values({"train.rounds": 30}), sizes)
+    assert _renyi_divergence.cache_info().misses - before < 50
+    assert planned_loss(chosen, sizes).epsilon <= 2.9
+    noisy = [Mechanism(1.0, 0.1, 30), Mechanism(1.0, 0.05, 200), Mechanism(1.0, 0.1, 5)]
+    largest = max(gaussian_epsilon(*mechanism, 1e-5) for mechanism in noisy)
+    assert privacy_loss(config, noisy).epsilon == largest
 
 
 def test_clients_stand_out_among_those_that_take_part():

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tomli_w
 import torch
 from PIL import Image
 
@@ -177,6 +178,17 @@ def test_a_partition_can_be_looked_at_before_a_run(command):
     assert (code, "exists already" in err) == (2, True)
     code, _, err = command(*arguments[:3], "--set", "partition.num-clients=0")
     assert (code, "must be in 1..4000" in err) == (2, True)
+
+
+def test_the_plan_of_a_study_names_the_method_out_of_reach(command):
+    base = {"train": {"rounds": 2}, "server": {"aggregation": "mean"}}
+    defense = {"differential-privacy": "local", "target-epsilon": 1e-9}
+    methods = [{"name": "hidden", "settings": {"defense": defense}}]
+    study = {"title": "Out of reach", "base": base, "methods": methods}
+    Path("study.toml").write_text(tomli_w.dumps(study))
+    code, out, err = command("compare", "study.toml", "--plan", "--json")
+    assert (code, out) == (2, "")
+    assert "hidden: defense.target-epsilon = 1e-09 cannot be reached" in err
 
 
 def test_pool_build_and_the_picture_of_a_pool(command):
