@@ -111,6 +111,8 @@ def shortened(values, place):
     if "dataset" in base.get("data", {}):
         base["data"] = {"dataset": f"hf:{place / 'cifar10'}"}
         base.pop("pool", None)
+    if "rounds" in base.get("record", {}):
+        base["record"]["rounds"] = "all"
     values |= {"seeds": [0], "methods": values["methods"][:2]}
     kept = {method["name"] for method in values["methods"]}
     values["axes"] = {key: some[:1] for key, some in values.get("axes", {}).items()}
@@ -118,9 +120,11 @@ def shortened(values, place):
     values["audits"] = audits[:1]
     for audit in values["audits"]:
         audit["attacks"] = audit["attacks"][:1]
-        if settings := audit.get("attack-settings", {}).get(audit["attacks"][0]):
-            settings |= {"iterations": 2} if "iterations" in settings else {}
-            audit["attack-settings"] = {audit["attacks"][0]: settings}
+        [attack] = audit["attacks"]
+        settings = audit.get("attack-settings", {}).get(attack, {})
+        if attack == "inverting_gradients":
+            settings |= {"iterations": 2}
+        audit["attack-settings"] = {attack: settings}
         if "methods" in audit:
             audit["methods"] = [one for one in audit["methods"] if one in kept]
     return values
@@ -152,7 +156,10 @@ def shortened_command(words):
     """Return a command that does the same on less."""
     if words[0] == "run" and "--resume" not in words:
         engine = [] if "--engine" in words else ["--engine", "inline"]
-        return [*words, *engine, *SHORT_RUN]
+        # A page may record rounds that a short run does not have.
+        late = [word for word in words if re.match(r"record\.rounds=\d\d", word)]
+        recorded = ["--set", "record.rounds=all"] if late else []
+        return [*words, *engine, *SHORT_RUN, *recorded]
     if words[0] == "attack" and not {"--attack", "--list"} & set(words):
         return [*words, *QUICK_ATTACK]
     if words[:2] == ["challenge", "make"] and "--images" not in words:
