@@ -291,7 +291,8 @@ def deploy_status(folder: FederationDir, insecure: Insecure = False) -> None:
         return
     online = {client.name for client in clients if client.status == "online"}
     if away := {*superlink.folder.config.clients} - online:
-        console.print(f"not online: {', '.join(sorted(away))}", style="yellow")
+        output = errors if console.quiet else console
+        output.print(f"not online: {', '.join(sorted(away))}", style="yellow")
         raise typer.Exit(1)
 
 

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from instahide_fl.cli.common import console
+from instahide_fl.cli.common import console, errors
 from instahide_fl.cli.output_options import give_result
 from instahide_fl.config import Config, parse_assignment
 from instahide_fl.terminal import printable
@@ -47,9 +47,10 @@ def doctor(
     for result in examine_folder(folder, config) if folder else examine_installation():
         checks.append(asdict(result))
         mark = "[green]ok[/]" if result.ok else "[red]--[/]"
-        console.print(
-            f"{mark}  {escape(printable(f'{result.subject:<20} {result.text}'))}"
-        )
+        line = printable(f"{result.subject:<20} {result.text}")
+        console.print(f"{mark}  {escape(line)}")
+        if console.quiet and not result.ok:
+            errors.print(line)
         faults += not result.ok
     give_result({"ready": not faults, "checks": checks})
     if faults:

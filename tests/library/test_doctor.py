@@ -237,6 +237,9 @@ def test_a_client_that_is_ready_and_what_can_be_wrong(tmp_path, rng, command):
     assert "chmod 700" in out
     assert "its manifest says" in out
     assert "3 to mend" in out
+    code, out, err = command("doctor", folder, "--quiet")
+    assert (code, out) == (1, "")
+    assert "chmod 700" in err
     folder.chmod(0o700)
     write_node_key(folder / "node.key")
     (folder / "client.toml").write_text(
