@@ -254,7 +254,8 @@ def privacy_loss(
     loss = PrivacyLoss(_unit(config), defense.delta, largest)
     if defense.differential_privacy == "local":
         once = next(iter(renyi))._replace(steps=1)
-        loss = replace(loss, per_release=gaussian_epsilon(*once, defense.delta))
+        bound = tight_epsilon if tight else gaussian_epsilon
+        loss = replace(loss, per_release=bound(*once, defense.delta))
     if tight:
         epsilon = _largest_tight_epsilon(renyi, defense.delta)
         loss = replace(loss, epsilon=epsilon, epsilon_rdp=largest)

@@ -222,6 +222,12 @@ def test_clients_stand_out_among_those_that_take_part():
     assert exposed_clients(epsilons) == {}
 
 
+def test_one_release_costs_no_more_than_a_run_of_one_round():
+    config = config_of("local", defense__noise_multiplier=0.8, train__rounds=1)
+    loss = planned_loss(config, {"0": 10})
+    assert loss.per_release == loss.epsilon < loss.epsilon_rdp
+
+
 def test_few_of_many_exposed_clients_are_named():
     sizes = {str(client): 10 if client < 30 else 400 for client in range(80)}
     config = config_of("dp-sgd", train__batch_size=16, train__rounds=30)
