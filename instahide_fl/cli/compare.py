@@ -168,6 +168,8 @@ def _finish(work: _Work, jobs: int) -> None:
         return
     _check_attacks(work.study)
     _print_data_sets(missing, must_load=work.study.tuning is not None)
+    # A target out of reach is found now, not after other methods have trained.
+    print_study_epsilons([r for r in missing if r.config.defense.target_epsilon])
     try:
         work.save()
         _carry_out(work, work.trials, jobs)

@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from instahide_fl.cli.common import console, errors
-from instahide_fl.errors import ConfigError, DataError
+from instahide_fl.errors import ConfigError, DataError, PoolError
 from instahide_fl.terminal import printable
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def _spent(config: Config) -> str:
 
     try:
         sizes = load_federated_data(config).sizes
-    except DataError as error:
+    except (DataError, PoolError) as error:
         return f"epsilon unknown: {error}"
     config = with_target_epsilon(config, sizes)
     loss = planned_loss(config, sizes)

@@ -183,12 +183,17 @@ def test_a_partition_can_be_looked_at_before_a_run(command):
 def test_the_plan_of_a_study_names_the_method_out_of_reach(command):
     base = {"train": {"rounds": 2}, "server": {"aggregation": "mean"}}
     defense = {"differential-privacy": "local", "target-epsilon": 1e-9}
-    methods = [{"name": "hidden", "settings": {"defense": defense}}]
+    plain = {"name": "plain", "settings": {"instahide": {"method": "none"}}}
+    methods = [plain, {"name": "hidden", "settings": {"defense": defense}}]
     study = {"title": "Out of reach", "base": base, "methods": methods}
     Path("study.toml").write_text(tomli_w.dumps(study))
     code, out, err = command("compare", "study.toml", "--plan", "--json")
     assert (code, out) == (2, "")
     assert "hidden: defense.target-epsilon = 1e-09 cannot be reached" in err
+    # Nothing trains before: not even methods that could.
+    code, _, err = command("compare", "study.toml", "--out", "studied")
+    assert (code, "cannot be reached" in err) == (2, True)
+    assert not list(Path("studied").rglob("metrics.jsonl"))
 
 
 def test_pool_build_and_the_picture_of_a_pool(command):
