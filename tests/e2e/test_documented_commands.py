@@ -81,6 +81,7 @@ def material(tmp_path_factory):
         shutil.make_archive(str(place / "photos"), kind, place / "photos")
     shutil.copytree(ROOT / "experiments", place / "checkout" / "experiments")
     shutil.copytree(ROOT / "docs" / "attacks", place / "checkout" / "docs" / "attacks")
+    shutil.copy(ROOT / "docs" / "training.md", place / "checkout" / "docs")
     experiments = place / "checkout" / "experiments"
     cells = json.loads((experiments / "audits" / "decoding.json").read_text())
     for page in cells.values():  # what is measured already is not measured again

@@ -21,6 +21,7 @@ from instahide_fl.config import Config, ResourcesConfig
 from instahide_fl.data.federated_data import load_federated_data
 from instahide_fl.engine.inline import run_inline
 from instahide_fl.engine.logs import logging_to
+from instahide_fl.engine.private_ray import CLUSTERS_SUPPORTED
 from instahide_fl.engine.ray import worker_pool
 from instahide_fl.engine.ray.cluster import ray_cluster
 from instahide_fl.engine.ray.ray_grid import RayGrid, run_ray
@@ -307,6 +308,8 @@ def test_a_cluster_of_two_nodes_is_joined_by_its_token_and_left_alone(
 ):
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    # Set in this process while the cluster of this file's other tests is open.
+    monkeypatch.delenv(CLUSTERS_SUPPORTED, raising=False)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
