@@ -356,10 +356,12 @@ def _join(address, count, folder, arguments):
     log = folder / f"node-{count}.log"
     for _ in range(5):
         node = _start_node(log, arguments)
-        while node.poll() is None:
+        deadline = time.monotonic() + 120
+        while node.poll() is None and time.monotonic() < deadline:
             if _has_nodes(address, count):
                 return node
-            time.sleep(0.5)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(node.pid, signal.SIGTERM)
     raise AssertionError(f"node {count} did not join: {log.read_text()}")
 
 
