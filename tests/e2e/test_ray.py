@@ -315,8 +315,7 @@ def test_a_cluster_of_two_nodes_is_joined_by_its_token_and_left_alone(
         port = probe.getsockname()[1]
     home = tempfile.mkdtemp(prefix="ray-")
     before = {process.pid for process in processes()}
-    address = f"127.0.0.1:{port}"
-    nodes = []
+    address, nodes = f"127.0.0.1:{port}", []
     try:
         head = ("--head", f"--port={port}", "--include-dashboard=false")
         at_home = ("--node-ip-address=127.0.0.1", f"--temp-dir={home}")
@@ -324,10 +323,10 @@ def test_a_cluster_of_two_nodes_is_joined_by_its_token_and_left_alone(
         nodes.append(_join(address, 2, tmp_path, (f"--address={address}",)))
         # Each node has one CPU: two workers fit only if both nodes have one.
         changes = {"resources.ray-address": address, "resources.workers": 2}
-        expected = start(run_inline, tmp_path / "inline")
         done, folder = command_line(tmp_path / "run", "ray", **changes)
         assert done.returncode == 0, done.stderr
-        assert model_bytes(folder) == model_bytes(expected)
+        expected = model_bytes(start(run_inline, tmp_path / "inline"))
+        assert model_bytes(folder) == expected
         log = folder.path / "logs" / "run.log"
         assert "asks for no token" not in log.read_text()
         with monkeypatch.context() as other:
@@ -348,11 +347,7 @@ def test_a_cluster_of_two_nodes_is_joined_by_its_token_and_left_alone(
 
 
 def _join(address, count, folder, arguments):
-    """Start a node until the cluster has `count` nodes.
-
-    Ray gives a starting node 30 seconds, too few on a machine that tests keep busy: it
-    then ends, and is started again.
-    """
+    """Start a node until the cluster has `count`: Ray ends it after 30 slow seconds."""
     log = folder / f"node-{count}.log"
     for _ in range(5):
         node = _start_node(log, arguments)
@@ -360,6 +355,7 @@ def _join(address, count, folder, arguments):
         while node.poll() is None and time.monotonic() < deadline:
             if _has_nodes(address, count):
                 return node
+            time.sleep(0.5)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(node.pid, signal.SIGTERM)
     raise AssertionError(f"node {count} did not join: {log.read_text()}")
