@@ -11,14 +11,13 @@ from torch import Tensor
 
 from clients.node import ClientNode
 from instahide_fl.aggregation.reduction import MAX_UPDATE_VALUE, is_bounded
-from instahide_fl.config import Config
-from instahide_fl.defenses.accounting import composed_epsilon
+from instahide_fl.defenses.accounting import composed_epsilon, released
 from instahide_fl.deployment.ledger import ClientLedger, changed_ledger, read_ledger
 from instahide_fl.deployment.policy import CLIENT_FILE
 from instahide_fl.errors import PolicyError, ProtocolError
 from instahide_fl.flower.arrays import ArrayForm, checked_tensors
 from instahide_fl.models.arrays import live_arrays
-from instahide_fl.training.local import LocalTrainer, gradient_images, local_steps
+from instahide_fl.training.local import LocalTrainer, gradient_images
 from instahide_fl.training.scaffold import PREFIX
 from instahide_fl.types import ChannelStatistics, PrivateSplit
 from instahide_fl.wire.messages import RoundInstruction
@@ -229,8 +228,9 @@ def _spend(node: ClientNode, ledger: ClientLedger, rounds: int, count: int) -> N
     defense, limits = node.config.defense, node.limits
     if defense.differential_privacy not in ("dp-sgd", "local"):
         return
-    multiplier, rate, steps = _release(node.config, count)
-    ledger.add_noise(multiplier, rate, steps * rounds)
+    sizes, took_part = {node.client: count}, {node.client: rounds}
+    [mechanism] = released(node.config, sizes, took_part, rounds).values()
+    ledger.add_noise(*mechanism)
     if not limits.max_epsilon:
         return
     epsilon = composed_epsilon(ledger.noise, limits.max_delta)
@@ -242,17 +242,3 @@ def _spend(node: ClientNode, ledger: ClientLedger, rounds: int, count: int) -> N
             f"limits.max-epsilon)"
         )
         raise refused(error, "privacy", ["defense.noise-multiplier", "train.rounds"])
-
-
-def _release(config: Config, count: int) -> tuple[float, float, int]:
-    """Return noise multiplier, sampling rate and number of releases of a round.
-
-    They are those of `defenses.accounting.released`.
-    """
-    defense, train = config.defense, config.train
-    if defense.differential_privacy == "local":
-        return defense.noise_multiplier / 2, 1.0, 1
-    batches = train.local_batches if train.mode == "gradient" else 1
-    rate = min(count, train.batch_size * batches) / count
-    steps = 1 if train.mode == "gradient" else local_steps(count, train)
-    return defense.noise_multiplier, rate, steps

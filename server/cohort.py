@@ -12,7 +12,7 @@ from instahide_fl.config import Config
 from instahide_fl.errors import ProtocolError, RoundError
 from instahide_fl.provenance import imported_code_hash
 from instahide_fl.rng import operating_system_stream, stream
-from instahide_fl.training.cohort_sampling import sample_cohort
+from instahide_fl.training.cohort_sampling import cohort_size, sample_cohort
 from instahide_fl.types import client_sort_key
 from instahide_fl.wire.messages import ClientDescription, DescriptionQuery
 from server.collection import collect
@@ -59,8 +59,7 @@ class Clients:
 
     def expected_cohort(self, config: Config) -> int:
         """Return the size of a cohort, or its mean if cohorts are Poisson samples."""
-        size = config.train.clients_per_round
-        return size if 0 < size < len(self.nodes) else len(self.nodes)
+        return cohort_size(config.train.clients_per_round, len(self.nodes))
 
     def sample(self, seed: int, round_number: int, size: int) -> list[str]:
         """Choose a cohort of fixed size, without replacement.

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from instahide_fl.config import Config, TrainConfig
 from instahide_fl.config.defense import depends_on_one_image
+from instahide_fl.training.cohort_sampling import cohort_size
 from instahide_fl.training.local import local_steps
 
 # Noise multipliers: below the least, one release costs an epsilon of thousands and the
@@ -195,8 +196,7 @@ def released(
     defense, train = config.defense, config.train
     noise = defense.noise_multiplier
     if defense.differential_privacy == "central":
-        cohort = train.clients_per_round
-        rate = cohort / len(sizes) if 0 < cohort < len(sizes) else 1.0
+        rate = cohort_size(train.clients_per_round, len(sizes)) / len(sizes)
         return dict.fromkeys(sizes, Mechanism(noise, rate, rounds))
     if defense.differential_privacy == "local":
         return {

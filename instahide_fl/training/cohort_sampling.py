@@ -8,6 +8,16 @@ from collections.abc import Sequence
 from instahide_fl.rng import stream
 
 
+def cohort_size(asked: int, clients: int) -> int:
+    """Return the size of a cohort, or its mean if cohorts are Poisson samples.
+
+    Args:
+        asked: The value of `train.clients-per-round`; 0 takes all.
+        clients: The number of clients.
+    """
+    return asked if 0 < asked < clients else clients
+
+
 def sample_cohort(
     clients: Sequence[str], seed: int, round_number: int, size: int
 ) -> list[str]:
