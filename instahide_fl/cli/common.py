@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from instahide_fl.config import Config, Scalar, parse_assignment
-from instahide_fl.errors import OutputError
+from instahide_fl.errors import ConfigError, OutputError
 
 BROKEN = "InstaHide is broken as an encryption scheme (Carlini et al., IEEE S&P 2021)"
 DATASET_HELP = "A name as in data.dataset, for instance mnist-5k or imagefolder:PATH."
@@ -58,6 +58,30 @@ def read_settings(
     if seed is not None:
         changes["seed"] = seed
     return Config.from_toml(path, changes) if path else Config().with_values(changes)
+
+
+def refuse_beside_resume(
+    path: Path | None,
+    assignments: Sequence[str] | None,
+    seed: int | None,
+    out: Path | None,
+) -> None:
+    """Refuse options that a run which is resumed cannot change any more.
+
+    Args:
+        path: The settings file.
+        assignments: The values of `--set`.
+        seed: The value of `--seed`.
+        out: The value of `--out`.
+
+    Raises:
+        ConfigError: one of them is given.
+    """
+    if path or assignments or seed is not None or out:
+        raise ConfigError(
+            "--resume continues with the settings of its folder: give no settings "
+            "file, --set, --seed or --out beside it"
+        )
 
 
 def refuse_existing(*paths: Path | None) -> None:

@@ -17,13 +17,13 @@ from instahide_fl.cli.common import (
     errors,
     print_rows,
     read_settings,
+    refuse_beside_resume,
 )
 from instahide_fl.cli.output_options import (
     QuietCommand,
     ResultCommand,
     give_result,
 )
-from instahide_fl.errors import ConfigError
 from instahide_fl.interrupts import Terminated
 
 if TYPE_CHECKING:
@@ -229,11 +229,7 @@ def deploy_run(
 
     superlink = LocalSuperLink(open_federation(federation), insecure)
     if resume is not None:
-        if config or assignments or seed is not None or out:
-            raise ConfigError(
-                "--resume continues with the settings of its folder: give no settings "
-                "file, --set, --seed or --out beside it"
-            )
+        refuse_beside_resume(config, assignments, seed, out)
         folder = RunFolder.open_interrupted(resume)
         settings = folder.config()
     else:

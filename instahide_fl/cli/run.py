@@ -19,6 +19,7 @@ from instahide_fl.cli.common import (
     console,
     errors,
     read_settings,
+    refuse_beside_resume,
 )
 from instahide_fl.cli.data_summary import print_data_summary
 from instahide_fl.cli.output_options import give_result
@@ -78,16 +79,9 @@ def run(
     from instahide_fl.run_folder import RunFolder, free_run_folder
     from instahide_fl.tracking.tracked import tracking_settings
 
-    if engine is not None and engine not in ENGINE_NAMES:
-        raise ConfigError(
-            f"--engine must be one of {', '.join(ENGINE_NAMES)}, got {engine!r}"
-        )
+    _check_engine(engine)
     if resume is not None:
-        if config or assignments or seed is not None or out:
-            raise ConfigError(
-                "--resume continues with the settings of its folder: give no settings "
-                "file, --set, --seed or --out beside it"
-            )
+        refuse_beside_resume(config, assignments, seed, out)
         folder = RunFolder.open_interrupted(resume)
         settings = folder.config().with_values(tracking_settings(folder))
         engine = engine or _engine_of(folder)
@@ -108,6 +102,13 @@ def run(
         folder = RunFolder.create(path, settings.resolved())
     engine = engine or DEFAULT_ENGINE
     train(settings, folder, ENGINES[engine], engine, resumed=resume is not None)
+
+
+def _check_engine(engine: str | None) -> None:
+    if engine is not None and engine not in ENGINE_NAMES:
+        raise ConfigError(
+            f"--engine must be one of {', '.join(ENGINE_NAMES)}, got {engine!r}"
+        )
 
 
 def _tracked(settings: Config, tensorboard: bool, mlflow: str | None) -> Config:
